@@ -1,0 +1,27 @@
+"""freeflow: distil flow and diffusion teachers into one-step students, without data.
+
+Importing this package does not import torch; the names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    name: "freeflow_core.api"
+    for name in ("distill", "evaluate", "pretrain", "sample", "RunResult", "load_student", "load_teacher")
+}
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

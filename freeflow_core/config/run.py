@@ -1,0 +1,145 @@
+"""The configuration of a run. Durations are counted in images seen, so no schedule depends on the batch size."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from freeflow_core.config.component import ComponentChoice, Section
+
+
+class OptimizerConfig(Section):
+    """Adam(W) on the fused path, and the learning-rate schedule, for every role that does not bring its own."""
+
+    learning_rate: PositiveFloat = Field(1e-4, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of Adam's first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of Adam's second moment.")
+    epsilon: PositiveFloat = Field(1e-8, description="Adam's denominator offset.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (AdamW).")
+    clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm per role; null: no clipping.")
+    warmup_images: int = Field(0, ge=0, description="Images over which the rate rises linearly from 0.")
+    schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = Field(
+        "constant", description="Decay after warm-up; cosine and linear reach final_fraction at the last image."
+    )
+    final_fraction: float = Field(0.0, ge=0, le=1, description="Rate at the end, as a fraction of the peak.")
+    decay_images: PositiveInt | None = Field(
+        None, description="inverse-sqrt: images after which the rate falls; null: a tenth of the run."
+    )
+
+
+class EMAConfig(Section):
+    """Exponential moving average of the weights, by half-life in images (Karras et al., EDM, appendix F)."""
+
+    halflife_images: PositiveInt = Field(500_000, description="Images after which an old weight counts half.")
+    rampup_ratio: float | None = Field(
+        0.05, gt=0, description="The half-life is at most this share of the images seen; null: no ramp."
+    )
+
+
+class TrainingConfig(Section):
+    """How long, how large, and with what optimizer."""
+
+    images: PositiveInt = Field(57_600, description="Training length in images (noise draws for data-free runs).")
+    batch_size: PositiveInt = Field(64, description="Global batch over all processes and micro-batches.")
+    accumulation: PositiveInt = Field(1, description="Micro-batches per step and process.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    ema: EMAConfig = Field(default_factory=EMAConfig)
+    stop_at_images: PositiveInt | None = Field(
+        None, description="Stop early with a checkpoint after this many images; --resume goes on. Schedules keep `images`."
+    )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return -(-self.images // self.batch_size)
+
+
+class RuntimeConfig(Section):
+    """Where and in what precision the run happens."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
+    precision: Literal["float32", "bf16", "float64"] = Field(
+        "float32", description="bf16: autocast for the networks, float32 elsewhere."
+    )
+    compile: bool = Field(False, description="torch.compile the trained networks.")
+    threads: PositiveInt | None = Field(None, description="CPU threads; null leaves torch's own choice.")
+    deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
+
+
+class LoggingConfig(Section):
+    """How often things are read from the device and written."""
+
+    every_images: PositiveInt = Field(1_280, description="Metrics interval: the only host sync in training.")
+
+
+class CheckpointingConfig(Section):
+    """How often the full state is written, and how many are kept."""
+
+    every_images: PositiveInt | None = Field(None, description="Interval; null: at the end and on interruption only.")
+    keep: PositiveInt = Field(2, description="Newest checkpoints kept.")
+
+
+class SamplesConfig(Section):
+    """Sample grids during training."""
+
+    every_images: PositiveInt | None = Field(None, description="Interval; null: at the end only.")
+    per_class: PositiveInt = Field(4, description="Samples per class in a grid.")
+    max_classes: PositiveInt = Field(10, description="Classes shown at most.")
+
+
+class EvaluationConfig(Section):
+    """What the end of a run, and `freeflow evaluate`, measure."""
+
+    enabled: bool = Field(True, description="Evaluate at the end of the run.")
+    every_images: PositiveInt | None = Field(None, description="Evaluate the one-step student during training too.")
+    num_samples: PositiveInt = Field(1_000, description="Samples per row of the table.")
+    batch_size: PositiveInt = Field(250, description="Samples per batch.")
+    evaluators: tuple[ComponentChoice, ...] = Field((), description="Scores to compute, by name.")
+    reference_sampler: ComponentChoice = Field(
+        default_factory=lambda: ComponentChoice(name="heun"), description="Sampler of the many-step teacher."
+    )
+    reference_steps: PositiveInt = Field(100, description="Its steps.")
+    jump_to: float = Field(0.5, gt=0, lt=1, description="Student jump 1 -> s before the teacher takes over.")
+    jump_steps: PositiveInt = Field(4, description="Teacher steps after the jump.")
+    few_steps: tuple[PositiveInt, ...] = Field(
+        (2, 4), description="Few-step rows for students that have a few-step mode; the others skip them."
+    )
+    guidance_weight: float = Field(1.0, ge=0, description="Teacher's guidance, and the student's input, when scored.")
+    guidance_low: float = Field(0.0, ge=0, le=1, description="Guided for t in [low, high].")
+    guidance_high: float = Field(1.0, ge=0, le=1)
+    seed: int = Field(1_000_003, ge=0, description="Seed of the evaluation noise, apart from the training seed.")
+    use_ema: bool = Field(True, description="Score the averaged weights.")
+
+
+class RunConfig(Section):
+    """One run. ``freeflow config show`` prints it resolved, every default written out."""
+
+    name: str = Field("run", min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="Names the run folder.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every training draw.")
+    teacher: ComponentChoice | None = Field(None, description="Velocity oracle; none when training from data.")
+    student: ComponentChoice = Field(description="Trainable network.")
+    objective: ComponentChoice = Field(description="What is minimised.")
+    source: ComponentChoice = Field(
+        default_factory=lambda: ComponentChoice(name="prior"), description="Training batches; prior: noise alone."
+    )
+    reference: ComponentChoice | None = Field(None, description="Held-out data that samples are compared with.")
+    codec: ComponentChoice = Field(default_factory=lambda: ComponentChoice(name="pixels"), description="Latents <-> images.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    checkpointing: CheckpointingConfig = Field(default_factory=CheckpointingConfig)
+    samples: SamplesConfig = Field(default_factory=SamplesConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    trackers: tuple[ComponentChoice, ...] = Field((), description="Where metrics go besides the run folder.")
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.training.batch_size % self.training.accumulation:
+            raise ValueError(
+                f"training.batch_size={self.training.batch_size} must be a multiple of "
+                f"training.accumulation={self.training.accumulation}"
+            )
+        if self.evaluation.guidance_low > self.evaluation.guidance_high:
+            raise ValueError("evaluation.guidance_low must not exceed evaluation.guidance_high")
+        return self

@@ -1,0 +1,41 @@
+"""The abstract pieces. One class a file, no numerics."""
+
+from freeflow_core.interfaces.build import BuildContext, Buildable
+from freeflow_core.interfaces.codec import Codec
+from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator
+from freeflow_core.interfaces.interpolant import Interpolant, LinearInterpolant
+from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role, Transition
+from freeflow_core.interfaces.sampler import FlowMapSampler, HybridSampler, Sampler, VelocitySampler
+from freeflow_core.interfaces.source import Source
+from freeflow_core.interfaces.student import AverageVelocityStudent, Policy, PolicyStudent, StartTimes, Student
+from freeflow_core.interfaces.teacher import Teacher
+from freeflow_core.interfaces.tracker import Tracker
+
+__all__ = [
+    "AverageVelocityStudent",
+    "BuildContext",
+    "Buildable",
+    "Codec",
+    "Context",
+    "EvaluationBatch",
+    "EvaluationContext",
+    "Evaluator",
+    "FlowMapSampler",
+    "HybridSampler",
+    "Interpolant",
+    "LinearInterpolant",
+    "Model",
+    "Models",
+    "Objective",
+    "Policy",
+    "PolicyStudent",
+    "Role",
+    "Sampler",
+    "Source",
+    "StartTimes",
+    "Student",
+    "Teacher",
+    "Tracker",
+    "Transition",
+    "VelocitySampler",
+]

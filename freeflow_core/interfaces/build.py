@@ -1,0 +1,44 @@
+"""How components are made from their configuration."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from freeflow_core.config.component import ComponentConfig
+
+if TYPE_CHECKING:
+    from freeflow_core.interfaces.source import Source
+    from freeflow_core.interfaces.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a component may know of its surroundings when it is built.
+
+    Args:
+        device: where networks will run.
+        seed: the run's seed, for weight initialisation.
+        teacher: the built teacher, or None (training from data, or building the teacher itself).
+        source: the built training source, or None.
+        component: ``component(kind, name, options)`` builds another component, so that no plugin imports another.
+    """
+
+    device: torch.device
+    seed: int
+    component: Callable[[str, str, dict[str, Any]], Any]
+    teacher: Teacher | None = None
+    source: Source | None = None
+
+
+class Buildable(ABC):
+    """Anything a :class:`freeflow_core.plugin.Component` can point to."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        """Build from validated options. Raises ``ConfigError`` for options that do not fit the context."""

@@ -1,0 +1,86 @@
+"""Scores of streamed samples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freeflow_core.interfaces.build import Buildable
+from freeflow_core.interfaces.codec import Codec
+from freeflow_core.interfaces.source import Source
+from freeflow_core.interfaces.student import Student
+from freeflow_core.interfaces.teacher import Teacher
+from freeflow_core.types import Condition, Guidance
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """A batch of one row of the table (teacher many steps, student one step, ...).
+
+    Args:
+        images: uint8 (N, C, H, W).
+        condition: their conditions.
+        index: (N,) sample indices; None for real images.
+        x: (N, *D) states; None for real images.
+        z: (N, *D) the noise each started from; None for real images.
+        reference_x: (N, *D) the many-step teacher's end points from the same noise and condition, or None.
+        guidance: the guidance they were drawn with; None for real images.
+    """
+
+    images: Tensor
+    condition: Condition
+    index: Tensor | None = None
+    x: Tensor | None = None
+    z: Tensor | None = None
+    reference_x: Tensor | None = None
+    guidance: Guidance | None = None
+    _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def memo(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Compute once per batch what several evaluators share, such as features."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What evaluators may use. ``reference`` holds the held-out data; ``student`` is None for teacher-only runs."""
+
+    device: torch.device
+    codec: Codec
+    teacher: Teacher | None = None
+    student: Student | None = None
+    reference: Source | None = None
+
+
+class Evaluator(Buildable):
+    """Streams batches of one row and returns its scores.
+
+    Life: ``prepare`` once, ``observe_reference`` with the many-step teacher's own samples, then for each row
+    ``reset``, ``update`` ..., ``compute``.
+    """
+
+    @abstractmethod
+    def prepare(self, context: EvaluationContext) -> None:
+        """Load networks and reference statistics. Raises ``ConfigError`` for what is missing."""
+
+    def observe_reference(self, batch: EvaluationBatch) -> None:
+        """One batch of the many-step teacher's samples, the reference for distances to the teacher."""
+
+    @abstractmethod
+    def reset(self, subject: str) -> None:
+        """Start a row: ``"data"``, ``"teacher"``, ``"teacher_1_step"``, ``"student"``, ``"student_jump"``, ..."""
+
+    @abstractmethod
+    def update(self, batch: EvaluationBatch) -> None:
+        """Take in one batch."""
+
+    @abstractmethod
+    def compute(self) -> Mapping[str, float]:
+        """The row's scores by name; a score that has no meaning for this row is left out."""

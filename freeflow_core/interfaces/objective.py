@@ -1,0 +1,129 @@
+"""What is minimised."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from freeflow_core.config.run import OptimizerConfig
+from freeflow_core.interfaces.build import Buildable
+from freeflow_core.interfaces.student import StartTimes, Student
+from freeflow_core.interfaces.teacher import Teacher
+from freeflow_core.types import Batch, Draws, Loss, Progress
+
+
+@dataclass(frozen=True)
+class Role:
+    """A network beside the student: a critic, an EMA target, a frozen copy.
+
+    Args:
+        network: built, not yet on the device; a copy, never the student itself.
+        trainable: trained by its own loss and optimizer, or frozen.
+        ema: keep an average of its weights.
+        optimizer: None for the run's own.
+    """
+
+    network: nn.Module
+    trainable: bool = True
+    ema: bool = False
+    optimizer: OptimizerConfig | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One role's network as an objective sees it.
+
+    ``wrapped`` for gradient passes; ``bare`` for passes without gradient and derivatives (forward mode does not
+    survive a distributed wrapper); ``ema`` the averaged copy, or None.
+    """
+
+    wrapped: nn.Module
+    bare: Any
+    ema: Any = None
+
+
+class Models(dict[str, Model]):
+    """Roles by name, ``"student"`` among them, and the frozen ``teacher`` (None when training from data)."""
+
+    def __init__(self, models: Mapping[str, Model], teacher: Teacher | None) -> None:
+        super().__init__(models)
+        self._teacher = teacher
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher. Raises ``ValueError`` when the run has none."""
+        if self._teacher is None:
+            raise ValueError("this run has no teacher; the objective needs one")
+        return self._teacher
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the run has a teacher."""
+        return self._teacher is not None
+
+
+class Context(ABC):
+    """What the engine offers an objective during a step."""
+
+    @abstractmethod
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of ``values`` (n,) over the *global* batch (all processes and micro-batches), detached, 0-d.
+
+        ``values`` must not depend on another ``mean`` of the same step.
+        """
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A change the engine makes between steps: copy weights and restart optimizers, averages or schedules."""
+
+    copy_from: str
+    copy_to: str
+    reset_optimizer: tuple[str, ...] = ()
+    reset_ema: tuple[str, ...] = ()
+
+
+class Objective(Buildable):
+    """A way of training a student.
+
+    Attributes:
+        needs_data: False: the engine passes no data, so data-free is enforced, not promised.
+        needs_teacher: False for training from data alone.
+        requires: the class of student it trains.
+        start_times: what the student can do afterwards.
+        uses_batch_means: whether ``losses`` calls ``context.mean``; with gradient accumulation the engine then
+            collects the means in a pass without gradient first, so that the result does not depend on the split.
+    """
+
+    needs_data: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+    requires: ClassVar[type[Student]] = Student
+    start_times: ClassVar[StartTimes] = StartTimes.ANY
+    uses_batch_means: ClassVar[bool] = False
+
+    @abstractmethod
+    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
+        """Networks beside the student, by role. ``student`` has its starting weights."""
+
+    @abstractmethod
+    def losses(
+        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
+    ) -> dict[str, Loss]:
+        """All roles' losses of one step, so that shared passes are done once. A role left out is not updated."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors to checkpoint besides the roles' weights."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state_dict`` gave."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state but was given {sorted(state)}")
+
+    def transitions(self, progress: Progress) -> Sequence[Transition]:
+        """Changes due before this step; applied and checkpointed by the engine."""
+        return ()

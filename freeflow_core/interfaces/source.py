@@ -1,0 +1,42 @@
+"""Where batches come from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from freeflow_core.interfaces.build import Buildable
+from freeflow_core.types import Batch, Condition
+
+
+class Source(Buildable):
+    """Yields training batches, and held-out images to compare with.
+
+    Attributes:
+        has_data: False for the prior: its batches hold neither states nor conditions.
+        image_shape: (C, H, W) of its images, or None.
+        num_classes: number of classes, or None.
+    """
+
+    has_data: bool = True
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+
+    @abstractmethod
+    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        """Endless batches from image number ``start`` on; row r of a global batch goes to one process only.
+
+        ``batch_size`` is this process's micro-batch; consecutive items of rank k of n are the k-th, (k+n)-th, ...
+        blocks of ``batch_size`` rows, so that the same images are seen however they are split. States are images
+        already scaled to the codec's input when ``has_data``: uint8 (N, C, H, W), or float latents.
+        """
+
+    @abstractmethod
+    def held_out(self) -> tuple[Tensor, Condition] | None:
+        """All held-out images, uint8 (M, C, H, W), and their labels; None without any."""
+
+    def training_images(self) -> tuple[Tensor, Condition] | None:
+        """All training images where they fit in memory, for the real-data floor; None otherwise."""
+        return None

@@ -1,0 +1,78 @@
+"""The frozen velocity oracle."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from freeflow_core.interfaces.build import Buildable
+from freeflow_core.interfaces.interpolant import Interpolant, LinearInterpolant
+from freeflow_core.math.broadcast import expand_times
+from freeflow_core.types import Condition, Draws, NetworkState, concatenate_conditions, index_condition
+
+
+class Teacher(nn.Module, Buildable):
+    """A velocity field v(x_t, t, c) = dx_t/dt with t = 0 data and t = 1 noise, never trained.
+
+    Attributes:
+        sample_shape: dimensions ``*D`` of one state.
+        interpolant: the path whose velocity this is.
+        time_range: (low, high) times at which the field is defined.
+        num_classes: number of classes labels run over, or None.
+    """
+
+    sample_shape: tuple[int, ...]
+    interpolant: Interpolant = LinearInterpolant()
+    time_range: tuple[float, float] = (0.0, 1.0)
+    num_classes: int | None = None
+
+    @abstractmethod
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """v (N, *D) at states ``x_t`` (N, *D) and times ``t`` (N,). Called under no_grad, and under forward-mode
+        differentiation by objectives that need a derivative of the field."""
+
+    @abstractmethod
+    def null_condition(self, condition: Condition) -> Condition:
+        """The unconditional counterpart of ``condition``, same N.
+
+        Raises ``ConfigError`` when the teacher was not trained unconditionally and so cannot be guided.
+        """
+
+    @abstractmethod
+    def sample_condition(self, draws: Draws) -> Condition:
+        """One condition per row of ``draws``, from p(c): labels or prompts are inputs, not data."""
+
+    @abstractmethod
+    def balanced_condition(self, index: Tensor) -> Condition:
+        """Conditions of sample ``index`` (N,) that cover all classes equally: for pictures and evaluation."""
+
+    def network_state(self) -> NetworkState | None:
+        """Weights that a student of the same family may start from; None when there is no such network."""
+        return None
+
+    def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
+        """Classifier-free guidance v_null + w (v_c - v_null) (Ho & Salimans 2022, eq. 6 with w = 1 unguided).
+
+        One batched call: the unconditional half holds only rows whose weight is not 1.
+
+        Args:
+            x_t: (N, *D) states.
+            t: (N,) times.
+            condition: N conditions.
+            weight: (N,) weights; on the host, choosing rows costs no device sync.
+        """
+        rows = (weight != 1).nonzero().flatten()
+        if rows.numel() == 0:
+            return self.velocity(x_t, t, condition)
+        rows_x = rows.to(x_t.device)
+        null = self.null_condition(index_condition(condition, rows))
+        both = self.velocity(
+            torch.cat([x_t, x_t[rows_x]]),
+            torch.cat([t, t[rows.to(t.device)]]),
+            concatenate_conditions(condition, null),
+        )
+        conditional, unconditional = both[: x_t.shape[0]], both[x_t.shape[0] :]
+        scale = expand_times(weight[rows], both)
+        return conditional.index_copy(0, rows_x, torch.lerp(unconditional, conditional[rows_x], scale))
