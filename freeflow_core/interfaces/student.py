@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -51,6 +52,11 @@ class Student(nn.Module, Buildable):
     @abstractmethod
     def network_state(self) -> NetworkState:
         """The network as data, for checkpoints and exports."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: NetworkState) -> Self:
+        """Rebuild what ``network_state`` gave, weights included. Raises ``CheckpointError`` when it does not fit."""
 
     def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         """X(x_t, t, s): (N, *D)."""

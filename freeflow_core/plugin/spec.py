@@ -102,6 +102,10 @@ class Observers:
         """Called at every logging interval with the metrics read from the device."""
 
     @hookspec
+    def freeflow_evaluation_advanced(self, run: RunInfo, row: str, done: int, total: int) -> None:
+        """Called after each batch of an evaluation; ``row`` is the row of the table being scored."""
+
+    @hookspec
     def freeflow_evaluation_finished(self, run: RunInfo, progress: Progress, scores: Mapping[str, float]) -> None:
         """Called after each evaluation."""
 

@@ -1,0 +1,104 @@
+"""One network in one safetensors file: tensors plus the metadata to rebuild it. Loading never executes code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from freeflow_core.errors import CheckpointError
+from freeflow_core.types import NetworkState
+
+_METADATA_KEY = "freeflow"
+
+
+def save_network(path: Path, state: NetworkState, metadata: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write ``state`` and JSON ``metadata`` to ``path``, atomically. ``dtype`` converts floating tensors.
+
+    Raises:
+        CheckpointError: the file cannot be written (a full disk, say); nothing half-written is left behind.
+    """
+    tensors = {
+        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t) for name, t in state.tensors.items()
+    }
+    description = {"family": state.family, "config": dict(state.config), **metadata}
+    save_tensors(path, tensors, description)
+
+
+def load_network(path: Path, dtype: torch.dtype = torch.float32) -> tuple[NetworkState, dict[str, Any]]:
+    """Read what :func:`save_network` wrote; floating tensors come back as ``dtype``.
+
+    Raises:
+        CheckpointError: missing, truncated, not a safetensors file, or without this project's metadata.
+    """
+    tensors, metadata = load_tensors(path)
+    if "family" not in metadata or "config" not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file but holds no freeflow metadata, so the network cannot be rebuilt from it. "
+            "Expected a file written by `freeflow pretrain` or `freeflow distill`."
+        )
+    converted = {name: (t.to(dtype) if t.is_floating_point() else t) for name, t in tensors.items()}
+    family, config = metadata.pop("family"), metadata.pop("config")
+    return NetworkState(family, config, converted), metadata
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write named tensors and JSON metadata, atomically: a temporary file in the same folder, synced, then renamed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(metadata or {})})
+        sync_file(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {error}. Free some space or choose another folder.") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read named tensors and JSON metadata. Raises :class:`CheckpointError`."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a safetensors file ({error}). It is truncated, damaged or of another format; "
+            "copy or download it again."
+        ) from error
+    return tensors, metadata
+
+
+def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+    """Raise :class:`CheckpointError` listing missing, unexpected and misshapen tensors; silent when they agree."""
+    problems = [f"missing: {', '.join(sorted(expected.keys() - found.keys()))}"] * bool(expected.keys() - found.keys())
+    problems += [f"unexpected: {', '.join(sorted(found.keys() - expected.keys()))}"] * bool(
+        found.keys() - expected.keys()
+    )
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    problems += [f"wrong shape: {'; '.join(shapes)}"] * bool(shapes)
+    if problems:
+        raise CheckpointError(f"The {what} does not fit: {'. '.join(problems)}.")
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to disk, so that a rename never names an empty file after a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
