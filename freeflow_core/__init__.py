@@ -10,16 +10,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    name: "freeflow_core.api"
-    for name in ("distill", "evaluate", "pretrain", "sample", "RunResult", "load_student", "load_teacher")
-}
-__all__ = ["__version__", *_LAZY]
+_API = ("RunResult", "distill", "evaluate", "load_student", "load_teacher", "pretrain", "resolve_config", "sample")
+__all__ = ["__version__", *_API]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _API:
+        return getattr(importlib.import_module("freeflow_core.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,7 +19,9 @@ from freeflow_core.types import NetworkState
 _METADATA_KEY = "freeflow"
 
 
-def save_network(path: Path, state: NetworkState, metadata: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+def save_network(
+    path: Path, state: NetworkState, metadata: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
     """Write ``state`` and JSON ``metadata`` to ``path``, atomically. ``dtype`` converts floating tensors.
 
     Raises:
@@ -60,7 +62,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error}. Free some space or choose another folder.") from error
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. Free some space or choose another folder."
+        ) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

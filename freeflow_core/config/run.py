@@ -46,7 +46,8 @@ class TrainingConfig(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     ema: EMAConfig = Field(default_factory=EMAConfig)
     stop_at_images: PositiveInt | None = Field(
-        None, description="Stop early with a checkpoint after this many images; --resume goes on. Schedules keep `images`."
+        None,
+        description="Stop early with a checkpoint after this many images; --resume goes on. Schedules keep `images`.",
     )
 
     @property
@@ -124,7 +125,9 @@ class RunConfig(Section):
         default_factory=lambda: ComponentChoice(name="prior"), description="Training batches; prior: noise alone."
     )
     reference: ComponentChoice | None = Field(None, description="Held-out data that samples are compared with.")
-    codec: ComponentChoice = Field(default_factory=lambda: ComponentChoice(name="pixels"), description="Latents <-> images.")
+    codec: ComponentChoice = Field(
+        default_factory=lambda: ComponentChoice(name="pixels"), description="Latents <-> images."
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)

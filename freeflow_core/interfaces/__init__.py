@@ -1,6 +1,6 @@
 """The abstract pieces. One class a file, no numerics."""
 
-from freeflow_core.interfaces.build import BuildContext, Buildable
+from freeflow_core.interfaces.build import Buildable, BuildContext
 from freeflow_core.interfaces.codec import Codec
 from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator
 from freeflow_core.interfaces.interpolant import Interpolant, LinearInterpolant

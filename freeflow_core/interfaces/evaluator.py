@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class EvaluationBatch:
     """A batch of one row of the table (teacher many steps, student one step, ...).
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), or the states themselves where they are not images.
         condition: their conditions.
         index: (N,) sample indices; None for real images.
         x: (N, *D) states; None for real images.
@@ -64,7 +64,13 @@ class Evaluator(Buildable):
 
     Life: ``prepare`` once, ``observe_reference`` with the many-step teacher's own samples, then for each row
     ``reset``, ``update`` ..., ``compute``.
+
+    Attributes:
+        paired: True: it compares sample by sample, and gets batches with ``reference_x``, drawn from the reference's
+            own noise. False: it compares distributions, and gets batches drawn from other noise.
     """
+
+    paired: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, context: EvaluationContext) -> None:

@@ -8,7 +8,7 @@ from typing import Self, final
 from torch import Tensor
 
 from freeflow_core.config.component import ComponentConfig
-from freeflow_core.interfaces.build import BuildContext, Buildable
+from freeflow_core.interfaces.build import Buildable, BuildContext
 from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 
 

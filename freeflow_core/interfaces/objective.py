@@ -101,7 +101,7 @@ class Objective(Buildable):
 
     needs_data: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
-    requires: ClassVar[type[Student]] = Student
+    requires: ClassVar[type[Any]] = Student
     start_times: ClassVar[StartTimes] = StartTimes.ANY
     uses_batch_means: ClassVar[bool] = False
 

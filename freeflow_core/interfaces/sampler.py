@@ -56,7 +56,7 @@ class FlowMapSampler(Sampler):
         draws: Draws | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """Jump from ``z`` (N, *D) at grid[0] along the grid. Raises ``ConfigError`` for a step the student cannot do."""
+        """Jump from ``z`` (N, *D) at grid[0] along the grid. Raises ``ConfigError`` for steps it cannot do."""
 
 
 class HybridSampler(Sampler):
@@ -74,5 +74,3 @@ class HybridSampler(Sampler):
         on_step: OnStep | None = None,
     ) -> Samples:
         """The student jumps from grid[0] to grid[1]; the teacher integrates the rest of the grid."""
-
-

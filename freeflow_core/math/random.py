@@ -71,9 +71,7 @@ class PhiloxDraws(Draws):
     ) -> None:
         self.seed = seed
         self.index = index.cpu().long()
-        self.position = self.index - self.index[0] if position is None and len(index) else position
-        if self.position is None:
-            self.position = self.index
+        self.position = torch.arange(len(index)) if position is None else position
         self.batch_size = len(index) if batch_size is None else batch_size
         self.device = torch.device(device)
         self.dtype = dtype

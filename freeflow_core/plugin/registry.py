@@ -32,8 +32,10 @@ class Registry:
         self._presets: dict[str, dict[str, tuple[LoadedPlugin, Preset]]] = {"distill": {}, "pretrain": {}}
         for plugin, item in manager.collect("freeflow_presets"):
             if not isinstance(item, Preset) or item.command not in self._presets:
-                raise PluginError(f"Plugin {plugin.name!r} returned {item!r} as a preset; expected a Preset "
-                                  f"whose command is one of {', '.join(self._presets)}.")
+                raise PluginError(
+                    f"Plugin {plugin.name!r} returned {item!r} as a preset; expected a Preset "
+                    f"whose command is one of {', '.join(self._presets)}."
+                )
             _insert(self._presets[item.command], f"{item.command} preset", plugin, item, Preset)
 
     def components(self, kind: str) -> Mapping[str, Component]:

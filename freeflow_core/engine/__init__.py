@@ -1,0 +1,1 @@
+"""The training engine: the only place that knows accelerate."""

@@ -1,0 +1,138 @@
+"""From configuration to objects, each checked against the interface of its kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from freeflow_core import interfaces
+from freeflow_core.config import ComponentChoice, RunConfig
+from freeflow_core.config.load import resolve_choice
+from freeflow_core.errors import ConfigError, PluginError
+from freeflow_core.interfaces import BuildContext, Codec, Objective, Source, Student, Teacher
+from freeflow_core.plugin import Registry
+from freeflow_core.types import LoadReport
+
+_INTERFACES: dict[str, type[Any]] = {
+    "teacher": interfaces.Teacher,
+    "student": interfaces.Student,
+    "objective": interfaces.Objective,
+    "sampler": interfaces.Sampler,
+    "interpolant": interfaces.Interpolant,
+    "codec": interfaces.Codec,
+    "source": interfaces.Source,
+    "evaluator": interfaces.Evaluator,
+    "tracker": interfaces.Tracker,
+}
+DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+"""Precision of the weights; bf16 is autocast over float32 weights."""
+
+
+@final
+class Builder:
+    """Builds components by kind and name.
+
+    Raises:
+        PluginError: a component is not what its kind promises, or its constructor broke.
+    """
+
+    def __init__(self, registry: Registry, device: torch.device, seed: int) -> None:
+        self.registry = registry
+        self.device = device
+        self.seed = seed
+
+    def build(
+        self, kind: str, choice: ComponentChoice, *, teacher: Teacher | None = None, source: Source | None = None
+    ) -> Any:
+        """One component, with what it may know of its surroundings."""
+        resolved = resolve_choice(self.registry, kind, choice, kind)
+        target = self.registry.component(kind, choice.name).load_target()
+
+        def nested(kind: str, name: str, options: dict[str, Any]) -> Any:
+            return self.build(kind, ComponentChoice(name=name, options=options), teacher=teacher, source=source)
+
+        context = BuildContext(self.device, self.seed, nested, teacher, source)
+        built = target.from_config(resolved.options, context)
+        expected = _INTERFACES.get(kind)
+        if expected is not None and not isinstance(built, expected):
+            plugin = self.registry.origin(kind, choice.name)
+            raise PluginError(
+                f"The {kind} {choice.name!r} of plugin {plugin.name!r} ({plugin.distribution}) built a "
+                f"{type(built).__name__}, which is not a freeflow_core.interfaces.{expected.__name__}."
+            )
+        return built
+
+
+@dataclass(frozen=True)
+class Components:
+    """Everything a run trains with, on its device and in its precision."""
+
+    teacher: Teacher | None
+    student: Student
+    objective: Objective
+    source: Source
+    reference: Source | None
+    codec: Codec
+    load_report: LoadReport
+
+
+def build_components(builder: Builder, config: RunConfig) -> Components:
+    """Build and check that the parts fit each other.
+
+    Raises:
+        ConfigError: an objective without the data, the teacher or the kind of student it needs; classes that differ.
+    """
+    torch.manual_seed(config.seed)
+    dtype = DTYPES[config.runtime.precision]
+    source: Source = builder.build("source", config.source)
+    reference = builder.build("source", config.reference) if config.reference else None
+    teacher: Teacher | None = None
+    if config.teacher is not None:
+        teacher = builder.build("teacher", config.teacher, source=source)
+        teacher = teacher.to(device=builder.device, dtype=dtype).eval().requires_grad_(False)
+    objective: Objective = builder.build("objective", config.objective, teacher=teacher, source=source)
+    _check_needs(config, objective, source, teacher)
+    student: Student = builder.build("student", config.student, teacher=teacher, source=source)
+    _check_fit(config, objective, student, teacher, source)
+    student.start_times = objective.start_times
+    report = student.load_teacher(teacher) if teacher is not None else LoadReport()
+    student = student.to(device=builder.device, dtype=dtype)
+    codec: Codec = builder.build("codec", config.codec, teacher=teacher, source=source)
+    return Components(teacher, student, objective, source, reference, codec, report)
+
+
+def _check_needs(config: RunConfig, objective: Objective, source: Source, teacher: Teacher | None) -> None:
+    name = config.objective.name
+    if objective.needs_data and not source.has_data:
+        raise ConfigError(
+            f"The objective {name!r} trains on data, but the source {config.source.name!r} yields none. "
+            "Choose one, for example --set source=digits."
+        )
+    if not objective.needs_data and source.has_data:
+        raise ConfigError(
+            f"The objective {name!r} is data-free, but the source {config.source.name!r} yields data it would never "
+            "see. Remove it (--set source=prior); held-out data to compare with is the setting `reference`."
+        )
+    if objective.needs_teacher and teacher is None:
+        raise ConfigError(f"The objective {name!r} needs a teacher. Choose one with --teacher NAME.")
+
+
+def _check_fit(
+    config: RunConfig, objective: Objective, student: Student, teacher: Teacher | None, source: Source
+) -> None:
+    if not isinstance(student, objective.requires):
+        raise ConfigError(
+            f"The objective {config.objective.name!r} trains a {objective.requires.__name__}, but the student "
+            f"{config.student.name!r} is a {type(student).__name__}."
+        )
+    if teacher is not None and tuple(student.sample_shape) != tuple(teacher.sample_shape):
+        raise ConfigError(
+            f"The student {config.student.name!r} works on states of shape {tuple(student.sample_shape)}, the teacher "
+            f"{config.teacher.name if config.teacher else ''!r} on {tuple(teacher.sample_shape)}."
+        )
+    if teacher is not None and source.has_data and source.num_classes != teacher.num_classes:
+        raise ConfigError(
+            f"The source {config.source.name!r} has {source.num_classes} classes, the teacher {teacher.num_classes}."
+        )

@@ -1,0 +1,70 @@
+"""Devices, precision and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from freeflow_core.config import RuntimeConfig
+from freeflow_core.errors import ConfigError
+
+
+def choose_device(runtime: RuntimeConfig) -> torch.device:
+    """The device asked for, or the best there is. Raises :class:`ConfigError` when it is not available."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    wanted = runtime.device
+    if wanted == "auto":
+        wanted = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[wanted]:
+        raise ConfigError(
+            f"runtime.device={wanted} is not available to this torch ({torch.__version__}). "
+            f"Available: {', '.join(name for name, there in available.items() if there)}."
+        )
+    if wanted == "mps" and runtime.precision == "float64":
+        raise ConfigError("runtime.precision=float64 does not exist on mps. Use runtime.device=cpu.")
+    return torch.device(wanted)
+
+
+def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
+    """Join the launched processes (one when there was no launcher) and fix thread count and determinism."""
+    device = choose_device(runtime)
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    torch.use_deterministic_algorithms(runtime.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    return Accelerator(cpu=device.type == "cpu")
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """bf16 autocast when asked for, nothing otherwise."""
+    if precision == "bf16":
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+    else:
+        yield
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes held now: allocated on the GPU, or resident on the host."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest number of bytes held so far by this process, on the GPU or on the host."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows has no resource module; its psutil reports the peak itself
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", memory_in_use(device)))
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,224 @@
+"""One run from configuration to report: what happens between training steps."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from freeflow_core.config import RunConfig, to_yaml
+from freeflow_core.engine.build import Builder, build_components
+from freeflow_core.engine.context import reduce_mean
+from freeflow_core.engine.device import peak_memory, start_accelerator
+from freeflow_core.engine.evaluation import Scores
+from freeflow_core.engine.events import Events
+from freeflow_core.engine.interrupt import StopRequest
+from freeflow_core.engine.run_folder import RunFolder
+from freeflow_core.engine.scoring import Scoring
+from freeflow_core.engine.state import STUDENT, build_state
+from freeflow_core.engine.trainer import Trainer
+from freeflow_core.errors import FreeflowError
+from freeflow_core.plugin import Manager, Registry
+from freeflow_core.types import RunInfo
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    ``scores`` maps rows of the table to scores by name; ``files`` maps what was written to its path.
+    """
+
+    folder: Path
+    status: str
+    scores: Scores = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    load_report: str | None = None
+    duration_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+class Interrupted(FreeflowError):
+    """The user or the system stopped the run; a checkpoint was written."""
+
+
+@final
+class Run:
+    """Builds everything, trains, evaluates, reports. Use once."""
+
+    def __init__(self, config: RunConfig, command: str, manager: Manager, *, output: Path | None, resume: bool) -> None:
+        self._began = time.perf_counter()
+        self.config = config
+        self.command = command
+        self.accelerator = start_accelerator(config.runtime)
+        builder = Builder(Registry(manager), self.accelerator.device, config.seed)
+        self.components = build_components(builder, config)
+        self.state = build_state(config, self.components, self.accelerator)
+        self._main = self.accelerator.is_main_process
+        trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
+        self.folder = self._open_folder(output, resume)
+        self._tracker_states = self._load_latest() if resume else []
+        self.trainer = Trainer(config, self.components, self.state, self.accelerator)
+        info = RunInfo(config.name, command, self.folder.path, config.model_dump(mode="json"), to_yaml(config), resume)
+        self.events = Events(manager, trackers, info, self._main)
+        role = self.state.roles[STUDENT]
+        student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
+        self.scoring = Scoring(config, builder, self.components, student, self.folder, self.events)
+
+    def execute(self) -> RunResult:
+        """Train to the end (or to ``stop_at_images``), then evaluate. Observers always hear how it ended.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+            NonFiniteError: see :class:`Trainer`.
+            FreeflowError: the run folder cannot be written.
+        """
+        status = "failed"
+        try:
+            self.events.started(self._tracker_states)
+            with StopRequest() as stop:
+                self._train(stop)
+            outcome = "finished" if self.state.images >= self.config.training.images else "stopped"
+            result = self._conclude(outcome) if self._main else RunResult(self.folder.path, outcome)
+            self.accelerator.wait_for_everyone()
+            status = outcome
+            return result
+        except (KeyboardInterrupt, Interrupted):
+            status = "interrupted"
+            raise
+        except OSError as error:
+            raise FreeflowError(
+                f"Writing to {self.folder.path} failed: {error}. The last good checkpoint is "
+                f"{self.folder.checkpoints.latest() or 'none'}; free some space, then go on with --resume."
+            ) from error
+        finally:
+            if self._main:
+                with contextlib.suppress(OSError):  # a full disk has already been reported
+                    self.folder.write_status(status=status, images=self.state.images)
+            self.events.finished(status)
+
+    def _open_folder(self, output: Path | None, resume: bool) -> RunFolder:
+        """The main process makes or checks the folder; the others learn its path, or its error."""
+        found: list[Any] = [None]
+        if self._main:
+            try:
+                if resume:
+                    found = [RunFolder.resume(self.config, output).path]
+                else:
+                    found = [RunFolder.start(self.config, self.command, output).path]
+            except FreeflowError as error:
+                found = [error]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        if isinstance(found[0], FreeflowError):
+            raise found[0]
+        return RunFolder(found[0], self.config.checkpointing.keep)
+
+    def _load_latest(self) -> list[dict[str, Any]]:
+        """Go on from the newest checkpoint, or from the start when the run never wrote one."""
+        latest = self.folder.checkpoints.latest()
+        states: list[dict[str, Any]] = []
+        if latest is not None:
+            objective, description = self.folder.checkpoints.load(latest, self.state)
+            self.components.objective.load_state_dict(objective)
+            states = description.get("trackers", [])
+        if self._main:
+            self.folder.drop_metrics_after(self.state.images)
+        return states
+
+    def _train(self, stop: StopRequest) -> None:
+        config = self.config
+        end = min(config.training.images, config.training.stop_at_images or config.training.images)
+        self.trainer.restart_clock()
+        while self.state.images < end:
+            before = self.state.images
+            self.trainer.step()
+            last = self.state.images >= end
+            if last or self._passed(before, config.logging.every_images):
+                self._log()
+            if self._stop_asked(stop, before):
+                self._interrupt()
+            if last or self._passed(before, config.checkpointing.every_images):
+                self._checkpoint()
+            if not last and self._passed(before, config.samples.every_images):
+                self._look(score=False)
+            if not last and self._passed(before, config.evaluation.every_images):
+                self._look(score=True)
+
+    def _passed(self, before: int, interval: int | None) -> bool:
+        return interval is not None and before // interval < self.state.images // interval
+
+    def _stop_asked(self, stop: StopRequest, before: int) -> bool:
+        """Alone: after any step. Among several processes: at logging intervals, when all can agree."""
+        if self.accelerator.num_processes == 1:
+            return stop.requested
+        if not self._passed(before, self.config.logging.every_images):
+            return False
+        asked = torch.tensor(float(stop.requested), device=self.accelerator.device)
+        return bool(reduce_mean(self.accelerator, asked) > 0)
+
+    def _interrupt(self) -> None:
+        path = self._checkpoint()
+        raise Interrupted(
+            f"Interrupted at image {self.state.images:,} of {self.config.training.images:,}. The state is in {path}. "
+            f"Go on with the same command plus: --resume --output {self.folder.path}"
+        )
+
+    def _log(self) -> None:
+        metrics = self.trainer.read_metrics()
+        if self._main:
+            self.folder.append_metrics(self.state.images, metrics)
+        self.events.stepped(self.trainer.progress, metrics)
+
+    def _checkpoint(self) -> Path | None:
+        if self.trainer.meter.pending:
+            self._log()  # raises when a step was not finite: no checkpoint is written after one
+        path = None
+        if self._main:
+            extra = {"trackers": self.events.tracker_states(), "command": self.command}
+            path = self.folder.checkpoints.save(self.state, self.components.objective.state_dict(), extra)
+            self.events.saved(self.trainer.progress, path)
+        self.accelerator.wait_for_everyone()
+        self.trainer.restart_clock()
+        return path
+
+    def _look(self, score: bool) -> None:
+        if self._main:
+            if score:
+                self.scoring.score(self.trainer.progress, everything=False)
+            else:
+                self.scoring.picture(self.state.images)
+        self.accelerator.wait_for_everyone()
+        self.trainer.restart_clock()
+
+    def _conclude(self, status: str) -> RunResult:
+        """Student file, scores, pictures, report."""
+        scores: Scores = {}
+        self.scoring.save_student(self.state.images)
+        if self.config.evaluation.enabled and status == "finished":
+            scores = self.scoring.score(self.trainer.progress, everything=True)
+            self.scoring.compare(self.state.images)
+        self.scoring.picture(self.state.images)
+        duration, memory = time.perf_counter() - self._began, peak_memory(self.accelerator.device)
+        load_report = str(self.components.load_report) if self.components.teacher is not None else None
+        self.scoring.report(self.command, scores, self._facts(duration, memory), load_report)
+        files = self.scoring.files()
+        return RunResult(self.folder.path, status, scores, files, load_report, duration, memory)
+
+    def _facts(self, duration: float, memory: int) -> dict[str, str]:
+        network = self.state.roles[STUDENT].network
+        runtime = self.config.runtime
+        return {
+            "images seen": f"{self.state.images:,} of {self.config.training.images:,}",
+            "steps": f"{self.state.step:,} of {self.config.training.batch_size} images",
+            "student weights": f"{sum(p.numel() for p in network.parameters()):,}",
+            "device": f"{self.accelerator.device}, {runtime.precision}, {torch.get_num_threads()} threads, "
+            f"{self.accelerator.num_processes} process(es)",
+            "time so far": f"{duration:.0f} s",
+            "peak memory": f"{memory / 2**30:.2f} GiB",
+        }

@@ -1,0 +1,150 @@
+"""One folder per run: configuration, checkpoints, pictures, metrics, report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from freeflow_core.config import RunConfig, to_yaml
+from freeflow_core.engine.checkpoint import Checkpoints
+from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.network_file import sync_file
+
+DEFAULT_PARENT = Path("runs")
+FREE_TO_CHANGE = ("trackers", "logging", "checkpointing", "samples", "evaluation", "training.stop_at_images")
+"""Settings that a resumed run may change, because they cannot change the weights."""
+
+
+@final
+class RunFolder:
+    """Paths of a run, and the rules for starting and resuming in one."""
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.report_file = path / "report.md"
+        self.scores_file = path / "scores.json"
+        self.comparison_file = path / "comparison.png"
+        self.student_file = path / "student.safetensors"
+        self.samples = path / "samples"
+        self.checkpoints = Checkpoints(path / "checkpoints", keep)
+        self._status_file = path / "run.json"
+
+    @classmethod
+    def start(cls, config: RunConfig, command: str, output: Path | None) -> RunFolder:
+        """A new folder. Raises :class:`ConfigError` when ``output`` holds another run or other files."""
+        path = output or _free_name(config.name)
+        if path.is_file():
+            raise ConfigError(f"The output {path} is a file; expected a folder to create. Choose another --output.")
+        if path.is_dir() and any(path.iterdir()):
+            raise ConfigError(
+                f"The output folder {path} already holds {'a run' if (path / 'config.yaml').exists() else 'files'}. "
+                "Choose another --output, or go on with that run: --resume."
+            )
+        folder = cls(path, config.checkpointing.keep)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder.write_text(folder.config_file, to_yaml(config))
+            folder.write_status(command=command, status="running", images=0)
+        except OSError as error:
+            raise FreeflowError(f"The output folder {path} cannot be written: {error}.") from error
+        return folder
+
+    @classmethod
+    def resume(cls, config: RunConfig, output: Path | None) -> RunFolder:
+        """The folder of an earlier run with the same configuration.
+
+        Raises:
+            ConfigError: no such run, or settings that differ (they are listed).
+        """
+        path = output or _newest(config.name)
+        folder = cls(path, config.checkpointing.keep)
+        if not folder.config_file.is_file():
+            raise ConfigError(f"--resume found no run in {path} (no config.yaml). Name its folder with --output.")
+        if changed := _differences(yaml.safe_load(folder.config_file.read_text("utf-8")), config):
+            raise ConfigError(
+                f"--resume with a changed configuration would not be the same run. Changed in {path}: "
+                f"{'; '.join(changed)}. Undo that, or start a new run with another --output."
+            )
+        return folder
+
+    def read_status(self) -> dict[str, Any]:
+        """What ``write_status`` wrote last; empty when there is none."""
+        try:
+            status: dict[str, Any] = json.loads(self._status_file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status
+
+    def write_status(self, **values: Any) -> None:
+        """Update ``run.json``."""
+        self.write_text(self._status_file, json.dumps({**self.read_status(), **values}, indent=1))
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a small file atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            temporary.write_text(text, "utf-8")
+            sync_file(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def append_metrics(self, images: int, values: Mapping[str, float]) -> None:
+        """One line of ``metrics.jsonl``."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"images": images, **values}) + "\n")
+
+    def drop_metrics_after(self, images: int) -> None:
+        """Forget lines beyond a checkpoint that training goes on from, so that none appears twice."""
+        if self.metrics_file.is_file():
+            lines = [line for line in self.metrics_file.read_text("utf-8").splitlines() if _images(line) <= images]
+            self.write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
+
+
+def _images(line: str) -> float:
+    try:
+        return float(json.loads(line)["images"])
+    except (ValueError, KeyError):
+        return float("inf")  # a line cut short by a crash
+
+
+def _free_name(name: str) -> Path:
+    path, number = DEFAULT_PARENT / name, 2
+    while path.exists() and (path.is_file() or any(path.iterdir())):
+        path, number = DEFAULT_PARENT / f"{name}-{number}", number + 1
+    return path
+
+
+def _newest(name: str) -> Path:
+    found = [p for p in DEFAULT_PARENT.glob(f"{name}*") if (p / "config.yaml").is_file()]
+    if not found:
+        raise ConfigError(f"--resume found no run named {name!r} in {DEFAULT_PARENT}/. Name its folder with --output.")
+    return max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)
+
+
+def _differences(old: Mapping[str, Any], config: RunConfig) -> list[str]:
+    before, after = flatten(old), flatten(config.model_dump(mode="json"))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

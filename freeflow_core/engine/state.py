@@ -1,0 +1,97 @@
+"""Networks, optimizers and averages of all roles: everything a checkpoint must hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from freeflow_core.config import RunConfig
+from freeflow_core.engine.build import Components
+from freeflow_core.engine.optimizer import RoleOptimizer
+from freeflow_core.errors import CheckpointError, PluginError
+from freeflow_core.interfaces import Model, Models, Role
+from freeflow_core.network_file import check_tensors
+
+STUDENT = "student"
+
+
+@dataclass
+class RoleState:
+    """One role while it trains. ``optimizer`` is None for a frozen role, ``ema`` None for one without average."""
+
+    network: nn.Module
+    wrapped: nn.Module
+    optimizer: RoleOptimizer | None
+    ema: nn.Module | None
+    updates: int = 0
+
+
+@dataclass
+class TrainingState:
+    """All roles, and how far the run has come."""
+
+    roles: dict[str, RoleState]
+    images: int = 0
+    step: int = 0
+    objective_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def models(self, components: Components) -> Models:
+        """The roles as an objective sees them."""
+        models = {name: Model(role.wrapped, role.network, role.ema) for name, role in self.roles.items()}
+        return Models(models, components.teacher)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything by file name: ``<role>``, ``<role>.ema``, ``<role>.optimizer``."""
+        files: dict[str, dict[str, Tensor]] = {}
+        for name, role in self.roles.items():
+            files[name] = dict(role.network.state_dict())
+            if role.ema is not None:
+                files[f"{name}.ema"] = dict(role.ema.state_dict())
+            if role.optimizer is not None:
+                files[f"{name}.optimizer"] = role.optimizer.state_dict()
+        return files
+
+    def load(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore what :meth:`tensors` gave. Raises :class:`CheckpointError` before anything is changed."""
+        expected = self.tensors()
+        if missing := sorted(expected.keys() - files.keys()):
+            raise CheckpointError(f"The checkpoint lacks {', '.join(missing)}: it belongs to another objective.")
+        for name in expected:
+            if not name.endswith(".optimizer"):
+                check_tensors(expected[name], files[name], f"checkpoint of {name}")
+        for name, role in self.roles.items():
+            role.network.load_state_dict(files[name])
+            if role.ema is not None:
+                role.ema.load_state_dict(files[f"{name}.ema"])
+            if role.optimizer is not None:
+                role.optimizer.load_state_dict(files[f"{name}.optimizer"])
+
+
+def build_state(config: RunConfig, components: Components, accelerator: Accelerator) -> TrainingState:
+    """The student, then the roles its objective asks for, wrapped for training on all processes."""
+    roles = {STUDENT: Role(components.student, trainable=True, ema=True)}
+    for name, role in components.objective.roles(components.student, components.teacher).items():
+        if name in roles:
+            raise PluginError(f"The objective {config.objective.name!r} may not define a role named {name!r}.")
+        roles[name] = role
+    return TrainingState({name: _start_role(config, role, accelerator) for name, role in roles.items()})
+
+
+def _start_role(config: RunConfig, role: Role, accelerator: Accelerator) -> RoleState:
+    network = role.network.to(accelerator.device)
+    network.train(role.trainable)
+    network.requires_grad_(role.trainable)
+    ema = copy.deepcopy(network).eval().requires_grad_(False) if role.ema else None
+    optimizer = RoleOptimizer(network, role.optimizer or config.training.optimizer) if role.trainable else None
+    wrapped: Any = network
+    if role.trainable and accelerator.num_processes > 1:
+        wrapped = accelerator.prepare_model(network)
+    if role.trainable and config.runtime.compile:
+        wrapped = torch.compile(wrapped)
+    return RoleState(network, wrapped, optimizer, ema)

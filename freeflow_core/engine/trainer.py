@@ -1,0 +1,231 @@
+"""The training step and the loop around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from freeflow_core.config import RunConfig
+from freeflow_core.engine.build import DTYPES, Components
+from freeflow_core.engine.context import CollectingContext, ProcessContext, ReplayingContext, reduce_mean
+from freeflow_core.engine.device import autocast, memory_in_use
+from freeflow_core.engine.meter import Meter
+from freeflow_core.engine.optimizer import learning_rate
+from freeflow_core.engine.state import STUDENT, TrainingState
+from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
+from freeflow_core.interfaces import Context, Models
+from freeflow_core.math.averaging import ema_decay, update_average
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.types import Batch, Draws, Loss, Progress
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one global batch that one process handles in one pass."""
+
+    batch: Batch
+    draws: Draws
+
+
+@final
+class Trainer:
+    """Takes steps. What happens between steps (logging, checkpoints, pictures) is the run's business.
+
+    Raises:
+        ConfigError: a batch that cannot be split evenly over processes and micro-batches.
+    """
+
+    def __init__(
+        self, config: RunConfig, components: Components, state: TrainingState, accelerator: Accelerator
+    ) -> None:
+        self.config = config
+        self.components = components
+        self.state = state
+        self.accelerator = accelerator
+        self.meter = Meter(accelerator)
+        self._models: Models = state.models(components)
+        parts = accelerator.num_processes * config.training.accumulation
+        if config.training.batch_size % parts:
+            raise ConfigError(
+                f"training.batch_size={config.training.batch_size} cannot be split evenly over "
+                f"{accelerator.num_processes} processes x {config.training.accumulation} micro-batches. "
+                f"Choose a multiple of {parts}."
+            )
+        self._rows = config.training.batch_size // parts
+        self._stream = self._open_stream()
+        self._last_read = time.perf_counter()
+        self._images_at_read = state.images
+
+    @property
+    def progress(self) -> Progress:
+        """Where training stands."""
+        updates = {name: role.updates for name, role in self.state.roles.items()}
+        return Progress(self.state.images, self.state.step, self.config.training.images, updates)
+
+    def step(self) -> None:
+        """One optimizer step of every role that has a loss. No host sync."""
+        self._apply_transitions()
+        progress = self.progress
+        micro_batches = [next(self._stream) for _ in range(self.config.training.accumulation)]
+        context = self._context(micro_batches, progress)
+        metrics: dict[str, Tensor] = {}
+        for number, micro in enumerate(micro_batches):
+            if isinstance(context, ReplayingContext):
+                context.rewind()
+            with self._synchronised(last=number == len(micro_batches) - 1):
+                losses = self._losses(micro, progress, context)
+                total = torch.stack([loss.per_sample.mean() for loss in losses.values()]).sum() / len(micro_batches)
+                self.accelerator.backward(total)
+            _collect(metrics, losses, 1 / len(micro_batches))
+        self._update(losses.keys(), metrics, progress)
+        self.state.images += self.config.training.batch_size
+        self.state.step += 1
+
+    def read_metrics(self) -> dict[str, float]:
+        """Means since the last reading, with speed and memory. The host sync of training.
+
+        Raises:
+            NonFiniteError: a step since the last reading was not finite; it was skipped on the device.
+        """
+        means, skipped = self.meter.read()
+        if skipped:
+            bad = [name for name, value in means.items() if not torch.isfinite(torch.tensor(value))]
+            raise NonFiniteError(
+                f"{skipped} training step(s) before image {self.state.images} produced NaN or infinity in "
+                f"{', '.join(bad) or 'the gradients'}. The weights were not touched by them and no checkpoint was "
+                "written after them. Resume from the last checkpoint with a lower training.optimizer.learning_rate, "
+                "set training.optimizer.clip_norm, or use runtime.precision=float32."
+            )
+        now = time.perf_counter()
+        elapsed = max(now - self._last_read, 1e-9)
+        means["images_per_second"] = (self.state.images - self._images_at_read) / elapsed
+        means["memory_gib"] = memory_in_use(self.accelerator.device) / 2**30
+        means["learning_rate"] = learning_rate(
+            self.config.training.optimizer, self.state.images, self.config.training.images
+        )
+        self._last_read, self._images_at_read = now, self.state.images
+        return means
+
+    def restart_clock(self) -> None:
+        """Leave pictures and evaluations out of the images per second."""
+        self._last_read, self._images_at_read = time.perf_counter(), self.state.images
+
+    def _losses(self, micro: MicroBatch, progress: Progress, context: Context) -> dict[str, Loss]:
+        with autocast(self.accelerator.device, self.config.runtime.precision):
+            losses = self.components.objective.losses(self._models, micro.batch, micro.draws, progress, context)
+        _check_losses(self.config.objective.name, losses, self.state)
+        return losses
+
+    def _update(self, trained: Collection[str], metrics: dict[str, Tensor], progress: Progress) -> None:
+        training = self.config.training
+        names = [name for name in self.state.roles if name in trained]
+        optimizers = {name: self.state.roles[name].optimizer for name in names}
+        norms = {name: optimizer.gradient_norm() for name, optimizer in optimizers.items() if optimizer is not None}
+        total = reduce_mean(self.accelerator, torch.stack([metrics[f"{name}/loss"] for name in names]))
+        finite = torch.isfinite(torch.stack([*norms.values()])).all() & torch.isfinite(total).all()
+        skip = (~finite).float()
+        decay = ema_decay(
+            progress.images + training.batch_size,
+            training.batch_size,
+            training.ema.halflife_images,
+            training.ema.rampup_ratio,
+        )
+        for name, optimizer in optimizers.items():
+            if optimizer is None:
+                continue
+            role = self.state.roles[name]
+            optimizer.step(learning_rate(optimizer.config, progress.images, progress.total_images), norms[name], skip)
+            role.updates += 1
+            if role.ema is not None:
+                step = ((1 - decay) * finite).to(norms[name].dtype)
+                update_average(list(role.ema.parameters()), list(role.network.parameters()), step)
+            metrics[f"{name}/gradient_norm"] = norms[name]
+        self.meter.add(metrics, skip)
+
+    def _context(self, micro_batches: list[MicroBatch], progress: Progress) -> Context:
+        """With accumulation, means that enter the gradient need a first pass without gradient over all rows."""
+        if len(micro_batches) == 1 or not self.components.objective.uses_batch_means:
+            return ProcessContext(self.accelerator)
+        collected = []
+        with torch.no_grad():
+            for micro in micro_batches:
+                collecting = CollectingContext()
+                self._losses(micro, progress, collecting)
+                collected.append(collecting.means)
+        return ReplayingContext(self.accelerator, collected)
+
+    def _synchronised(self, last: bool) -> ExitStack:
+        """Gradients travel between processes with the last micro-batch only."""
+        stack = ExitStack()
+        if not last:
+            for role in self.state.roles.values():
+                if role.optimizer is not None:
+                    stack.enter_context(self.accelerator.no_sync(role.wrapped))
+        return stack
+
+    def _open_stream(self) -> Iterator[MicroBatch]:
+        """This process's micro-batches from the image the run stands at; a function of that number alone."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        device, dtype = self.accelerator.device, DTYPES[self.config.runtime.precision]
+        size, rows = self.config.training.batch_size, self._rows
+        source, codec, teacher = self.components.source, self.components.codec, self.components.teacher
+        data = source.batches(self.state.images, rows, rank, world) if source.has_data else None
+        first = self.state.images
+        while True:
+            for micro in range(self.config.training.accumulation):
+                position = torch.arange(rows) + (micro * world + rank) * rows
+                draws = PhiloxDraws(
+                    self.config.seed, first + position, position=position, batch_size=size, device=device, dtype=dtype
+                )
+                if data is not None:
+                    batch = next(data)
+                    if batch.x is None:
+                        raise PluginError(f"The source {self.config.source.name!r} yielded a batch without data.")
+                    batch = Batch(codec.encode(batch.x.to(device)).to(dtype), batch.condition)
+                else:
+                    batch = Batch(None, teacher.sample_condition(draws) if teacher is not None else None)
+                yield MicroBatch(batch, draws)
+            first += size
+
+    def _apply_transitions(self) -> None:
+        for change in self.components.objective.transitions(self.progress):
+            source = self.state.roles[change.copy_from].network
+            self.state.roles[change.copy_to].network.load_state_dict(source.state_dict())
+            for name in change.reset_optimizer:
+                if (optimizer := self.state.roles[name].optimizer) is not None:
+                    optimizer.reset()
+            for name in change.reset_ema:
+                role = self.state.roles[name]
+                if role.ema is not None:
+                    role.ema.load_state_dict(role.network.state_dict())
+
+
+def _collect(metrics: dict[str, Tensor], losses: Mapping[str, Loss], share: float) -> None:
+    for role, loss in losses.items():
+        terms = {f"{role}/loss": loss.per_sample.detach().mean()}
+        terms |= {f"{role}/{name}": value for name, value in loss.terms.items()}
+        for name, value in terms.items():
+            metrics[name] = metrics[name] + share * value if name in metrics else share * value
+
+
+def _check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState) -> None:
+    for role, loss in losses.items():
+        if role not in state.roles or state.roles[role].optimizer is None:
+            raise PluginError(
+                f"The objective {objective!r} returned a loss for {role!r}, which is not a trainable role. "
+                f"Trainable: {', '.join(n for n, r in state.roles.items() if r.optimizer is not None)}."
+            )
+        if loss.per_sample.ndim != 1:
+            raise PluginError(
+                f"The objective {objective!r} returned a {role!r} loss of shape {tuple(loss.per_sample.shape)}; "
+                "expected one value per sample, (N,), not a mean over the batch."
+            )
+    if not losses:
+        raise PluginError(f"The objective {objective!r} returned no loss; expected one for {STUDENT!r} or a role.")

@@ -1,0 +1,1 @@
+"""For plugin authors: exact oracles and contract tests."""
