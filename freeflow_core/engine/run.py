@@ -69,6 +69,8 @@ class Run:
         role = self.state.roles[STUDENT]
         student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
         self.scoring = Scoring(config, builder, self.components, student, self.folder, self.events)
+        if self._main:
+            self.scoring.prepare()
 
     def execute(self) -> RunResult:
         """Train to the end (or to ``stop_at_images``), then evaluate. Observers always hear how it ended.

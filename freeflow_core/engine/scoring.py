@@ -52,6 +52,11 @@ class Scoring:
             self._teacher, self._student = VelocityOfStudent(student).eval(), None
         self._evaluation: Evaluation | None = None
 
+    def prepare(self) -> None:
+        """Build the evaluators now, so that a missing file shows before training and not after it."""
+        if self.config.evaluation.enabled:
+            self._open_evaluation()
+
     def picture(self, images_seen: int) -> None:
         """A grid of samples, classes in columns; a scatter plot for states that are not images."""
         columns, classes = self._columns()

@@ -74,5 +74,5 @@ class Teacher(nn.Module, Buildable):
             concatenate_conditions(condition, null),
         )
         conditional, unconditional = both[: x_t.shape[0]], both[x_t.shape[0] :]
-        scale = expand_times(weight[rows], both)
+        scale = expand_times(weight[rows], unconditional)
         return conditional.index_copy(0, rows_x, torch.lerp(unconditional, conditional[rows_x], scale))

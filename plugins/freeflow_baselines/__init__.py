@@ -1,0 +1,1 @@
+"""Published objectives to compare with, one file each."""

@@ -1,0 +1,1 @@
+"""Sources of training batches and held-out images, and codecs between images and states."""

@@ -1,0 +1,1 @@
+"""Scores of samples: distances to data and teacher, class accuracy, spread, fidelity."""

@@ -1,0 +1,1 @@
+"""FreeFlow: flow-map distillation without data, by prediction and correction."""

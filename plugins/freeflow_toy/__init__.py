@@ -1,0 +1,1 @@
+"""An exact teacher to check everything else with, and a small student for vector states."""

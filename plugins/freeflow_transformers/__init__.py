@@ -1,0 +1,1 @@
+"""One diffusion transformer: as teacher, as student, and as the network a teacher is pretrained with."""

@@ -1,0 +1,18 @@
+"""One small file a verb. Nothing here imports torch before a command needs it."""
+
+from __future__ import annotations
+
+import typer
+
+from freeflow_cli.commands import config, distill, doctor, evaluate, plugins, pretrain, sample
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Add every command, in the order of ``freeflow --help``."""
+    app.command("distill")(distill.distill)
+    app.command("pretrain")(pretrain.pretrain)
+    app.command("sample")(sample.sample)
+    app.command("evaluate")(evaluate.evaluate)
+    app.add_typer(plugins.application(), name="plugins")
+    app.add_typer(config.application(), name="config")
+    app.command("doctor")(doctor.doctor)

@@ -1,0 +1,79 @@
+"""What every command gets: the loaded plugins, and the progress display."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, final
+
+import typer
+
+from freeflow_cli.console import is_main_process, messages, warn
+from freeflow_core.plugin import Manager, Registry
+
+if TYPE_CHECKING:
+    from freeflow_cli.progress import ProgressObserver
+
+PROGRESS_PLUGIN = "console-progress"
+
+
+@final
+class Session:
+    """One invocation of the command line."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self._observer: ProgressObserver | None = None
+        self._warned: set[str] = set()
+        self._command_problems: list[str] = []
+
+    @classmethod
+    def of(cls, context: typer.Context) -> Session:
+        """The session that :func:`freeflow_cli.main.build_app` put into the application's context."""
+        session = context.find_object(cls)
+        if session is None:
+            raise RuntimeError("the command was not called through an application made by build_app()")
+        return session
+
+    def add_commands(self, app: typer.Typer) -> None:
+        """Let each plugin add its commands; one that fails costs one warning line."""
+        for implementation in self.manager.hook.freeflow_commands.get_hookimpls():
+            arguments = {"app": app} if "app" in implementation.argnames else {}
+            try:
+                implementation.function(**arguments)
+            except Exception as error:
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                self._command_problems.append(f"plugin {implementation.plugin_name!r} adds no commands: {text}")
+
+    def registry(self) -> Registry:
+        """What the plugins offer. A plugin whose hook fails costs one warning line."""
+        registry = Registry(self.manager)
+        self.warn_about_plugins()
+        return registry
+
+    def warn_about_plugins(self) -> None:
+        """One line for each problem of a plugin that was not told before."""
+        if not is_main_process():
+            return
+        problems = [
+            f"plugin {plugin.name!r} ({f'{plugin.distribution} {plugin.version}'.strip()}) is not available: "
+            f"{plugin.problem}"
+            for plugin in self.manager.problems
+        ]
+        for text in (*problems, *self._command_problems):
+            if text not in self._warned:
+                self._warned.add(text)
+                warn(text)
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show the progress of the run made inside, and leave the terminal clean whatever happens."""
+        from freeflow_cli.progress import ProgressObserver
+
+        if self._observer is None:
+            self._observer = ProgressObserver(messages())
+            self.manager.register(self._observer, PROGRESS_PLUGIN)
+        try:
+            yield
+        finally:
+            self._observer.close()

@@ -1,0 +1,89 @@
+"""Options of the evaluators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from freeflow_core.config.component import ComponentConfig
+
+
+class FeatureOptions(ComponentConfig):
+    """Which network turns images into features."""
+
+    features: Literal["digits", "inception"] = Field(
+        "digits", description="digits: small packaged network for 8x8 digits; inception: clean-fid's, for FID and KID."
+    )
+    inception_path: Path | None = Field(
+        None,
+        description="clean-fid's inception-2015-12-05.pt, or the folder that holds it; null: download it once. "
+        "The file is TorchScript, which is run: name only a file you trust.",
+    )
+    inception_resize: Literal["clean", "legacy-tensorflow"] = Field(
+        "clean", description="Resizing to 299: clean-fid's, or the original one that ADM's statistics were made with."
+    )
+
+    @model_validator(mode="after")
+    def _path_needs_inception(self) -> FeatureOptions:
+        if self.inception_path is not None and self.features != "inception":
+            raise ValueError(f"inception_path is set but features is {self.features!r}; set features: inception")
+        return self
+
+
+class FrechetConfig(FeatureOptions):
+    """Fréchet distance between Gaussians fitted to features."""
+
+    reference_statistics: str | None = Field(
+        None,
+        min_length=1,
+        description="Also score against stored statistics: an .npz file with mu and sigma (ADM's or clean-fid's), "
+        "or the name of clean-fid's own, such as cifar10, which are downloaded.",
+    )
+    reference_split: str = Field("train", min_length=1, description="Split of clean-fid's own statistics.")
+    reference_resolution: PositiveInt = Field(32, description="Image side of clean-fid's own statistics.")
+
+
+class KernelConfig(FeatureOptions):
+    """Kernel distance: unbiased squared MMD between features, averaged over subsets."""
+
+    num_subsets: PositiveInt = Field(100, description="Subsets averaged over.")
+    subset_size: int = Field(1_000, ge=2, description="Samples per subset; at most those there are.")
+    max_samples: int = Field(
+        50_000, ge=2, description="Features kept in memory per row: the first of them, by sample order."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the subsets, the same for every row.")
+
+
+class ClassAccuracyConfig(ComponentConfig):
+    """Share of samples that a classifier takes for the class they were asked to be."""
+
+    features: Literal["digits"] = Field("digits", description="The network with a classifier; Inception has none here.")
+
+
+class SpreadConfig(ComponentConfig):
+    """Per-pixel standard deviation within classes."""
+
+    max_side: PositiveInt = Field(
+        64, description="Larger images are area-averaged to this side first: memory grows with classes x pixels."
+    )
+
+
+class FidelityConfig(ComponentConfig):
+    """Distance to the teacher's own end points, and how well the student obeys the teacher's field."""
+
+    derivative_samples: int = Field(256, ge=0, description="Samples for derivative_residual; 0 leaves it out.")
+    durations: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75, 1.0), min_length=1, description="Durations d in (0, 1] at which the identity is checked."
+    )
+    derivative: Literal["forward-mode", "central"] = Field(
+        "forward-mode", description="How du/dd is computed: exactly, or by a central difference."
+    )
+    derivative_step: PositiveFloat = Field(5e-3, le=0.1, description="Step of the central difference.")
+
+    @model_validator(mode="after")
+    def _durations_in_range(self) -> FidelityConfig:
+        if not all(0 < d <= 1 for d in self.durations):
+            raise ValueError(f"durations must lie in (0, 1], got {list(self.durations)}")
+        return self

@@ -1,0 +1,47 @@
+"""Evaluators: Fréchet and kernel distance, class accuracy, spread, and fidelity to the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from freeflow_core.plugin import Component, hookimpl
+
+
+@hookimpl
+def freeflow_evaluators() -> Iterable[Component]:
+    """The evaluators of this plugin."""
+    return [
+        Component(
+            "frechet",
+            "freeflow_metrics.frechet_evaluator:FrechetEvaluator",
+            "freeflow_metrics.config:FrechetConfig",
+            "Fréchet distance (FID with Inception features) to held-out data, the teacher, stored statistics",
+            "Heusel et al. 2017, arXiv 1706.08500; clean-fid, Parmar et al. 2022, arXiv 2104.11222",
+        ),
+        Component(
+            "kernel",
+            "freeflow_metrics.kernel_evaluator:KernelEvaluator",
+            "freeflow_metrics.config:KernelConfig",
+            "Kernel distance (KID with Inception features) to held-out data and the teacher",
+            "Binkowski et al. 2018, arXiv 1801.01401; clean-fid, Parmar et al. 2022, arXiv 2104.11222",
+        ),
+        Component(
+            "class-accuracy",
+            "freeflow_metrics.class_accuracy:ClassAccuracyEvaluator",
+            "freeflow_metrics.config:ClassAccuracyConfig",
+            "Share of samples a classifier takes for the class they were asked to be",
+        ),
+        Component(
+            "spread",
+            "freeflow_metrics.spread:SpreadEvaluator",
+            "freeflow_metrics.config:SpreadConfig",
+            "Per-pixel standard deviation within classes, absolute and relative to the teacher: shows collapse",
+        ),
+        Component(
+            "fidelity",
+            "freeflow_metrics.fidelity:FidelityEvaluator",
+            "freeflow_metrics.config:FidelityConfig",
+            "Error to the teacher's end points from the same noise, and the residual of the flow-map identity",
+            "Tong et al. 2025, arXiv 2511.19428",
+        ),
+    ]

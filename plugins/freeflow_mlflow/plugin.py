@@ -1,0 +1,29 @@
+"""What this plugin offers: the tracker, and the command that sends what could not be sent during a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from freeflow_core.plugin import Component, hookimpl
+
+
+@hookimpl
+def freeflow_trackers() -> list[Component]:
+    """The MLflow tracker."""
+    return [
+        Component(
+            name="mlflow",
+            target="freeflow_mlflow.tracker:MlflowTracker",
+            config="freeflow_mlflow.config:MlflowConfig",
+            summary="MLflow run with parameters, metrics by images seen, pictures and files; survives a dead server.",
+            source="https://mlflow.org",
+        )
+    ]
+
+
+@hookimpl
+def freeflow_commands(app: Any) -> None:
+    """Add ``freeflow mlflow-sync`` to the Typer application."""
+    from freeflow_mlflow.command import mlflow_sync
+
+    app.command("mlflow-sync")(mlflow_sync)

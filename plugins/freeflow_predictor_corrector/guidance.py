@@ -1,0 +1,28 @@
+"""Guidance weights: drawn once per example, resolved differently by predictor and corrector."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from freeflow_core.math.time_distributions import uniform_between
+from freeflow_core.types import Draws, Guidance
+from freeflow_predictor_corrector.config import CorrectionConfig, GuidanceConfig, PredictionConfig
+
+
+def draw_guidance(draws: Draws, config: GuidanceConfig) -> Tensor:
+    """One weight g per row, (N,) float64 on the host; student and fake velocity are conditioned on it."""
+    return uniform_between(draws.uniform("guidance"), config.guidance_min, config.guidance_max)
+
+
+def predictor_weights(weight: Tensor, t: Tensor, config: PredictionConfig) -> Tensor:
+    """The teacher's weights at times ``t`` (N,): g inside ``guidance_interval``, 1 outside."""
+    return Guidance(weight, *config.guidance_interval).at(t)
+
+
+def corrector_weights(weight: Tensor, r: Tensor, config: CorrectionConfig) -> Tensor:
+    """The teacher's weights at noise levels ``r`` (N,): 1 + c (g - 1) inside the corrector's interval, 1 outside.
+
+    Guidance truncation: a guided velocity is not the velocity of any noised distribution, so that marginals pulled
+    towards it at every noise level overshoot.
+    """
+    return Guidance(1 + config.correction_guidance_scale * (weight - 1), *config.correction_guidance_interval).at(r)

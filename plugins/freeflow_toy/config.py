@@ -1,0 +1,162 @@
+"""Options of the toy teacher and student. No torch here."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from freeflow_core.config.component import ComponentConfig
+
+Vector = tuple[float, ...]
+Matrix = tuple[Vector, ...]
+
+
+class GaussianMixtureConfig(ComponentConfig):
+    """A mixture by a named layout, or component by component (``layout: custom``)."""
+
+    layout: Literal["ring", "grid", "single", "custom"] = Field(
+        "ring",
+        description="ring: num_modes on a circle; grid: num_modes on a square; single: one Gaussian at "
+        "(radius, 0, ...); custom: means with stds or covariances. Coordinates beyond the second are centred at 0.",
+    )
+    sample_shape: tuple[PositiveInt, ...] = Field(
+        (2,), min_length=1, description="Dimensions of one state; means and covariances see it flattened."
+    )
+    num_modes: PositiveInt = Field(8, description="Components of ring (any number) and grid (a square number).")
+    radius: float = Field(2.0, ge=0, description="Radius of the ring, half the side of the grid, place of the single.")
+    std: PositiveFloat = Field(0.1, description="Standard deviation of every component of a named layout.")
+    means: Matrix | None = Field(None, description="custom: one mean per component, each flattened.")
+    stds: tuple[PositiveFloat, ...] | None = Field(None, description="custom: one isotropic deviation per component.")
+    covariances: tuple[Matrix, ...] | None = Field(
+        None, description="custom: one matrix per component, full or its lower triangle as rows of length 1, 2, ..."
+    )
+    weights: tuple[PositiveFloat, ...] | None = Field(
+        None, description="Share of each component, normalised to sum to 1; null: equal."
+    )
+    labels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="Class of each component, 0, 1, ...; null: see num_classes."
+    )
+    num_classes: PositiveInt | None = Field(
+        None, description="Without labels: component i has class i mod num_classes; null: unconditional."
+    )
+
+    @property
+    def dimension(self) -> int:
+        """Entries of one state."""
+        return math.prod(self.sample_shape)
+
+    @property
+    def num_components(self) -> int:
+        """Components of the mixture."""
+        if self.layout == "custom":
+            return len(self.means or ())
+        return 1 if self.layout == "single" else self.num_modes
+
+    @property
+    def component_labels(self) -> tuple[int, ...] | None:
+        """Class of each component, or None when unconditional."""
+        if self.labels is None and self.num_classes is not None:
+            return tuple(index % self.num_classes for index in range(self.num_components))
+        return self.labels
+
+    @field_validator("covariances")
+    @classmethod
+    def _complete_triangles(cls, value: tuple[Matrix, ...] | None) -> tuple[Matrix, ...] | None:
+        return None if value is None else tuple(_symmetric(matrix, i) for i, matrix in enumerate(value))
+
+    @model_validator(mode="after")
+    def _check(self) -> GaussianMixtureConfig:
+        self._check_layout()
+        if self.layout == "custom":
+            self._check_components()
+        for name in ("weights", "labels"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.num_components:
+                raise ValueError(
+                    f"{name} has {len(value)} entries, expected one for each of {self.num_components} components"
+                )
+        if self.labels is not None and self.num_classes is not None:
+            raise ValueError("labels and num_classes both say which class a component has; give one of them")
+        if self.num_classes is not None and self.num_classes > self.num_components:
+            raise ValueError(
+                f"num_classes={self.num_classes} exceeds the {self.num_components} components; every class needs one"
+            )
+        if self.labels is not None and set(self.labels) != set(range(max(self.labels) + 1)):
+            raise ValueError(
+                f"labels must use every class from 0 to {max(self.labels)}, got {sorted(set(self.labels))}"
+            )
+        return self
+
+    def _check_layout(self) -> None:
+        given = [name for name in ("means", "stds", "covariances") if getattr(self, name) is not None]
+        if self.layout != "custom":
+            if given:
+                raise ValueError(f"{', '.join(given)} may only be given with layout: custom, not {self.layout}")
+            if self.layout in ("ring", "grid") and self.dimension < 2:
+                raise ValueError(
+                    f"layout: {self.layout} needs at least 2 dimensions, sample_shape has {self.dimension}"
+                )
+            if self.layout == "grid" and math.isqrt(self.num_modes) ** 2 != self.num_modes:
+                raise ValueError(f"layout: grid needs a square number of modes (4, 9, 16, ...), got {self.num_modes}")
+        elif self.means is None or (self.stds is None) == (self.covariances is None):
+            raise ValueError(
+                "layout: custom needs means and exactly one of stds and covariances, got "
+                + (", ".join(given) or "none of them")
+            )
+
+    def _check_components(self) -> None:
+        assert self.means is not None
+        if not self.means:
+            raise ValueError("means must hold at least one component")
+        for index, mean in enumerate(self.means):
+            if len(mean) != self.dimension:
+                raise ValueError(
+                    f"means[{index}] has {len(mean)} entries, expected {self.dimension} "
+                    f"(sample_shape {self.sample_shape})"
+                )
+        name, spread = ("stds", self.stds) if self.stds is not None else ("covariances", self.covariances)
+        assert spread is not None
+        if len(spread) != len(self.means):
+            raise ValueError(f"{name} has {len(spread)} entries, expected one for each of {len(self.means)} means")
+        for index, matrix in enumerate(self.covariances or ()):
+            if len(matrix) != self.dimension:
+                raise ValueError(
+                    f"covariances[{index}] is {len(matrix)} x {len(matrix)}, expected "
+                    f"{self.dimension} x {self.dimension}"
+                )
+
+
+class MLPStudentConfig(ComponentConfig):
+    """Size and inputs of the MLP student."""
+
+    width: PositiveInt = Field(128, description="Units of each hidden layer.")
+    depth: PositiveInt = Field(3, description="Residual blocks of two layers.")
+    num_frequencies: int = Field(
+        3, ge=0, le=16, description="Sine and cosine pairs of each time, at pi, 2 pi, ...; low ones keep d/ds smooth."
+    )
+    zero_init: bool = Field(False, description="Start with a zero output layer, so that u = 0 and X(x, t, s) = x.")
+    sample_shape: tuple[PositiveInt, ...] | None = Field(
+        None, min_length=1, description="Dimensions of one state; null: the teacher's."
+    )
+    num_classes: PositiveInt | None = Field(None, description="Classes; null: the teacher's, else the source's.")
+
+
+def _symmetric(matrix: Matrix, index: int) -> Matrix:
+    size = len(matrix)
+    lengths = [len(row) for row in matrix]
+    if lengths == list(range(1, size + 1)):
+        matrix = tuple(tuple(matrix[max(i, j)][min(i, j)] for j in range(size)) for i in range(size))
+    elif lengths != [size] * size:
+        raise ValueError(
+            f"covariances[{index}] has rows of {lengths} entries; expected {size} rows of {size}, or a lower "
+            f"triangle with rows of 1 to {size}"
+        )
+    values = np.array(matrix, dtype=np.float64).reshape(size, size)
+    if not np.array_equal(values, values.T):
+        raise ValueError(f"covariances[{index}] is not symmetric")
+    if not size or np.linalg.eigvalsh(values)[0] <= 0:
+        raise ValueError(f"covariances[{index}] is not positive definite")
+    return matrix

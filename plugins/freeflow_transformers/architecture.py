@@ -1,0 +1,99 @@
+"""What a diffusion transformer is made of, as plain validated values. Never imports torch."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from freeflow_core.config.component import Section
+from freeflow_core.errors import CheckpointError, ConfigError
+
+FAMILY = "diffusion-transformer"
+"""Family of the tensors' names in a :class:`freeflow_core.types.NetworkState`."""
+
+SIZES: dict[str, dict[str, int]] = {
+    "S": {"depth": 12, "width": 384, "num_heads": 6},
+    "B": {"depth": 12, "width": 768, "num_heads": 12},
+    "L": {"depth": 24, "width": 1024, "num_heads": 16},
+    "XL": {"depth": 28, "width": 1152, "num_heads": 16},
+}
+"""The named sizes of DiT (Peebles & Xie 2022, table 1)."""
+
+
+@final
+class TransformerConfig(Section):
+    """Constructor arguments of :class:`freeflow_transformers.network.DiffusionTransformer`; stored with its weights.
+
+    Raises:
+        ConfigError: numbers that do not go together, such as a width that is not a multiple of the heads.
+    """
+
+    sample_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="(C, H, W) of one state.")
+    patch_size: PositiveInt = Field(description="Side of a patch; divides H and W.")
+    width: PositiveInt = Field(description="Channels of a token; a multiple of 4 and of num_heads.")
+    depth: PositiveInt = Field(description="Blocks.")
+    num_heads: PositiveInt = Field(description="Attention heads.")
+    mlp_ratio: PositiveFloat = Field(4.0, description="Hidden units of a block's MLP over its width.")
+    num_classes: int = Field(0, ge=0, description="Classes; 0: unconditional, without a class embedding.")
+    null_class: bool = Field(True, description="Whether the last row of the class embedding is the null class.")
+    learn_sigma: bool = Field(False, description="2C output channels, of which the first C are the velocity.")
+    jump: bool = Field(False, description="Takes the duration d = t - s of a jump as an input.")
+    guidance: bool = Field(False, description="Takes the guidance weight as an input.")
+    qk_norm: bool = Field(False, description="LayerNorm over each head's queries and keys.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformerConfig:
+        _, height, width = self.sample_shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ConfigError(
+                f"Patches of {self.patch_size} do not tile states of {height} x {width}. "
+                "Choose a patch_size that divides both sides."
+            )
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"A width of {self.width} does not split into {self.num_heads} heads. "
+                "Choose a width that is a multiple of num_heads."
+            )
+        if self.width % 4:
+            raise ConfigError(
+                f"A width of {self.width} cannot hold the two-dimensional sine-cosine position embedding. "
+                "Choose a multiple of 4."
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        """C, channels of a state and of a velocity."""
+        return self.sample_shape[0]
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the raw output: C, or 2C with ``learn_sigma``."""
+        return self.channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def has_null_class(self) -> bool:
+        """Whether an unconditional velocity can be asked for beside a conditional one."""
+        return self.num_classes > 0 and self.null_class
+
+    @classmethod
+    def from_stored(cls, values: Any) -> TransformerConfig:
+        """The configuration stored with weights. Raises :class:`CheckpointError` when it is not one."""
+        try:
+            return cls.model_validate(values)
+        except (ValidationError, ConfigError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"The configuration stored with the weights does not describe a {FAMILY} ({reason}). The file was "
+                "edited, or written by another version of this plugin: export it again."
+            ) from None
+
+
+def architecture_differences(ours: TransformerConfig, other: TransformerConfig) -> list[str]:
+    """``"width 384, not 768"`` for every part of the backbone that differs; extra inputs do not count."""
+    return [
+        f"{name} {getattr(ours, name)}, not {getattr(other, name)}"
+        for name in TransformerConfig.model_fields
+        if name not in ("jump", "guidance") and getattr(ours, name) != getattr(other, name)
+    ]

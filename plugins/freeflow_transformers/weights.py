@@ -1,0 +1,81 @@
+"""A diffusion transformer as data, and back."""
+
+from __future__ import annotations
+
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.interfaces import Teacher
+from freeflow_core.network_file import check_tensors
+from freeflow_core.types import LoadReport, NetworkState
+from freeflow_transformers.architecture import FAMILY, TransformerConfig, architecture_differences
+from freeflow_transformers.network import DiffusionTransformer
+
+
+def transformer_state(network: DiffusionTransformer) -> NetworkState:
+    """The network as data; the tensors share memory with it."""
+    return NetworkState(FAMILY, network.config.model_dump(mode="json"), network.state_dict())
+
+
+def transformer_from_state(state: NetworkState, what: str) -> DiffusionTransformer:
+    """The network that ``transformer_state`` described, in the precision of its tensors, with memory of its own.
+
+    Args:
+        state: of the family ``"diffusion-transformer"``.
+        what: names the origin in errors, e.g. ``"teacher checkpoint digits.safetensors"``.
+
+    Raises:
+        CheckpointError: another family, a configuration that is none, or tensors that do not fit it.
+    """
+    if state.family != FAMILY:
+        raise CheckpointError(
+            f"The {what} holds a network of the family {state.family!r}; expected {FAMILY!r}. Choose the component "
+            "that wrote it, or another file."
+        )
+    network = DiffusionTransformer(TransformerConfig.from_stored(dict(state.config)))
+    try:
+        check_tensors(network.state_dict(), state.tensors, what)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} Its weights and its configuration belong to different networks: export it again."
+        ) from None
+    network.to(state.tensors["x_embedder.proj.weight"].dtype)
+    network.load_state_dict(dict(state.tensors))
+    return network
+
+
+def teacher_architecture(teacher: Teacher | None) -> TransformerConfig | None:
+    """The teacher's architecture when its network is a diffusion transformer, else None."""
+    state = None if teacher is None else teacher.network_state()
+    if state is None or state.family != FAMILY:
+        return None
+    return TransformerConfig.from_stored(dict(state.config))
+
+
+def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
+    """Copy the teacher's tensors into ``network`` by name.
+
+    Raises:
+        ConfigError: the teacher's network is of another family, or differs from ``network`` in its architecture.
+    """
+    own = network.state_dict()
+    state = teacher.network_state()
+    if state is None:
+        return LoadReport(new=tuple(own))
+    remedy = "start from fresh weights (--set student.initialise=random)"
+    if state.family != FAMILY:
+        raise ConfigError(
+            f"The student is a {FAMILY}, the teacher's network a {state.family}: none of its weights fit. Choose a "
+            f"student of that family, or {remedy}."
+        )
+    differences = architecture_differences(network.config, TransformerConfig.from_stored(dict(state.config)))
+    if differences:
+        raise ConfigError(
+            f"The student cannot start from this teacher, because it has {'; '.join(differences)}. Leave these "
+            f"options out, so that they follow the teacher, or {remedy}."
+        )
+    taken = {name: tensor for name, tensor in state.tensors.items() if name in own}
+    network.load_state_dict(taken, strict=False)
+    return LoadReport(
+        taken=tuple(taken),
+        new=tuple(name for name in own if name not in taken),
+        left=tuple(name for name in state.tensors if name not in own),
+    )

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import Result
+
+Freeflow = Callable[..., Result]
+
+
+def shown(result: Result) -> dict[str, object]:
+    assert result.exit_code == 0, result.output
+    values: dict[str, object] = yaml.safe_load(result.stdout)
+    return values
+
+
+def test_cli_config_show_defaults_to_the_digits_preset(freeflow: Freeflow) -> None:
+    values = shown(freeflow("config", "show"))
+    assert values["name"] == "digits"
+    assert values["teacher"] == {
+        "name": "wise", "power": 0.25, "mode": "near", "limit": None, "names": [], "inner": {"depth": 2}
+    }  # fmt: skip
+    assert values["seed"] == 0  # every default is written out
+
+
+def test_cli_config_show_output_is_a_config_file(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
+    first = freeflow("config", "show", "--set", "objective.limit=7", "--set", "training.images=100", "--seed", "5")
+    again = freeflow("config", "show", "--config", str(config_file(first.stdout)))
+    assert shown(first)["seed"] == 5
+    assert again.stdout == first.stdout
+
+
+def test_cli_another_teacher_keeps_the_rest_of_the_preset(freeflow: Freeflow) -> None:
+    values = shown(freeflow("config", "show", "--teacher", "stern"))
+    assert values["teacher"] == {"name": "stern"}
+    assert values["objective"]["mode"] == "far"  # type: ignore[index]
+    assert values["training"]["images"] == 6400  # type: ignore[index]
+
+
+def test_cli_the_same_teacher_keeps_its_options(freeflow: Freeflow) -> None:
+    assert shown(freeflow("config", "show", "--teacher", "wise"))["teacher"]["power"] == 0.25  # type: ignore[index]
+
+
+def test_cli_a_file_stands_alone(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
+    path = str(config_file("student: lazy\nobjective: agree\n"))
+    values = shown(freeflow("config", "show", "--config", path))
+    assert (values["name"], values["teacher"]) == ("run", None)
+
+
+def test_cli_a_file_may_name_its_preset(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
+    values = shown(freeflow("config", "show", "--config", str(config_file("preset: digits\nstudent: lazy\n"))))
+    assert (values["name"], values["student"]) == ("digits", {"name": "lazy"})
+
+
+def test_cli_a_preset_lies_under_a_file(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
+    path = str(config_file("training: {images: 7}\n"))
+    values = shown(freeflow("config", "show", "--preset", "digits", "--config", path))
+    assert values["training"]["images"] == 7  # type: ignore[index]
+    assert values["training"]["batch_size"] == 32  # type: ignore[index]
+
+
+def test_cli_set_comes_last_and_the_later_wins(freeflow: Freeflow) -> None:
+    values = shown(freeflow("config", "show", "--seed", "1", "--set", "seed=2", "--set", "seed=3"))
+    assert values["seed"] == 3
+
+
+def test_cli_config_show_for_pretrain(freeflow: Freeflow) -> None:
+    values = shown(freeflow("config", "show", "--command", "pretrain", "--student", "lazy"))
+    assert (values["name"], values["source"], values["student"]) == (
+        "digits-teacher", {"name": "pictures"}, {"name": "lazy"}
+    )  # fmt: skip
+
+
+def test_cli_config_show_as_json(freeflow: Freeflow) -> None:
+    assert json.loads(freeflow("config", "show", "--json").stdout) == shown(freeflow("config", "show"))
+
+
+@pytest.mark.parametrize("arguments", [("--seed", "-1"), ("--command", "sample")])
+def test_cli_config_show_refuses_bad_values(freeflow: Freeflow, arguments: tuple[str, str]) -> None:
+    assert freeflow("config", "show", *arguments).exit_code == 2

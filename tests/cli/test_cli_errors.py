@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FakeApi
+from freeflow_cli.main import build_app
+from typer.main import get_command
+from typer.testing import Result
+
+from freeflow_core.errors import ConfigError, NonFiniteError
+from freeflow_core.plugin import Manager
+
+Freeflow = Callable[..., Result]
+
+
+def paragraph(result: Result) -> str:
+    """The one paragraph on stderr; nothing else may be there."""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--teacher", "wize"), "Unknown teacher 'wize'. Did you mean 'wise'?"),
+        (("--objective", "agre"), "Did you mean 'agree'?"),
+        (("--student", "nobody"), "Known: eager, lazy."),
+        (("--preset", "digit"), "Unknown distill preset 'digit'. Did you mean 'digits'?"),
+        (("--set", "training.imags=1"), "Did you mean 'images'?"),
+        (("--set", "objective.power=2"), "less than 1"),
+        (("--set", "objective.powr=0"), "Unknown setting 'objective.powr'"),
+        (("--set", "no-equals-sign"), "--set 'no-equals-sign' is not of the form a.b=value"),
+        (("--set", "=3"), "not of the form a.b=value"),
+        (("--config", "absent.yaml"), "absent.yaml cannot be read"),
+    ],
+)
+def test_cli_usage_errors_are_one_paragraph_with_code_2(
+    freeflow: Freeflow, arguments: tuple[str, ...], expected: str
+) -> None:
+    result = freeflow("distill", *arguments)
+    assert result.exit_code == 2
+    assert paragraph(result).startswith("Error: ")
+    assert expected in result.stderr
+
+
+def test_cli_invalid_yaml_names_file_and_line(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
+    result = freeflow("distill", "--config", str(config_file("name: a\nseed: [1\n")))
+    assert result.exit_code == 2
+    assert "given.yaml is not valid YAML" in paragraph(result)
+    assert "line 3" in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [(("distill", "--teachr", "x"), "--teacher"), (("distil",), "distill")])
+def test_cli_parser_errors_suggest_and_exit_2(freeflow: Freeflow, arguments: tuple[str, ...], expected: str) -> None:
+    result = freeflow(*arguments)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_cli_markup_in_a_message_is_printed_as_it_is(freeflow: Freeflow) -> None:
+    result = freeflow("distill", "--teacher", "[bold]wise[/bold]")
+    assert "Unknown teacher '[bold]wise[/bold]'" in paragraph(result)
+
+
+def test_cli_failures_of_a_run_exit_1(freeflow: Freeflow, api: FakeApi) -> None:
+    api.failure = NonFiniteError("A step produced NaN.")
+    result = freeflow("distill")
+    assert result.exit_code == 1
+    assert paragraph(result) == "Error: A step produced NaN."
+
+
+def test_cli_unexpected_errors_name_type_and_debug(freeflow: Freeflow, api: FakeApi) -> None:
+    api.failure = ZeroDivisionError("division\nby zero")
+    result = freeflow("distill")
+    assert result.exit_code == 1
+    assert paragraph(result).startswith("Unexpected error: ZeroDivisionError: division by zero. Run again with --debug")
+
+
+def test_cli_interrupt_is_one_line(freeflow: Freeflow, api: FakeApi) -> None:
+    api.failure = KeyboardInterrupt()
+    result = freeflow("distill")
+    assert result.exit_code == 1
+    assert paragraph(result).startswith("Interrupted: ")
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "distill"), ("distill", "--debug")])
+def test_cli_debug_shows_the_traceback_anywhere(freeflow: Freeflow, api: FakeApi, arguments: tuple[str, ...]) -> None:
+    api.failure = ZeroDivisionError("oh")
+    result = freeflow(*arguments)
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "Unexpected error: ZeroDivisionError: oh." in result.stderr
+    assert "Run again with --debug" not in result.stderr
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+def test_cli_debug_by_environment(
+    freeflow: Freeflow, monkeypatch: pytest.MonkeyPatch, value: str, shown: bool
+) -> None:
+    monkeypatch.setenv("FREEFLOW_DEBUG", value)
+    result = freeflow("distill", "--teacher", "nobody")
+    assert result.exit_code == 2
+    assert ("Traceback" in result.stderr) is shown
+
+
+def test_cli_errors_reach_a_caller_that_asks_for_them(manager: Manager) -> None:
+    with pytest.raises(ConfigError):
+        get_command(build_app(manager)).main(["distill", "--teacher", "nobody"], standalone_mode=False)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from cli_support import BrokenHook
+from freeflow_cli.model_options import model_options
+from pydantic import Field
+from typer.testing import Result
+
+from freeflow_core.config import ComponentConfig
+from freeflow_core.plugin import Manager
+
+Freeflow = Callable[..., Result]
+
+
+def test_cli_list_shows_components_presets_and_plugins(freeflow: Freeflow) -> None:
+    result = freeflow("plugins", "list")
+    assert result.exit_code == 0
+    for word in ("wise", "stern", "eager", "The heun of the tests.", "[distill] Small.", "[pretrain] Its teacher."):
+        assert word in result.stdout
+    assert "freeflow-example" in result.stdout
+    assert "teachers, students, objectives" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_cli_list_by_kind(freeflow: Freeflow) -> None:
+    result = freeflow("plugins", "list", "--kind", "teacher")
+    assert "wise" in result.stdout
+    assert "eager" not in result.stdout
+    assert "freeflow-example" not in result.stdout
+    assert freeflow("plugins", "list", "--kind", "verifier").stdout == "None.\n"
+
+
+def test_cli_list_as_json(freeflow: Freeflow) -> None:
+    values = json.loads(freeflow("plugins", "list", "--json").stdout)
+    assert {
+        "kind": "teacher",
+        "name": "wise",
+        "summary": "The wise of the tests.",
+        "plugin": "example",
+        "distribution": "freeflow-example",
+        "version": "1.2",
+    } in values["components"]
+    assert values["plugins"][0]["name"] == "example"
+    assert "freeflow_presets" in values["plugins"][0]["hooks"]
+
+
+def test_cli_unknown_kind_is_a_usage_error(freeflow: Freeflow) -> None:
+    result = freeflow("plugins", "list", "--kind", "teachr")
+    assert result.exit_code == 2
+    assert "Did you mean 'teacher'?" in result.stderr
+
+
+def test_cli_show_prints_the_options_of_a_component(freeflow: Freeflow) -> None:
+    result = freeflow("plugins", "show", "wise")
+    assert result.exit_code == 0
+    for word in ("teacher wise: The wise of the tests.", "Somebody 1999", "freeflow-example 1.2", "inner.depth"):
+        assert word in result.stdout
+    line = next(line for line in result.stdout.splitlines() if "power" in line)
+    assert line.split()[:5] == ["power", "float", "0.5", ">=", "0,"]
+    assert "[in brackets]" in result.stdout
+
+
+def test_cli_show_prints_a_preset_as_yaml(freeflow: Freeflow) -> None:
+    result = freeflow("plugins", "show", "digits", "--kind", "preset")
+    assert "teacher: {name: wise, power: 0.25}" in result.stdout
+    assert "score 1.5, measured on a test" in result.stdout
+
+
+def test_cli_show_prints_a_plugin(freeflow: Freeflow) -> None:
+    result = freeflow("plugins", "show", "example")
+    assert "freeflow_commands" in result.stdout
+    assert "stern" in result.stdout
+
+
+def test_cli_show_as_json(freeflow: Freeflow) -> None:
+    values = json.loads(freeflow("plugins", "show", "agree", "--json").stdout)
+    (component,) = values["components"]
+    by_name = {option["name"]: option for option in component["options"]}
+    assert by_name["mode"]["type"] == "near | far"
+    assert by_name["limit"] == {
+        "name": "limit",
+        "type": "int | null",
+        "default": "null",
+        "range": "> 0",
+        "description": "At most this many.",
+    }
+    assert by_name["names"]["type"] == "list of text"
+    assert by_name["inner.depth"]["range"] == ">= 1, <= 9"
+
+
+def test_cli_show_of_an_unknown_name_suggests(freeflow: Freeflow) -> None:
+    result = freeflow("plugins", "show", "wize")
+    assert result.exit_code == 2
+    assert "Did you mean 'wise'?" in result.stderr
+    assert freeflow("plugins", "show", "wise", "--kind", "student").exit_code == 2
+
+
+def test_cli_a_plugin_adds_commands(freeflow: Freeflow) -> None:
+    assert freeflow("greet").stdout == "hello from a plugin\n"
+    assert "greet" in freeflow("--help").stdout
+
+
+@pytest.mark.parametrize("hook", ["freeflow_teachers", "freeflow_commands"])
+def test_cli_a_failing_hook_costs_one_warning_line(freeflow: Freeflow, manager: Manager, hook: str) -> None:
+    manager.register(BrokenHook.of(hook), "broken", "freeflow-broken", "0.1")
+    result = freeflow("config", "show")
+    assert result.exit_code == 0
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Warning: plugin 'broken'")
+    assert "RuntimeError: nothing works" in line
+
+
+def test_cli_option_without_default_is_required() -> None:
+    class Needs(ComponentConfig):
+        path: str = Field(pattern="^/", description="Where.")
+
+    (option,) = model_options(Needs)
+    assert (option.default, option.range) == ("required", "matches ^/")

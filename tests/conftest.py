@@ -1,0 +1,35 @@
+"""Fixtures for all tests. One thread: contended two-thread runs are many times slower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from freeflow_core.plugin import Manager, Registry
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def manager() -> Manager:
+    """All installed plugins."""
+    return Manager.load()
+
+
+@pytest.fixture(scope="session")
+def registry(manager: Manager) -> Registry:
+    return Registry(manager)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Outputs of other implementations, where the checkout has them beside it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden files are not beside this checkout")
+    return folder

@@ -1,0 +1,113 @@
+"""Layers merge in order; unknown keys and names are refused with a suggestion."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freeflow_core.config import load_run_config, to_yaml
+from freeflow_core.config.load import merge, parse_assignment
+from freeflow_core.errors import ConfigError, UnknownComponent
+
+BASE = {
+    "teacher": "gaussian-mixture",
+    "student": "mlp",
+    "objective": {"name": "freeflow", "weight_power": 0.5},
+    "training": {"images": 640},
+}
+
+
+def load(registry, *assignments, **overrides):
+    return load_run_config(registry, "distill", overrides={**BASE, **overrides}, assignments=assignments)
+
+
+def test_defaults_are_written_out_and_read_back(registry, tmp_path):
+    config = load(registry)
+    assert config.objective.options.weight_power == 0.5
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config))
+    again = load_run_config(registry, "distill", file=file)
+    assert again == config
+    assert "weight_epsilon" in yaml.safe_load(file.read_text())["objective"]
+
+
+def test_order_is_preset_then_file_then_overrides_then_assignments(registry, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 5\ntraining: {batch_size: 32}\nname: from-file\n")
+    config = load_run_config(
+        registry, "distill", preset="digits", file=file, overrides={"seed": 6}, assignments=["training.batch_size=16"]
+    )
+    assert (config.seed, config.training.batch_size, config.name) == (6, 16, "from-file")
+    assert config.teacher is not None
+    assert config.teacher.name == "digits"
+
+
+def test_a_file_may_name_its_preset(registry, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: digits\nseed: 9\n")
+    config = load_run_config(registry, "distill", file=file)
+    assert (config.seed, config.teacher.name) == (9, "digits")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("training.batch_sise=8", "Did you mean 'batch_size'"),
+        ("objective.weight_powr=1", "Did you mean 'weight_power'"),
+        ("training.batch_size=many", "training.batch_size"),
+        ("training.batch_size=0", "greater than 0"),
+        ("nonsense", "is not of the form"),
+        ("training.accumulation=3", "multiple"),
+        ("training.optimizer.learning_rate=.inf", "finite"),
+    ],
+)
+def test_bad_settings_are_named(registry, assignment, expected):
+    with pytest.raises(ConfigError, match=expected.replace("(", r"\(")):
+        load(registry, assignment)
+
+
+@pytest.mark.parametrize(("key", "name", "meant"), [("objective", "freeflw", "freeflow"), ("teacher", "digit", "digits")])
+def test_unknown_names_come_with_a_suggestion(registry, key, name, meant):
+    with pytest.raises(UnknownComponent, match=f"Did you mean '{meant}'"):
+        load(registry, **{key: name})
+
+
+def test_another_component_drops_the_old_ones_options():
+    merged = merge({"objective": {"name": "a", "k": 1}}, {"objective": {"name": "b"}})
+    assert merged == {"objective": {"name": "b"}}
+    assert merge({"objective": {"name": "a", "k": 1}}, {"objective": {"k": 2}})["objective"] == {"name": "a", "k": 2}
+    assert merge({"objective": {"name": "a", "k": 1}}, {"objective": "a"})["objective"] == {"name": "a", "k": 1}
+
+
+def test_unreadable_files(registry, tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_run_config(registry, "distill", file=tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_run_config(registry, "distill", file=broken)
+    broken.write_text("!!python/object/apply:os.system ['echo hacked']\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_run_config(registry, "distill", file=broken)
+    broken.write_text("- a\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_run_config(registry, "distill", file=broken)
+
+
+def test_missing_parts_are_named(registry):
+    with pytest.raises(ConfigError, match="'student'"):
+        load_run_config(registry, "distill", overrides={"teacher": "gaussian-mixture"})
+
+
+@given(st.lists(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), min_size=1, max_size=4), st.integers() | st.booleans())
+def test_assignments_nest(keys, value):
+    nested = parse_assignment(f"{'.'.join(keys)}={str(value).lower() if isinstance(value, bool) else value}")
+    for key in keys:
+        nested = nested[key]
+    assert nested == value
+
+
+def test_scientific_notation_reaches_floats(registry):
+    assert load(registry, "training.optimizer.learning_rate=3e-4").training.optimizer.learning_rate == 3e-4

@@ -1,0 +1,78 @@
+"""Draws are a function of (seed, stream, index) alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.math.random import PhiloxDraws
+
+
+@given(
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=20, unique=True),
+    st.integers(0, 2**63 - 1),
+    st.sampled_from([(3,), (1, 2, 2), (5, 3)]),
+)
+@settings(max_examples=50, deadline=None)
+def test_each_row_is_what_it_would_be_alone(index, seed, shape):
+    together = PhiloxDraws(seed, torch.tensor(index)).noise("z", shape)
+    for row, number in enumerate(index):
+        alone = PhiloxDraws(seed, torch.tensor([number])).noise("z", shape)
+        assert torch.equal(together[row], alone[0])
+
+
+def test_streams_seeds_and_indices_differ():
+    index = torch.arange(1000)
+    first = PhiloxDraws(0, index).uniform("time")
+    assert len(first.unique()) == 1000
+    for other in (PhiloxDraws(0, index).uniform("r"), PhiloxDraws(1, index).uniform("time")):
+        assert abs(torch.corrcoef(torch.stack([first, other]))[0, 1]) < 0.1
+
+
+def test_distributions():
+    draws = PhiloxDraws(3, torch.arange(20_000))
+    assert stats.kstest(draws.uniform("u").numpy(), "uniform").pvalue > 1e-3
+    assert stats.kstest(draws.normal("n").numpy(), "norm").pvalue > 1e-3
+    assert stats.kstest(draws.rows(torch.arange(500)).noise("z", (4, 8)).flatten().numpy(), "norm").pvalue > 1e-3
+    counts = torch.bincount(draws.integers("label", 10), minlength=10)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_pinned_values_never_change():
+    """A changed generator would silently change every published number."""
+    draws = PhiloxDraws(0, torch.tensor([0, 1, 10**9]), dtype=torch.float64)
+    assert [value.hex() for value in draws.uniform("time").tolist()] == [
+        "0x1.ac94df9fe0ba0p-1",
+        "0x1.f4fa498f3de1fp-2",
+        "0x1.67ffbccb9c364p-4",
+    ]
+
+
+@given(st.sampled_from([0.25, 0.5, 0.75, 1 / 8]), st.integers(1, 4), st.integers(1, 4))
+def test_split_is_stratified_over_every_part(share, world, accumulation):
+    rows, parts = 8, world * accumulation
+    inside = []
+    for part in range(parts):
+        position = torch.arange(rows) + part * rows
+        _, chosen = PhiloxDraws(0, position, position=position, batch_size=rows * parts).split(share)
+        assert len(chosen) == rows * share
+        inside += (position[chosen]).tolist()
+    whole = torch.arange(rows * parts)
+    _, expected = PhiloxDraws(0, whole, position=whole, batch_size=rows * parts).split(share)
+    assert sorted(inside) == expected.tolist()
+
+
+def test_split_that_cannot_be_even_is_refused():
+    position = torch.arange(6)
+    with pytest.raises(ConfigError, match="whole number of rows"):
+        PhiloxDraws(0, position, position=position, batch_size=12).split(0.25)
+
+
+def test_split_rows_cover_the_batch_once():
+    outside, inside = PhiloxDraws(0, torch.arange(10)).split(0.25)
+    assert sorted(outside.tolist() + inside.tolist()) == list(range(10))
+    assert len(inside) == 2

@@ -1,0 +1,212 @@
+"""The step: what is counted, skipped, refused, and never touched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from freeflow_core import api
+from freeflow_core.config import OptimizerConfig
+from freeflow_core.engine.optimizer import RoleOptimizer, learning_rate
+from freeflow_core.engine.run import Run
+from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
+from freeflow_core.types import Loss
+
+
+def make_run(config, output, manager):
+    return Run(config, "distill", manager, output=output, resume=False)
+
+
+@pytest.mark.parametrize("role", ["student", "fake_velocity"])
+def test_a_non_finite_step_reaches_no_weights_and_is_raised_at_the_next_reading(tiny, output, manager, role):
+    run = make_run(tiny(), output, manager)
+    run.trainer.step()
+    objective = run.components.objective
+    healthy = objective.losses
+
+    def poisoned(*arguments):
+        losses = healthy(*arguments)
+        bad = losses[role]
+        losses[role] = Loss(bad.per_sample * float("nan"), bad.terms)
+        return losses
+
+    before = {name: {k: v.clone() for k, v in files.items()} for name, files in run.state.tensors().items()}
+    objective.losses = poisoned
+    run.trainer.step()
+    objective.losses = healthy
+    after = run.state.tensors()
+    for name, files in before.items():
+        for key, value in files.items():
+            assert torch.equal(value, after[name][key]), f"{name} {key} was touched"
+    with pytest.raises(NonFiniteError, match=f"{role}/loss"):
+        run.trainer.read_metrics()
+
+
+def test_no_checkpoint_follows_a_non_finite_step(tiny, output, manager):
+    run = make_run(tiny("checkpointing.every_images=16", "logging.every_images=1000"), output, manager)
+    objective = run.components.objective
+    healthy = objective.losses
+
+    def poisoned(models, batch, draws, progress, context):
+        losses = healthy(models, batch, draws, progress, context)
+        if progress.images >= 64:
+            losses["student"] = Loss(losses["student"].per_sample * float("inf"), {})
+        return losses
+
+    objective.losses = poisoned
+    with pytest.raises(NonFiniteError, match="last checkpoint"):
+        run.execute()
+    names = sorted(p.name for p in (output / "checkpoints").iterdir())
+    assert names[-1] == "images-000000000064"
+    assert json.loads((output / "run.json").read_text())["status"] == "failed"
+
+
+def test_teacher_gets_no_gradient_and_never_changes(tiny, output, manager):
+    run = make_run(tiny(), output, manager)
+    teacher = run.components.teacher
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    run.trainer.step()
+    assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in before.items())
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_every_role_moves_and_the_average_trails(tiny, output, manager):
+    run = make_run(tiny(), output, manager)
+    before = {name: {k: v.clone() for k, v in r.network.state_dict().items()} for name, r in run.state.roles.items()}
+    for _ in range(3):
+        run.trainer.step()
+    for name, role in run.state.roles.items():
+        assert any(not torch.equal(v, role.network.state_dict()[k]) for k, v in before[name].items()), name
+        assert role.updates == 3
+    student = run.state.roles["student"]
+    assert student.ema is not None
+    assert any(not torch.equal(v, student.ema.state_dict()[k]) for k, v in student.network.state_dict().items())
+
+
+def test_metrics_carry_every_term(tiny, output, manager):
+    api.distill(tiny(), output=output, manager=manager)
+    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last.keys() >= {
+        "images", "student/loss", "student/prediction_residual", "student/correction_residual", "student/balance",
+        "student/gradient_norm", "fake_velocity/loss", "fake_velocity/gradient_norm", "images_per_second",
+        "memory_gib", "learning_rate",
+    }
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (("source=digits",), "data-free"),
+        (("objective=flow-matching",), "trains on data"),
+        (("student=velocity-transformer",), "sample_shape|images|shape"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(tiny, output, manager, assignments, message):
+    with pytest.raises(ConfigError, match=message):
+        make_run(tiny(*assignments), output, manager)
+    assert not output.exists()
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tiny, output, manager):
+    with pytest.raises(ConfigError, match="whole number of rows"):
+        api.distill(tiny("training.batch_size=12", "training.accumulation=2"), output=output, manager=manager)
+
+
+def test_losses_of_the_wrong_shape_or_role_name_the_objective(tiny, output, manager):
+    run = make_run(tiny(), output, manager)
+    objective = run.components.objective
+    student = run.state.roles["student"].network
+    total = sum(p.sum() for p in student.parameters())
+    for losses, message in [
+        ({"student": Loss(total)}, "not a mean over the batch"),
+        ({"critic": Loss(total[None])}, "not a trainable role"),
+        ({}, "returned no loss"),
+    ]:
+        objective.losses = lambda *arguments, losses=losses: losses
+        with pytest.raises(PluginError, match=message):
+            run.trainer.step()
+
+
+def test_fused_clipping_equals_clip_grad_norm():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimizerConfig(learning_rate=0.1, clip_norm=0.01, epsilon=0.1)
+    optimizer = RoleOptimizer(ours, config)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, betas=(0.9, 0.95), eps=0.1, weight_decay=0)
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        ours(x).square().sum().backward()
+        theirs(x).square().sum().backward()
+        optimizer.step(0.1, optimizer.gradient_norm(), torch.zeros(()))
+        nn.utils.clip_grad_norm_(theirs.parameters(), 0.01)
+        reference.step()
+        reference.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_learning_rate_schedules():
+    config = OptimizerConfig(learning_rate=1.0, warmup_images=100, schedule="cosine", final_fraction=0.1)
+    assert learning_rate(config, 0, 1000) == pytest.approx(1 / 101)
+    assert learning_rate(config, 100, 1000) == pytest.approx(1.0)
+    assert learning_rate(config, 550, 1000) == pytest.approx(0.55)
+    assert learning_rate(config, 1000, 1000) == pytest.approx(0.1)
+    linear = OptimizerConfig(learning_rate=1.0, schedule="linear")
+    assert learning_rate(linear, 250, 1000) == pytest.approx(0.75)
+    root = OptimizerConfig(learning_rate=1.0, schedule="inverse-sqrt", decay_images=100)
+    assert [learning_rate(root, i, 1000) for i in (50, 400)] == pytest.approx([1.0, 0.5])
+
+
+def test_observers_hear_everything_in_order(tiny, output):
+    from freeflow_core.plugin import Manager, hookimpl
+
+    heard = []
+
+    class Observer:
+        @hookimpl
+        def freeflow_run_started(self, run):
+            heard.append("started")
+
+        @hookimpl
+        def freeflow_step_finished(self, run, progress, metrics):
+            heard.append("step")
+
+        @hookimpl
+        def freeflow_checkpoint_saved(self, run, progress, path):
+            assert (path / "state.json").is_file()
+            heard.append("saved")
+
+        @hookimpl
+        def freeflow_run_finished(self, run, status):
+            heard.append(status)
+
+    watched = Manager.load()
+    watched.register(Observer(), "observer")
+    api.distill(tiny("training.images=64"), output=output, manager=watched)
+    assert heard == ["started", "step", "step", "saved", "finished"]
+
+
+def test_an_observer_that_fails_is_warned_about_once_and_the_run_goes_on(tiny, output, caplog):
+    from freeflow_core.plugin import Manager, hookimpl
+
+    class Broken:
+        @hookimpl
+        def freeflow_step_finished(self, run, progress, metrics):
+            raise RuntimeError("observer bug")
+
+    watched = Manager.load()
+    watched.register(Broken(), "broken")
+    assert api.distill(tiny(), output=output, manager=watched).status == "finished"
+    assert caplog.text.count("observer bug") == 1
+
+
+def test_dry_run_counts_passes_and_writes_nothing(tiny, tmp_path, manager, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = dict(api.plan(tiny(), manager=manager).rows)
+    assert "student 1.00 with" in rows["passes per step (share of the batch)"]
+    assert "fake_velocity 0.25 with" in rows["passes per step (share of the batch)"]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,142 @@
+"""10 steps are 5 steps, a restart, and 5 steps: bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+
+from freeflow_core import api
+from freeflow_core.engine.run import Interrupted
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.network_file import load_tensors
+
+
+def checkpoint(folder):
+    path = max((folder / "checkpoints").iterdir())
+    return {f.name: load_tensors(f)[0] for f in sorted(path.glob("*.safetensors"))}, path
+
+
+def assert_identical(first, second):
+    (a, _), (b, _) = checkpoint(first), checkpoint(second)
+    assert a.keys() == b.keys()
+    for name in a.keys() - {"random.safetensors"}:
+        assert a[name].keys() == b[name].keys()
+        for key in a[name]:
+            assert torch.equal(a[name][key], b[name][key]), f"{name} {key}"
+
+
+@pytest.mark.parametrize("objective", ["freeflow", "freeflow-prediction", "freeflow-correction"])
+def test_resume_is_bit_identical(tiny, tmp_path, manager, objective):
+    config = tiny(f"objective={objective}")
+    whole = api.distill(config, output=tmp_path / "whole", manager=manager)
+    stopped = api.distill(tiny(f"objective={objective}", "training.stop_at_images=80"), output=tmp_path / "parts", manager=manager)
+    assert stopped.status == "stopped"
+    resumed = api.distill(config, output=tmp_path / "parts", resume=True, manager=manager)
+    assert (whole.status, resumed.status) == ("finished", "finished")
+    assert_identical(whole.folder, resumed.folder)
+    lines = [json.loads(line)["images"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(lines)
+    assert lines[-1] == 160
+
+
+def test_resume_from_data_is_bit_identical(tiny, tmp_path, manager):
+    over = {
+        "teacher": None,
+        "source": "digits",
+        "student": {"name": "velocity-transformer", "width": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
+        "objective": {"name": "flow-matching"},
+        "command": "pretrain",
+    }
+    command = over.pop("command")
+    whole = api.pretrain(tiny(command=command, **over), output=tmp_path / "whole", manager=manager)
+    api.pretrain(tiny("training.stop_at_images=96", command=command, **over), output=tmp_path / "p", manager=manager)
+    parts = api.pretrain(tiny(command=command, **over), output=tmp_path / "p", resume=True, manager=manager)
+    assert_identical(whole.folder, parts.folder)
+
+
+def test_accumulation_changes_nothing_but_rounding(tiny, tmp_path, manager):
+    options = ("runtime.precision=float64",)
+    one = api.distill(tiny(*options), output=tmp_path / "one", manager=manager)
+    four = api.distill(tiny(*options, "training.accumulation=4"), output=tmp_path / "four", manager=manager)
+    (a, _), (b, _) = checkpoint(one.folder), checkpoint(four.folder)
+    for key, value in a["student.safetensors"].items():
+        assert torch.allclose(value, b["student.safetensors"][key], atol=1e-9), key
+
+
+def test_a_changed_configuration_is_refused_but_logging_may_change(tiny, output, manager):
+    api.distill(tiny("training.stop_at_images=32"), output=output, manager=manager)
+    with pytest.raises(ConfigError, match=r"objective\.weight_power: 0\.5 -> 1\.0"):
+        api.distill(tiny("objective.weight_power=1.0"), output=output, resume=True, manager=manager)
+    api.distill(tiny("logging.every_images=64"), output=output, resume=True, manager=manager)
+
+
+def test_folders_of_other_runs_are_left_alone(tiny, output, manager):
+    api.distill(tiny("training.images=16"), output=output, manager=manager)
+    before = sorted(output.rglob("*"))
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
+        api.distill(tiny(), output=output, manager=manager)
+    assert sorted(output.rglob("*")) == before
+    with pytest.raises(ConfigError, match="found no run"):
+        api.distill(tiny(), output=output.parent / "none", resume=True, manager=manager)
+
+
+def test_an_interrupt_saves_and_the_rest_is_identical(tiny, tmp_path, manager):
+    class Interrupts:
+        """Presses Ctrl-C once, in the middle."""
+
+        from freeflow_core.plugin import hookimpl
+
+        @hookimpl
+        def freeflow_step_finished(self, run, progress, metrics):
+            if progress.images == 64 and not run.resumed:
+                signal.raise_signal(signal.SIGINT)
+
+    whole = api.distill(tiny(), output=tmp_path / "whole", manager=manager)
+    from freeflow_core.plugin import Manager
+
+    watched = Manager.load()
+    watched.register(Interrupts(), "interrupts")
+    with pytest.raises(Interrupted, match="--resume"):
+        api.distill(tiny(), output=tmp_path / "cut", manager=watched)
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"
+    rest = api.distill(tiny(), output=tmp_path / "cut", resume=True, manager=manager)
+    assert_identical(whole.folder, rest.folder)
+
+
+def test_a_damaged_checkpoint_is_named(tiny, output, manager):
+    api.distill(tiny("training.stop_at_images=32"), output=output, manager=manager)
+    _, path = checkpoint(output)
+    file = path / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"student\.safetensors cannot be read"):
+        api.distill(tiny(), output=output, resume=True, manager=manager)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tiny, output, manager, monkeypatch):
+    from freeflow_core import network_file
+
+    real, calls = network_file.save_file, []
+
+    def fills_up(tensors, path, metadata=None):
+        calls.append(path)
+        if "images-000000000096" in str(path) or ".partial-000000000096" in str(path):
+            raise OSError(28, "No space left on device")
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(network_file, "save_file", fills_up)
+    with pytest.raises(CheckpointError, match=r"No space left.*last good one is .*images-000000000048"):
+        api.distill(tiny("checkpointing.every_images=48"), output=output, manager=manager)
+    assert [p.name for p in sorted((output / "checkpoints").iterdir())] == ["images-000000000048"]
+    monkeypatch.undo()
+    assert api.distill(tiny("checkpointing.every_images=48"), output=output, resume=True, manager=manager).status == "finished"
+
+
+def test_old_checkpoints_are_removed(tiny, output, manager):
+    api.distill(tiny("checkpointing.every_images=32", "checkpointing.keep=2"), output=output, manager=manager)
+    names = [p.name for p in sorted((output / "checkpoints").iterdir())]
+    assert names == ["images-000000000128", "images-000000000160"]
+
+

@@ -1,0 +1,85 @@
+"""What the tests of the evaluators share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import pytest
+import torch
+from freeflow_metrics.train_digits_features import digits_source
+from torch import Tensor
+
+from freeflow_core.config import ComponentConfig
+from freeflow_core.interfaces import BuildContext, Codec, EvaluationBatch, EvaluationContext, Source
+from freeflow_core.types import Batch, Condition
+
+
+class PixelCodec(Codec):
+    """uint8 <-> [-1, 1]."""
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        return cls()
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.float() / 127.5 - 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class HeldOutSource(Source):
+    """Held-out images and nothing else."""
+
+    def __init__(self, images: Tensor | None) -> None:
+        self._images = images
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        return cls(None)
+
+    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        return iter(())
+
+    def held_out(self) -> tuple[Tensor, Condition] | None:
+        return None if self._images is None else (self._images, None)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Source:
+    """The digits with their default split."""
+    return digits_source()
+
+
+@pytest.fixture
+def evaluation_context():
+    """Makes a context: ``evaluation_context(reference_images, teacher=..., student=...)``."""
+
+    def make(reference: Tensor | None = None, **networks: Any) -> EvaluationContext:
+        source = None if reference is None else HeldOutSource(reference)
+        return EvaluationContext(torch.device("cpu"), PixelCodec(), reference=source, **networks)
+
+    return make
+
+
+@pytest.fixture
+def build_context() -> BuildContext:
+    def component(kind: str, name: str, options: dict[str, Any]) -> Any:
+        raise AssertionError("evaluators build no other components")
+
+    return BuildContext(torch.device("cpu"), 0, component)
+
+
+@pytest.fixture
+def score_row():
+    """Feeds a row to an evaluator in batches: ``score_row(evaluator, subject, images, labels, batch_size)``."""
+
+    def score(evaluator, subject: str, images: Tensor, labels: Tensor | None = None, batch_size: int = 100):
+        evaluator.reset(subject)
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            evaluator.update(EvaluationBatch(images[rows], None if labels is None else labels[rows]))
+        return evaluator.compute()
+
+    return score

@@ -1,0 +1,154 @@
+"""The packaged digits features, and what their distances mean."""
+
+from __future__ import annotations
+
+import importlib.resources
+
+import numpy as np
+import pytest
+import torch
+from freeflow_metrics.config import FrechetConfig
+from freeflow_metrics.digits_features import ASSET, DigitsFeatures
+from freeflow_metrics.features import batch_features
+from freeflow_metrics.frechet_evaluator import FrechetEvaluator
+from freeflow_metrics.train_digits_features import train, training_digest
+
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.interfaces import EvaluationBatch
+from freeflow_core.network_file import load_network
+from freeflow_core.types import NetworkState
+
+
+@pytest.fixture(scope="module")
+def network() -> DigitsFeatures:
+    return DigitsFeatures.packaged()
+
+
+def uniform_noise(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def test_the_asset_is_small_and_names_held_out_digits(network, digits):
+    asset = importlib.resources.files("freeflow_metrics") / ASSET
+    assert len(asset.read_bytes()) <= 300_000
+    images, labels = digits.held_out()
+    predicted = network.logits(network.features(images)).argmax(1)
+    assert (predicted == labels).double().mean() >= 0.97
+
+
+def test_the_asset_was_trained_on_today_s_training_split_alone(digits):
+    with importlib.resources.as_file(importlib.resources.files("freeflow_metrics") / ASSET) as path:
+        _, facts = load_network(path)
+    assert facts["training_digest"] == training_digest(digits.training_images()[0])
+
+
+def test_distances_order_real_collapsed_and_random_images(digits, evaluation_context, score_row):
+    (training, labels), (held_out, _) = digits.training_images(), digits.held_out()
+    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator.prepare(evaluation_context(held_out))
+    floor = score_row(evaluator, "data", training)["fd_data"]
+    missing_class = score_row(evaluator, "student", training[labels != 3])["fd_data"]
+    noise = score_row(evaluator, "student", uniform_noise(1000))["fd_data"]
+    assert 0 < floor < 1
+    assert missing_class > 3 * floor
+    assert noise > 20 * floor
+
+
+def test_scores_do_not_depend_on_the_batches(digits, evaluation_context, score_row):
+    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator.prepare(evaluation_context(digits.held_out()[0]))
+    images = digits.training_images()[0]
+    one, other = (score_row(evaluator, "data", images, batch_size=size)["fd_data"] for size in (1200, 77))
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_teacher_s_distance_and_what_is_left_out(digits, evaluation_context, score_row):
+    images = digits.training_images()[0]
+    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator.prepare(evaluation_context())
+    assert score_row(evaluator, "student", images) == {}
+    evaluator.observe_reference(EvaluationBatch(images[:600], None))
+    evaluator.observe_reference(EvaluationBatch(images[600:], None))
+    same = score_row(evaluator, "student", images)
+    assert set(same) == {"fd_teacher"}
+    assert same["fd_teacher"] < 1e-6
+    assert score_row(evaluator, "teacher", images) == {}
+
+
+def test_preparing_again_forgets_the_teacher(digits, evaluation_context, score_row):
+    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator.prepare(evaluation_context())
+    evaluator.observe_reference(EvaluationBatch(uniform_noise(100), None))
+    evaluator.prepare(evaluation_context())
+    assert score_row(evaluator, "student", digits.training_images()[0]) == {}
+
+
+def test_few_samples_warn(digits, evaluation_context, score_row):
+    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator.prepare(evaluation_context(digits.held_out()[0]))
+    with pytest.warns(UserWarning, match="30 samples in the row 'student' for 48 feature dimensions"):
+        score_row(evaluator, "student", digits.training_images()[0][:30])
+    assert score_row(evaluator, "student", digits.training_images()[0][:1]) == {}
+
+
+def test_stored_statistics_give_the_same_distance_as_held_out_images(
+    tmp_path, digits, evaluation_context, score_row, build_context
+):
+    features = DigitsFeatures.packaged().features(digits.held_out()[0]).double().numpy()
+    np.savez(tmp_path / "stats.npz", arr_0=features[:1], mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    config = FrechetConfig(reference_statistics=str(tmp_path / "stats.npz"))
+    evaluator = FrechetEvaluator.from_config(config, build_context)
+    evaluator.prepare(evaluation_context(digits.held_out()[0]))
+    scores = score_row(evaluator, "student", digits.training_images()[0])
+    assert set(scores) == {"fd", "fd_data"}
+    assert scores["fd"] == pytest.approx(scores["fd_data"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": [0.0, 0.0], "sigma": [[1.0, 0.0], [0.0, 1.0]]}, "48 dimensions"),
+        ({"mean": [0.0]}, "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_unfit_statistics_are_explained(tmp_path, build_context, arrays, message):
+    path = tmp_path / "stats.npz"
+    if arrays is not None:
+        np.savez(path, **arrays)
+    with pytest.raises(ConfigError, match=message):
+        FrechetEvaluator.from_config(FrechetConfig(reference_statistics=str(path)), build_context)
+
+
+def test_cleanfid_s_statistics_need_inception(build_context):
+    with pytest.raises(ConfigError, match="features: inception"):
+        FrechetEvaluator.from_config(FrechetConfig(reference_statistics="cifar10"), build_context)
+
+
+def test_features_are_computed_once_per_batch(network, monkeypatch):
+    batch = EvaluationBatch(uniform_noise(3), None)
+    first = batch_features(network, batch)
+    monkeypatch.setattr(DigitsFeatures, "features", lambda *_: pytest.fail("computed twice"))
+    assert batch_features(DigitsFeatures.packaged(), batch) is first
+    assert first.dtype == torch.float64
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8)])
+def test_other_images_are_refused(network, images):
+    with pytest.raises(ConfigError, match="features: inception"):
+        network.features(images)
+
+
+def test_another_network_s_file_is_refused():
+    with pytest.raises(CheckpointError, match="family"):
+        DigitsFeatures(NetworkState("other", {}, {}))
+
+
+def test_training_is_deterministic_and_leaves_the_global_generator_alone(digits):
+    images, labels = digits.training_images()
+    state = torch.random.get_rng_state()
+    one, two = (train(images, labels, steps=3, seed=0).state_dict() for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    other = train(images, labels, steps=3, seed=1).state_dict()
+    assert not torch.equal(one["embed.weight"], other["embed.weight"])

@@ -1,0 +1,91 @@
+"""The Fréchet distance, and the moments it is computed from."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy
+import torch
+from freeflow_metrics.cleanfid_adapter import ensure_torchvision_ops
+from freeflow_metrics.frechet import frechet_distance
+from freeflow_metrics.statistics import RunningMoments
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SCIPY_WITHOUT_DISP = tuple(int(part) for part in scipy.__version__.split(".")[:2]) >= (1, 18)
+
+
+def random_gaussian(seed: int, dim: int, samples: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples or 3 * dim, dim, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(dim, dim, generator=generator, dtype=torch.float64) + seed
+    return x.mean(0), torch.cov(x.T)
+
+
+def test_one_dimension_is_known():
+    one = torch.tensor([1.0]), torch.tensor([[4.0]])
+    two = torch.tensor([3.0]), torch.tensor([[9.0]])
+    assert frechet_distance(*one, *two) == pytest.approx((3 - 1) ** 2 + (3 - 2) ** 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    variances=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=6),
+    shift=st.floats(-10, 10),
+    seed=st.integers(0, 1000),
+)
+def test_commuting_covariances_have_a_closed_form(variances, shift, seed):
+    first, second = torch.tensor(variances, dtype=torch.float64).T
+    dim = len(first)
+    noise = torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    basis = torch.linalg.qr(noise)[0]
+    mean = torch.zeros(dim, dtype=torch.float64)
+    expected = dim * shift**2 + (first.sqrt() - second.sqrt()).square().sum()
+    found = frechet_distance(mean, basis * first @ basis.T, mean + shift, basis * second @ basis.T)
+    assert found == pytest.approx(float(expected), rel=1e-6, abs=1e-4)
+
+
+def test_symmetric_and_zero_to_itself_even_when_singular():
+    one, two = random_gaussian(1, 12), random_gaussian(2, 12, samples=6)
+    assert frechet_distance(*one, *two) == pytest.approx(frechet_distance(*two, *one), rel=1e-6)
+    for gaussian in (one, two):
+        itself = frechet_distance(*gaussian, *gaussian)
+        assert 0 <= itself < 1e-6 * float(gaussian[1].trace())
+
+
+@pytest.mark.skipif(SCIPY_WITHOUT_DISP, reason="clean-fid's own distance does not run with scipy >= 1.18")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_agrees_with_cleanfid():
+    ensure_torchvision_ops()
+    from cleanfid import fid
+
+    for dim in (3, 40):
+        one, two = random_gaussian(3, dim), random_gaussian(4, dim)
+        theirs = fid.frechet_distance(*(x.numpy() for x in (*one, *two)))
+        assert frechet_distance(*one, *two) == pytest.approx(theirs, rel=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, 200), max_size=8), offset=st.sampled_from([0.0, 1e6]))
+def test_streaming_equals_one_shot_whatever_the_chunks(cuts, offset):
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + offset
+    edges = sorted([0, *cuts, 200])
+    streamed, merged = RunningMoments(5), RunningMoments(5)
+    for low, high in itertools.pairwise(edges):
+        streamed.update(x[low:high])
+        part = RunningMoments(5)
+        part.update(x[low:high])
+        merged.merge(part)
+    for moments in (streamed, merged):
+        assert moments.count == 200
+        np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(moments.covariance, np.cov(x.numpy(), rowvar=False), rtol=1e-7, atol=1e-9)
+
+
+def test_a_covariance_needs_two_samples():
+    moments = RunningMoments(2)
+    moments.update(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="two samples"):
+        _ = moments.covariance

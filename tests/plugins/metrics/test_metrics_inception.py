@@ -1,0 +1,198 @@
+"""clean-fid's Inception behind its adapter, with a stand-in for the 90 MB file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from freeflow_metrics import cleanfid_adapter, inception_features, reference_statistics
+from freeflow_metrics.config import FrechetConfig, KernelConfig
+from freeflow_metrics.download import fetch_once
+from freeflow_metrics.frechet_evaluator import FrechetEvaluator
+from freeflow_metrics.inception_features import InceptionFeatures
+from freeflow_metrics.kernel_evaluator import KernelEvaluator
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import EvaluationBatch
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+
+class StandInLayers(nn.Module):
+    """(N, 3, H, W) -> (N, 2048): channel means, repeated with growing factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(0, 1, 2048))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))[:, :1] + self.scale * x.mean(dim=(2, 3))[:, 2:]
+
+
+class StandInInception(nn.Module):
+    """The interface of the TorchScript file that clean-fid reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = StandInLayers()
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+        return self.layers((x - 128) / 128) + 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inception")
+    torch.jit.script(StandInInception()).save(str(folder / cleanfid_adapter.INCEPTION_FILE))
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """Every download fails, as without a network; the cache is empty."""
+
+    def refuse(url, timeout):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def images(channels: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (4, channels, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+def test_cleanfid_imports_in_a_fresh_process_and_the_guard_can_be_repeated():
+    code = (
+        "from freeflow_metrics.cleanfid_adapter import ensure_torchvision_ops, inception_url\n"
+        "import sys; assert 'cleanfid' not in sys.modules and 'torchvision' not in sys.modules\n"
+        "ensure_torchvision_ops(); ensure_torchvision_ops()\n"
+        "import cleanfid.fid; assert inception_url().endswith('inception-2015-12-05.pt')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_features_follow_cleanfid_s_resizing(folder):
+    pictures = images()
+    resize = cleanfid_adapter.clean_resizer()
+    resized = np.stack([resize(p) for p in pictures.permute(0, 2, 3, 1).numpy()])
+    assert resized.shape == (4, 299, 299, 3)
+    expected = StandInLayers()((torch.from_numpy(resized).permute(0, 3, 1, 2) - 128) / 128)
+    for path in (folder, folder / cleanfid_adapter.INCEPTION_FILE):
+        network = InceptionFeatures(path)
+        found = network.features(pictures)
+        assert found.shape == (4, network.dim)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_legacy_resizing_happens_inside_the_network(folder):
+    network = InceptionFeatures(folder, "legacy-tensorflow")
+    expected = StandInInception()(images().float())
+    torch.testing.assert_close(network.features(images()), expected)
+    assert network.name != InceptionFeatures(folder).name
+
+
+def test_grey_images_are_repeated_to_three_channels(folder):
+    grey = images(channels=1)
+    network = InceptionFeatures(folder)
+    torch.testing.assert_close(network.features(grey), network.features(grey.repeat(1, 3, 1, 1)))
+    with pytest.raises(ConfigError, match="1 or 3 channels"):
+        network.features(images(channels=2))
+
+
+def test_scores_bear_the_established_names(folder, evaluation_context, score_row, build_context):
+    options = {"features": "inception", "inception_path": str(folder)}
+    frechet = FrechetEvaluator.from_config(FrechetConfig(**options), build_context)
+    kernel = KernelEvaluator.from_config(KernelConfig(**options, num_subsets=1), build_context)
+    frechet.prepare(evaluation_context(images()))
+    kernel.prepare(evaluation_context(images()))
+    kernel.observe_reference(EvaluationBatch(images(), None))
+    with pytest.warns(UserWarning, match="2048 feature dimensions"):
+        assert set(score_row(frechet, "student", images())) == {"fid_data"}
+    assert set(score_row(kernel, "student", images())) == {"kid_data", "kid_teacher"}
+
+
+def test_a_missing_file_is_explained(tmp_path):
+    with pytest.raises(ConfigError, match=r"inception_path is .*inception-2015-12-05\.pt"):
+        InceptionFeatures(tmp_path / "nowhere.pt")
+    with pytest.raises(ConfigError, match="no file"):
+        InceptionFeatures(tmp_path)
+
+
+def test_a_file_of_another_kind_is_explained(tmp_path):
+    (tmp_path / cleanfid_adapter.INCEPTION_FILE).write_bytes(b"not TorchScript")
+    with pytest.raises(ConfigError, match="is not clean-fid's Inception"):
+        InceptionFeatures(tmp_path)
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / cleanfid_adapter.INCEPTION_FILE))
+    with pytest.raises(ConfigError, match="is not clean-fid's Inception"):
+        InceptionFeatures(tmp_path)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_a_network_the_option_is_named():
+    with pytest.raises(ConfigError, match=r"no route to host.*set inception_path"):
+        InceptionFeatures(None)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_cleanfid_s_statistics_are_fetched_by_name():
+    options = FrechetConfig(features="inception", reference_statistics="cifar10")
+    with pytest.raises(ConfigError, match=r"cifar10_clean_train_32\.npz .*no route to host.*reference_statistics"):
+        reference_statistics.reference_statistics(options, 2048)
+
+
+def test_inception_path_without_inception_is_refused():
+    with pytest.raises(ValidationError, match="set features: inception"):
+        FrechetConfig(inception_path="somewhere")
+
+
+def test_a_download_is_whole_or_absent_and_made_once(tmp_path):
+    source = tmp_path / "source" / "file.bin"
+    source.parent.mkdir()
+    source.write_bytes(b"x" * 1000)
+    path = fetch_once(source.as_uri(), tmp_path / "cache", "")
+    assert path.read_bytes() == source.read_bytes()
+    source.unlink()
+    assert fetch_once(source.as_uri(), tmp_path / "cache", "") == path
+    with pytest.raises(ConfigError, match="Do this instead"):
+        fetch_once((source.parent / "other.bin").as_uri(), tmp_path / "cache", "Do this instead.")
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["file.bin"]
+
+
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    class Broken:
+        headers = {"Content-Length": "10"}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            self.parts = [b"four", b""]
+
+        def read(self, *_):
+            return self.parts.pop(0)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Broken())
+    with pytest.raises(ConfigError, match="4 of 10 bytes"):
+        fetch_once("https://example.invalid/file.bin", tmp_path, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_named_or_the_own_file_is_ever_loaded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(inception_features, "fetch_once", lambda url, folder, remedy: asked.append(folder) or Path("x"))
+    with pytest.raises(ConfigError):
+        InceptionFeatures(None)
+    assert asked == [tmp_path / "freeflow"]

@@ -1,0 +1,90 @@
+"""The kernel distance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from freeflow_metrics.config import KernelConfig
+from freeflow_metrics.digits_features import DigitsFeatures
+from freeflow_metrics.kernel import FeatureBuffer, kernel_distance
+from freeflow_metrics.kernel_evaluator import KernelEvaluator
+
+from freeflow_core.interfaces import EvaluationBatch
+
+
+def draws(seed: int, count: int, shift: float = 0.0) -> torch.Tensor:
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+
+
+def unbiased_mmd(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Binkowski et al. 2018, eq. 4, on whole sets of equal size."""
+    m, dim = first.shape
+    k = lambda a, b: (a @ b.T / dim + 1) ** 3  # noqa: E731
+    within = sum((k(x, x).sum() - k(x, x).diagonal().sum()) / (m * (m - 1)) for x in (first, second))
+    return float(within - 2 * k(first, second).mean())
+
+
+def test_matches_the_formula_when_a_subset_is_the_whole():
+    first, second = draws(0, 40), draws(1, 40, shift=0.5)
+    found = kernel_distance(first, second, num_subsets=1, subset_size=1000, seed=0)
+    assert found == pytest.approx(unbiased_mmd(first, second), rel=1e-9)
+
+
+def test_small_for_equal_distributions_and_large_for_shifted_ones():
+    options = {"num_subsets": 20, "subset_size": 200, "seed": 0}
+    equal = kernel_distance(draws(0, 400), draws(1, 400), **options)
+    shifted = kernel_distance(draws(0, 400), draws(1, 400, shift=1.0), **options)
+    assert abs(equal) < 0.05 * shifted
+
+
+def test_depends_on_the_seed_alone_and_leaves_numpy_s_generator_alone():
+    first, second = draws(0, 60), draws(1, 60)
+    np.random.seed(7)
+    expected = np.random.random(3)
+    np.random.seed(7)
+    one = kernel_distance(first, second, num_subsets=3, subset_size=20, seed=5)
+    np.testing.assert_array_equal(np.random.random(3), expected)
+    assert one == kernel_distance(first, second, num_subsets=3, subset_size=20, seed=5)
+    assert one != kernel_distance(first, second, num_subsets=3, subset_size=20, seed=6)
+
+
+def test_numpy_s_generator_comes_back_after_an_error(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("freeflow_metrics.cleanfid_adapter.kernel_distance", fail)
+    before = np.random.get_state()[1].copy()
+    with pytest.raises(RuntimeError, match="broken"):
+        kernel_distance(draws(0, 9), draws(1, 9), num_subsets=1, subset_size=5, seed=1)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_a_single_row_is_refused():
+    with pytest.raises(ValueError, match="two samples"):
+        kernel_distance(draws(0, 1), draws(1, 9), num_subsets=1, subset_size=5, seed=1)
+
+
+def test_the_buffer_keeps_the_first_rows_whatever_the_batches():
+    x = draws(0, 30)
+    for size in (1, 7, 30):
+        buffer = FeatureBuffer(10)
+        for part in x.split(size):
+            buffer.update(part)
+        assert buffer.count == 10
+        assert torch.equal(buffer.features(), x[:10])
+
+
+def test_evaluator_scores_data_and_teacher(digits, evaluation_context, score_row):
+    training, held_out = digits.training_images()[0], digits.held_out()[0]
+    evaluator = KernelEvaluator(DigitsFeatures.packaged(), "kd", KernelConfig(num_subsets=10, max_samples=400))
+    evaluator.prepare(evaluation_context(held_out))
+    noise = torch.randint(0, 256, (300, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert set(score_row(evaluator, "data", training)) == {"kd_data"}
+    evaluator.observe_reference(EvaluationBatch(training[:300], None))
+    data, bad = score_row(evaluator, "data", training), score_row(evaluator, "student", noise)
+    assert set(bad) == {"kd_data", "kd_teacher"}
+    assert abs(data["kd_data"]) < 0.05 * bad["kd_data"]
+    assert bad["kd_teacher"] > 0
+    assert set(score_row(evaluator, "teacher", training)) == {"kd_data"}
+    assert score_row(evaluator, "student", noise[:1]) == {}

@@ -1,0 +1,97 @@
+"""Class accuracy and the spread within classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from freeflow_metrics.class_accuracy import ClassAccuracyEvaluator
+from freeflow_metrics.class_spread import ClassSpread
+from freeflow_metrics.config import ClassAccuracyConfig, SpreadConfig
+from freeflow_metrics.digits_features import DigitsFeatures
+from freeflow_metrics.spread import SpreadEvaluator
+
+from freeflow_core.interfaces import EvaluationBatch
+
+
+@pytest.fixture
+def accuracy(evaluation_context, build_context):
+    evaluator = ClassAccuracyEvaluator.from_config(ClassAccuracyConfig(), build_context)
+    evaluator.prepare(evaluation_context())
+    return evaluator
+
+
+@pytest.fixture
+def spread(evaluation_context, build_context):
+    evaluator = SpreadEvaluator.from_config(SpreadConfig(), build_context)
+    evaluator.prepare(evaluation_context())
+    return evaluator
+
+
+def test_accuracy_of_real_digits_and_of_wrong_labels(accuracy, digits, score_row):
+    images, labels = digits.held_out()
+    right = score_row(accuracy, "data", images, labels)["accuracy"]
+    assert right >= 0.97
+    assert score_row(accuracy, "data", images, (labels + 1) % 10)["accuracy"] <= 1 - right
+
+
+def test_accuracy_leaves_out_what_has_no_label(accuracy, digits, score_row):
+    images, labels = digits.held_out()
+    assert score_row(accuracy, "student", images) == {}
+    assert score_row(accuracy, "student", images, torch.full_like(labels, 10)) == {}
+    half_null = torch.where(torch.arange(len(labels)) % 2 == 0, labels, 10)
+    assert score_row(accuracy, "student", images, half_null)["accuracy"] >= 0.97
+
+
+def test_accuracy_is_left_out_without_a_classifier(monkeypatch, digits, score_row):
+    network = DigitsFeatures.packaged()
+    network.num_classes = None
+    assert score_row(ClassAccuracyEvaluator(network), "student", *digits.held_out()) == {}
+
+
+def test_spread_is_the_standard_deviation_within_classes(spread, digits, score_row):
+    images, labels = digits.training_images()
+    x = images.double() / 127.5 - 1
+    expected = torch.stack([x[labels == c].std(0).mean() for c in range(10)]).mean()
+    for size in (1200, 7):
+        found = score_row(spread, "data", images, labels, batch_size=size)
+        assert set(found) == {"spread"}
+        assert found["spread"] == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_one_collapsed_class_shows(spread, digits, score_row):
+    images, labels = digits.training_images()
+    spread.observe_reference(EvaluationBatch(images, labels))
+    same = score_row(spread, "student", images, labels)
+    assert same["spread_ratio"] == pytest.approx(1)
+    assert same["spread_ratio_min"] == pytest.approx(1)
+    collapsed = images.clone()
+    collapsed[labels == 4] = images[labels == 4][0]
+    found = score_row(spread, "student", collapsed, labels)
+    assert found["spread_ratio_min"] == 0
+    assert 0.85 < found["spread_ratio"] < 0.95
+    assert found["spread"] < same["spread"]
+    assert set(score_row(spread, "teacher", images, labels)) == {"spread"}
+
+
+def test_unconditional_samples_are_one_class(spread, digits, score_row):
+    images, labels = digits.training_images()
+    pooled = score_row(spread, "student", images)["spread"]
+    expected = (images.double() / 127.5).std(0).mean()
+    assert pooled == pytest.approx(float(expected), rel=1e-12)
+    assert pooled > score_row(spread, "student", images, labels)["spread"]
+
+
+def test_classes_too_small_for_a_spread_are_left_out(spread, digits, score_row):
+    images = digits.training_images()[0]
+    assert score_row(spread, "student", images[:3], torch.tensor([0, 1, 2])) == {}
+    pair = (images[:2].double() / 127.5).std(0).mean()
+    assert score_row(spread, "student", images[:3], torch.tensor([0, 0, 2]))["spread"] == pytest.approx(float(pair))
+
+
+def test_large_images_are_averaged_first():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    spread = ClassSpread(max_side=8)
+    spread.update(images, None)
+    small = images.double().unflatten(3, (8, 2)).unflatten(2, (8, 2)).mean((3, 5)) / 127.5
+    assert spread.per_class()[0] == pytest.approx(float(small.std(0).mean()), rel=1e-9)

@@ -1,0 +1,193 @@
+"""The correction objective: its zero, its direction, its exact gradient, and lambda."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
+from freeflow_predictor_corrector.correction import Correction, balance
+from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection
+from predictor_corrector_helpers import (
+    NO_DATA,
+    ClassTeacher,
+    FixedDraws,
+    GuidedExactStudent,
+    SmallStudent,
+    gradients,
+    losses,
+    models,
+    philox,
+    progress,
+)
+from torch import Tensor
+
+from freeflow_core.interfaces import Context
+from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
+
+ONE = torch.ones(1, dtype=torch.float64)
+
+
+def _pair(mean: float, std: float) -> tuple[GaussianStudent, GaussianStudent]:
+    """A student whose samples are N(mean, std^2), and the exact velocity of those samples noised."""
+    return GaussianStudent(mean * ONE, std * ONE), GaussianStudent(mean * ONE, std * ONE)
+
+
+def _gradient(mean: float, std: float, **options: float) -> dict[str, Tensor]:
+    student, fake = _pair(mean, std)
+    objective = FreeFlowCorrection(CorrectionConfig(**options))
+    loss = losses(objective, models(student, GaussianTeacher(0 * ONE, ONE), fake), philox(4000))["student"]
+    return gradients(loss.per_sample.mean(), student)
+
+
+def test_no_gradient_where_student_and_teacher_agree() -> None:
+    gradient = _gradient(0.0, 1.0)
+    assert gradient["std"].abs() < 1e-14
+    assert gradient["mean"].abs() < 1e-14
+
+
+def test_too_wide_narrows_too_narrow_widens_shifted_returns() -> None:
+    # Gradient descent moves against the gradient.
+    assert _gradient(0.0, 1.3)["std"] > 0.01
+    assert _gradient(0.0, 0.7)["std"] < -0.01
+    assert _gradient(0.4, 1.0)["mean"] > 0.01
+    assert _gradient(-0.4, 1.0)["mean"] < -0.01
+
+
+def test_a_flipped_residual_would_widen_the_too_wide() -> None:
+    student, _ = _pair(0.0, 1.3)
+    z = philox(4000).noise("z", (1,))
+    t, s = torch.ones(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
+    u = student(z, t, s, None, None)
+    r = 0.6 * t
+    x_r = 0.4 * (z - u.detach()) + 0.6 * philox(4000).noise("n", (1,))
+    with torch.no_grad():
+        residual = student(x_r, r, r, None, None) - GaussianTeacher(0 * ONE, ONE).velocity(x_r, r, None)
+    for sign in (1.0, -1.0):
+        correction = Correction(sign * residual, ONE, torch.ones(4000, dtype=torch.float64), ONE)
+        gradient = gradients(correction.per_sample(u, torch.tensor(1.0)).mean(), student)["std"]
+        u = student(z, t, s, None, None)
+        assert (gradient > 0.01) == (sign > 0)
+
+
+@pytest.mark.parametrize("r", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("a", [0.6, 1.2])
+def test_gradient_is_the_exact_kl_gradient(r: float, a: float) -> None:
+    """Two-point quadrature is exact, for the loss is quadratic in (z, n); d KL_r / da (1-r)^-2 r in closed form."""
+    teacher_variance = 0.8
+    z = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    n = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    draws = FixedDraws({"prior": z, "correction-noise": n, "noise-level": torch.full_like(z, 1 - r)})
+    student, fake = _pair(0.0, a)
+    teacher = GaussianTeacher(0 * ONE, ONE * teacher_variance**0.5)
+    objective = FreeFlowCorrection(CorrectionConfig(r_distribution="uniform"))
+    loss = losses(objective, models(student, teacher, fake), draws)["student"]
+    found = gradients(loss.per_sample.mean(), student)["std"]
+
+    exact_a = torch.tensor(a, dtype=torch.float64, requires_grad=True)
+    ours, theirs = (1 - r) ** 2 * exact_a**2 + r**2, (1 - r) ** 2 * teacher_variance + r**2
+    kl = 0.5 * (ours / theirs - 1 - torch.log(ours / theirs))
+    (slope,) = torch.autograd.grad(kl, exact_a)
+    torch.testing.assert_close(found[0], slope * r / (1 - r) ** 2, rtol=1e-10, atol=1e-12)
+
+
+def test_fake_velocity_loss_is_flow_matching_on_the_samples() -> None:
+    teacher, student, fake = GaussianTeacher(torch.zeros(2).double(), torch.ones(2).double()), *_two_small()
+    draws = philox(32)
+    loss = losses(FreeFlowCorrection(CorrectionConfig()), models(student, teacher, fake), draws)["fake_velocity"]
+    one = torch.ones(32, dtype=torch.float64)
+    x = draws.noise("prior", (2,)) - student(draws.noise("prior", (2,)), one, 0 * one, None, one)
+    n = draws.noise("correction-noise", (2,))
+    r = torch.sigmoid(0.8 + torch.special.ndtri(draws.uniform("noise-level")))
+    v_n = fake((1 - r[:, None]) * x + r[:, None] * n, r, r, None, one)
+    torch.testing.assert_close(loss.per_sample, (v_n - (n - x)).square().mean(1))
+
+
+def test_correction_weight_power() -> None:
+    teacher, (student, fake) = GaussianTeacher(torch.zeros(2).double(), torch.ones(2).double()), _two_small()
+
+    def run(power: float) -> Tensor:
+        config = CorrectionConfig(correction_weight_power=power, weight_epsilon=0.02)
+        return losses(FreeFlowCorrection(config), models(student, teacher, fake), philox(6))["student"].per_sample
+
+    ratio = run(0.5) / run(0)
+    assert ratio.std() > 0.01
+    torch.testing.assert_close(run(1.0) / run(0), ratio**2)
+
+
+def _two_small() -> tuple[SmallStudent, SmallStudent]:
+    return SmallStudent(seed=1), SmallStudent(seed=2)
+
+
+def test_guidance_of_the_corrector_ends_with_its_interval() -> None:
+    teacher, draws = ClassTeacher(), philox(400)
+    student = GuidedExactStudent(teacher)
+    config = CorrectionConfig(
+        guidance_min=2.0, guidance_max=4.0, correction_guidance_scale=0.5, correction_guidance_interval=(0.6, 0.9)
+    )
+    objective = FreeFlowCorrection(config)
+    losses(objective, models(student, teacher, SmallStudent()), draws)
+    g = 4 - 2 * draws.uniform("guidance")
+    r = torch.sigmoid(0.8 + torch.special.ndtri(draws.uniform("noise-level")))
+    inside = (r >= 0.6) & (r <= 0.9)
+    assert 50 < inside.sum() < 350
+    torch.testing.assert_close(teacher.weights[0], torch.where(inside, 1 + 0.5 * (g - 1), 1.0))
+    torch.testing.assert_close(teacher.times[0], r)
+    assert teacher.rows_of_calls == [400 + int(inside.sum())]
+
+
+@pytest.mark.parametrize("mode", ["raw", "weighted", "fixed"])
+def test_lambda_by_formula(mode: str) -> None:
+    teacher, (student, fake) = ClassTeacher(), _two_small()
+    config = FreeFlowConfig(
+        adaptive=mode != "fixed",
+        balance="weighted" if mode == "weighted" else "raw",
+        balance_strength=0.7,
+        balance_epsilon=0.01,
+        weight_power=0.5,
+        correction_weight_power=1.0,
+        weight_epsilon=0.05,
+    )
+    seen: list[Tensor] = []
+
+    class Recording(Context):
+        def mean(self, values: Tensor) -> Tensor:
+            seen.append(values)
+            return values.mean()
+
+    objective = FreeFlow(config)
+    networks = models(student, teacher, fake)
+    terms = objective.losses(networks, NO_DATA, philox(32), progress(), Recording())["student"].terms
+    assert objective.uses_batch_means == (mode != "fixed")
+    if mode == "fixed":
+        assert seen == []
+        assert terms["balance"] == pytest.approx(0.7)
+        return
+    assert [len(v) for v in seen] == [24, 8]
+    expected = 0.7 * seen[0].mean() / (seen[1].mean() + 0.01)
+    torch.testing.assert_close(terms["balance"], expected)
+    if mode == "raw":
+        torch.testing.assert_close(seen[0].mean(), terms["prediction_residual"])
+        torch.testing.assert_close(seen[1].mean(), terms["correction_residual"])
+    else:
+        raw = FreeFlow(config.model_copy(update={"balance": "raw"}))
+        recorded, seen = seen, []
+        raw.losses(networks, NO_DATA, philox(32), progress(), Recording())
+        torch.testing.assert_close(recorded[0], seen[0] * (seen[0].square() + 0.05) ** -0.5)
+        torch.testing.assert_close(recorded[1], seen[1] / (seen[1].square() + 0.05))
+
+
+def test_balance_formula() -> None:
+    assert balance(torch.tensor(6.0), torch.tensor(1.5), 0.5, 0.5).item() == pytest.approx(1.5)
+
+
+def test_correction_rises_with_its_warmup() -> None:
+    teacher, (student, fake) = ClassTeacher(), _two_small()
+    objective = FreeFlow(FreeFlowConfig(correction_warmup_images=100))
+    networks = models(student, teacher, fake)
+    at = {n: losses(objective, networks, philox(8), at=progress(images=n)) for n in (0, 25, 100, 500)}
+    full = at[100]["student"].terms["balance"]
+    assert at[0]["student"].terms["balance"] == 0
+    assert torch.all(at[0]["student"].per_sample[6:] == 0)
+    assert at[0]["fake_velocity"].per_sample.min() > 0
+    torch.testing.assert_close(at[25]["student"].terms["balance"], 0.25 * full)
+    torch.testing.assert_close(at[500]["student"].terms["balance"], full)

@@ -1,0 +1,147 @@
+"""Options: ranges, times and guidance for every admissible configuration, and torch-free loading."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig, PredictionConfig
+from freeflow_predictor_corrector.guidance import draw_guidance
+from freeflow_predictor_corrector.times import durations, noise_levels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from predictor_corrector_helpers import philox
+from pydantic import ValidationError
+
+from freeflow_core.plugin import Manager, Registry
+
+unit = st.floats(2.0**-54, 1 - 2.0**-53)
+share = st.floats(0, 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    u=st.lists(unit, min_size=1, max_size=8),
+    kind=st.sampled_from(["uniform", "logit-normal"]),
+    location=st.floats(-10, 10),
+    scale=st.floats(0.01, 10),
+    least=st.floats(0, 0.99),
+    end=share,
+)
+def test_durations_lie_in_their_interval(
+    u: list[float], kind: str, location: float, scale: float, least: float, end: float
+) -> None:
+    config = PredictionConfig(
+        duration=kind, duration_location=location, duration_scale=scale, duration_min=least, endpoint_share=end
+    )
+    uniform = torch.tensor(u, dtype=torch.float64)
+    d = durations(uniform, config)
+    assert d.dtype == torch.float64
+    assert d.min() >= least
+    assert d.min() > 0
+    assert d.max() <= 1
+    assert torch.all(d[uniform <= end] == 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    u=st.lists(unit, min_size=1, max_size=8),
+    kind=st.sampled_from(["uniform", "logit-normal"]),
+    location=st.floats(-10, 10),
+    scale=st.floats(0.01, 10),
+    ends=st.tuples(st.floats(0, 0.98), st.floats(0.01, 1)).filter(lambda e: e[0] < e[1]),
+)
+def test_noise_levels_lie_in_their_interval(
+    u: list[float], kind: str, location: float, scale: float, ends: tuple[float, float]
+) -> None:
+    config = CorrectionConfig(r_distribution=kind, r_location=location, r_scale=scale, r_low=ends[0], r_high=ends[1])
+    r = noise_levels(torch.tensor(u, dtype=torch.float64), config)
+    assert r.min() >= ends[0]
+    assert r.min() > 0
+    assert r.max() <= ends[1] + 1e-15
+
+
+def test_distributions_have_their_shares() -> None:
+    draws = philox(20_000)
+    d = durations(draws.uniform("a"), PredictionConfig(endpoint_share=0.3, duration_min=0.2))
+    assert (d == 1).double().mean() == pytest.approx(0.3, abs=0.015)
+    assert d[d < 1].mean() == pytest.approx(0.6, abs=0.01)
+    r = noise_levels(draws.uniform("b"), CorrectionConfig())
+    assert r.median() == pytest.approx(1 / (1 + math.exp(-0.8)), abs=0.01)
+    assert torch.logit(r).std() == pytest.approx(1, abs=0.03)
+    g = draw_guidance(draws, PredictionConfig(guidance_min=1, guidance_max=4))
+    assert g.min() >= 1
+    assert g.max() <= 4
+    assert g.mean() == pytest.approx(2.5, abs=0.03)
+    assert torch.all(draw_guidance(draws, PredictionConfig(guidance_min=2.5, guidance_max=2.5)) == 2.5)
+    assert torch.all(draw_guidance(draws, PredictionConfig()) == 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_min": 3, "guidance_max": 2},
+        {"guidance_max": -1},
+        {"guidance_interval": (0.9, 0.1)},
+        {"guidance_interval": (0.0, 1.1)},
+        {"correction_guidance_interval": (0.9, 0.8)},
+        {"correction_share": 0},
+        {"correction_share": 1},
+        {"weight_epsilon": 0},
+        {"weight_power": -1},
+        {"duration": "beta"},
+        {"duration_min": 1},
+        {"duration_scale": 0},
+        {"endpoint_share": 1.5},
+        {"derivative": "complex"},
+        {"derivative_step": 0.2},
+        {"r_low": 0.5, "r_high": 0.5},
+        {"r_low": 0.6, "r_high": 0.5},
+        {"r_scale": 0},
+        {"balance": "none"},
+        {"balance_epsilon": 0},
+        {"balance_strength": float("nan")},
+        {"correction_warmup_images": -1},
+        {"check_derivative_every": -1},
+        {"fake_velocity_optimizer": {"learning_rate": 0}},
+        {"unknown": 1},
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict) -> None:
+    with pytest.raises(ValidationError):
+        FreeFlowConfig(**options)
+
+
+def test_every_option_is_described_and_survives_a_round_trip() -> None:
+    for config in (FreeFlowConfig(), PredictionConfig(), CorrectionConfig(fake_velocity_optimizer={"beta1": 0.5})):
+        assert all(field.description for field in type(config).model_fields.values())
+        assert type(config).model_validate(config.model_dump(mode="json")) == config
+
+
+def test_the_message_names_the_interval_and_what_came() -> None:
+    with pytest.raises(ValidationError, match=r"guidance_interval.*\(0.9, 0.1\)"):
+        PredictionConfig(guidance_interval=(0.9, 0.1))
+
+
+def test_the_plugin_offers_three_objectives() -> None:
+    from freeflow_predictor_corrector import plugin
+
+    manager = Manager()
+    manager.register(plugin, "predictor-corrector")
+    found = Registry(manager).components("objective")
+    assert set(found) == {"freeflow", "freeflow-prediction", "freeflow-correction"}
+    for component in found.values():
+        config = component.load_config_class()()
+        objective = component.load_target().from_config(config, None)
+        assert type(objective).__name__.startswith("FreeFlow")
+
+
+def test_plugin_and_options_load_without_torch() -> None:
+    code = (
+        "import sys; import freeflow_predictor_corrector.plugin as p, freeflow_predictor_corrector.config;"
+        "list(p.freeflow_objectives()); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,178 @@
+"""The prediction objective against exact maps, hand-written gradients and flipped signs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from freeflow_predictor_corrector.config import PredictionConfig
+from freeflow_predictor_corrector.duration_derivative import duration_derivative
+from freeflow_predictor_corrector.freeflow import FreeFlowPrediction
+from freeflow_predictor_corrector.prediction import prediction_loss
+from predictor_corrector_helpers import (
+    ClassTeacher,
+    GuidedExactStudent,
+    SmallStudent,
+    gradients,
+    losses,
+    models,
+    philox,
+    progress,
+)
+from torch import Tensor
+
+from freeflow_core.math.broadcast import expand_times, mean_square
+from freeflow_core.math.derivative import DerivativeMethod
+from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
+
+MEAN = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
+STD = torch.tensor([0.4, 1.8, 1.0], dtype=torch.float64)
+
+TOLERANCES = [
+    ({"derivative": "forward-mode"}, 1e-12),
+    ({"derivative": "central", "derivative_step": 1e-4}, 1e-6),
+    ({"derivative": "central"}, 2e-4),
+    ({"derivative": "one-sided", "derivative_step": 1e-6}, 1e-5),
+]
+
+
+@pytest.mark.parametrize(("options", "tolerance"), TOLERANCES)
+def test_exact_unguided_map_has_no_residual(options: dict, tolerance: float) -> None:
+    teacher, student = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD)
+    config = PredictionConfig(**options, endpoint_share=0.1)
+    loss = losses(FreeFlowPrediction(config), models(student, teacher), philox(500))["student"]
+    assert loss.terms["prediction_residual"] < tolerance
+    assert loss.per_sample.max() < tolerance**2 / config.weight_epsilon * 500
+
+
+@pytest.mark.parametrize(("options", "tolerance"), TOLERANCES)
+def test_exact_guided_map_has_no_residual(options: dict, tolerance: float) -> None:
+    teacher = ClassTeacher()
+    config = PredictionConfig(**options, guidance_min=1.0, guidance_max=3.0, duration_min=1e-3)
+    loss = losses(FreeFlowPrediction(config), models(GuidedExactStudent(teacher), teacher), philox(500))["student"]
+    assert loss.terms["prediction_residual"] < 10 * tolerance
+    assert max(teacher.rows_of_calls) > 900  # nearly every row needed its unconditional half
+
+
+def test_guided_map_of_another_weight_has_residual() -> None:
+    teacher = ClassTeacher()
+    config = PredictionConfig(guidance_min=2.0, guidance_max=2.0, guidance_interval=(0.0, 0.5))
+    loss = losses(FreeFlowPrediction(config), models(GuidedExactStudent(teacher), teacher), philox(200))["student"]
+    assert loss.terms["prediction_residual"] > 0.1
+
+
+def _exact_parts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    teacher, student = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD)
+    z = philox(400).noise("z", (3,))
+    d = 0.05 + 0.95 * philox(400).uniform("d")
+    one = torch.ones_like(d)
+    u, du_ds = torch.func.jvp(lambda s: student(z, one, s, None, None), (1 - d,), (one,))
+    return u, -du_ds, teacher.velocity(z - d[:, None] * u, 1 - d, None), d
+
+
+@pytest.mark.parametrize(("derivative", "velocity"), [(-1, 1), (1, -1), (0, 1)])
+def test_each_flipped_sign_is_seen(derivative: int, velocity: int) -> None:
+    u, du_dd, v, d = _exact_parts()
+    _, right, _ = prediction_loss(u, du_dd, v, d, power=1, epsilon=1e-2)
+    _, wrong, _ = prediction_loss(u, derivative * du_dd, velocity * v, d, power=1, epsilon=1e-2)
+    assert right.sqrt().max() < 1e-12
+    assert wrong.mean().sqrt() > 0.1
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_gradient_is_weighted_residual_times_jacobian(power: float) -> None:
+    teacher, student = GaussianTeacher(MEAN[:2], STD[:2]), SmallStudent()
+    config = PredictionConfig(derivative="forward-mode", weight_power=power, weight_epsilon=0.03)
+    draws = philox(16)
+    loss = losses(FreeFlowPrediction(config), models(student, teacher), draws)["student"]
+    found = gradients(loss.per_sample.sum(), student)
+
+    z, d, one = draws.noise("prior", (2,)), 1 - draws.uniform("duration"), torch.ones(16, dtype=torch.float64)
+    with torch.no_grad():
+        u, du_ds = torch.func.jvp(lambda s: student(z, one, s, None, one), (1 - d,), (one,))
+        v = teacher.velocity(z - d[:, None] * u, 1 - d, None)
+        delta = u + d[:, None] * -du_ds - v
+        weight = 1 / (delta.square().sum(1) / 2 + 0.03) ** power
+    expected = gradients((student(z, one, 1 - d, None, one) * weight[:, None] * delta / 2).sum(), student)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.per_sample.detach(), 0.5 * weight * delta.square().mean(1))
+    torch.testing.assert_close(loss.terms["prediction_residual"], delta.square().mean(1).sqrt().mean())
+    torch.testing.assert_close(loss.terms["weight_mean"], weight.mean())
+
+
+def _derivative(student: SmallStudent, z: Tensor, d: Tensor, method: DerivativeMethod, step: float) -> Tensor:
+    one = torch.ones_like(d)
+
+    def velocity(s: Tensor, rows: Tensor | None) -> Tensor:
+        chosen = torch.arange(len(d)) if rows is None else rows
+        return student(z[chosen], torch.ones_like(s), s, None, torch.ones_like(s))
+
+    value = student(z, one, 1 - d, None, one).detach()
+    return duration_derivative(velocity, d, 1 - d, method=method, step=step, value=value)
+
+
+EDGES = torch.tensor([1.0, 1.0 - 1e-4, 0.999, 0.5, 0.3, 1e-3, 1e-9], dtype=torch.float64)
+
+
+def test_derivative_methods_agree_also_at_both_ends() -> None:
+    student, z = SmallStudent(), philox(len(EDGES)).noise("z", (2,))
+    exact = _derivative(student, z, EDGES, DerivativeMethod.FORWARD_MODE, 1e-2)
+    errors = {
+        (method, h): (_derivative(student, z, EDGES, method, h) - exact).abs().max(1).values
+        for method in (DerivativeMethod.CENTRAL, DerivativeMethod.ONE_SIDED)
+        for h in (1e-2, 5e-3)
+    }
+    central = errors[DerivativeMethod.CENTRAL, 1e-2] / errors[DerivativeMethod.CENTRAL, 5e-3]
+    one_sided = errors[DerivativeMethod.ONE_SIDED, 1e-2] / errors[DerivativeMethod.ONE_SIDED, 5e-3]
+    # Second order at the edge rows too, first order for one-sided differences; rows between the two stencils mix.
+    assert exact.abs().max() > 0.01
+    assert errors[DerivativeMethod.CENTRAL, 5e-3].max() < 1e-5
+    assert (central[[0, 3, 4, 6]] - 4).abs().max() < 0.5
+    assert (one_sided[[0, 3, 4, 6]] - 2).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("method", [DerivativeMethod.CENTRAL, DerivativeMethod.ONE_SIDED])
+def test_no_end_time_outside_the_interval_is_asked(method: DerivativeMethod) -> None:
+    student = SmallStudent()
+    d = torch.cat([EDGES, philox(200).uniform("d")])
+    _derivative(student, philox(len(d)).noise("z", (2,)), d, method, 0.02)
+    seen = torch.cat(student.seen)
+    assert seen.min() >= 0
+    assert seen.max() <= 1
+
+
+def test_derivative_check_is_logged_at_its_interval() -> None:
+    teacher, student = GaussianTeacher(MEAN[:2], STD[:2]), SmallStudent()
+    objective = FreeFlowPrediction(PredictionConfig(derivative="one-sided", check_derivative_every=10))
+    off = losses(objective, models(student, teacher), philox(8), at=progress(step=11))["student"].terms
+    on = losses(objective, models(student, teacher), philox(8), at=progress(step=20))["student"].terms
+    assert "derivative_relative_error" not in off
+    assert 1e-6 < on["derivative_relative_error"] < 0.05
+
+
+def test_bf16_autocast_keeps_losses_in_float32() -> None:
+    teacher = GaussianTeacher(MEAN[:2].float(), STD[:2].float())
+    student = SmallStudent(dtype=torch.float32)
+    networks = models(student, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = losses(FreeFlowPrediction(PredictionConfig()), networks, philox(8, dtype=torch.float32))["student"]
+        assert student(*[torch.zeros(1, 2)], *[torch.zeros(1)] * 2, None, torch.zeros(1)).dtype == torch.bfloat16
+    assert loss.per_sample.dtype == torch.float32
+    assert all(term.dtype == torch.float32 and term.ndim == 0 for term in loss.terms.values())
+
+
+def test_teacher_is_asked_within_its_own_times() -> None:
+    teacher = ClassTeacher()
+    teacher.time_range = (0.2, 0.7)
+    losses(FreeFlowPrediction(PredictionConfig()), models(GuidedExactStudent(teacher), teacher), philox(64))
+    assert teacher.times[0].min() == 0.2
+    assert teacher.times[0].max() == 0.7
+
+
+def test_mean_over_dimensions_not_sum() -> None:
+    u, du_dd, v, d = _exact_parts()
+    u = u + 0.3
+    _, square, _ = prediction_loss(u, du_dd, v, d, power=0, epsilon=1e-2)
+    torch.testing.assert_close(square, mean_square(u + expand_times(d, u) * du_dd - v))
+    torch.testing.assert_close(square, torch.full_like(square, 0.09))

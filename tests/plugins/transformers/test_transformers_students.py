@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import torch
+from freeflow_transformers.config import FlowMapTransformerConfig, VelocityTransformerConfig
+from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
+from freeflow_transformers.teachers import TransformerTeacher
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from freeflow_core.config import ComponentConfig
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.interfaces import BuildContext, Source, Teacher
+from freeflow_core.math.derivative import DerivativeMethod, compare_derivatives
+from freeflow_core.network_file import load_network, save_network
+from freeflow_core.testing.exact import GaussianTeacher
+from freeflow_core.types import Condition, NetworkState
+
+LABELS = torch.tensor([0, 4, 5])
+T = torch.tensor([1.0, 0.8, 0.3], dtype=torch.float64)
+
+
+class ImageSource(Source):
+    """Just a shape and a number of classes."""
+
+    def __init__(self, shape: tuple[int, int, int] | None, num_classes: int | None) -> None:
+        self.image_shape, self.num_classes = shape, num_classes
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        raise NotImplementedError
+
+    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Any:
+        raise NotImplementedError
+
+    def held_out(self) -> tuple[torch.Tensor, Condition] | None:
+        return None
+
+
+class OtherFamily(Teacher):
+    """An image teacher whose network is no transformer."""
+
+    sample_shape = (3, 16, 16)
+    num_classes = 7
+
+    def __init__(self, state: NetworkState | None) -> None:
+        super().__init__()
+        self._state = state
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        raise NotImplementedError
+
+    def velocity(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return x_t
+
+    def null_condition(self, condition: Condition) -> Condition:
+        return condition
+
+    def sample_condition(self, draws: Any) -> Condition:
+        return None
+
+    def balanced_condition(self, index: torch.Tensor) -> Condition:
+        return None
+
+    def network_state(self) -> NetworkState | None:
+        return self._state
+
+
+def flow_map(context: BuildContext, **options: Any) -> FlowMapTransformer:
+    return FlowMapTransformer.from_config(FlowMapTransformerConfig(**options), context)
+
+
+def velocity_field(context: BuildContext, **options: Any) -> VelocityTransformer:
+    return VelocityTransformer.from_config(VelocityTransformerConfig(**options), context)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(s=st.floats(0, 0.3), weight=st.floats(0, 9))
+@torch.no_grad()
+def test_a_student_starts_as_its_teacher_at_every_end_time_and_guidance(
+    teacher: TransformerTeacher, make_context: Any, states: Any, s: float, weight: float
+) -> None:
+    student = flow_map(make_context(teacher))
+    student.load_teacher(teacher)
+    x = states(3)
+    end, guidance = torch.full_like(T, s), torch.full_like(T, weight)
+    u = student.average_velocity(student(x, T, end, LABELS, guidance), x, T, end)
+    assert torch.equal(u, teacher.velocity(x, T, LABELS))
+    expected = x - (T - end).float().reshape(-1, 1, 1, 1) * u
+    torch.testing.assert_close(student.flow_map(x, T, end, LABELS, guidance), expected)
+
+
+def test_load_report_says_what_was_taken(teacher: TransformerTeacher, make_context: Any) -> None:
+    student = flow_map(make_context(teacher))
+    report = student.load_teacher(teacher)
+    names = set(teacher.network.state_dict())
+    assert set(report.taken) == names
+    assert set(report.new) == {
+        f"{embedder}_embedder.mlp.{layer}.{kind}"
+        for embedder in ("dt", "gw")
+        for layer in (0, 2)
+        for kind in ("weight", "bias")
+    }
+    assert report.left == ()
+    for name, tensor in teacher.network.state_dict().items():
+        own = student.network.state_dict()[name]
+        assert torch.equal(own, tensor)
+        assert own.data_ptr() != tensor.data_ptr()
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_student_is_like_its_teacher_unless_asked(make_network: Any, make_context: Any) -> None:
+    network = make_network(learn_sigma=True, qk_norm=True, mlp_ratio=2.0, null_class=False)
+    student = flow_map(make_context(TransformerTeacher(network)))
+    assert student.network.config == network.config.model_copy(update={"jump": True, "guidance": True})
+    assert student.sample_shape == (2, 4, 6)
+    assert student.num_classes == 5
+    unguided = flow_map(make_context(TransformerTeacher(make_network(num_classes=0))))
+    assert not unguided.network.config.guidance
+    assert unguided.num_classes is None
+
+
+@torch.no_grad()
+def test_only_the_first_channels_are_the_velocity(make_network: Any, states: Any) -> None:
+    student = FlowMapTransformer(make_network(jump=True, learn_sigma=True))
+    x = states(3)
+    out = student(x, T, 0 * T, LABELS, None)
+    assert out.shape == (3, 4, 4, 6)
+    assert torch.equal(student.average_velocity(out, x, T, 0 * T), out[:, :2])
+    velocity = VelocityTransformer(make_network(learn_sigma=True))
+    assert velocity.average_velocity(velocity(x, T, T, LABELS, None), x, T, T).shape == x.shape
+
+
+@torch.no_grad()
+def test_no_guidance_means_weight_one(make_network: Any, states: Any) -> None:
+    student = FlowMapTransformer(make_network(jump=True, guidance=True))
+    x, ones = states(3), torch.ones(3)
+    assert torch.equal(student(x, T, 0 * T, LABELS, None), student(x, T, 0 * T, LABELS, ones))
+    assert not torch.equal(student(x, T, 0 * T, LABELS, None), student(x, T, 0 * T, LABELS, 2 * ones))
+    without = FlowMapTransformer(make_network(jump=True))
+    assert torch.equal(without(x, T, 0 * T, LABELS, None), without(x, T, 0 * T, LABELS, 2 * ones))
+
+
+@torch.no_grad()
+def test_a_velocity_field_ignores_end_times_and_guidance(make_network: Any, states: Any) -> None:
+    student = VelocityTransformer(make_network())
+    x = states(3)
+    v = student.average_velocity(student(x, T, T, LABELS, None), x, T, T)
+    assert torch.equal(v, student(x, T, 0 * T, LABELS, 3 * torch.ones(3)))
+    assert torch.equal(v, TransformerTeacher(student.network).velocity(x, T, LABELS))
+    unconditional = VelocityTransformer(make_network(num_classes=0))
+    assert torch.equal(unconditional(x, T, T, LABELS, None), unconditional(x, T, T, None, None))
+
+
+@pytest.mark.parametrize(("dtype", "step", "tolerance"), [(torch.float64, 1e-4, 1e-6), (torch.float32, 5e-3, 1e-3)])
+@pytest.mark.parametrize("method", [DerivativeMethod.CENTRAL])
+def test_finite_differences_in_the_duration_agree_with_forward_mode(
+    make_network: Any, states: Any, dtype: torch.dtype, step: float, tolerance: float, method: DerivativeMethod
+) -> None:
+    student = FlowMapTransformer(make_network(jump=True, guidance=True, dtype=dtype))
+    x, t = states(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    weight = torch.tensor([1.0, 2.0, 4.0])
+
+    def u(d: torch.Tensor) -> torch.Tensor:
+        return student.average_velocity(student(x, t, t - d, LABELS, weight), x, t, t - d)
+
+    duration = torch.tensor([0.2, 0.5, 0.9], dtype=dtype)
+    direction = torch.ones_like(duration)
+    assert compare_derivatives(u, (duration,), (direction,), method=method, step=step) < tolerance
+
+
+def test_all_parameters_get_a_gradient(make_network: Any, states: Any) -> None:
+    student = FlowMapTransformer(make_network(jump=True, guidance=True))
+    student(states(3), T, 0 * T, LABELS, None).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in student.parameters())
+
+
+def test_without_a_teacher_shape_and_classes_come_from_the_source(make_context: Any) -> None:
+    context = make_context(source=ImageSource((1, 8, 8), 10))
+    student = velocity_field(context)
+    assert (student.sample_shape, student.num_classes) == ((1, 8, 8), 10)
+    assert student.network.config.patch_size == 2
+    assert velocity_field(context, num_classes=0).num_classes is None
+    assert flow_map(context).network.config.guidance
+    named = velocity_field(context, size="S", patch_size=4).network.config
+    assert (named.depth, named.width, named.num_heads, named.patch_size) == (12, 384, 6, 4)
+    latents = velocity_field(context, sample_shape=(4, 64, 64), depth=1).network.config
+    assert (latents.sample_shape, latents.patch_size) == ((4, 64, 64), 4)
+    assert velocity_field(make_context(source=ImageSource((1, 7, 7), None))).network.config.patch_size == 7
+
+
+def test_shapes_that_no_transformer_takes(make_context: Any) -> None:
+    with pytest.raises(ConfigError, match=r"sample_shape=\[C, H, W\]"):
+        velocity_field(make_context(source=ImageSource(None, None)))
+    vectors = GaussianTeacher(torch.zeros(2), torch.ones(2))
+    with pytest.raises(ConfigError, match=r"states here are \(2,\).*mlp"):
+        flow_map(make_context(vectors))
+
+
+def test_starting_weights_follow_the_seed(make_context: Any) -> None:
+    source = ImageSource((1, 8, 8), 10)
+    first, again, other = (velocity_field(make_context(source=source, seed=seed)) for seed in (1, 1, 2))
+    weight = "network.blocks.0.attn.qkv.weight"
+    assert torch.equal(first.state_dict()[weight], again.state_dict()[weight])
+    assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
+
+
+def test_a_teacher_of_another_family(make_context: Any) -> None:
+    unet = OtherFamily(NetworkState("unet", {}, {"weight": torch.zeros(3)}))
+    student = flow_map(make_context(unet))
+    assert (student.sample_shape, student.num_classes) == ((3, 16, 16), 7)
+    with pytest.raises(ConfigError, match=r"a unet: none of its weights fit.*initialise=random"):
+        student.load_teacher(unet)
+    report = flow_map(make_context(unet), initialise="random").load_teacher(unet)
+    assert (report.taken, report.left) == ((), ("weight",))
+    oracle = OtherFamily(None)
+    report = flow_map(make_context(oracle)).load_teacher(oracle)
+    assert report.taken == ()
+    assert set(report.new) == set(student.network.state_dict())
+
+
+def test_options_that_contradict_the_teacher_are_listed(teacher: TransformerTeacher, make_context: Any) -> None:
+    context = make_context(teacher)
+    with pytest.raises(ConfigError, match=r"depth 3, not 2.*num_heads 2, not 3|num_heads 2, not 3.*depth 3, not 2"):
+        flow_map(context, depth=3, num_heads=2).load_teacher(teacher)
+    with pytest.raises(ConfigError, match="num_classes 4, not 5"):
+        velocity_field(context, num_classes=4).load_teacher(teacher)
+    smaller = flow_map(context, depth=1, initialise="random")
+    before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
+    assert smaller.load_teacher(teacher).taken == ()
+    assert all(torch.equal(before[name], tensor) for name, tensor in smaller.state_dict().items())
+
+
+def test_a_velocity_field_may_start_from_a_teacher(teacher: TransformerTeacher, make_context: Any) -> None:
+    student = velocity_field(make_context(teacher))
+    report = student.load_teacher(teacher)
+    assert (report.new, report.left) == ((), ())
+    assert set(report.taken) == set(teacher.network.state_dict())
+
+
+def test_size_and_its_parts_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="give either size or width"):
+        FlowMapTransformerConfig(size="B", width=64)
+
+
+def test_numbers_that_do_not_fit_the_images(make_context: Any) -> None:
+    context = make_context(source=ImageSource((1, 8, 8), 10))
+    with pytest.raises(ConfigError, match="do not tile"):
+        flow_map(context, patch_size=3)
+    with pytest.raises(ConfigError, match="does not split into 3 heads"):
+        flow_map(context, num_heads=3)
+
+
+@pytest.mark.parametrize("kind", [FlowMapTransformer, VelocityTransformer])
+def test_a_student_comes_back_from_its_file(make_network: Any, tmp_path: Path, kind: Any) -> None:
+    extra = {"jump": True, "guidance": True} if kind is FlowMapTransformer else {}
+    student = kind(make_network(**extra))
+    save_network(tmp_path / "exact.safetensors", student.network_state(), {})
+    back = kind.from_state(load_network(tmp_path / "exact.safetensors")[0])
+    assert back.network.config == student.network.config
+    assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in student.state_dict().items())
+    save_network(tmp_path / "half.safetensors", student.network_state(), {}, torch.float16)
+    coarse = kind.from_state(load_network(tmp_path / "half.safetensors")[0])
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(coarse.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_from_state_keeps_precision_and_owns_its_memory(make_network: Any) -> None:
+    student = VelocityTransformer(make_network(dtype=torch.float64))
+    state = student.network_state()
+    back = VelocityTransformer.from_state(state)
+    for name, tensor in state.tensors.items():
+        own = back.network.state_dict()[name]
+        assert torch.equal(own, tensor)
+        assert own.data_ptr() != tensor.data_ptr()
+
+
+def test_states_that_are_not_this_students(make_network: Any) -> None:
+    velocity = VelocityTransformer(make_network()).network_state()
+    student = FlowMapTransformer(make_network(jump=True)).network_state()
+    with pytest.raises(CheckpointError, match="velocity network, which cannot jump"):
+        FlowMapTransformer.from_state(velocity)
+    with pytest.raises(CheckpointError, match="distilled student"):
+        VelocityTransformer.from_state(student)
+    with pytest.raises(CheckpointError, match=r"family 'unet'; expected 'diffusion-transformer'"):
+        VelocityTransformer.from_state(replace(velocity, family="unet"))
+    with pytest.raises(ValueError, match=r"config\.jump"):
+        FlowMapTransformer(make_network())
+    with pytest.raises(ValueError, match="neither a duration"):
+        VelocityTransformer(make_network(guidance=True))
