@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentChoice, RunConfig, load_run_config
+from freeflow_core.config import ComponentChoice, RunConfig, RuntimeConfig, load_run_config, to_yaml
 from freeflow_core.config.load import merge, parse_assignment, resolve
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.cost import Plan, make_plan
@@ -24,6 +26,7 @@ from freeflow_core.engine.device import choose_device, peak_memory, start_accele
 from freeflow_core.engine.diagnose import Check
 from freeflow_core.engine.diagnose import diagnose as _diagnose
 from freeflow_core.engine.evaluation import Evaluation, Scores
+from freeflow_core.engine.events import Events
 from freeflow_core.engine.pictures import grid_image, save_image
 from freeflow_core.engine.report import markdown_table
 from freeflow_core.engine.run import Run, RunResult
@@ -34,6 +37,7 @@ from freeflow_core.engine.student_file import load_student as _load_student
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import FlowMapSampler, HybridSampler, Teacher
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.types import RunInfo
 
 ImageFormat = Literal["png", "npz", "grid"]
 __all__ = [
@@ -173,7 +177,7 @@ def sample(
     if num < 1 or batch_size < 1:
         raise ConfigError(f"The number of samples and the batch size must be at least 1, got {num} and {batch_size}.")
     registry = Registry(manager or Manager.load())
-    target = choose_device(_runtime(device))
+    target = choose_device(RuntimeConfig.model_validate({"device": device}))
     builder = Builder(registry, target, seed)
     loaded = _load_student(student, registry) if student is not None else None
     choices: dict[str, Any] = {
@@ -224,9 +228,6 @@ def evaluate(
     Raises:
         ConfigError: nothing to score.
     """
-    import json
-    import time
-
     began = time.perf_counter()
     manager = manager or Manager.load()
     registry = Registry(manager)
@@ -239,10 +240,14 @@ def evaluate(
         teacher = builder.build("teacher", choice).to(accelerator.device).eval().requires_grad_(False)
     if loaded is None and teacher is None:
         raise ConfigError("Nothing to evaluate: name a --student file or run folder, or a --teacher.")
+    info = RunInfo(
+        config.name, "evaluate", output or Path(), config.model_dump(mode="json"), to_yaml(config), resumed=False
+    )
     evaluation = Evaluation(
         config,
         builder,
         builder.build("codec", config.codec),
+        on_advance=Events(manager, [], info, accelerator.is_main_process).advanced,
         teacher=teacher,
         student=loaded.student.to(accelerator.device) if loaded else None,
         reference_data=builder.build("source", config.reference) if config.reference else None,
@@ -305,12 +310,6 @@ def _with_settings(values: Mapping[str, Any], settings: Iterable[str]) -> dict[s
     for text in settings:
         merged = merge(merged, parse_assignment(text))
     return merged
-
-
-def _runtime(device: str) -> Any:
-    from freeflow_core.config import RuntimeConfig
-
-    return RuntimeConfig.model_validate({"device": device})
 
 
 def _write_samples(batches: list[SampleBatch], output: Path, image_format: ImageFormat) -> SampleResult:

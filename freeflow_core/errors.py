@@ -44,6 +44,10 @@ class UnknownComponent(ConfigError):
         )
 
 
+class Interrupted(FreeflowError):
+    """The user or the system stopped a run; a checkpoint was written."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

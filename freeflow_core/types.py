@@ -24,8 +24,8 @@ def index_condition(condition: Condition, rows: Tensor) -> Condition:
     if condition is None:
         return None
     if isinstance(condition, dict):
-        return {key: value[rows.to(value.device)] for key, value in condition.items()}
-    return condition[rows.to(condition.device)]
+        return {key: value[rows.to(value.device, non_blocking=True)] for key, value in condition.items()}
+    return condition[rows.to(condition.device, non_blocking=True)]
 
 
 def concatenate_conditions(first: Condition, second: Condition) -> Condition:

@@ -7,13 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from freeflow_cli.console import say
-from freeflow_core.errors import FreeflowError
+from freeflow_core.errors import FreeflowError, Interrupted
 
 ERROR_STYLE = "bold red"
-
-
-class Interrupted(FreeflowError):
-    """Ctrl-C. Typer would turn a ``KeyboardInterrupt`` into a silent exit."""
 
 
 @contextmanager
@@ -25,10 +21,10 @@ def reported_errors(debug: bool) -> Iterator[None]:
     """
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as error:
         _trace(debug)
         say(
-            "If the run saved a checkpoint, the same command with --resume goes on.",
+            str(error) or "If the run saved a checkpoint, the same command with --resume goes on.",
             title="Interrupted",
             style="yellow",
         )

@@ -9,7 +9,8 @@ from typing import Any, final
 from typer.core import TyperGroup
 
 from freeflow_cli.arguments import hoist_debug, wants_debug
-from freeflow_cli.errors import Interrupted, reported_errors
+from freeflow_cli.errors import reported_errors
+from freeflow_core.errors import Interrupted
 
 
 @final
@@ -41,4 +42,4 @@ class FreeflowGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted("interrupted") from error
+            raise Interrupted from error  # Typer would make a silent exit of it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,33 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from freeflow_cli import formats
+from freeflow_core.config.titles import row_title
 
 if TYPE_CHECKING:
     from freeflow_core.config import EvaluationConfig
 
 EVALUATIONS, MILLISECONDS = "evaluations", "ms_per_image"
-_HEADERS = {EVALUATIONS: "evals", MILLISECONDS: "ms per image"}
+_HEADERS = {EVALUATIONS: "evals", MILLISECONDS: "ms / image"}
 _TITLE_WIDTH = 24
-_PADDING = 2
-
-
-def row_title(row: str, evaluation: EvaluationConfig | None = None) -> str:
-    """A row of scores as people name it; ``evaluation`` fills in the steps. Unknown rows keep their name."""
-    many = f"{evaluation.reference_steps} steps" if evaluation else "many steps"
-    jump = (
-        f"student jump to t={evaluation.jump_to:g}, then teacher, {_steps(evaluation.jump_steps)}"
-        if evaluation
-        else "student jump, then teacher"
-    )
-    titles = {
-        "data": "training images (floor)",
-        "teacher": f"teacher, {many}",
-        "student": "student, 1 step",
-        "student_jump": jump,
-    }
-    if match := re.fullmatch(r"(\w+?)_(\d+)_steps?", row):
-        return f"{match[1].replace('_', ' ')}, {_steps(int(match[2]))}"
-    return titles.get(row, row.replace("_", " "))
+_GAP = 3
+"""Characters between two columns, and those at the edges of the table taken together."""
 
 
 def score_tables(
@@ -56,7 +38,7 @@ def _table(titles: Sequence[str], columns: Sequence[str], cells: Mapping[str, Se
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("", width=_TITLE_WIDTH)
     for name in columns:
-        table.add_column(Text(_header(name)), justify="right", min_width=_width(name, cells[name]))
+        table.add_column(Text(_header(name)), justify="right", width=_width(name, cells[name]))
     for number, title in enumerate(titles):
         table.add_row(Text(title), *(Text(cells[name][number]) for name in columns))
     return table
@@ -67,22 +49,18 @@ def _split(columns: Sequence[str], cells: Mapping[str, Sequence[str]], width: in
     parts: list[list[str]] = []
     used = width
     for name in columns:
-        needed = _width(name, cells[name]) + _PADDING
+        needed = _width(name, cells[name]) + _GAP
         if not parts or used + needed > width:
             parts.append([])
-            used = _TITLE_WIDTH + _PADDING
+            used = _TITLE_WIDTH + _GAP
         parts[-1].append(name)
         used += needed
     return parts
 
 
 def _header(name: str) -> str:
-    return _HEADERS.get(name, re.sub(r"[_/]", " ", name))
+    return _HEADERS.get(name, name.replace("_", " ").replace("/", " "))
 
 
 def _width(name: str, values: Sequence[str]) -> int:
     return max(map(len, [*_header(name).split(), *values]))
-
-
-def _steps(count: int) -> str:
-    return f"{count} step" if count == 1 else f"{count} steps"

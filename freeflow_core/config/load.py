@@ -50,7 +50,8 @@ def load_run_config(
     """
     layers: list[Mapping[str, Any]] = []
     file_layer = read_config_file(file) if file else {}
-    preset = preset or file_layer.pop("preset", None)
+    named_in_file = file_layer.pop("preset", None)
+    preset = preset or named_in_file
     if preset:
         layers.append(parse_yaml(registry.preset_text(registry.preset(command, preset)), f"preset {preset!r}"))
     layers.append(file_layer)

@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from freeflow_core.config import RunConfig
-from freeflow_core.engine.evaluation import DATA, JUMP, STUDENT, TEACHER, TEACHER_1, Scores
-
-
-def row_title(name: str, config: RunConfig) -> str:
-    """A row's name as people read it."""
-    evaluation = config.evaluation
-    titles = {
-        DATA: "training images (floor)",
-        TEACHER: f"teacher, {evaluation.reference_sampler.name} {evaluation.reference_steps} steps",
-        TEACHER_1: "teacher, 1 step",
-        STUDENT: "student, 1 step",
-        JUMP: f"student jump to {evaluation.jump_to:g} + {evaluation.jump_steps} teacher steps",
-    }
-    return titles.get(name, name.replace("_", " "))
+from freeflow_core.config.titles import row_title
+from freeflow_core.engine.evaluation import Scores
 
 
 def markdown_table(scores: Scores, config: RunConfig) -> str:
@@ -27,7 +15,7 @@ def markdown_table(scores: Scores, config: RunConfig) -> str:
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in scores.items():
         cells = [f"{row[c]:.4g}" if c in row else "-" for c in columns]
-        lines.append(f"| {row_title(name, config)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row_title(name, config.evaluation)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

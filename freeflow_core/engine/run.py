@@ -22,7 +22,7 @@ from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.engine.scoring import Scoring
 from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
-from freeflow_core.errors import FreeflowError
+from freeflow_core.errors import FreeflowError, Interrupted
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import RunInfo
 
@@ -41,10 +41,6 @@ class RunResult:
     load_report: str | None = None
     duration_seconds: float = 0.0
     peak_memory_bytes: int = 0
-
-
-class Interrupted(FreeflowError):
-    """The user or the system stopped the run; a checkpoint was written."""
 
 
 @final
@@ -167,8 +163,8 @@ class Run:
     def _interrupt(self) -> None:
         path = self._checkpoint()
         raise Interrupted(
-            f"Interrupted at image {self.state.images:,} of {self.config.training.images:,}. The state is in {path}. "
-            f"Go on with the same command plus: --resume --output {self.folder.path}"
+            f"The run was stopped at image {self.state.images:,} of {self.config.training.images:,}. "
+            f"The state is in {path}. Go on with the same command plus: --resume --output {self.folder.path}"
         )
 
     def _log(self) -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RunConfig
+from freeflow_core.config.titles import row_title
 from freeflow_core.engine.as_teacher import VelocityOfStudent
 from freeflow_core.engine.build import Builder, Components
 from freeflow_core.engine.evaluation import STUDENT, TEACHER, TEACHER_1, Evaluation, Scores
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.pictures import comparison_image, grid_image, save_image, scatter_image
-from freeflow_core.engine.report import row_title, write_report
+from freeflow_core.engine.report import write_report
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.engine.sampling import Generator
 from freeflow_core.engine.student_file import save_student
@@ -89,7 +90,7 @@ class Scoring:
         index = _index_by_class(columns, classes, self.config.samples.per_class)
         index = index[index < len(reference.x)]
         other = STUDENT if self._student is not None else TEACHER_1
-        titles = [row_title(TEACHER, self.config), row_title(other, self.config)]
+        titles = [row_title(TEACHER, self.config.evaluation), row_title(other, self.config.evaluation)]
         image: Tensor | None
         if _is_image(reference.x):
             shown = self._generator(one_step=True).batch(index).images.cpu()

@@ -103,7 +103,7 @@ class Objective(Buildable):
     needs_teacher: ClassVar[bool] = True
     requires: ClassVar[type[Any]] = Student
     start_times: ClassVar[StartTimes] = StartTimes.ANY
-    uses_batch_means: ClassVar[bool] = False
+    uses_batch_means: bool = False
 
     @abstractmethod
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:

@@ -66,11 +66,11 @@ class Teacher(nn.Module, Buildable):
         rows = (weight != 1).nonzero().flatten()
         if rows.numel() == 0:
             return self.velocity(x_t, t, condition)
-        rows_x = rows.to(x_t.device)
+        rows_x = rows.to(x_t.device, non_blocking=True)
         null = self.null_condition(index_condition(condition, rows))
         both = self.velocity(
             torch.cat([x_t, x_t[rows_x]]),
-            torch.cat([t, t[rows.to(t.device)]]),
+            torch.cat([t, t[rows.to(t.device, non_blocking=True)]]),
             concatenate_conditions(condition, null),
         )
         conditional, unconditional = both[: x_t.shape[0]], both[x_t.shape[0] :]

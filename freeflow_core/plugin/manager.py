@@ -69,6 +69,8 @@ class Manager:
         Raises:
             PluginError: a hook whose name or arguments no specification has.
         """
+        if self._pluggy.has_plugin(name):
+            raise PluginError(f"A plugin named {name!r} is registered already; two need different names.")
         try:
             self._pluggy.register(plugin, name)
             self._pluggy.check_pending()
@@ -77,6 +79,13 @@ class Manager:
                 self._pluggy.unregister(name=name)
             raise PluginError(f"Plugin {name!r} cannot be registered: {_one_line(error)}") from error
         self._loaded.append(LoadedPlugin(name, distribution or name, version))
+
+    def unregister(self, name: str) -> None:
+        """Take a plugin out again. Raises :class:`PluginError` when there is none of that name."""
+        if not self._pluggy.has_plugin(name):
+            raise PluginError(f"There is no plugin named {name!r} to unregister.")
+        self._pluggy.unregister(name=name)
+        self._loaded = [p for p in self._loaded if p.name != name]
 
     def load_file(self, path: Path) -> None:
         """Load a one-file plugin. This runs the file: only ever called for a path the user named."""

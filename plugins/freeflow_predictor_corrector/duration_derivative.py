@@ -8,7 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from freeflow_core.math.broadcast import expand_times
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative, full_precision
+from freeflow_predictor_corrector.rows import on
 
 AverageVelocityAt: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 """``(s, rows) -> u``: u of the given host rows (None: all) at end times ``s``, one per row."""
@@ -34,9 +36,9 @@ def duration_derivative(
     if method is DerivativeMethod.CENTRAL:
         return _central(function, d, s, step)
     # One-sided differences go backward in d, towards shorter and easier jumps, wherever there is room.
-    sign = torch.where(d > step, -1.0, 1.0).to(s)
+    sign = on(s, torch.where(d > step, -1.0, 1.0))
     along = directional_derivative(lambda s: function(s, None), (s,), (-sign,), method=method, step=step, value=value)
-    return along * sign.reshape(-1, *([1] * (along.ndim - 1))).to(along.dtype)
+    return along * expand_times(sign, along)
 
 
 def _central(function: AverageVelocityAt, d: Tensor, s: Tensor, h: float) -> Tensor:
@@ -49,14 +51,14 @@ def _central(function: AverageVelocityAt, d: Tensor, s: Tensor, h: float) -> Ten
     every = torch.arange(d.shape[0])
     points = 1 - torch.cat([first, second, d[edge]])
     with full_precision((s,)):
-        u = function(points.to(s), torch.cat([every, every, edge]))
+        u = function(on(s, points), torch.cat([every, every, edge]))
     n = d.shape[0]
     u1, u2, u0 = u[:n], u[n : 2 * n], u[2 * n :]
     derivative = (u1 - u2) / (2 * h)
     if edge.numel() == 0:
         return derivative
-    rows = edge.to(u.device)
-    scale = (inward[edge] / (2 * h)).to(u).reshape(-1, *([1] * (u.ndim - 1)))
+    rows = edge.to(u.device, non_blocking=True)
+    scale = expand_times(inward[edge] / (2 * h), u0)
     return derivative.index_copy(0, rows, scale * (4 * u1[rows] - 3 * u0 - u2[rows]))
 
 

@@ -32,7 +32,7 @@ class FreeFlow(PredictorCorrector):
     def __init__(self, config: FreeFlowConfig) -> None:
         super().__init__(config, Predictor(config), Corrector(config))
         self._config = config
-        self.uses_batch_means = config.adaptive  # type: ignore[misc]  # this instance's own; the class says False
+        self.uses_batch_means = config.adaptive
 
     @classmethod
     def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from freeflow_core.plugin import hookimpl
+from freeflow_core.plugin import Manager, hookimpl
+
+SCORES = {
+    "teacher": {"evaluations": 200.0, "ms_per_image": 12.5, "fid": 10.25},
+    "student": {"evaluations": 1.0, "ms_per_image": 0.0625, "fid": 12.5, "accuracy": 0.98765},
+}
 
 
 class BrokenTeachers:
@@ -19,7 +27,61 @@ class BrokenCommands:
         raise RuntimeError("nothing\nworks")
 
 
-class BrokenHook:
-    @staticmethod
-    def of(hook: str) -> Any:
-        return {"freeflow_teachers": BrokenTeachers, "freeflow_commands": BrokenCommands}[hook]()
+def broken_plugin(hook: str) -> Any:
+    """A plugin whose only hook fails."""
+    return {"freeflow_teachers": BrokenTeachers, "freeflow_commands": BrokenCommands}[hook]()
+
+
+@dataclass
+class FakeApi:
+    """Stands for ``freeflow_core.api``; ``calls`` holds (function, arguments)."""
+
+    folder: Path
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    status: str = "finished"
+    scores: dict[str, dict[str, float]] = field(default_factory=lambda: dict(SCORES))
+    failure: BaseException | None = None
+    checks: list[Any] = field(default_factory=list)
+
+    def distill(self, config: Any, **arguments: Any) -> Any:
+        return self._run("distill", config, arguments)
+
+    def pretrain(self, config: Any, **arguments: Any) -> Any:
+        return self._run("pretrain", config, arguments)
+
+    def evaluate(self, config: Any, **arguments: Any) -> Any:
+        return self._run("evaluate", config, arguments)
+
+    def plan(self, config: Any, **arguments: Any) -> Any:
+        self.calls.append(("plan", {"config": config, **arguments}))
+        return SimpleNamespace(rows=[("length", "6,400 images"), ("memory", "[2 GiB]")], warnings=["no GPU was found"])
+
+    def sample(self, **arguments: Any) -> Any:
+        self.calls.append(("sample", arguments))
+        return SimpleNamespace(
+            folder=arguments["output"],
+            files=[arguments["output"] / "grid.png"],
+            evaluations=2.0,
+            seconds_per_image=0.0125,
+        )
+
+    def diagnose(self, manager: Manager) -> list[Any]:
+        return self.checks
+
+    def _run(self, command: str, config: Any, arguments: dict[str, Any]) -> Any:
+        self.calls.append((command, {"config": config, **arguments}))
+        if self.failure is not None:
+            raise self.failure
+        hook = arguments["manager"].hook
+        run = SimpleNamespace(name=config.name, command=command, folder=self.folder, resumed=False)
+        hook.freeflow_run_started(run=run)
+        hook.freeflow_run_finished(run=run, status=self.status)
+        return SimpleNamespace(
+            folder=self.folder,
+            status=self.status,
+            scores=self.scores,
+            files={"student": self.folder / "student.safetensors"},
+            load_report="12 tensors taken",
+            duration_seconds=75.0,
+            peak_memory_bytes=3 * 2**30,
+        )

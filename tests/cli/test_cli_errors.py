@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FakeApi
+from cli_support import FakeApi
 from freeflow_cli.main import build_app
 from typer.main import get_command
 from typer.testing import Result
@@ -54,7 +54,9 @@ def test_cli_invalid_yaml_names_file_and_line(freeflow: Freeflow, config_file: C
     assert "line 3" in result.stderr
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [(("distill", "--teachr", "x"), "--teacher"), (("distil",), "distill")])
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(("distill", "--teachr", "x"), "--teacher"), (("distil",), "distill")]
+)
 def test_cli_parser_errors_suggest_and_exit_2(freeflow: Freeflow, arguments: tuple[str, ...], expected: str) -> None:
     result = freeflow(*arguments)
     assert result.exit_code == 2
@@ -99,9 +101,7 @@ def test_cli_debug_shows_the_traceback_anywhere(freeflow: Freeflow, api: FakeApi
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
-def test_cli_debug_by_environment(
-    freeflow: Freeflow, monkeypatch: pytest.MonkeyPatch, value: str, shown: bool
-) -> None:
+def test_cli_debug_by_environment(freeflow: Freeflow, monkeypatch: pytest.MonkeyPatch, value: str, shown: bool) -> None:
     monkeypatch.setenv("FREEFLOW_DEBUG", value)
     result = freeflow("distill", "--teacher", "nobody")
     assert result.exit_code == 2

@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable
 
 import pytest
-from cli_support import BrokenHook
+from cli_support import broken_plugin
+from freeflow_cli.main import build_app
 from freeflow_cli.model_options import model_options
 from pydantic import Field
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.plugin import Manager
@@ -104,9 +105,9 @@ def test_cli_a_plugin_adds_commands(freeflow: Freeflow) -> None:
 
 
 @pytest.mark.parametrize("hook", ["freeflow_teachers", "freeflow_commands"])
-def test_cli_a_failing_hook_costs_one_warning_line(freeflow: Freeflow, manager: Manager, hook: str) -> None:
-    manager.register(BrokenHook.of(hook), "broken", "freeflow-broken", "0.1")
-    result = freeflow("config", "show")
+def test_cli_a_failing_hook_costs_one_warning_line(manager: Manager, hook: str) -> None:
+    manager.register(broken_plugin(hook), "broken", "freeflow-broken", "0.1")
+    result = CliRunner().invoke(build_app(manager), ["config", "show"])
     assert result.exit_code == 0
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("Warning: plugin 'broken'")

@@ -68,7 +68,9 @@ def test_bad_settings_are_named(registry, assignment, expected):
         load(registry, assignment)
 
 
-@pytest.mark.parametrize(("key", "name", "meant"), [("objective", "freeflw", "freeflow"), ("teacher", "digit", "digits")])
+@pytest.mark.parametrize(
+    ("key", "name", "meant"), [("objective", "freeflw", "freeflow"), ("teacher", "digit", "digits")]
+)
 def test_unknown_names_come_with_a_suggestion(registry, key, name, meant):
     with pytest.raises(UnknownComponent, match=f"Did you mean '{meant}'"):
         load(registry, **{key: name})

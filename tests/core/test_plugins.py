@@ -51,7 +51,8 @@ def test_every_preset_resolves(registry):
 
 def test_listing_imports_no_torch():
     code = (
-        "import sys; from freeflow_core.plugin import Manager, Registry; from freeflow_core.config import load_run_config;"
+        "import sys; from freeflow_core.plugin import Manager, Registry;"
+        "from freeflow_core.config import load_run_config;"
         "r = Registry(Manager.load()); load_run_config(r, 'distill', preset='digits');"
         "bad = {'torch', 'accelerate', 'mlflow', 'scipy'} & set(sys.modules); assert not bad, bad"
     )

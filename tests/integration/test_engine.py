@@ -90,9 +90,17 @@ def test_metrics_carry_every_term(tiny, output, manager):
     api.distill(tiny(), output=output, manager=manager)
     last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
     assert last.keys() >= {
-        "images", "student/loss", "student/prediction_residual", "student/correction_residual", "student/balance",
-        "student/gradient_norm", "fake_velocity/loss", "fake_velocity/gradient_norm", "images_per_second",
-        "memory_gib", "learning_rate",
+        "images",
+        "student/loss",
+        "student/prediction_residual",
+        "student/correction_residual",
+        "student/balance",
+        "student/gradient_norm",
+        "fake_velocity/loss",
+        "fake_velocity/gradient_norm",
+        "images_per_second",
+        "memory_gib",
+        "learning_rate",
     }
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from freeflow_core import api
-from freeflow_core.engine.run import Interrupted
-from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.errors import CheckpointError, ConfigError, Interrupted
 from freeflow_core.network_file import load_tensors
 
 
@@ -32,7 +31,9 @@ def assert_identical(first, second):
 def test_resume_is_bit_identical(tiny, tmp_path, manager, objective):
     config = tiny(f"objective={objective}")
     whole = api.distill(config, output=tmp_path / "whole", manager=manager)
-    stopped = api.distill(tiny(f"objective={objective}", "training.stop_at_images=80"), output=tmp_path / "parts", manager=manager)
+    stopped = api.distill(
+        tiny(f"objective={objective}", "training.stop_at_images=80"), output=tmp_path / "parts", manager=manager
+    )
     assert stopped.status == "stopped"
     resumed = api.distill(config, output=tmp_path / "parts", resume=True, manager=manager)
     assert (whole.status, resumed.status) == ("finished", "finished")
@@ -131,12 +132,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tiny, output, manager, monke
         api.distill(tiny("checkpointing.every_images=48"), output=output, manager=manager)
     assert [p.name for p in sorted((output / "checkpoints").iterdir())] == ["images-000000000048"]
     monkeypatch.undo()
-    assert api.distill(tiny("checkpointing.every_images=48"), output=output, resume=True, manager=manager).status == "finished"
+    assert (
+        api.distill(tiny("checkpointing.every_images=48"), output=output, resume=True, manager=manager).status
+        == "finished"
+    )
 
 
 def test_old_checkpoints_are_removed(tiny, output, manager):
     api.distill(tiny("checkpointing.every_images=32", "checkpointing.keep=2"), output=output, manager=manager)
     names = [p.name for p in sorted((output / "checkpoints").iterdir())]
     assert names == ["images-000000000128", "images-000000000160"]
-
-

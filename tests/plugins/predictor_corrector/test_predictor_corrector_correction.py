@@ -93,12 +93,14 @@ def test_gradient_is_the_exact_kl_gradient(r: float, a: float) -> None:
 def test_fake_velocity_loss_is_flow_matching_on_the_samples() -> None:
     teacher, student, fake = GaussianTeacher(torch.zeros(2).double(), torch.ones(2).double()), *_two_small()
     draws = philox(32)
-    loss = losses(FreeFlowCorrection(CorrectionConfig()), models(student, teacher, fake), draws)["fake_velocity"]
-    one = torch.ones(32, dtype=torch.float64)
-    x = draws.noise("prior", (2,)) - student(draws.noise("prior", (2,)), one, 0 * one, None, one)
+    loss = losses(
+        FreeFlowCorrection(CorrectionConfig(guidance_min=2, guidance_max=3)), models(student, teacher, fake), draws
+    )["fake_velocity"]
+    one, g = torch.ones(32, dtype=torch.float64), 3 - draws.uniform("guidance")
+    x = draws.noise("prior", (2,)) - student(draws.noise("prior", (2,)), one, 0 * one, None, g)
     n = draws.noise("correction-noise", (2,))
     r = torch.sigmoid(0.8 + torch.special.ndtri(draws.uniform("noise-level")))
-    v_n = fake((1 - r[:, None]) * x + r[:, None] * n, r, r, None, one)
+    v_n = fake((1 - r[:, None]) * x + r[:, None] * n, r, r, None, g)
     torch.testing.assert_close(loss.per_sample, (v_n - (n - x)).square().mean(1))
 
 

@@ -1,0 +1,170 @@
+"""What only a real process shows: imports, start-up time, entry points, exit codes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from freeflow_core.plugin import KINDS, Manager, Registry
+
+INSTALLED = Path(__file__).parent / "installed"
+HEAVY = ("torch", "accelerate", "mlflow", "cleanfid", "torchdiffeq")
+START_UP_SECONDS = 1.2
+"""Processor seconds; importing torch alone takes longer on any machine these tests have run on."""
+
+
+def freeflow(*arguments: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "freeflow_cli", *arguments, path=path, **variables)
+
+
+def python(*arguments: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | variables | ({"PYTHONPATH": str(path)} if path else {})
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+
+
+def install(folder: Path, name: str, module: str) -> Path:
+    """An installed distribution whose entry point is ``module``."""
+    info = folder / f"{name}-0.3.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n", "utf-8")
+    (info / "entry_points.txt").write_text(f"[freeflow]\n{name} = {module}\n", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["distill", "--help"],
+        ["--version"],
+        ["plugins", "list"],
+        ["config", "show"],
+        ["distill", "--teacher", "nobody"],
+        ["sample", "--teacher", "nobody"],
+    ],
+)
+def test_cli_start_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['freeflow', *{arguments!r}]\n"
+        "from freeflow_cli.main import main\n"
+        "try:\n    main()\n"
+        f"finally:\n    print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    assert python("-c", code).stdout.rstrip().endswith("heavy: []")
+
+
+def test_cli_help_is_fast() -> None:
+    def cost() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert freeflow("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cost() for _ in range(3)) < START_UP_SECONDS
+
+
+def test_cli_usage_error_in_a_process() -> None:
+    result = freeflow("distill", "--teacher", "nobody")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_cli_lists_every_built_in() -> None:
+    manager = Manager.load()
+    registry = Registry(manager)
+    names = [name for kind in KINDS for name in registry.components(kind)]
+    words = freeflow("plugins", "list").stdout.split()
+    assert len(names) > 10
+    assert set(names) <= set(words)
+    assert {plugin.name for plugin in manager.plugins} <= set(words)
+
+
+def test_cli_shows_every_built_in() -> None:
+    registry = Registry(Manager.load())
+    code = (
+        "from freeflow_cli.main import build_app\n"
+        "from freeflow_core.plugin import KINDS, Manager, Registry\n"
+        "from typer.testing import CliRunner\n"
+        "manager = Manager.load()\n"
+        "registry = Registry(manager)\n"
+        "for kind in KINDS:\n"
+        "    for name in registry.components(kind):\n"
+        "        result = CliRunner().invoke(build_app(manager), ['plugins', 'show', name, '--kind', kind])\n"
+        "        print(kind, name, result.exit_code, f'{kind} {name}: ' in result.stdout)\n"
+    )
+    lines = python("-c", code).stdout.splitlines()
+    assert lines == [f"{kind} {name} 0 True" for kind in KINDS for name in registry.components(kind)]
+
+
+def test_cli_broken_plugin_costs_one_warning_line(tmp_path: Path) -> None:
+    site = install(tmp_path, "freeflow-broken", "freeflow_broken.plugin")
+    (site / "freeflow_broken").mkdir()
+    (site / "freeflow_broken" / "plugin.py").write_text("raise ValueError('out\\nof order')\n", "utf-8")
+    for arguments in (["plugins", "list", "--kind", "sampler"], ["--help"]):
+        result = freeflow(*arguments, path=site)
+        assert result.returncode == 0
+        (line,) = result.stderr.strip().splitlines()
+        assert line == (
+            "Warning: plugin 'freeflow-broken' (freeflow-broken 0.3) is not available: ValueError: out of order"
+        )
+
+
+def test_cli_disabled_plugins_stay_out_without_a_word(tmp_path: Path) -> None:
+    site = install(tmp_path, "freeflow-broken", "freeflow_absent.plugin")
+    result = freeflow("plugins", "list", path=site, FREEFLOW_DISABLED_PLUGINS="freeflow-broken, toy")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "disabled by FREEFLOW_DISABLED_PLUGINS" in result.stdout
+    assert "gaussian-mixture" not in result.stdout
+
+
+def test_cli_installed_third_party_plugin(tmp_path: Path) -> None:
+    site = install(tmp_path, "cli-example", "cli_example_alone")
+    (site / "cli_example_alone.py").write_text(
+        "from freeflow_core.plugin import Component, hookimpl\n"
+        "@hookimpl\n"
+        "def freeflow_teachers():\n"
+        "    return [Component('mine', 'a:B', 'cli_example.config:Rich', 'My own.')]\n",
+        "utf-8",
+    )
+    environment = f"{site}{os.pathsep}{INSTALLED}"
+    result = freeflow("plugins", "show", "mine", PYTHONPATH=environment)
+    assert result.returncode == 0, result.stderr
+    assert "From plugin cli-example, distribution cli-example 0.3" in result.stdout
+    assert "inner.depth" in result.stdout
+
+
+@pytest.mark.parametrize("in_front", [True, False])
+def test_cli_one_file_plugin_on_request(tmp_path: Path, in_front: bool) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from freeflow_core.plugin import hookimpl\n"
+        "@hookimpl\n"
+        "def freeflow_commands(app):\n"
+        "    @app.command('mine')\n"
+        "    def mine(): print('it ran')\n",
+        "utf-8",
+    )
+    option = ["--plugin", str(file)]
+    result = freeflow(*([*option, "mine"] if in_front else ["mine", *option]))
+    assert (result.returncode, result.stdout) == (0, "it ran\n")
+    assert freeflow("mine").returncode == 2
+
+
+def test_cli_missing_plugin_file() -> None:
+    result = freeflow("plugins", "list", "--plugin", "absent.py")
+    assert result.returncode == 1
+    assert result.stderr == "Error: The plugin file absent.py does not exist.\n"
+
+
+def test_cli_version() -> None:
+    import freeflow_core
+
+    assert freeflow("--version").stdout == f"freeflow {freeflow_core.__version__}\n"

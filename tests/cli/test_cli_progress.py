@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from freeflow_cli.displays import Display, LineDisplay, LiveDisplay, main_losses
+from freeflow_cli.progress import ProgressObserver, choose_display
+from rich.console import Console
+
+from freeflow_core.plugin import Manager
+
+METRICS = {
+    "correction_residual": 0.5,
+    "fake_velocity/loss": 3.0,
+    "images_per_second": 50.0,
+    "learning_rate": 1e-4,
+    "student/gradient_norm": 9.0,
+    "student/loss": 0.123456,
+    "student/prediction_loss": 0.25,
+}
+RUN = SimpleNamespace(name="toy", command="distill", folder=Path("runs/toy"), resumed=False)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def plain(now: Callable[[], float]) -> tuple[ProgressObserver, io.StringIO]:
+    stream = io.StringIO()
+
+    def display(console: Console) -> Display:
+        return LineDisplay(console, now=now)
+
+    return ProgressObserver(Console(file=stream, width=40), display), stream
+
+
+def at(images: int) -> Any:
+    return SimpleNamespace(images=images, total_images=1000)
+
+
+def test_cli_progress_observer_fits_the_hooks() -> None:
+    manager = Manager()
+    observer, stream = plain(Clock())
+    manager.register(observer, "console-progress")
+    hook = manager.hook
+    hook.freeflow_run_started(run=RUN)
+    hook.freeflow_step_finished(run=RUN, progress=at(1000), metrics=METRICS)
+    hook.freeflow_checkpoint_saved(run=RUN, progress=at(1000), path=Path("runs/toy/checkpoints/a"))
+    hook.freeflow_evaluation_advanced(run=RUN, row="teacher_1_step", done=50, total=50)
+    hook.freeflow_evaluation_finished(run=RUN, progress=at(500), scores={"evaluation/student/fid": 2.5})
+    hook.freeflow_run_finished(run=RUN, status="finished")
+    assert stream.getvalue().splitlines() == [
+        "Starting distill run 'toy' in runs/toy",
+        "distill: 1,000/1,000 images (100%), 50 images/s, loss 0.1235, prediction loss 0.25, fake velocity/loss 3",
+        "Checkpoint at 1,000 images: runs/toy/checkpoints/a",
+        "evaluate teacher 1 step: 50/50 samples (100%)",
+        "Scores at 500 images: student/fid 2.5",
+    ]
+
+
+def test_cli_lines_come_at_most_every_ten_seconds_and_at_the_end() -> None:
+    clock = Clock()
+    observer, stream = plain(clock)
+    for second in range(31):
+        clock.seconds = 100.0 + second
+        observer.freeflow_step_finished(RUN, at(10 * second), METRICS)
+    counts = [line.split("images")[0].split()[-1] for line in stream.getvalue().splitlines()]
+    assert counts == ["100/1,000", "200/1,000", "300/1,000"]
+    assert "0:18 left" in stream.getvalue().splitlines()[0]
+    observer.freeflow_step_finished(RUN, at(1000), METRICS)
+    assert "1,000/1,000" in stream.getvalue()
+
+
+def test_cli_lines_start_anew_with_each_row() -> None:
+    clock = Clock()
+    observer, stream = plain(clock)
+    observer.freeflow_evaluation_advanced(RUN, "teacher", 1, 100)
+    clock.seconds += 9
+    observer.freeflow_evaluation_advanced(RUN, "student", 1, 100)
+    clock.seconds += 9
+    observer.freeflow_evaluation_advanced(RUN, "student", 2, 100)
+    assert stream.getvalue() == ""
+    clock.seconds += 1
+    observer.freeflow_evaluation_advanced(RUN, "student", 3, 100)
+    assert stream.getvalue() == "evaluate student: 3/100 samples (3%)\n"
+
+
+def test_cli_final_scores_are_left_to_the_table() -> None:
+    observer, stream = plain(Clock())
+    observer.freeflow_evaluation_finished(RUN, at(1000), {"evaluation/student/fid": 2.5})
+    assert stream.getvalue() == ""
+
+
+def test_cli_intermediate_scores_are_few_and_without_costs() -> None:
+    observer, stream = plain(Clock())
+    scores = {"evaluation/student/evaluations": 1.0} | {f"evaluation/student/s{i}": float(i) for i in range(6)}
+    observer.freeflow_evaluation_finished(RUN, at(10), scores)
+    assert "evaluations" not in stream.getvalue()
+    assert stream.getvalue().rstrip().endswith("student/s3 3, and 2 more")
+
+
+@pytest.mark.parametrize(("interactive", "kind"), [(True, LiveDisplay), (False, LineDisplay)])
+def test_cli_display_follows_the_terminal(interactive: bool, kind: type[Display]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=interactive, force_interactive=interactive)
+    assert isinstance(choose_display(console), kind)
+
+
+def test_cli_live_bar_shows_count_speed_time_and_losses_in_80_columns() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, force_interactive=True, width=80, color_system=None)
+    observer = ProgressObserver(console, LiveDisplay)
+    observer.freeflow_step_finished(RUN, at(500), METRICS)
+    observer.freeflow_checkpoint_saved(RUN, at(500), Path("[a]"))
+    observer.close()
+    text = stream.getvalue()
+    observer.close()
+    assert stream.getvalue() == text
+    for part in ("distill", "500/1,000 images", "50/s", "0:10 left", "loss 0.1235", "Checkpoint at 500 images: [a]"):
+        assert part in text
+
+
+def test_cli_live_bar_can_be_used_again_after_closing() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, force_interactive=True, width=80)
+    display = LiveDisplay(console)
+    for title in ("first", "second"):
+        display.advance(title, 1, 2, unit="images", rate=None, details="")
+        display.close()
+    assert "second" in stream.getvalue()
+
+
+def test_cli_main_losses_put_the_student_first() -> None:
+    assert main_losses(METRICS, limit=4) == (
+        "loss 0.1235, prediction loss 0.25, fake velocity/loss 3, correction residual 0.5"
+    )
+    assert main_losses({"images_per_second": 1.0}) == ""

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from freeflow_cli import formats
+from freeflow_cli.tables import score_tables
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from freeflow_core.config import EvaluationConfig
+from freeflow_core.config.titles import row_title
+
+SCORES = [
+    "fid_data", "fid_teacher", "kid_data", "kid_teacher",
+    "accuracy", "spread_ratio", "fidelity_error", "derivative_residual",
+]  # fmt: skip
+ROWS = ["data", "teacher", "teacher_1_step", "student", "student_2_steps", "student_jump"]
+
+
+def table_text(scores: dict[str, dict[str, float]], width: int = 100) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    for table in score_tables(scores, width=width):
+        console.print(table)
+    return stream.getvalue()
+
+
+def full_scores() -> dict[str, dict[str, float]]:
+    return {
+        row: {"evaluations": 10.0 * r, "ms_per_image": 1.5 + r}
+        | {name: 100 * (r + 1) + s + 0.5 for s, name in enumerate(SCORES)}
+        for r, row in enumerate(ROWS)
+    }
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_cli_table_fits_and_loses_nothing(width: int) -> None:
+    text = table_text(full_scores(), width)
+    assert max(map(len, text.splitlines())) <= width
+    for row in full_scores().values():
+        for value in row.values():
+            assert formats.number(value) in text.split()
+    for name in SCORES:
+        for word in name.split("_"):
+            assert word in text.split()
+
+
+def test_cli_table_is_one_when_it_fits() -> None:
+    assert len(score_tables(full_scores(), width=200)) == 1
+    assert len(score_tables(full_scores(), width=100)) == 2
+
+
+def test_cli_table_marks_what_does_not_apply() -> None:
+    line = next(
+        line for line in table_text({"data": {"fid": 1.5}, "student": {"kid": 2.5}}).splitlines() if "floor" in line
+    )
+    assert line.split()[-2:] == ["1.5", "-"]
+
+
+def test_cli_table_takes_scores_in_any_order_and_costs_first() -> None:
+    text = table_text({"student": {"fid": 1.5, "ms_per_image": 2.0, "evaluations": 3.0}})
+    line = next(line for line in text.splitlines() if "student" in line)
+    assert line.split()[-3:] == ["3", "2", "1.5"]
+
+
+@pytest.mark.parametrize(
+    ("row", "title"),
+    [
+        ("data", "training images (floor)"),
+        ("teacher", "teacher, 50 steps"),
+        ("teacher_1_step", "teacher, 1 step"),
+        ("student", "student, 1 step"),
+        ("student_4_steps", "student, 4 steps"),
+        ("student_jump", "student jump to t=0.25, then teacher, 3 steps"),
+        ("something_else", "something else"),
+    ],
+)
+def test_cli_row_titles(row: str, title: str) -> None:
+    assert row_title(row, EvaluationConfig(reference_steps=50, jump_to=0.25, jump_steps=3)) == title
+
+
+def test_cli_row_titles_without_a_configuration() -> None:
+    assert row_title("teacher") == "teacher, many steps"
+
+
+@given(st.floats(-1e300, 1e300))
+def test_cli_numbers_keep_three_digits_and_stay_short(value: float) -> None:
+    text = formats.number(value)
+    assert len(text) <= 10
+    assert math.isclose(float(text), value, rel_tol=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "1"), (0.98765, "0.9877"), (12345.6, "12346"), (1.5e-7, "1.50e-07"), (0.0, "0"), (math.nan, "nan")],
+)
+def test_cli_number_examples(value: float, text: str) -> None:
+    assert formats.number(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.2, "0:07"), (3605, "1:00:05"), (math.inf, "-")])
+def test_cli_clock(seconds: float, text: str) -> None:
+    assert formats.clock(seconds) == text
+
+
+def test_cli_paths_are_relative_inside_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert formats.path(tmp_path / "runs" / "a") == "runs/a"
+    assert formats.path(Path("runs/../runs/b")) == "runs/b"
+    assert formats.path(tmp_path.parent) == str(tmp_path.parent)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_support import FakeApi
+from typer.testing import Result
+
+from freeflow_core.plugin import Manager
+
+Freeflow = Callable[..., Result]
+
+
+def test_cli_distill_without_options_runs_the_digits_preset(freeflow: Freeflow, api: FakeApi, manager: Manager) -> None:
+    result = freeflow("distill")
+    assert result.exit_code == 0, result.output
+    ((command, arguments),) = api.calls
+    assert command == "distill"
+    assert arguments["config"].name == "digits"
+    assert (arguments["output"], arguments["resume"], arguments["manager"]) == (None, False, manager)
+
+
+def test_cli_distill_passes_every_option(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    result = freeflow(
+        "distill", "--teacher", "stern", "--student", "lazy", "--objective", "agree", "--seed", "9",
+        "--set", "training.images=64", "--output", str(folder), "--resume",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    arguments = api.calls[0][1]
+    config = arguments["config"]
+    assert (config.teacher.name, config.student.name, config.seed) == ("stern", "lazy", 9)
+    assert config.training.images == 64
+    assert (arguments["output"], arguments["resume"]) == (folder, True)
+
+
+def test_cli_pretrain_runs_its_own_preset(freeflow: Freeflow, api: FakeApi) -> None:
+    assert freeflow("pretrain", "--source", "prior").exit_code == 0
+    command, arguments = api.calls[0]
+    assert (command, arguments["config"].name) == ("pretrain", "digits-teacher")
+    assert arguments["config"].source.name == "prior"
+    assert freeflow("pretrain", "--teacher", "wise").exit_code == 2
+
+
+def test_cli_resume_by_folder_goes_on_with_its_configuration(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+    shown = freeflow("config", "show", "--set", "training.images=77", "--student", "lazy")
+    (tmp_path / "config.yaml").write_text(shown.stdout, "utf-8")
+    assert freeflow("distill", "--output", str(tmp_path), "--resume").exit_code == 0
+    assert freeflow("distill", "--output", str(tmp_path), "--resume", "--preset", "digits").exit_code == 0
+    assert freeflow("distill", "--output", str(tmp_path)).exit_code == 0
+    assert [arguments["config"].training.images for _, arguments in api.calls] == [77, 6400, 6400]
+
+
+def test_cli_result_shows_scores_files_and_what_is_next(freeflow: Freeflow, api: FakeApi) -> None:
+    lines = freeflow("distill").stdout.splitlines()
+    text = "\n".join(lines)
+    assert any("teacher, 100 steps" in line and "10.25" in line for line in lines)
+    assert any("student, 1 step" in line and "0.9877" in line for line in lines)
+    assert "12 tensors taken" in text
+    assert "Finished after 1:15, 3.00 GiB of memory at most." in lines
+    assert f"  student  {api.folder / 'student.safetensors'}" in lines
+    assert f"  freeflow sample --run {api.folder}" in lines
+    assert "mlflow" not in text
+
+
+def test_cli_result_names_the_local_mlflow_store(freeflow: Freeflow, api: FakeApi) -> None:
+    api.folder.mkdir(parents=True)
+    assert "mlflow" not in freeflow("distill", "--set", "trackers=[mlflow]").stdout
+    (api.folder.parent / "mlflow.db").touch()
+    shown = freeflow("distill", "--set", "trackers=[mlflow]").stdout
+    assert f"mlflow ui --backend-store-uri sqlite:///{api.folder.parent.resolve()}/mlflow.db" in shown
+
+
+def test_cli_stopped_run_says_how_to_go_on(freeflow: Freeflow, api: FakeApi) -> None:
+    api.status, api.scores = "stopped", {}
+    shown = freeflow("distill").stdout
+    assert f"freeflow distill --resume --output {api.folder} --set training.stop_at_images=null" in shown
+    assert f"freeflow evaluate --run {api.folder}" in shown
+
+
+def test_cli_other_processes_are_silent(freeflow: Freeflow, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    result = freeflow("distill")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert len(api.calls) == 1
+
+
+def test_cli_progress_is_on_stderr(freeflow: Freeflow, api: FakeApi) -> None:
+    result = freeflow("distill")
+    assert "Starting distill run 'digits'" in result.stderr
+    assert "Starting" not in result.stdout
+
+
+def test_cli_dry_run_prints_the_plan_and_trains_nothing(freeflow: Freeflow, api: FakeApi) -> None:
+    result = freeflow("distill", "--dry-run")
+    assert result.exit_code == 0
+    assert [name for name, _ in api.calls] == ["plan"]
+    assert "[2 GiB]" in result.stdout
+    assert "Warning: no GPU was found" in result.stderr
