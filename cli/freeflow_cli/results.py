@@ -12,7 +12,6 @@ from rich.text import Text
 
 from freeflow_cli import formats
 from freeflow_cli.console import is_main_process, output
-from freeflow_cli.tables import score_tables
 
 if TYPE_CHECKING:
     from freeflow_core.api import RunResult
@@ -26,6 +25,8 @@ def print_result(result: RunResult, command: str, config: RunConfig | None) -> N
     """Scores, files and next commands on stdout; silent on all but the main process."""
     if not is_main_process():
         return
+    from freeflow_cli.tables import score_tables  # with pydantic behind it: not a price for --help
+
     console = output()
     if result.scores:
         evaluation = config.evaluation if config else None

@@ -113,6 +113,16 @@ class Evaluation:
             self._reference = Reference(torch.cat([b.x for b in kept]), torch.cat([b.images for b in kept]), scores)
         return self._reference
 
+    def use_reference(self, reference: Reference) -> None:
+        """Take another evaluation's many-step samples instead of drawing them again (same teacher, seed and size)."""
+        for rows in torch.split(torch.arange(len(reference.x)), self.config.batch_size):
+            condition = self._teacher.balanced_condition(rows) if self._teacher is not None else None
+            batch = EvaluationBatch(images=reference.images[rows], condition=condition, index=rows, x=reference.x[rows])
+            for evaluator in self._evaluators:
+                if not evaluator.paired:
+                    evaluator.observe_reference(batch)
+        self._reference = reference
+
     def data_row(self) -> dict[str, float]:
         """Training images scored like samples: the floor that sampling noise sets. Empty without training images."""
         found = self._data.training_images() if self._data is not None else None

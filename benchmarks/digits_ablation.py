@@ -1,0 +1,150 @@
+"""The table of docs/reference/digits.md: what each part of the objective does, on digits with guidance 2.5.
+
+Every variant trains on the same number of images with the same optimizer and evaluation; only the objective differs.
+The many-step teacher is sampled once per process and shared.
+
+python benchmarks/digits_ablation.py --seeds 3 --output ablation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PRESET = "digits-guided"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "both (preset)": (),
+    "prediction alone": ("objective=freeflow-prediction",),
+    "correction alone": ("objective=freeflow-correction",),
+    "both, k = 0": ("objective.weight_power=0",),
+    "both, k = 0.5": ("objective.weight_power=0.5",),
+    "both, k = 1": ("objective.weight_power=1",),
+    "both, r in [0, 0.6]": ("objective.r_distribution=uniform", "objective.r_high=0.6"),
+    "both, r in [0, 1]": ("objective.r_distribution=uniform",),
+    "both, r logit-normal 0.8": ("objective.r_distribution=logit-normal", "objective.r_location=0.8"),
+    "corrector guided fully, r in [0, 1]": (
+        "objective.correction_guidance_scale=1",
+        "objective.correction_guidance_interval=[0, 1]",
+    ),
+    "corrector guided fully, r in [0.6, 1]": (
+        "objective.correction_guidance_scale=1",
+        "objective.correction_guidance_interval=[0.6, 1]",
+    ),
+    "corrector guided fully, r in [0.8, 1]": (
+        "objective.correction_guidance_scale=1",
+        "objective.correction_guidance_interval=[0.8, 1]",
+    ),
+    "corrector unguided": ("objective.correction_guidance_scale=0",),
+}
+SCORES = ("fd_teacher", "fd_data", "spread_ratio", "accuracy", "fidelity_mse")
+
+
+def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str]) -> None:
+    """Train and score ``jobs`` one after another in this process; append a JSON line for each to ``output``."""
+    from freeflow_core.config import ComponentChoice, load_run_config
+    from freeflow_core.config.load import parse_assignment
+    from freeflow_core.engine.build import Builder
+    from freeflow_core.engine.evaluation import Evaluation, Reference
+    from freeflow_core.engine.run import Run
+    from freeflow_core.engine.state import STUDENT
+    from freeflow_core.plugin import Manager, Registry
+
+    manager = Manager.load()
+    registry = Registry(manager)
+    base = load_run_config(registry, "distill", preset=PRESET, assignments=settings)
+    reference: Reference | None = None
+    for name, seed in jobs:
+        changes = {key: value for text in VARIANTS[name] for key, value in parse_assignment(text).items()}
+        assignments = [f"seed={seed}", "trackers=[]", "runtime.threads=1", *settings]
+        renamed = next((t.split("=")[1] for t in VARIANTS[name] if t.startswith("objective=")), None)
+        if renamed:  # another objective: keep the preset's options that it has
+            known = registry.component("objective", renamed).load_config_class().model_fields
+            kept = {k: v for k, v in base.objective.model_dump(mode="json").items() if k in known and k != "name"}
+            changes = {"objective": {"name": renamed, **kept}}
+            assignments += []
+        else:
+            assignments += list(VARIANTS[name])
+            changes = {}
+        config = load_run_config(registry, "distill", preset=PRESET, overrides=changes, assignments=assignments)
+        with tempfile.TemporaryDirectory() as folder:
+            quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"enabled": False})})
+            began = time.perf_counter()
+            run = Run(quiet, "distill", manager, output=Path(folder) / "run", resume=False)
+            run.execute()
+            seconds = time.perf_counter() - began
+            evaluation = Evaluation(
+                config,
+                Builder(registry, run.accelerator.device, seed),
+                run.components.codec,
+                teacher=run.components.teacher,
+                student=run.state.roles[STUDENT].ema,  # type: ignore[arg-type]
+                reference_data=run.components.reference,
+            )
+            if reference is None:
+                reference = evaluation.reference()
+            else:
+                evaluation.use_reference(reference)
+            scores = evaluation.student_row()
+        line = {"variant": name, "seed": seed, "seconds": seconds, "images": config.training.images, **scores}
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    assert ComponentChoice is not None
+
+
+def table(lines: list[dict[str, float]]) -> str:
+    """Mean and spread (standard deviation over seeds) of every variant, as Markdown."""
+    rows = ["| variant | " + " | ".join(SCORES) + " | seeds |", "|---" * (len(SCORES) + 2) + "|"]
+    for name in VARIANTS:
+        found = [line for line in lines if line["variant"] == name]
+        if not found:
+            continue
+        cells = []
+        for score in SCORES:
+            values = [line[score] for line in found if score in line]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}" if values else "-")
+        rows.append(f"| {name} | " + " | ".join(cells) + f" | {len(found)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Share the jobs out over processes, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2)))
+    parser.add_argument("--output", type=Path, default=Path("ablation.jsonl"))
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="a.b=c, for every variant")
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), help="variants, by name")
+    parser.add_argument("--part", type=int, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    done = (
+        {
+            (line["variant"], line["seed"])
+            for line in (json.loads(text) for text in options.output.read_text().splitlines())
+        }
+        if options.output.exists()
+        else set()
+    )
+    jobs = [(name, seed) for seed in range(options.seeds) for name in options.only if (name, seed) not in done]
+    if options.part is not None:
+        run_variants(jobs[options.part :: options.processes], options.output, options.settings)
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, *sys.argv, "--part", str(part)], env=environment)
+        for part in range(options.processes)
+    ]
+    if any(worker.wait() for worker in workers):
+        raise SystemExit("a worker failed; the finished variants are kept, run the command again for the rest")
+    print(table([json.loads(text) for text in options.output.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
