@@ -30,18 +30,21 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "both, r in [0, 1]": ("objective.r_distribution=uniform",),
     "both, r logit-normal 0.8": ("objective.r_distribution=logit-normal", "objective.r_location=0.8"),
     "corrector guided fully, r in [0, 1]": (
-        "objective.correction_guidance_scale=1",
+        "objective.correction_guidance_profile=null",
         "objective.correction_guidance_interval=[0, 1]",
     ),
     "corrector guided fully, r in [0.6, 1]": (
-        "objective.correction_guidance_scale=1",
+        "objective.correction_guidance_profile=null",
         "objective.correction_guidance_interval=[0.6, 1]",
     ),
     "corrector guided fully, r in [0.8, 1]": (
-        "objective.correction_guidance_scale=1",
+        "objective.correction_guidance_profile=null",
         "objective.correction_guidance_interval=[0.8, 1]",
     ),
-    "corrector unguided": ("objective.correction_guidance_scale=0",),
+    "corrector unguided": (
+        "objective.correction_guidance_profile=null",
+        "objective.correction_guidance_scale=0",
+    ),
 }
 SCORES = ("fd_teacher", "fd_data", "spread_ratio", "accuracy", "fidelity_mse")
 

@@ -130,7 +130,21 @@ class PlainLoop:
             for_student = torch.cat([_column(weight_g, z) * delta_g, _column(balance * weight_n, z) * delta_n])
             for_fake = 2 * (v_n - (draws.n - x[P:])) / v_n.numel()
         torch.autograd.backward([u, v_n], [for_student / u.numel(), for_fake])
-        self._update()
+        self.update()
+
+    def update(self) -> None:
+        """AdamW for both networks, and the student's average; gradients are dropped."""
+        training = self.training
+        for group in self._adam.param_groups:
+            group["lr"] = self._rate()
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        self.images += self.rows
+        ramp = training.ema.rampup_ratio
+        halflife = (
+            training.ema.halflife_images if ramp is None else min(training.ema.halflife_images, self.images * ramp)
+        )
+        torch._foreach_lerp_(self._average, [w.detach() for w in self._weights], 1 - 0.5 ** (self.rows / halflife))
 
     def teacher_weights(self, draws: StepDraws) -> Tensor:
         """(N,) the teacher's guidance on the host: g for prediction, 1 + c (g - 1) for correction, in intervals."""
@@ -170,19 +184,6 @@ class PlainLoop:
         if len(edge):
             slope[edge] = (4 * first[edge] - 3 * u[edge] - second[edge]) / _column(2 * lean[edge], z)
         return slope
-
-    def _update(self) -> None:
-        training = self.training
-        for group in self._adam.param_groups:
-            group["lr"] = self._rate()
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
-        self.images += self.rows
-        ramp = training.ema.rampup_ratio
-        halflife = (
-            training.ema.halflife_images if ramp is None else min(training.ema.halflife_images, self.images * ramp)
-        )
-        torch._foreach_lerp_(self._average, [w.detach() for w in self._weights], 1 - 0.5 ** (self.rows / halflife))
 
     def _rate(self) -> float:
         """Linear warm-up over ``warmup_images``, then the peak, or a line down to ``final_fraction`` of it."""

@@ -5,85 +5,238 @@ python benchmarks/step_time.py --preset digits --steps 60 --repeats 5 --device c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+import argparse
+import copy
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, final
 
 import torch
 from plain_loop import PlainLoop
 from torch import Tensor
 
-from freeflow_core.config import RunConfig
-from freeflow_core.engine.state import TrainingState
+from freeflow_core.config import RunConfig, load_run_config
+from freeflow_core.engine.build import Builder, build_components
+from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.state import TrainingState, build_state
 from freeflow_core.engine.trainer import Trainer
+from freeflow_core.errors import FreeflowError
+from freeflow_core.plugin import Manager, Registry
 
-ENGINE, PLAIN, PASSES = "engine step", "plain loop step", "sum of passes"
-TIMED_PASSES = ("student forward + backward", "derivative", "teacher", "fake velocity forward + backward")
-UPDATE = "optimizer and average"
+ENGINE, PLAIN, PASSES, UPDATE = "engine", "plain loop", "passes", "optimizer and average"
+STUDENT, DERIVATIVE, TEACHER, FAKE_VELOCITY = (
+    "student, forward and backward",
+    "derivative",
+    "teacher",
+    "fake velocity, forward and backward",
+)
+WARMUP_STEPS = 10
+Times = dict[str, list[float]]
+"""Seconds per step by what was timed; entry i of each list was taken in the i-th turn."""
 
 
 @final
-class Engine:
-    """The engine's own trainer, without tracker, evaluation or checkpoints; metrics are read as a run reads them."""
+class EngineStep:
+    """The engine's trainer without tracker, evaluation or checkpoints; metrics are read as often as in a run."""
 
     def __init__(self, config: RunConfig, trainer: Trainer, state: TrainingState) -> None:
-        self.config, self.trainer, self.state = config, trainer, state
+        self._every = config.logging.every_images
+        self._trainer, self._state = trainer, state
 
-    def step(self) -> None:
-        """One step, and the reading of the metrics when the logging interval is full."""
-        before, every = self.state.images, self.config.logging.every_images
-        self.trainer.step()
-        if before // every < self.state.images // every:
-            self.trainer.read_metrics()
+    def __call__(self) -> None:
+        before = self._state.images
+        self._trainer.step()
+        if before // self._every < self._state.images // self._every:
+            self._trainer.read_metrics()
 
 
 @final
 class Passes:
-    """The network passes of one step, each by itself: the same networks, kernels and row counts, nothing between them.
+    """The network passes of one step, each alone: same networks, same numbers of rows, nothing in between.
 
     Args:
-        loop: whose networks, optimizer and rows are used.
+        loop: whose networks and optimizer are used, and change.
     """
 
     def __init__(self, loop: PlainLoop) -> None:
-        self.loop = loop
-        self.draws = loop.draw()
-        self.times: dict[str, Callable[[], None]] = {
-            TIMED_PASSES[0]: self._student,
-            TIMED_PASSES[1]: self._derivative,
-            TIMED_PASSES[2]: self._teacher,
-            TIMED_PASSES[3]: self._fake_velocity,
-            UPDATE: loop.update,
+        self._loop = loop
+        draws = loop.draw()
+        total, ahead = loop.rows, loop.num_prediction
+        guided = int((loop.teacher_weights(draws) != 1).sum())
+        self.num_rows = {
+            STUDENT: total,
+            DERIVATIVE: ahead if loop.objective.derivative == "one-sided" else 2 * ahead,
+            TEACHER: total + guided,
+            FAKE_VELOCITY: total - ahead,
         }
-        z, total, ahead = self.draws.z, loop.rows, loop.num_prediction
-        guided = int((loop.teacher_weights(self.draws) != 1).sum())
-        behind = ahead if loop.objective.derivative == "one-sided" else 2 * ahead
-        self.num_rows = dict(zip(TIMED_PASSES, (total, behind, total + guided, total - ahead), strict=True))
-        self._t = torch.rand(2 * total, device=z.device, dtype=z.dtype)
-        self._x = torch.cat([z, z])
-        labels = self.draws.labels
-        self._labels = None if labels is None else torch.cat([labels, labels])
-        self._ones = torch.ones_like(self._t)
+        self._x = torch.cat([draws.z, draws.z])
+        self._t = torch.rand(2 * total, device=draws.z.device, dtype=draws.z.dtype)
+        self._labels = None if draws.labels is None else torch.cat([draws.labels, draws.labels])
 
-    def _inputs(self, name: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def timed(self) -> dict[str, Callable[[], None]]:
+        """Each pass by name, in the order of a step; the last updates weights and average."""
+        return {
+            STUDENT: lambda: self._gradient_pass(STUDENT),
+            DERIVATIVE: self._derivative,
+            TEACHER: self._teacher,
+            FAKE_VELOCITY: lambda: self._gradient_pass(FAKE_VELOCITY),
+            UPDATE: self._loop.update,
+        }
+
+    def _inputs(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
         n = self.num_rows[name]
-        return self._x[:n], self._t[:n], None if self._labels is None else self._labels[:n], self._ones[:n]
+        return self._x[:n], self._t[:n], None if self._labels is None else self._labels[:n]
 
-    def _student(self) -> None:
-        x, t, labels, ones = self._inputs(TIMED_PASSES[0])
-        output = self.loop.student(x, ones, t, labels, ones)
+    def _gradient_pass(self, name: str) -> None:
+        x, t, labels = self._inputs(name)
+        network = self._loop.student if name == STUDENT else self._loop.fake_velocity
+        output = network(x, t, t, labels, t)
         output.backward(torch.ones_like(output))
 
     @torch.no_grad()
     def _derivative(self) -> None:
-        x, t, labels, ones = self._inputs(TIMED_PASSES[1])
-        self.loop.student(x, ones, t, labels, ones)
+        x, t, labels = self._inputs(DERIVATIVE)
+        self._loop.student(x, t, t, labels, t)
 
     @torch.no_grad()
     def _teacher(self) -> None:
-        x, t, labels, _ = self._inputs(TIMED_PASSES[2])
-        self.loop.teacher.velocity(x, t, labels)
+        x, t, labels = self._inputs(TEACHER)
+        self._loop.teacher.velocity(x, t, labels)
 
-    def _fake_velocity(self) -> None:
-        x, t, labels, ones = self._inputs(TIMED_PASSES[3])
-        output = self.loop.fake_velocity(x, t, t, labels, ones)
-        output.backward(torch.ones_like(output))
+
+@final
+class Stopwatch:
+    """Seconds per call, the device's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def __call__(self, function: Callable[[], None], calls: int) -> float:
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(calls):
+            function()
+        self._wait()
+        return (time.perf_counter() - began) / calls
+
+
+def measure(config: RunConfig, registry: Registry, *, turns: int, calls: int) -> tuple[Times, dict[str, int]]:
+    """Take turns: engine, plain loop, passes; every second turn in reverse order, so that drift cancels.
+
+    Args:
+        config: of the objective ``freeflow``.
+        registry: of all plugins.
+        turns: turns after the warm-up.
+        calls: consecutive steps of one turn. The device is waited for at its ends alone.
+
+    Returns:
+        The times, and the number of rows of each pass.
+    """
+    accelerator = start_accelerator(config.runtime)
+    components = build_components(Builder(registry, accelerator.device, config.seed), config)
+    copies = [copy.deepcopy(components.student) for _ in range(2)]
+    state = build_state(config, components, accelerator)
+    assert components.teacher is not None
+    loop = PlainLoop(config, copies[0], copies[1], components.teacher)  # type: ignore[arg-type]
+    passes = Passes(loop)
+    stopwatch = Stopwatch(accelerator.device)
+    engine = EngineStep(config, Trainer(config, components, state, accelerator), state)
+    contestants: dict[str, tuple[bool, dict[str, Callable[[], None]]]] = {
+        ENGINE: (config.runtime.deterministic, {ENGINE: engine}),
+        # A plain loop runs as torch comes.
+        PLAIN: (False, {PLAIN: lambda: loop.step(loop.draw())}),
+        PASSES: (False, passes.timed()),
+    }
+    times: Times = {name: [] for _, functions in contestants.values() for name in functions}
+    warmup = -(-WARMUP_STEPS // calls)
+    for turn in range(warmup + turns):
+        for deterministic, functions in list(contestants.values())[:: -1 if turn % 2 else 1]:
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            for name, function in functions.items():
+                seconds = stopwatch(function, calls)
+                if turn >= warmup:
+                    times[name].append(seconds)
+    times[PASSES] = [sum(row) for row in zip(*(times[name] for name in passes.num_rows), strict=True)]
+    return times, passes.num_rows
+
+
+def ratio(times: Times, above: str, below: str, repeats: int) -> dict[str, float]:
+    """Median over all turns of the ratio within one turn; least and greatest median of one repeat."""
+    pairs = [a / b for a, b in zip(times[above], times[below], strict=True)]
+    size = len(pairs) // repeats
+    medians = [median(pairs[i * size : (i + 1) * size]) for i in range(repeats)]
+    return {"median": median(pairs), "min": min(medians), "max": max(medians)}
+
+
+def report(times: Times, rows: Mapping[str, int], repeats: int) -> dict[str, Any]:
+    """The numbers, in milliseconds per step."""
+    return {
+        "milliseconds": {name: {"median": 1e3 * median(values), "min": 1e3 * min(values), "max": 1e3 * max(values)}
+                         for name, values in times.items()},
+        "rows": dict(rows),
+        "engine / plain loop": ratio(times, ENGINE, PLAIN, repeats),
+        "engine / passes": ratio(times, ENGINE, PASSES, repeats),
+        "plain loop / passes": ratio(times, PLAIN, PASSES, repeats),
+    }  # fmt: skip
+
+
+def show(numbers: Mapping[str, Any], about: str) -> None:
+    """Print the table."""
+    print(about)
+    print(f"{'ms per step':<44}{'median':>9}{'min':>9}{'max':>9}")
+    for name in (ENGINE, PLAIN, PASSES, *numbers["rows"], UPDATE):
+        spread = numbers["milliseconds"][name]
+        indent = "" if name in (ENGINE, PLAIN, PASSES) else "  "
+        count = f" ({numbers['rows'][name]} rows)" if name in numbers["rows"] else ""
+        print(f"{indent + name + count:<44}" + "".join(f"{spread[k]:>9.2f}" for k in ("median", "min", "max")))
+    print(f"{'ratio within one turn':<44}{'median':>9}{'min':>9}{'max':>9}")
+    for name in ("engine / plain loop", "engine / passes", "plain loop / passes"):
+        print(f"{name:<44}" + "".join(f"{numbers[name][k]:>9.3f}" for k in ("median", "min", "max")))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="digits", help="a preset of the objective freeflow")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="change the preset, as for freeflow"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="steps of each contestant per repeat")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats; their medians give the spread of a ratio")
+    parser.add_argument("--calls", type=int, help="consecutive steps of one turn; default 1, on cuda 20")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers here")
+    options = parser.parse_args(arguments)
+    calls = options.calls or (20 if options.device == "cuda" else 1)
+    if min(options.steps, options.repeats, calls) < 1 or options.steps % calls:
+        parser.error(f"--steps={options.steps} must be a positive multiple of the {calls} consecutive --calls")
+    registry = Registry(Manager.load())
+    overrides = {"trackers": [], "runtime": {"device": options.device}}
+    try:
+        config = load_run_config(
+            registry, "distill", preset=options.preset, overrides=overrides, assignments=options.set
+        )
+        turns = options.repeats * options.steps // calls
+        times, rows = measure(config, registry, turns=turns, calls=calls)
+    except FreeflowError as error:
+        print(error, file=sys.stderr)
+        return 2
+    numbers = report(times, rows, options.repeats)
+    processor = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    about = (
+        f"{options.preset}, batch {config.training.batch_size}, {config.runtime.precision}, {processor}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {turns} turns of {calls} step(s)"
+    )
+    show(numbers, about)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"about": about, **numbers}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -57,7 +57,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask allows; safetensors writes files for the owner alone
         save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(metadata or {})})
+        temporary.chmod(mode)
         sync_file(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:

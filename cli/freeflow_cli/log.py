@@ -1,9 +1,10 @@
-"""What the engine and plugins log under ``freeflow`` becomes a line on stderr."""
+"""What the engine and plugins log or warn about becomes a line on stderr."""
 
 from __future__ import annotations
 
 import logging
-from typing import final
+import warnings
+from typing import Any, final
 
 from freeflow_cli.console import is_main_process, say, warn
 
@@ -25,9 +26,19 @@ class MessageHandler(logging.Handler):
 
 
 def show_log() -> None:
-    """Attach the handler once; for the process's entry point only."""
+    """Attach the handler once; for the process's entry point only.
+
+    Warnings meant for users become lines too. Those meant for developers (deprecations in libraries) stay silent
+    unless Python is asked for them with ``-W`` or ``PYTHONWARNINGS``.
+    """
+    warnings.showwarning = _show_warning
     logger = logging.getLogger(LOGGER)
     if not any(isinstance(handler, MessageHandler) for handler in logger.handlers):
         logger.addHandler(MessageHandler())
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    if issubclass(category, UserWarning) and is_main_process():
+        warn(" ".join(str(message).split()))

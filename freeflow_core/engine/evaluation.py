@@ -27,6 +27,7 @@ from freeflow_core.types import index_condition
 Scores = dict[str, dict[str, float]]
 OnAdvance = Callable[[str, int, int], None]
 
+COST_COLUMNS = ("evaluations", "ms_per_image")
 DATA, TEACHER, TEACHER_1, STUDENT, JUMP = "data", "teacher", "teacher_1_step", "student", "student_jump"
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 _SMALLEST_TILE = 64
 _GAP = 2
-_LABEL_WIDTH = 150
 _HEADER = 22
 
 
@@ -32,17 +31,19 @@ def grid_image(images: Tensor, columns: int) -> Tensor:
 def comparison_image(rows: Sequence[tuple[str, Tensor]], headers: Sequence[str]) -> Tensor:
     """Labelled rows of equally many uint8 images (N, C, H, W) under ``headers``: uint8 (3, H, W)."""
     strips = [_array(grid_image(images, len(images))) for _, images in rows]
-    width = max(s.shape[1] for s in strips) + _LABEL_WIDTH
+    font = ImageFont.load_default(size=13)
+    margin = 20 + round(max(font.getlength(label) for label, _ in rows))
+    width = max(s.shape[1] for s in strips) + margin
     height = sum(s.shape[0] + _GAP for s in strips) + _HEADER
     picture = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+    pen = ImageDraw.Draw(picture)
     tile = (strips[0].shape[1] + _GAP) / max(1, len(rows[0][1]))
     for i, header in enumerate(headers):
-        pen.text((_LABEL_WIDTH + (i + 0.5) * tile, _HEADER / 2), header, fill="black", font=font, anchor="mm")
+        pen.text((margin + (i + 0.5) * tile, _HEADER / 2), header, fill="black", font=font, anchor="mm")
     top = _HEADER
     for (label, _), strip in zip(rows, strips, strict=True):
-        pen.text((6, top + strip.shape[0] / 2), label, fill="black", font=font, anchor="lm")
-        picture.paste(Image.fromarray(strip), (_LABEL_WIDTH, top))
+        pen.text((8, top + strip.shape[0] / 2), label, fill="black", font=font, anchor="lm")
+        picture.paste(Image.fromarray(strip), (margin, top))
         top += strip.shape[0] + _GAP
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.titles import row_title
-from freeflow_core.engine.evaluation import Scores
+from freeflow_core.engine.evaluation import COST_COLUMNS, Scores
 
 
 def markdown_table(scores: Scores, config: RunConfig) -> str:
     """Rows of scores as a Markdown table; a dash where a score has no meaning."""
-    columns = list(dict.fromkeys(key for row in scores.values() for key in row))
+    named = dict.fromkeys(key for row in scores.values() for key in row)
+    columns = [c for c in COST_COLUMNS if c in named] + [c for c in named if c not in COST_COLUMNS]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in scores.items():
         cells = [f"{row[c]:.4g}" if c in row else "-" for c in columns]

@@ -37,6 +37,8 @@ class FidelityEvaluator(Evaluator):
         options: see :class:`FidelityConfig`.
     """
 
+    paired = True
+
     def __init__(self, options: FidelityConfig) -> None:
         self._options = options
         self._student: AverageVelocityStudent | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -80,6 +81,12 @@ class CorrectionConfig(GuidanceConfig):
     correction_guidance_interval: Interval = Field(
         (0.8, 1.0), description="Noise levels (low, high) in which the corrector's teacher is guided."
     )
+    correction_guidance_profile: tuple[tuple[float, float], ...] | None = Field(
+        None,
+        min_length=2,
+        description="c as a function of r: points (r, c) in rising r, joined by straight lines and constant beyond "
+        "them; replaces scale and interval. benchmarks/effective_guidance.py measures it. This project's addition.",
+    )
     correction_weight_power: float = Field(
         0.0, ge=0, le=2, description="Power-law weight of correction rows; this project's own addition, 0: none."
     )
@@ -96,6 +103,12 @@ class CorrectionConfig(GuidanceConfig):
     @model_validator(mode="after")
     def _check_correction(self) -> CorrectionConfig:
         _check_order("correction_guidance_interval", *self.correction_guidance_interval, strict=False)
+        if self.correction_guidance_profile is not None:
+            levels = [r for r, _ in self.correction_guidance_profile]
+            if any(a >= b for a, b in itertools.pairwise(levels)) or levels[0] < 0 or levels[-1] > 1:
+                raise ValueError(f"correction_guidance_profile needs levels r that rise within [0, 1], got {levels}")
+            if any(c < 0 for _, c in self.correction_guidance_profile):
+                raise ValueError("correction_guidance_profile needs c >= 0 at every point")
         _check_order("(r_low, r_high)", self.r_low, self.r_high, strict=True)
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from freeflow_core.math.time_distributions import uniform_between
@@ -22,7 +24,12 @@ def predictor_weights(weight: Tensor, t: Tensor, config: PredictionConfig) -> Te
 def corrector_weights(weight: Tensor, r: Tensor, config: CorrectionConfig) -> Tensor:
     """The teacher's weights at noise levels ``r`` (N,): 1 + c (g - 1) inside the corrector's interval, 1 outside.
 
+    With a profile, 1 + c(r) (g - 1) everywhere.
+
     Guidance truncation: a guided velocity is not the velocity of any noised distribution, so that marginals pulled
     towards it at every noise level overshoot.
     """
+    if config.correction_guidance_profile is not None:
+        levels, values = zip(*config.correction_guidance_profile, strict=True)
+        return 1 + torch.from_numpy(np.interp(r.numpy(), levels, values)) * (weight - 1)
     return Guidance(1 + config.correction_guidance_scale * (weight - 1), *config.correction_guidance_interval).at(r)

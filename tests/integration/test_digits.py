@@ -1,0 +1,181 @@
+"""The README's first command, small: a real teacher, a real run folder, through the real command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from freeflow_cli.main import build_app
+from typer.testing import CliRunner
+
+from freeflow_core.plugin import Manager
+
+SMALL = (
+    "training.images=256",
+    "logging.every_images=64",
+    "evaluation.num_samples=60",
+    "evaluation.batch_size=30",
+    "evaluation.reference_steps=4",
+    "runtime.threads=1",
+    "trackers=[]",
+)
+
+
+def freeflow(*arguments: str):
+    return CliRunner().invoke(build_app(Manager.load()), [str(a) for a in arguments])
+
+
+def small(*extra: str) -> list[str]:
+    return [part for text in (*SMALL, *extra) for part in ("--set", text)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    with pytest.warns(UserWarning, match="unreliable"):
+        result = freeflow("distill", "--output", folder, *small("evaluation.num_samples=40"))
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_it_says_what_it_did(run):
+    folder, output = run
+    for expected in ("training images (floor)", "teacher, 1 step", "student, 1 step", "student jump", "tensors taken"):
+        assert expected in output
+    for name in ("report.md", "comparison.png", "student.safetensors"):
+        assert name in output
+        assert (folder / name).stat().st_size > 500
+
+
+def test_the_scores_are_complete_and_count_evaluations(run):
+    scores = json.loads((run[0] / "scores.json").read_text())
+    assert set(scores) == {"data", "teacher", "teacher_1_step", "student", "student_jump"}
+    evaluations = {name: row["evaluations"] for name, row in scores.items() if name != "data"}
+    assert evaluations == {"teacher": 8, "teacher_1_step": 1, "student": 1, "student_jump": 9}
+    assert scores["student"].keys() >= {
+        "fd_data",
+        "fd_teacher",
+        "kd_data",
+        "kd_teacher",
+        "accuracy",
+        "spread",
+        "spread_ratio",
+        "fidelity_mse",
+        "derivative_residual",
+    }
+    assert scores["teacher_1_step"]["fidelity_mse"] > 0
+    assert "fidelity_mse" not in scores["teacher"]
+
+
+def test_the_student_can_be_sampled_by_index_and_evaluated(run, tmp_path):
+    import numpy as np
+
+    folder, _ = run
+    for name, size in (("a", "7"), ("b", "20")):
+        result = freeflow(
+            "sample", "--run", folder, "--num", 20, "--batch-size", size, "--format", "npz", "--output", tmp_path / name
+        )
+        assert result.exit_code == 0, result.output
+    first, second = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("a", "b"))
+    assert first.shape == (20, 8, 8, 1)
+    assert first.dtype == np.uint8
+    assert np.abs(first.astype(int) - second).max() <= 1
+    result = freeflow("evaluate", "--run", folder, "--output", tmp_path / "scores")
+    assert result.exit_code == 0, result.output
+    again = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    kept = json.loads((folder / "scores.json").read_text())
+    for name in ("fd_data", "fd_teacher", "accuracy", "spread", "fidelity_mse"):
+        assert again["student"][name] == pytest.approx(kept["student"][name], rel=1e-4)
+
+
+def test_few_step_sampling_of_a_prior_student_is_refused(run, tmp_path):
+    result = freeflow(
+        "sample", "--run", run[0], "--sampler", "few-step", "--steps", 4, "--num", 4, "--output", tmp_path / "x"
+    )
+    assert result.exit_code == 2
+    assert "prior" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_jump_and_then_the_teacher(run, tmp_path):
+    result = freeflow(
+        "sample",
+        "--run",
+        run[0],
+        "--sampler",
+        "student-then-teacher",
+        "--steps",
+        2,
+        "--num",
+        10,
+        "--output",
+        tmp_path / "x",
+    )
+    assert result.exit_code == 0, result.output
+    assert "5 network evaluations" in result.output
+
+
+def test_pretrain_writes_a_teacher_that_distils(tmp_path):
+    result = freeflow("pretrain", "--output", tmp_path / "teacher", *small("samples.every_images=null"))
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "teacher" / "scores.json").read_text())
+    assert set(scores) == {"data", "teacher", "teacher_1_step"}
+    result = freeflow(
+        "distill",
+        "--teacher",
+        "sit",
+        "--output",
+        tmp_path / "student",
+        *small(f"teacher.checkpoint={tmp_path / 'teacher' / 'student.safetensors'}", "evaluation.enabled=false"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "42 tensors taken" in result.output
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "student", "channels"])
+def test_bad_teacher_checkpoints_are_one_paragraph(run, tmp_path, damage):
+    folder, _ = run
+    path = tmp_path / "teacher.safetensors"
+    if damage == "truncated":
+        path.write_bytes((folder / "student.safetensors").read_bytes()[:1000])
+    elif damage == "student":
+        path.write_bytes((folder / "student.safetensors").read_bytes())
+    elif damage == "channels":
+        from importlib.resources import files
+
+        import torch
+
+        from freeflow_core.network_file import load_network, save_network
+
+        state, metadata = load_network(files("freeflow_transformers") / "assets" / "digits.safetensors")
+        state.tensors["x_embedder.proj.weight"] = torch.zeros(112, 3, 4, 4)
+        save_network(path, state, metadata)
+    result = freeflow("distill", "--teacher", "sit", "--output", tmp_path / "run", *small(f"teacher.checkpoint={path}"))
+    assert result.exit_code in (1, 2)
+    assert "Error:" in result.output
+    assert "Traceback" not in result.output
+    assert len(result.output.strip().split("\n\n")) == 1
+    assert not (tmp_path / "run").exists()
+    expected = {
+        "missing": "no checkpoint file",
+        "truncated": "safetensors",
+        "student": "student",
+        "channels": "wrong shape",
+    }
+    assert expected[damage] in " ".join(result.output.split())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_default_run_reaches_what_the_readme_says(tmp_path):
+    """The README's claims, measured."""
+    result = freeflow("distill", "--output", tmp_path / "run", "--set", "trackers=[]")
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    floor, teacher, student = scores["data"], scores["teacher"], scores["student"]
+    assert teacher["fd_data"] <= 3 * floor["fd_data"]
+    assert scores["teacher_1_step"]["fd_data"] >= 10 * teacher["fd_data"]
+    assert student["fd_data"] <= 2 * teacher["fd_data"]
+    assert student["accuracy"] >= teacher["accuracy"] - 0.02
+    assert abs(student["spread"] / teacher["spread"] - 1) <= 0.1

@@ -1,0 +1,287 @@
+"""The documentation tells the truth: every hook and option is there, every example runs, every command parses."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from freeflow_cli.arguments import DEBUG, take_plugin_files
+from freeflow_cli.main import build_app
+from freeflow_core import interfaces
+from freeflow_core.config import load_run_config
+from freeflow_core.plugin import Manager, Registry
+from freeflow_core.plugin.spec import SPECIFICATIONS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PLUGIN_PAGE = DOCS / "how-to" / "write-a-plugin.md"
+
+_FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"(?<!`)`(freeflow [^`\n]+)`(?!`)")
+_STARTS = ("freeflow ", "python -m freeflow_cli ")
+_TORCHRUN = re.compile(r"^torchrun .*-m freeflow_cli ")
+_ENVIRONMENT = re.compile(r"^(?:[A-Z_]+=\S+ )+")
+_ENDS = {"|", "||", "&&", ";", ">", ">>", "2>", "&"}
+_HELP = {"--help", "-h"}
+
+
+def blocks(page: Path, language: str) -> dict[str, str]:
+    """Fenced blocks of a language by title; those without a title by number."""
+    found = [m for m in _FENCE.finditer(page.read_text("utf-8")) if m[1] == language]
+    return {title or str(number): text for number, (_, title, text) in enumerate(m.groups() for m in found)}
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Every `freeflow ...` of the documentation, in a block or inline: (page, line)."""
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        lines = [line for m in _FENCE.finditer(text) for line in m[3].replace("\\\n", " ").splitlines()]
+        for line in [*lines, *_INLINE.findall(_FENCE.sub("", text))]:
+            stripped = _TORCHRUN.sub("freeflow ", _ENVIRONMENT.sub("", line.strip().removeprefix("$ ")))
+            if stripped.startswith(_STARTS):
+                yield str(page.relative_to(ROOT)), stripped
+
+
+def arguments_of(line: str) -> list[str]:
+    """The arguments after `freeflow`, up to a pipe or redirection; an ellipsis is nobody's argument."""
+    tokens = shlex.split(line, comments=True)
+    tokens = tokens[3:] if tokens[0] == "python" else tokens[1:]
+    end = next((i for i, token in enumerate(tokens) if token in _ENDS), len(tokens))
+    return [token for token in tokens[:end] if token not in ("...", "…")]
+
+
+@cache
+def command_tree() -> Any:
+    return typer.main.get_command(build_app(Manager.load()))
+
+
+def leaf_commands(command: Any, path: tuple[str, ...] = ("freeflow",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The root, then every command that does something."""
+    children = getattr(command, "commands", {})
+    if not children or len(path) == 1:
+        yield path, command
+    for name, child in children.items():
+        yield from leaf_commands(child, (*path, name))
+
+
+def parse(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The sub-command and its parameters. Raises click's own errors for what it does not know."""
+    arguments, _ = take_plugin_files(arguments)
+    command, path = command_tree(), []
+    rest = [argument for argument in arguments if argument != DEBUG]
+    while rest and getattr(command, "commands", None) and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"no command {' '.join([*path, rest[0]])!r}"
+        path.append(rest[0])
+        command, rest = command.commands[rest[0]], rest[1:]
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | _HELP
+    for token in rest:
+        if re.match(r"--?[a-z]", token):
+            assert token.split("=")[0] in known, f"{' '.join(path)} has no option {token}"
+    if getattr(command, "commands", None) or _HELP & set(rest):
+        return path, {}
+    return path, command.make_context(" ".join(path), rest).params
+
+
+def nav_pages(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    else:
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from nav_pages(child)
+
+
+def test_navigation_and_pages_agree():
+    nav = set(nav_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]))
+    assert nav == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+
+
+def test_every_relative_link_leads_somewhere():
+    for page in PAGES:
+        text = _FENCE.sub("", page.read_text("utf-8"))
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_every_hook_is_documented_with_its_arguments():
+    text = (DOCS / "reference" / "hooks.md").read_text("utf-8")
+    for specification in SPECIFICATIONS:
+        for name, function in inspect.getmembers(specification, inspect.isfunction):
+            names = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+            assert f"`{name}({', '.join(names)})`" in text, f"{name}({', '.join(names)})"
+
+
+def test_every_interface_is_documented():
+    text = (DOCS / "reference" / "interfaces.md").read_text("utf-8")
+    for name in interfaces.__all__:
+        assert f"::: {getattr(interfaces, name).__module__}\n" in text, name
+
+
+def test_every_command_and_option_is_documented_in_its_own_section():
+    sections = re.split(r"^## ", (DOCS / "reference" / "cli.md").read_text("utf-8"), flags=re.MULTILINE)
+    by_title = {section.split("\n", 1)[0].strip(): section for section in sections}
+    commands = list(leaf_commands(command_tree()))
+    assert len(commands) >= 9
+    for path, command in commands:
+        section = by_title[" ".join(path)]
+        options = [name for p in command.params if p.param_type_name == "option" for name in p.opts]
+        assert options or path[-1] == "doctor"
+        for name in {*options, "--help"}:
+            assert re.search(rf"`{name}[ `]", section), f"{' '.join(path)} {name}"
+
+
+def test_documented_options_exist():
+    known = {name for _, c in leaf_commands(command_tree()) for p in c.params for name in p.opts} | _HELP
+    text = (DOCS / "reference" / "cli.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(--?[a-z-]+)", text, re.MULTILINE)) <= known
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())), ids=lambda value: value[:80])
+def test_every_command_line_parses_and_its_settings_exist(page, line, registry):
+    path, values = parse(arguments_of(line))
+    own = values.get("config") is not None or values.get("student") == Path("runs/my-run") or "--plugin" in line
+    if path not in (["distill"], ["pretrain"], ["config", "show"], ["evaluate"]) or own:
+        return
+    command = "pretrain" if path == ["pretrain"] else getattr(values.get("command"), "value", "distill")
+    kinds = ("teacher", "objective", "source", *(() if path == ["evaluate"] else ("student",)))
+    overrides = {kind: {"name": values[kind]} for kind in kinds if values.get(kind)}
+    load_run_config(
+        registry,
+        command,
+        preset=values.get("preset") or "digits",
+        overrides=overrides,
+        assignments=values.get("assignments") or (),
+    )
+
+
+def test_command_lines_are_found_and_wrong_ones_would_be_noticed():
+    lines = {line for _, line in command_lines()}
+    assert {"freeflow distill", "freeflow doctor", "freeflow --plugin my_plugin.py distill --config blob.yaml"} <= lines
+    for wrong in (["destill"], ["distill", "--sets", "a=b"], ["plugins", "lst"], ["doctor", "--json"]):
+        with pytest.raises(AssertionError, match="no "):
+            parse(wrong)
+
+
+def write_blocks(page: Path, folder: Path) -> set[str]:
+    """All titled blocks of a page as files."""
+    written = set()
+    for language in ("python", "yaml", "toml"):
+        for title, text in blocks(page, language).items():
+            assert not title.isdigit() or language != "python", f"a Python example of {page.name} has no title"
+            if not title.isdigit():
+                (folder / title).parent.mkdir(parents=True, exist_ok=True)
+                (folder / title).write_text(text, "utf-8")
+                written.add(title)
+    return written
+
+
+def test_the_one_file_plugin_trains_and_reaches_its_teacher(tmp_path, monkeypatch):
+    import torch
+
+    from freeflow_core import api
+
+    write_blocks(PLUGIN_PAGE, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    manager = Manager.load([Path("my_plugin.py")])
+    config = api.resolve_config(
+        "distill",
+        config_file=Path("blob.yaml"),
+        settings=["training.images=12800", "training.optimizer.learning_rate=3e-3", "training.ema.rampup_ratio=0.02"],
+        manager=manager,
+    )
+    result = api.distill(config, output=Path("run"), manager=manager)
+    assert result.status == "finished"
+    drawn = api.sample(student=result.folder, num=512, output=Path("samples"), manager=manager).images
+    assert torch.allclose(drawn.mean(0), torch.tensor([2.0, 0.0]), atol=0.1)  # the teacher's mean
+    assert torch.allclose(drawn.std(0), torch.full((2,), 0.5), atol=0.15)  # its spread; 8 Euler steps overshoot a little
+
+
+@pytest.mark.parametrize("script", ["run_my_plugin.py", "check_exact.py"])
+def test_the_scripts_of_the_plugin_page_run(tmp_path, script):
+    assert script in write_blocks(PLUGIN_PAGE, tmp_path)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_found_by_its_entry_point_and_trains(tmp_path, monkeypatch):
+    import tomllib
+
+    from freeflow_core import api
+
+    written = write_blocks(PLUGIN_PAGE, tmp_path)
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text("utf-8"))["project"]
+    (tmp_path / "my_flow" / "__init__.py").touch()
+    installed = tmp_path / "my_flow-0.1.0.dist-info"  # what pip would write
+    installed.mkdir()
+    (installed / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    points = "".join(f"{name} = {target}\n" for name, target in project["entry-points"]["freeflow"].items())
+    (installed / "entry_points.txt").write_text(f"[freeflow]\n{points}")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+
+    for name in ("plugin", "config"):
+        assert "torch" not in (tmp_path / "my_flow" / f"{name}.py").read_text("utf-8")
+    assert {"my_flow/plugin.py", "my_flow/config.py", "my_flow/teacher.py"} <= written
+    manager = Manager.load()
+    try:
+        assert Registry(manager).origin("teacher", "point").distribution == "my-flow"
+        config = api.resolve_config(
+            "distill",
+            preset="digits",
+            overrides={"teacher": {"name": "point"}, "student": {"name": "mlp"}, "reference": None, "trackers": []},
+            settings=["training.images=128", "evaluation.enabled=false", "runtime.threads=1"],
+            manager=manager,
+        )
+        assert api.distill(config, output=tmp_path / "run", manager=manager).status == "finished"
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "my_flow"]:
+            del sys.modules[name]
+
+
+def test_the_observer_of_the_hooks_page_runs(tmp_path):
+    from freeflow_core import api
+
+    write_blocks_of_hooks = blocks(DOCS / "reference" / "hooks.md", "python")
+    file = tmp_path / "stopwatch.py"
+    file.write_text(write_blocks_of_hooks["stopwatch.py"], "utf-8")
+    manager = Manager.load([file])
+    config = api.resolve_config(
+        "distill",
+        config_file=write_toy(tmp_path),
+        settings=["training.images=128", "runtime.threads=1"],
+        manager=manager,
+    )
+    result = api.distill(config, output=tmp_path / "run", manager=manager)
+    assert (result.folder / "stopwatch.txt").read_text("utf-8").startswith("finished after ")
+
+
+def write_toy(folder: Path) -> Path:
+    """The toy run of the page on many processes."""
+    path = folder / "toy.yaml"
+    path.write_text(blocks(DOCS / "how-to" / "many-processes.md", "yaml")["toy.yaml"], "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
+def test_every_titled_configuration_is_valid(page, registry, tmp_path):
+    for title, text in blocks(page, "yaml").items():
+        values = yaml.safe_load(text)
+        if title.isdigit():
+            load_run_config(registry, "distill", preset="digits", overrides=values)
+        elif title != "blob.yaml":  # that one needs the plugin, and is run above
+            file = tmp_path / title
+            file.write_text(text, "utf-8")
+            load_run_config(registry, "distill", file=file)
