@@ -70,8 +70,8 @@ class PlainLoop:
         self.num_correction = int(self.rows * self.objective.correction_share)
         self.num_prediction = self.rows - self.num_correction
         self.images = 0
-        self._weights = list(student.parameters())
-        self._average = list(self.ema.parameters())
+        self._weights: list[Tensor] = list(student.parameters())
+        self._average: list[Tensor] = list(self.ema.parameters())
         adam = config.training.optimizer
         self._adam = torch.optim.AdamW(
             [*self._weights, *fake_velocity.parameters()],
@@ -144,7 +144,9 @@ class PlainLoop:
         halflife = (
             training.ema.halflife_images if ramp is None else min(training.ema.halflife_images, self.images * ramp)
         )
-        torch._foreach_lerp_(self._average, [w.detach() for w in self._weights], 1 - 0.5 ** (self.rows / halflife))
+        torch._foreach_lerp_(
+            self._average, [weight.detach() for weight in self._weights], 1 - 0.5 ** (self.rows / halflife)
+        )
 
     def teacher_weights(self, draws: StepDraws) -> Tensor:
         """(N,) the teacher's guidance on the host: g for prediction, 1 + c (g - 1) for correction, in intervals."""

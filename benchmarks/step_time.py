@@ -12,8 +12,10 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, final
 
 import torch
@@ -35,7 +37,6 @@ STUDENT, DERIVATIVE, TEACHER, FAKE_VELOCITY = (
     "teacher",
     "fake velocity, forward and backward",
 )
-WARMUP_STEPS = 10
 Times = dict[str, list[float]]
 """Seconds per step by what was timed; entry i of each list was taken in the i-th turn."""
 
@@ -60,7 +61,7 @@ class Passes:
     """The network passes of one step, each alone: same networks, same numbers of rows, nothing in between.
 
     Args:
-        loop: whose networks and optimizer are used, and change.
+        loop: whose networks and optimizer are used, and change; for this alone.
     """
 
     def __init__(self, loop: PlainLoop) -> None:
@@ -78,8 +79,8 @@ class Passes:
         self._t = torch.rand(2 * total, device=draws.z.device, dtype=draws.z.dtype)
         self._labels = None if draws.labels is None else torch.cat([draws.labels, draws.labels])
 
-    def timed(self) -> dict[str, Callable[[], None]]:
-        """Each pass by name, in the order of a step; the last updates weights and average."""
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """Each pass by name, in the order of a step; the last updates weights and average and drops the gradients."""
         return {
             STUDENT: lambda: self._gradient_pass(STUDENT),
             DERIVATIVE: self._derivative,
@@ -96,7 +97,7 @@ class Passes:
         x, t, labels = self._inputs(name)
         network = self._loop.student if name == STUDENT else self._loop.fake_velocity
         output = network(x, t, t, labels, t)
-        output.backward(torch.ones_like(output))
+        output.backward(output.detach() / output.numel())  # a gradient that keeps the weights sane
 
     @torch.no_grad()
     def _derivative(self) -> None:
@@ -110,19 +111,52 @@ class Passes:
 
 
 @final
-class Stopwatch:
-    """Seconds per call, the device's work included."""
+class Clock:
+    """Marks in the device's own time, so that marking does not make the host wait for it."""
 
     def __init__(self, device: torch.device) -> None:
-        self._wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self._on_cuda = device.type == "cuda"
 
-    def __call__(self, function: Callable[[], None], calls: int) -> float:
-        self._wait()
-        began = time.perf_counter()
-        for _ in range(calls):
+    def mark(self) -> Any:
+        """Now: a time, or an event in the device's queue."""
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self) -> None:
+        """Until everything marked has happened."""
+        if self._on_cuda:
+            torch.cuda.synchronize()
+
+    def seconds(self, earlier: Any, later: Any) -> float:
+        """Between two marks, after ``wait``."""
+        return float(earlier.elapsed_time(later)) / 1e3 if self._on_cuda else later - earlier
+
+
+@final
+@dataclass(frozen=True)
+class Contestant:
+    """What is timed: ``parts`` by name, run one after the other; ``deterministic`` is torch's setting meanwhile."""
+
+    parts: Mapping[str, Callable[[], None]]
+    deterministic: bool = False
+
+    def take_turn(self, clock: Clock, calls: int) -> dict[str, float]:
+        """Mean seconds of each part over ``calls`` consecutive calls, after one for the caches."""
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+        for function in self.parts.values():
             function()
-        self._wait()
-        return (time.perf_counter() - began) / calls
+        clock.wait()
+        marks = [clock.mark()]
+        for _ in range(calls):
+            for function in self.parts.values():
+                function()
+                marks.append(clock.mark())
+        clock.wait()
+        spans = [clock.seconds(a, b) for a, b in pairwise(marks)]
+        return {name: mean(spans[i :: len(self.parts)]) for i, name in enumerate(self.parts)}
 
 
 def measure(config: RunConfig, registry: Registry, *, turns: int, calls: int) -> tuple[Times, dict[str, int]]:
@@ -131,36 +165,31 @@ def measure(config: RunConfig, registry: Registry, *, turns: int, calls: int) ->
     Args:
         config: of the objective ``freeflow``.
         registry: of all plugins.
-        turns: turns after the warm-up.
-        calls: consecutive steps of one turn. The device is waited for at its ends alone.
+        turns: turns after the one that warms up.
+        calls: consecutive steps of one turn.
 
     Returns:
         The times, and the number of rows of each pass.
     """
     accelerator = start_accelerator(config.runtime)
     components = build_components(Builder(registry, accelerator.device, config.seed), config)
-    copies = [copy.deepcopy(components.student) for _ in range(2)]
+    copies: list[Any] = [copy.deepcopy(components.student) for _ in range(4)]
     state = build_state(config, components, accelerator)
     assert components.teacher is not None
-    loop = PlainLoop(config, copies[0], copies[1], components.teacher)  # type: ignore[arg-type]
-    passes = Passes(loop)
-    stopwatch = Stopwatch(accelerator.device)
+    loop = PlainLoop(config, copies[0], copies[1], components.teacher)
+    passes = Passes(PlainLoop(config, copies[2], copies[3], components.teacher))
     engine = EngineStep(config, Trainer(config, components, state, accelerator), state)
-    contestants: dict[str, tuple[bool, dict[str, Callable[[], None]]]] = {
-        ENGINE: (config.runtime.deterministic, {ENGINE: engine}),
-        # A plain loop runs as torch comes.
-        PLAIN: (False, {PLAIN: lambda: loop.step(loop.draw())}),
-        PASSES: (False, passes.timed()),
-    }
-    times: Times = {name: [] for _, functions in contestants.values() for name in functions}
-    warmup = -(-WARMUP_STEPS // calls)
-    for turn in range(warmup + turns):
-        for deterministic, functions in list(contestants.values())[:: -1 if turn % 2 else 1]:
-            torch.use_deterministic_algorithms(deterministic, warn_only=True)
-            for name, function in functions.items():
-                seconds = stopwatch(function, calls)
-                if turn >= warmup:
-                    times[name].append(seconds)
+    contestants = [
+        Contestant({ENGINE: engine}, deterministic=config.runtime.deterministic),
+        Contestant({PLAIN: lambda: loop.step(loop.draw())}),  # as torch comes, like a script
+        Contestant(passes.parts()),
+    ]
+    clock = Clock(accelerator.device)
+    times: Times = {name: [] for contestant in contestants for name in contestant.parts}
+    for turn in range(-1, turns):
+        for contestant in contestants[:: -1 if turn % 2 else 1]:
+            for name, seconds in contestant.take_turn(clock, calls).items():
+                times[name] += [seconds] if turn >= 0 else []
     times[PASSES] = [sum(row) for row in zip(*(times[name] for name in passes.num_rows), strict=True)]
     return times, passes.num_rows
 
@@ -208,11 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=60, help="steps of each contestant per repeat")
     parser.add_argument("--repeats", type=int, default=5, help="repeats; their medians give the spread of a ratio")
-    parser.add_argument("--calls", type=int, help="consecutive steps of one turn; default 1, on cuda 20")
+    parser.add_argument("--calls", type=int, help="consecutive steps of one turn; default 5, on cuda 20")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers here")
     options = parser.parse_args(arguments)
-    calls = options.calls or (20 if options.device == "cuda" else 1)
+    calls = options.calls or (20 if options.device == "cuda" else 5)
     if min(options.steps, options.repeats, calls) < 1 or options.steps % calls:
         parser.error(f"--steps={options.steps} must be a positive multiple of the {calls} consecutive --calls")
     registry = Registry(Manager.load())

@@ -123,7 +123,9 @@ def pretrain(
 def plan(config: RunConfig, *, manager: Manager | None = None) -> Plan:
     """What a run would cost (``--dry-run``): parameters, memory, passes per step. Nothing is trained or written."""
     accelerator = start_accelerator(config.runtime)
-    components = build_components(Builder(Registry(manager or Manager.load()), accelerator.device, config.seed), config)
+    registry = Registry(manager or Manager.load())
+    builder = Builder(registry, accelerator.device, config.seed, config.runtime.precision)
+    components = build_components(builder, config)
     return make_plan(config, components, build_state(config, components, accelerator), accelerator)
 
 

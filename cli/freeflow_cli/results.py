@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +63,14 @@ def print_next(console: Console, commands: Iterable[str]) -> None:
         print_line(console, f"  {command}")
 
 
+def uses_local_mlflow(config: RunConfig) -> bool:
+    """Whether the run's MLflow store lies beside its folder, as it does unless another one is named."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return False
+    chosen = (choice.model_dump() for choice in config.trackers if choice.name == MLFLOW)
+    return any(options.get("uri") is None for options in chosen)
+
+
 def next_commands(result: RunResult, command: str, config: RunConfig | None) -> list[str]:
     """What one would do after this run."""
     folder = shlex.quote(formats.path(result.folder))
@@ -74,6 +83,6 @@ def next_commands(result: RunResult, command: str, config: RunConfig | None) -> 
     if not result.scores:
         commands.append(f"freeflow evaluate --run {folder}")
     database = result.folder.resolve().parent / MLFLOW_DATABASE
-    if config is not None and any(choice.name == MLFLOW for choice in config.trackers) and database.is_file():
+    if config is not None and uses_local_mlflow(config) and database.is_file():
         commands.append(f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database.as_posix()}')}")
     return commands

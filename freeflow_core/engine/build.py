@@ -38,10 +38,11 @@ class Builder:
         PluginError: a component is not what its kind promises, or its constructor broke.
     """
 
-    def __init__(self, registry: Registry, device: torch.device, seed: int) -> None:
+    def __init__(self, registry: Registry, device: torch.device, seed: int, precision: str = "float32") -> None:
         self.registry = registry
         self.device = device
         self.seed = seed
+        self.precision = precision
 
     def build(
         self, kind: str, choice: ComponentChoice, *, teacher: Teacher | None = None, source: Source | None = None
@@ -53,7 +54,7 @@ class Builder:
         def nested(kind: str, name: str, options: dict[str, Any]) -> Any:
             return self.build(kind, ComponentChoice(name=name, options=options), teacher=teacher, source=source)
 
-        context = BuildContext(self.device, self.seed, nested, teacher, source)
+        context = BuildContext(self.device, self.seed, nested, teacher, source, self.precision)
         built = target.from_config(resolved.options, context)
         expected = _INTERFACES.get(kind)
         if expected is not None and not isinstance(built, expected):

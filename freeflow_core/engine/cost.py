@@ -14,9 +14,9 @@ from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.context import CollectingContext, ProcessContext
 from freeflow_core.engine.state import TrainingState
-from freeflow_core.interfaces import Context, Models
+from freeflow_core.interfaces import Context, Models, Teacher
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.types import Batch, Progress
+from freeflow_core.types import Batch, Condition, Progress
 
 _GIB = 2**30
 
@@ -35,6 +35,13 @@ class PassCount:
 
     gradient_rows: int = 0
     other_rows: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """Count one pass of ``x`` (N, *D)."""
+        if torch.is_grad_enabled():
+            self.gradient_rows += x.shape[0]
+        else:
+            self.other_rows += x.shape[0]
 
 
 def make_plan(config: RunConfig, components: Components, state: TrainingState, accelerator: Accelerator) -> Plan:
@@ -92,11 +99,9 @@ def count_passes(
     )
     batch = _first_batch(components, draws, rows, accelerator)
     networks: dict[str, nn.Module] = {name: role.network for name, role in state.roles.items()}
-    if components.teacher is not None:
-        networks["teacher"] = components.teacher
     models: Models = state.models(components)
     context: Context = CollectingContext() if parts > 1 else ProcessContext(accelerator)
-    with _counting(networks) as counts:
+    with _counting(networks, components.teacher) as counts:
         progress = Progress(0, 0, config.training.images, dict.fromkeys(state.roles, 0))
         components.objective.losses(models, batch, draws, progress, context)
     return {
@@ -107,26 +112,29 @@ def count_passes(
 
 
 @contextmanager
-def _counting(networks: dict[str, nn.Module]) -> Iterator[dict[str, PassCount]]:
-    """Count rows through each network: ``forward`` of students, ``velocity`` of a teacher's own network."""
+def _counting(networks: dict[str, nn.Module], teacher: Teacher | None) -> Iterator[dict[str, PassCount]]:
+    """Count rows through each network's ``forward``, and through the teacher's ``velocity``."""
     counts = {name: PassCount() for name in networks}
-    handles = []
-    for name, network in networks.items():
-        watched = next(network.children(), network) if name == "teacher" else network
+    handles = [
+        network.register_forward_pre_hook(lambda module, inputs, count=counts[name]: count.add(inputs[0]))
+        for name, network in networks.items()
+    ]
+    if teacher is not None:
+        counts["teacher"] = PassCount()
+        velocity = teacher.velocity
 
-        def hook(module: nn.Module, inputs: tuple[object, ...], count: PassCount = counts[name]) -> None:
-            number = next((x.shape[0] for x in inputs if isinstance(x, Tensor)), 0)
-            if torch.is_grad_enabled():
-                count.gradient_rows += number
-            else:
-                count.other_rows += number
+        def counted(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            counts["teacher"].add(x_t)
+            return velocity(x_t, t, condition)
 
-        handles.append(watched.register_forward_pre_hook(hook))
+        vars(teacher)["velocity"] = counted  # shadows the method for this one step
     try:
         yield counts
     finally:
         for handle in handles:
             handle.remove()
+        if teacher is not None:
+            del vars(teacher)["velocity"]
 
 
 def _first_batch(components: Components, draws: PhiloxDraws, rows: int, accelerator: Accelerator) -> Batch:

@@ -85,10 +85,11 @@ class Events:
     def _observe(self, hook: str, **arguments: Any) -> None:
         if not self._active:
             return
-        try:
-            getattr(self._hook, hook)(**arguments)
-        except Exception as error:
-            self._warn_once("an observer", hook, error)
+        for implementation in getattr(self._hook, hook).get_hookimpls():  # one by one: none can silence another
+            try:
+                implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Exception as error:
+                self._warn_once(f"the observer {implementation.plugin_name!r}", hook, error)
 
     def _warn_once(self, who: str, what: str, error: Exception) -> None:
         if (key := f"{who} {what}") not in self._failed:

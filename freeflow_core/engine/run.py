@@ -52,7 +52,7 @@ class Run:
         self.config = config
         self.command = command
         self.accelerator = start_accelerator(config.runtime)
-        builder = Builder(Registry(manager), self.accelerator.device, config.seed)
+        builder = Builder(Registry(manager), self.accelerator.device, config.seed, config.runtime.precision)
         self.components = build_components(builder, config)
         self.state = build_state(config, self.components, self.accelerator)
         self._main = self.accelerator.is_main_process

@@ -189,10 +189,20 @@ class Trainer:
                     if batch.x is None:
                         raise PluginError(f"The source {self.config.source.name!r} yielded a batch without data.")
                     batch = Batch(codec.encode(batch.x.to(device)).to(dtype), batch.condition)
+                    self._check_shape(batch)
                 else:
                     batch = Batch(None, teacher.sample_condition(draws) if teacher is not None else None)
                 yield MicroBatch(batch, draws)
             first += size
+
+    def _check_shape(self, batch: Batch) -> None:
+        expected = tuple(self.components.student.sample_shape)
+        if batch.x is not None and tuple(batch.x.shape[1:]) != expected:
+            raise ConfigError(
+                f"The source {self.config.source.name!r} yields states of shape {tuple(batch.x.shape[1:])} (through "
+                f"the codec {self.config.codec.name!r}), but the student {self.config.student.name!r} works on "
+                f"{expected}. Choose another source or codec, or set the student's sample_shape."
+            )
 
     def _apply_transitions(self) -> None:
         for change in self.components.objective.transitions(self.progress):

@@ -25,6 +25,7 @@ class BuildContext:
         seed: the run's seed, for weight initialisation.
         teacher: the built teacher, or None (training from data, or building the teacher itself).
         source: the built training source, or None.
+        precision: ``float32``, ``bf16`` (autocast over float32 weights) or ``float64``.
         component: ``component(kind, name, options)`` builds another component, so that no plugin imports another.
     """
 
@@ -33,6 +34,7 @@ class BuildContext:
     component: Callable[[str, str, dict[str, Any]], Any]
     teacher: Teacher | None = None
     source: Source | None = None
+    precision: str = "float32"
 
 
 class Buildable(ABC):

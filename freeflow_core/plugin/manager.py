@@ -122,10 +122,12 @@ class Manager:
     def collect(self, hook_name: str) -> list[tuple[LoadedPlugin, Any]]:
         """Call a discovery hook plugin by plugin, in order of name; pairs of plugin and item."""
         found: list[tuple[LoadedPlugin, Any]] = []
-        by_name = {p.name: p for p in self._loaded if p.problem is None}
+        by_name = {p.name: p for p in self._loaded}
         hook = getattr(self._pluggy.hook, hook_name)
         for implementation in sorted(hook.get_hookimpls(), key=lambda i: i.plugin_name):
             plugin = by_name[implementation.plugin_name]
+            if plugin.problem is not None:
+                continue
             try:
                 items = list(implementation.function())
             except Exception as error:

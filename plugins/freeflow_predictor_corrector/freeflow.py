@@ -13,7 +13,7 @@ from freeflow_core.interfaces import BuildContext, Context
 from freeflow_core.types import Draws
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig, PredictionConfig
 from freeflow_predictor_corrector.correction import Correction, Corrector, balance
-from freeflow_predictor_corrector.prediction import Prediction, Predictor
+from freeflow_predictor_corrector.prediction import Prediction, Predictor, check_precision
 from freeflow_predictor_corrector.step import PredictorCorrector
 
 
@@ -37,6 +37,7 @@ class FreeFlow(PredictorCorrector):
     @classmethod
     def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
         assert isinstance(config, FreeFlowConfig)
+        check_precision(config, context)
         return cls(config)
 
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -70,6 +71,7 @@ class FreeFlowPrediction(PredictorCorrector):
     @classmethod
     def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
         assert isinstance(config, PredictionConfig)
+        check_precision(config, context)
         return cls(config)
 
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:

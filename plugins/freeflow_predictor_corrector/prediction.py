@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from freeflow_core.interfaces import Model
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext, Model
 from freeflow_core.math.broadcast import expand_times, mean_square
 from freeflow_core.math.derivative import DerivativeMethod
 from freeflow_core.math.interpolants import average_velocity_jump
@@ -18,6 +19,15 @@ from freeflow_predictor_corrector.config import PredictionConfig
 from freeflow_predictor_corrector.duration_derivative import duration_derivative, relative_error
 from freeflow_predictor_corrector.guidance import predictor_weights
 from freeflow_predictor_corrector.rows import PriorRows, Query, on
+
+
+def check_precision(config: PredictionConfig, context: BuildContext) -> None:
+    """Raise ``ConfigError`` for a derivative that the run's precision would drown, before anything is trained."""
+    if context.precision == "bf16" and config.derivative == DerivativeMethod.ONE_SIDED.value:
+        raise ConfigError(
+            "objective.derivative=one-sided reuses the gradient pass, which runs in bf16 here; its rounding would "
+            "swamp the difference. Use objective.derivative=central or forward-mode, or runtime.precision=float32."
+        )
 
 
 @final

@@ -100,9 +100,14 @@ def test_a_hook_that_raises_is_a_problem_of_its_plugin_alone():
         def freeflow_objectives(self):
             raise RuntimeError("no")
 
+        @hookimpl
+        def freeflow_samplers(self):
+            return []
+
     manager = Manager()
     manager.register(Raises(), "raises")
     manager.register(Offers(ONE), "good")
+    assert list(Registry(manager).components("objective")) == ["mine"]
     assert list(Registry(manager).components("objective")) == ["mine"]
     assert [p.name for p in manager.problems] == ["raises"]
     assert "RuntimeError: no" in manager.problems[0].problem

@@ -123,6 +123,18 @@ def test_a_batch_that_cannot_be_split_is_refused(tiny, output, manager):
         api.distill(tiny("training.batch_size=12", "training.accumulation=2"), output=output, manager=manager)
 
 
+def test_a_source_of_another_shape_is_refused(tiny, output, manager):
+    config = tiny(
+        "student.sample_shape=[1, 16, 16]",
+        teacher=None,
+        source="digits",
+        objective={"name": "flow-matching"},
+        student={"name": "velocity-transformer", "width": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
+    )
+    with pytest.raises(ConfigError, match=r"yields states of shape \(1, 8, 8\).*\(1, 16, 16\)"):
+        api.pretrain(config, output=output, manager=manager)
+
+
 def test_losses_of_the_wrong_shape_or_role_name_the_objective(tiny, output, manager):
     run = make_run(tiny(), output, manager)
     objective = run.components.objective
@@ -206,15 +218,34 @@ def test_an_observer_that_fails_is_warned_about_once_and_the_run_goes_on(tiny, o
         def freeflow_step_finished(self, run, progress, metrics):
             raise RuntimeError("observer bug")
 
-    watched = Manager.load()
+    class Listens:
+        heard = 0
+
+        @hookimpl
+        def freeflow_step_finished(self, run, progress, metrics):
+            self.heard += 1
+
+    watched, listener = Manager.load(), Listens()
+    watched.register(listener, "listens")
     watched.register(Broken(), "broken")
     assert api.distill(tiny(), output=output, manager=watched).status == "finished"
     assert caplog.text.count("observer bug") == 1
+    assert listener.heard == 5
+
+
+def test_bf16_refuses_one_sided_differences_before_anything_is_written(tiny, output, manager):
+    with pytest.raises(ConfigError, match="one-sided"):
+        make_run(tiny("objective.derivative=one-sided", "runtime.precision=bf16"), output, manager)
+    assert not output.exists()
+    run = make_run(tiny("runtime.precision=bf16"), output, manager)
+    run.trainer.step()
+    assert run.trainer.read_metrics()["student/prediction_residual"] > 0
 
 
 def test_dry_run_counts_passes_and_writes_nothing(tiny, tmp_path, manager, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = dict(api.plan(tiny(), manager=manager).rows)
     assert "student 1.00 with" in rows["passes per step (share of the batch)"]
+    assert "teacher 0.00 with and 1.00 without" in rows["passes per step (share of the batch)"]
     assert "fake_velocity 0.25 with" in rows["passes per step (share of the batch)"]
     assert not list(tmp_path.iterdir())

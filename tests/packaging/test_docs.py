@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
-
 from freeflow_cli.arguments import DEBUG, take_plugin_files
 from freeflow_cli.main import build_app
+
 from freeflow_core import interfaces
 from freeflow_core.config import load_run_config
 from freeflow_core.plugin import Manager, Registry
@@ -44,12 +44,16 @@ def blocks(page: Path, language: str) -> dict[str, str]:
     return {title or str(number): text for number, (_, title, text) in enumerate(m.groups() for m in found)}
 
 
-def command_lines() -> Iterator[tuple[str, str]]:
-    """Every `freeflow ...` of the documentation, in a block or inline: (page, line)."""
+def command_lines(shown: bool) -> Iterator[tuple[str, str]]:
+    """`freeflow ...` lines of the documentation: (page, line). ``shown``: in shell blocks; else mentioned inline."""
     for page in PAGES:
         text = page.read_text("utf-8")
-        lines = [line for m in _FENCE.finditer(text) for line in m[3].replace("\\\n", " ").splitlines()]
-        for line in [*lines, *_INLINE.findall(_FENCE.sub("", text))]:
+        if shown:
+            shell = [m[3] for m in _FENCE.finditer(text) if m[1] in ("bash", "sh", "shell", "console")]
+            lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
+        else:
+            lines = _INLINE.findall(_FENCE.sub("", text))
+        for line in lines:
             stripped = _TORCHRUN.sub("freeflow ", _ENVIRONMENT.sub("", line.strip().removeprefix("$ ")))
             if stripped.startswith(_STARTS):
                 yield str(page.relative_to(ROOT)), stripped
@@ -77,19 +81,25 @@ def leaf_commands(command: Any, path: tuple[str, ...] = ("freeflow",)) -> Iterat
         yield from leaf_commands(child, (*path, name))
 
 
-def parse(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The sub-command and its parameters. Raises click's own errors for what it does not know."""
+def find_command(arguments: list[str]) -> tuple[list[str], Any, list[str]]:
+    """Path and object of the sub-command, and what follows it. Unknown commands and options fail an assertion."""
     arguments, _ = take_plugin_files(arguments)
     command, path = command_tree(), []
     rest = [argument for argument in arguments if argument != DEBUG]
-    while rest and getattr(command, "commands", None) and not rest[0].startswith("-"):
+    while rest and getattr(command, "commands", None) and not rest[0].startswith("-") and not rest[0].isupper():
         assert rest[0] in command.commands, f"no command {' '.join([*path, rest[0]])!r}"
         path.append(rest[0])
         command, rest = command.commands[rest[0]], rest[1:]
     known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | _HELP
     for token in rest:
         if re.match(r"--?[a-z]", token):
-            assert token.split("=")[0] in known, f"{' '.join(path)} has no option {token}"
+            assert token.split("=")[0] in known, f"{' '.join(path)}: no option {token}"
+    return path, command, rest
+
+
+def parse(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The sub-command and its parameters. Raises click's own errors for wrong or missing values."""
+    path, command, rest = find_command(arguments)
     if getattr(command, "commands", None) or _HELP & set(rest):
         return path, {}
     return path, command.make_context(" ".join(path), rest).params
@@ -149,7 +159,7 @@ def test_documented_options_exist():
     assert set(re.findall(r"^\| `(--?[a-z-]+)", text, re.MULTILINE)) <= known
 
 
-@pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())), ids=lambda value: value[:80])
+@pytest.mark.parametrize(("page", "line"), sorted(set(command_lines(shown=True))), ids=lambda value: value[:80])
 def test_every_command_line_parses_and_its_settings_exist(page, line, registry):
     path, values = parse(arguments_of(line))
     own = values.get("config") is not None or values.get("student") == Path("runs/my-run") or "--plugin" in line
@@ -167,8 +177,18 @@ def test_every_command_line_parses_and_its_settings_exist(page, line, registry):
     )
 
 
+def test_every_command_mentioned_in_passing_exists():
+    for page, line in command_lines(shown=False):
+        head, *alternatives = line.split("|")
+        for text in (head, *(f"{head.rsplit(' ', 1)[0]} {other}" for other in alternatives)):
+            try:
+                find_command(arguments_of(text))
+            except AssertionError as error:
+                raise AssertionError(f"{page}: {line!r}: {error}") from None
+
+
 def test_command_lines_are_found_and_wrong_ones_would_be_noticed():
-    lines = {line for _, line in command_lines()}
+    lines = {line for _, line in command_lines(shown=True)}
     assert {"freeflow distill", "freeflow doctor", "freeflow --plugin my_plugin.py distill --config blob.yaml"} <= lines
     for wrong in (["destill"], ["distill", "--sets", "a=b"], ["plugins", "lst"], ["doctor", "--json"]):
         with pytest.raises(AssertionError, match="no "):
@@ -206,7 +226,9 @@ def test_the_one_file_plugin_trains_and_reaches_its_teacher(tmp_path, monkeypatc
     assert result.status == "finished"
     drawn = api.sample(student=result.folder, num=512, output=Path("samples"), manager=manager).images
     assert torch.allclose(drawn.mean(0), torch.tensor([2.0, 0.0]), atol=0.1)  # the teacher's mean
-    assert torch.allclose(drawn.std(0), torch.full((2,), 0.5), atol=0.15)  # its spread; 8 Euler steps overshoot a little
+    assert torch.allclose(
+        drawn.std(0), torch.full((2,), 0.5), atol=0.15
+    )  # its spread; 8 Euler steps overshoot a little
 
 
 @pytest.mark.parametrize("script", ["run_my_plugin.py", "check_exact.py"])

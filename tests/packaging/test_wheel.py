@@ -1,0 +1,82 @@
+"""The wheel holds exactly our packages and their data, under the names we own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "freeflow_core",
+    "freeflow_cli",
+    "freeflow_toy",
+    "freeflow_transformers",
+    "freeflow_predictor_corrector",
+    "freeflow_baselines",
+    "freeflow_samplers",
+    "freeflow_data",
+    "freeflow_metrics",
+    "freeflow_mlflow",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield path.name, {info.filename: info.file_size for info in archive.infolist()}, archive
+
+
+def test_top_level_names(wheel):
+    name, files, _ = wheel
+    assert name.startswith("freeflow_distill-")
+    top = {file.split("/")[0] for file in files}
+    assert {t for t in top if not t.endswith(".dist-info")} == PACKAGES
+
+
+def test_data_is_inside_and_small(wheel):
+    _, files, _ = wheel
+    assert 0 < files["freeflow_transformers/assets/digits.safetensors"] <= 2_000_000
+    assert 0 < files["freeflow_metrics/assets/digits-features.safetensors"] <= 300_000
+    for needed in (
+        "freeflow_transformers/presets/digits.yaml",
+        "freeflow_transformers/presets/pretrain-digits.yaml",
+        "freeflow_core/py.typed",
+    ):
+        assert needed in files
+    assert not [f for f in files if f.endswith((".pyc", ".ipynb")) or "/tests/" in f]
+
+
+def test_entry_points_and_metadata(wheel):
+    _, files, archive = wheel
+    (entry_points,) = [f for f in files if f.endswith("entry_points.txt")]
+    text = archive.read(entry_points).decode()
+    assert "freeflow = freeflow_cli.main:main" in text
+    assert text.count(".plugin") == len(PACKAGES) - 2
+    (metadata,) = [f for f in files if f.endswith(".dist-info/METADATA")]
+    assert "Requires-Python: >=3.11" in archive.read(metadata).decode()
+
+
+def test_import_names_are_ours_alone():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {Path(p).name for p in packages} == PACKAGES
+    code = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('plugins', 'cli'))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+def test_nothing_shipped_names_a_machine_path_or_needs_the_shared_folder():
+    for folder in ("freeflow_core", "plugins", "cli", "docs", "benchmarks"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in {".py", ".md", ".yaml"}:
+                text = file.read_text("utf-8")
+                assert "../shared" not in text, file
+                assert "/root/" not in text, file
