@@ -20,39 +20,30 @@ from pathlib import Path
 
 PRESET = "digits-guided"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "both (preset)": (),
+    "both: k = 0.5, r logit-normal 0.8, c = 0.3 (preset)": (),
     "prediction alone": ("objective=freeflow-prediction",),
     "correction alone": ("objective=freeflow-correction",),
     "both, k = 0": ("objective.weight_power=0",),
-    "both, k = 0.5": ("objective.weight_power=0.5",),
     "both, k = 1": ("objective.weight_power=1",),
-    "both, r in [0, 0.6]": ("objective.r_distribution=uniform", "objective.r_high=0.6"),
-    "both, r in [0, 1]": ("objective.r_distribution=uniform",),
-    "both, r logit-normal 0.8": ("objective.r_distribution=logit-normal", "objective.r_location=0.8"),
-    "corrector guided fully, r in [0, 1]": (
-        "objective.correction_guidance_profile=null",
-        "objective.correction_guidance_interval=[0, 1]",
-    ),
-    "corrector guided fully, r in [0.6, 1]": (
-        "objective.correction_guidance_profile=null",
+    "both, r uniform in [0, 0.6]": ("objective.r_distribution=uniform", "objective.r_high=0.6"),
+    "both, r uniform in [0, 1]": ("objective.r_distribution=uniform",),
+    "both, corrector guided fully (c = 1), r in [0, 1]": ("objective.correction_guidance_scale=1",),
+    "both, corrector guided fully, r in [0.6, 1]": (
+        "objective.correction_guidance_scale=1",
         "objective.correction_guidance_interval=[0.6, 1]",
     ),
-    "corrector guided fully, r in [0.8, 1]": (
-        "objective.correction_guidance_profile=null",
+    "both, corrector guided fully, r in [0.8, 1]": (
+        "objective.correction_guidance_scale=1",
         "objective.correction_guidance_interval=[0.8, 1]",
     ),
-    "corrector unguided": (
-        "objective.correction_guidance_profile=null",
-        "objective.correction_guidance_scale=0",
-    ),
+    "both, corrector unguided (c = 0)": ("objective.correction_guidance_scale=0",),
 }
 SCORES = ("fd_teacher", "fd_data", "spread_ratio", "accuracy", "fidelity_mse")
 
 
 def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str]) -> None:
     """Train and score ``jobs`` one after another in this process; append a JSON line for each to ``output``."""
-    from freeflow_core.config import ComponentChoice, load_run_config
-    from freeflow_core.config.load import parse_assignment
+    from freeflow_core.config import load_run_config
     from freeflow_core.engine.build import Builder
     from freeflow_core.engine.evaluation import Evaluation, Reference
     from freeflow_core.engine.run import Run
@@ -64,17 +55,16 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
     base = load_run_config(registry, "distill", preset=PRESET, assignments=settings)
     reference: Reference | None = None
     for name, seed in jobs:
-        changes = {key: value for text in VARIANTS[name] for key, value in parse_assignment(text).items()}
+        changes: dict[str, object] = {}
         assignments = [f"seed={seed}", "trackers=[]", "runtime.threads=1", *settings]
         renamed = next((t.split("=")[1] for t in VARIANTS[name] if t.startswith("objective=")), None)
         if renamed:  # another objective: keep the preset's options that it has
             known = registry.component("objective", renamed).load_config_class().model_fields
             kept = {k: v for k, v in base.objective.model_dump(mode="json").items() if k in known and k != "name"}
             changes = {"objective": {"name": renamed, **kept}}
-            assignments += []
         else:
-            assignments += list(VARIANTS[name])
             changes = {}
+            assignments += VARIANTS[name]
         config = load_run_config(registry, "distill", preset=PRESET, overrides=changes, assignments=assignments)
         with tempfile.TemporaryDirectory() as folder:
             quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"enabled": False})})
@@ -98,7 +88,6 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
         line = {"variant": name, "seed": seed, "seconds": seconds, "images": config.training.images, **scores}
         with output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    assert ComponentChoice is not None
 
 
 def table(lines: list[dict[str, float]]) -> str:

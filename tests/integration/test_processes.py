@@ -1,0 +1,46 @@
+"""Two processes train as one does, to rounding; and a run may change their number when it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from freeflow_core import api
+from freeflow_core.config import to_yaml
+from freeflow_core.network_file import load_tensors
+
+
+def launch(config: Path, output: Path, *extra: str) -> None:
+    """``torchrun`` with two processes on the CPU."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "freeflow_cli", "distill", "--config", str(config), "--output", str(output), *extra,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert (output / "run.json").is_file(), done.stderr[-3000:]
+    assert json.loads((output / "run.json").read_text())["status"] in ("finished", "stopped"), done.stderr[-3000:]
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_tensors(max((folder / "checkpoints").iterdir()) / f"{name}.safetensors")[0]
+
+
+def test_two_processes_equal_one(tiny, tmp_path, manager):
+    settings = ("runtime.precision=float64", "training.images=128")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(tiny(*settings)))
+    one = api.distill(tiny(*settings), output=tmp_path / "one", manager=manager).folder
+    launch(config, tmp_path / "two", "--set", "training.stop_at_images=64")
+    api.distill(tiny(*settings), output=tmp_path / "two", resume=True, manager=manager)
+    for name in ("student", "student.ema", "fake_velocity"):
+        expected, found = weights(one, name), weights(tmp_path / "two", name)
+        start = max(float(v.abs().max()) for v in expected.values())
+        assert start > 0
+        for key, value in expected.items():
+            assert torch.allclose(value, found[key], atol=1e-10), f"{name} {key}"
