@@ -73,7 +73,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read named tensors and JSON metadata. Raises :class:`CheckpointError`."""
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint file {path}.")
+        raise CheckpointError(f"There is no checkpoint file {path}. Check the path; expected a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)

@@ -66,9 +66,9 @@ class Checkpoints:
             os.replace(partial, final_path)
         except (OSError, CheckpointError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            last = self.latest()
+            last, reason = self.latest(), error.__cause__ or error
             raise CheckpointError(
-                f"The checkpoint at image {state.images} cannot be written to {self.folder}: {error} "
+                f"The checkpoint at image {state.images} cannot be written to {self.folder}: {reason}. "
                 + (f"The last good one is {last}. " if last else "")
                 + "Free some space, then go on with --resume."
             ) from error

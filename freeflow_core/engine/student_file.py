@@ -47,6 +47,10 @@ def load_student(path: Path, registry: Registry) -> StudentFile:
     """
     if path.is_dir():
         path = path / "student.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no student file {path}. Expected the folder of a finished run, or the student.safetensors in it."
+        )
     state, metadata = load_network(path)
     name = metadata.get("component")
     if not isinstance(name, str):

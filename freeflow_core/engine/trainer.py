@@ -100,8 +100,9 @@ class Trainer:
             raise NonFiniteError(
                 f"{skipped} training step(s) before image {self.state.images} produced NaN or infinity in "
                 f"{', '.join(bad) or 'the gradients'}. The weights were not touched by them and no checkpoint was "
-                "written after them. Resume from the last checkpoint with a lower training.optimizer.learning_rate, "
-                "set training.optimizer.clip_norm, or use runtime.precision=float32."
+                "written after them. If it was a passing fault, --resume goes on from the last checkpoint; if not, "
+                "start anew with a lower training.optimizer.learning_rate, with training.optimizer.clip_norm, or with "
+                "runtime.precision=float32."
             )
         now = time.perf_counter()
         elapsed = max(now - self._last_read, 1e-9)

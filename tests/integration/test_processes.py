@@ -18,8 +18,20 @@ from freeflow_core.network_file import load_tensors
 def launch(config: Path, output: Path, *extra: str) -> None:
     """``torchrun`` with two processes on the CPU."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "freeflow_cli", "distill", "--config", str(config), "--output", str(output), *extra,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "freeflow_cli",
+        "distill",
+        "--config",
+        str(config),
+        "--output",
+        str(output),
+        *extra,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
