@@ -20,11 +20,11 @@ from pathlib import Path
 
 PRESET = "digits-guided"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "both: k = 0.5, r logit-normal 0.8, c = 0.3 (preset)": (),
+    "both: k = 1, r logit-normal 0.8, c = 0.34 (preset)": (),
     "prediction alone": ("objective=freeflow-prediction",),
     "correction alone": ("objective=freeflow-correction",),
     "both, k = 0": ("objective.weight_power=0",),
-    "both, k = 1": ("objective.weight_power=1",),
+    "both, k = 0.5": ("objective.weight_power=0.5",),
     "both, r uniform in [0, 0.6]": ("objective.r_distribution=uniform", "objective.r_high=0.6"),
     "both, r uniform in [0, 1]": ("objective.r_distribution=uniform",),
     "both, corrector guided fully (c = 1), r in [0, 1]": ("objective.correction_guidance_scale=1",),

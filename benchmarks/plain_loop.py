@@ -8,6 +8,7 @@ against, and as a second derivation that the engine's step must agree with, weig
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -63,12 +64,12 @@ class PlainLoop:
     ) -> None:
         _check_supported(config, teacher)
         self.training = config.training
-        self.objective: Any = config.objective.options
+        options: Any = config.objective.options
+        self.objective = options
         self.student, self.fake_velocity, self.teacher = student, fake_velocity, teacher
         self.ema = copy.deepcopy(student).requires_grad_(False)
         self.rows = config.training.batch_size
-        self.num_correction = int(self.rows * self.objective.correction_share)
-        self.num_prediction = self.rows - self.num_correction
+        self.num_prediction = self.rows - math.floor(self.rows * options.correction_share + 1e-9)
         self.images = 0
         self._weights: list[Tensor] = list(student.parameters())
         self._average: list[Tensor] = list(self.ema.parameters())

@@ -12,13 +12,15 @@ from torch import Tensor
 
 @final
 class Meter:
-    """Running means by name, and the count of skipped steps."""
+    """Running means by name, and the count of skipped steps.
+
+    Steps with the same names share one vector, so that a step costs one stack and one sum.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._skipped = torch.zeros((), device=accelerator.device)
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
 
     @property
     def pending(self) -> bool:
@@ -27,20 +29,31 @@ class Meter:
 
     def add(self, values: Mapping[str, Tensor], skipped: Tensor) -> None:
         """One step's scalars, all 0-d on the device. ``skipped`` is 1 when the step was not applied."""
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-        self._skipped = self._skipped + skipped
+        stacked = torch.stack([skipped, *values.values()]).detach().float()
+        names = tuple(values)
+        if names in self._sums:
+            self._sums[names] += stacked
+            self._counts[names] += 1
+        else:
+            self._sums[names], self._counts[names] = stacked, 1
 
     def read(self) -> tuple[dict[str, float], int]:
         """Means since the last reading, over all processes, and the number of steps skipped. Then start anew."""
-        names = sorted(self._sums)
-        stacked = torch.stack([self._skipped, *(self._sums[n].to(self._skipped.device) for n in names)])
+        if not self.pending:
+            return {}, 0
+        groups = list(self._sums)
+        sums = torch.cat([self._sums[group] for group in groups])
         if self._accelerator.num_processes > 1:
-            stacked = self._accelerator.reduce(stacked, reduction="mean")
-        skipped, *sums = stacked.tolist()
-        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
+            sums = self._accelerator.reduce(sums, reduction="mean")
+        values = iter(sums.tolist())
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        skipped = 0.0
+        for group in groups:
+            skipped += next(values)
+            for name in group:
+                totals[name] = totals.get(name, 0.0) + next(values)
+                counts[name] = counts.get(name, 0) + self._counts[group]
+        means = {name: total / counts[name] for name, total in sorted(totals.items())}
         self._sums, self._counts = {}, {}
-        self._skipped = torch.zeros_like(self._skipped)
         return means, round(skipped)

@@ -30,6 +30,12 @@ class RoleState:
     optimizer: RoleOptimizer | None
     ema: nn.Module | None
     updates: int = 0
+    parameters: list[nn.Parameter] = field(init=False, repr=False)
+    averages: list[nn.Parameter] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = list(self.network.parameters())
+        self.averages = [] if self.ema is None else list(self.ema.parameters())
 
 
 @dataclass

@@ -146,7 +146,7 @@ class Trainer:
             role.updates += 1
             if role.ema is not None:
                 step = ((1 - decay) * finite).to(norms[name].dtype)
-                update_average(list(role.ema.parameters()), list(role.network.parameters()), step)
+                update_average(role.averages, role.parameters, step)
             metrics[f"{name}/gradient_norm"] = norms[name]
         self.meter.add(metrics, skip)
 
@@ -223,7 +223,8 @@ def _collect(metrics: dict[str, Tensor], losses: Mapping[str, Loss], share: floa
         terms = {f"{role}/loss": loss.per_sample.detach().mean()}
         terms |= {f"{role}/{name}": value for name, value in loss.terms.items()}
         for name, value in terms.items():
-            metrics[name] = metrics[name] + share * value if name in metrics else share * value
+            part = value if share == 1 else share * value
+            metrics[name] = metrics[name] + part if name in metrics else part
 
 
 def _check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState) -> None:

@@ -20,6 +20,9 @@ def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], step: T
 
     ``step`` is 0-d on the device: 1 - decay, or 0 where the update was skipped.
     """
+    if step.device.type == "cpu":  # reading a number costs no sync here, and saves a temporary of the weights' size
+        torch._foreach_lerp_(list(average), list(weights), step.item())
+        return
     difference = torch._foreach_sub(list(weights), list(average))
     torch._foreach_mul_(difference, step)
     torch._foreach_add_(list(average), difference)

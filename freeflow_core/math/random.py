@@ -21,12 +21,18 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.types import Draws
 
 _WORDS_PER_COUNTER = 4
+_WIDEST_SPAN = 8
 
 
 def philox_words(seed: int, stream: str, index: np.ndarray, words: int) -> np.ndarray:
     """(N, words) uint64: ``words`` random words of each sample ``index`` (N,) int64."""
     counters = -(-words // _WORDS_PER_COUNTER)
     key = np.array([seed, _stream_key(stream)], dtype=np.uint64)
+    if len(index) > 1 and np.all(np.diff(index) > 0) and index[-1] - index[0] < _WIDEST_SPAN * len(index):
+        # A strided choice, such as one half of a stratified batch: draw the whole span and keep those rows.
+        span = np.arange(index[0], index[-1] + 1)
+        if len(span) > len(index):
+            return philox_words(seed, stream, span, words)[index - index[0]]
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
     parts = [
         np.random.Philox(key=key, counter=int(run[0]) * counters)
