@@ -21,7 +21,9 @@ from pathlib import Path
 PRESET = "digits-guided"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "both: k = 1, r logit-normal 0.8, c = 0.34 (preset)": (),
-    "prediction alone": ("objective=freeflow-prediction",),
+    "prediction alone, k = 1": ("objective=freeflow-prediction",),
+    "prediction alone, k = 0.5": ("objective=freeflow-prediction", "objective.weight_power=0.5"),
+    "prediction alone, k = 0": ("objective=freeflow-prediction", "objective.weight_power=0"),
     "correction alone": ("objective=freeflow-correction",),
     "both, k = 0": ("objective.weight_power=0",),
     "both, k = 0.5": ("objective.weight_power=0.5",),
@@ -62,9 +64,7 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
             known = registry.component("objective", renamed).load_config_class().model_fields
             kept = {k: v for k, v in base.objective.model_dump(mode="json").items() if k in known and k != "name"}
             changes = {"objective": {"name": renamed, **kept}}
-        else:
-            changes = {}
-            assignments += VARIANTS[name]
+        assignments += [text for text in VARIANTS[name] if text != f"objective={renamed}"]
         config = load_run_config(registry, "distill", preset=PRESET, overrides=changes, assignments=assignments)
         with tempfile.TemporaryDirectory() as folder:
             quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"enabled": False})})

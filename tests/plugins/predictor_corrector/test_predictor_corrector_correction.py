@@ -7,6 +7,7 @@ import torch
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
 from freeflow_predictor_corrector.correction import Correction, balance
 from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection
+from freeflow_predictor_corrector.guidance import corrector_weights
 from predictor_corrector_helpers import (
     NO_DATA,
     ClassTeacher,
@@ -135,6 +136,13 @@ def test_guidance_of_the_corrector_ends_with_its_interval() -> None:
     torch.testing.assert_close(teacher.weights[0], torch.where(inside, 1 + 0.5 * (g - 1), 1.0))
     torch.testing.assert_close(teacher.times[0], r)
     assert teacher.rows_of_calls == [400 + int(inside.sum())]
+
+
+def test_guidance_of_the_corrector_follows_its_profile() -> None:
+    config = CorrectionConfig(correction_guidance_profile=((0.2, 0.6), (0.6, 0.2)))
+    r = torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0], dtype=torch.float64)
+    weight = corrector_weights(torch.full((5,), 3.0, dtype=torch.float64), r, config)
+    torch.testing.assert_close(weight, 1 + 2 * torch.tensor([0.6, 0.6, 0.4, 0.2, 0.2], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("mode", ["raw", "weighted", "fixed"])

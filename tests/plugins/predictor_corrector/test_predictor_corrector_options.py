@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from predictor_corrector_helpers import philox
 from pydantic import ValidationError
 
+from freeflow_core.interfaces import BuildContext
 from freeflow_core.plugin import Manager, Registry
 
 unit = st.floats(2.0**-54, 1 - 2.0**-53)
@@ -88,6 +89,10 @@ def test_distributions_have_their_shares() -> None:
         {"guidance_interval": (0.9, 0.1)},
         {"guidance_interval": (0.0, 1.1)},
         {"correction_guidance_interval": (0.9, 0.8)},
+        {"correction_guidance_profile": ((0.5, 1.0),)},
+        {"correction_guidance_profile": ((0.5, 1.0), (0.4, 0.0))},
+        {"correction_guidance_profile": ((0.5, 1.0), (1.4, 0.0))},
+        {"correction_guidance_profile": ((0.5, -1.0), (0.6, 0.0))},
         {"correction_share": 0},
         {"correction_share": 1},
         {"weight_epsilon": 0},
@@ -135,7 +140,8 @@ def test_the_plugin_offers_three_objectives() -> None:
     assert set(found) == {"freeflow", "freeflow-prediction", "freeflow-correction"}
     for component in found.values():
         config = component.load_config_class()()
-        objective = component.load_target().from_config(config, None)
+        context = BuildContext(torch.device("cpu"), 0, lambda kind, name, options: None)
+        objective = component.load_target().from_config(config, context)
         assert type(objective).__name__.startswith("FreeFlow")
 
 
