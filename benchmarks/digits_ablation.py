@@ -100,8 +100,8 @@ def table(lines: list[dict[str, float]]) -> str:
         cells = []
         for score in SCORES:
             values = [line[score] for line in found if score in line]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}" if values else "-")
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "-")
         rows.append(f"| {name} | " + " | ".join(cells) + f" | {len(found)} |")
     return "\n".join(rows)
 
