@@ -139,8 +139,7 @@ def load_teacher(
 ) -> Teacher:
     """A frozen teacher by name. Raises ``UnknownComponent``, ``ConfigError`` or ``CheckpointError``."""
     builder = Builder(Registry(manager or Manager.load()), torch.device(device), seed=0)
-    teacher: Teacher = builder.build("teacher", ComponentChoice(name=name, options=dict(options or {})))
-    return teacher.to(device).eval().requires_grad_(False)
+    return builder.teacher(ComponentChoice(name=name, options=dict(options or {})))
 
 
 def sample(
@@ -197,8 +196,7 @@ def sample(
     if not with_student:
         if "teacher" not in choices:
             raise ConfigError("This sampler needs a teacher: name one with --teacher.")
-        used_teacher = builder.build("teacher", ComponentChoice.model_validate(choices["teacher"]))
-        used_teacher = used_teacher.to(target).eval().requires_grad_(False)
+        used_teacher = builder.teacher(ComponentChoice.model_validate(choices["teacher"]))
     generator = Generator(
         used_sampler,
         steps or (1 if with_student else 4 if hybrid else 100),
@@ -239,7 +237,7 @@ def evaluate(
     choice = config.teacher or (loaded.teacher if loaded else None)
     teacher = None
     if choice is not None:
-        teacher = builder.build("teacher", choice).to(accelerator.device).eval().requires_grad_(False)
+        teacher = builder.teacher(choice)
     if loaded is None and teacher is None:
         raise ConfigError("Nothing to evaluate: name a --student file or run folder, or a --teacher.")
     info = RunInfo(

@@ -65,6 +65,11 @@ class Builder:
             )
         return built
 
+    def teacher(self, choice: ComponentChoice, source: Source | None = None) -> Teacher:
+        """A teacher on the device, frozen."""
+        teacher: Teacher = self.build("teacher", choice, source=source)
+        return teacher.to(self.device).eval().requires_grad_(False)
+
 
 @dataclass(frozen=True)
 class Components:
@@ -91,8 +96,7 @@ def build_components(builder: Builder, config: RunConfig) -> Components:
     reference = builder.build("source", config.reference) if config.reference else None
     teacher: Teacher | None = None
     if config.teacher is not None:
-        teacher = builder.build("teacher", config.teacher, source=source)
-        teacher = teacher.to(device=builder.device, dtype=dtype).eval().requires_grad_(False)
+        teacher = builder.teacher(config.teacher, source).to(dtype)
     objective: Objective = builder.build("objective", config.objective, teacher=teacher, source=source)
     _check_needs(config, objective, source, teacher)
     student: Student = builder.build("student", config.student, teacher=teacher, source=source)
