@@ -5,15 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from freeflow_core.config.component import ComponentConfig
+from freeflow_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from freeflow_core.interfaces.source import Source
     from freeflow_core.interfaces.teacher import Teacher
+
+
+def _no_weights(name: str) -> Path:
+    raise ConfigError(f"The published weights {name!r} are asked for outside a run, where nothing fetches them.")
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,15 @@ class BuildContext:
         teacher: the built teacher, or None (training from data, or building the teacher itself).
         source: the built training source, or None.
         precision: ``float32``, ``bf16`` (autocast over float32 weights) or ``float64``.
+        weights: ``weights(name)`` is the path of published weights (a :class:`freeflow_core.plugin.WeightFile` by name),
+            fetched into the cache on first use.
         component: ``component(kind, name, options)`` builds another component, so that no plugin imports another.
     """
 
     device: torch.device
     seed: int
     component: Callable[[str, str, dict[str, Any]], Any]
+    weights: Callable[[str], Path] = _no_weights
     teacher: Teacher | None = None
     source: Source | None = None
     precision: str = "float32"

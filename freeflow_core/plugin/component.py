@@ -68,6 +68,35 @@ class Preset:
     scores: str = ""
 
 
+@dataclass(frozen=True)
+class WeightFile:
+    """Published weights that components fetch by name: ``freeflow fetch NAME``, or on first use.
+
+    Args:
+        name: what users type, e.g. ``"sit-repa-xl-2-256"``.
+        summary: one line for ``freeflow fetch --list``.
+        url: direct link to the file, or None.
+        repository: ``"owner/name"`` on the Hugging Face hub, or None; then ``filename`` is the path inside it.
+        filename: name of the file in the cache; its suffix says the format.
+        revision: branch, tag or commit of ``repository``.
+        size: bytes, where known.
+        sha256: hex digest, where known.
+        licence: of the weights, as their authors state it, or empty.
+        source: page that publishes them.
+    """
+
+    name: str
+    summary: str
+    filename: str
+    url: str | None = None
+    repository: str | None = None
+    revision: str = "main"
+    size: int | None = None
+    sha256: str | None = None
+    licence: str = ""
+    source: str = ""
+
+
 def load_object(path: str, what: str) -> Any:
     """Import ``"package.module:Name"``; ``what`` names it in the error."""
     module_name, _, attribute = path.partition(":")

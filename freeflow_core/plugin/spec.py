@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from freeflow_core.plugin.component import Component, Preset
+from freeflow_core.plugin.component import Component, Preset, WeightFile
 
 if TYPE_CHECKING:
     from freeflow_core.types import Progress, RunInfo
@@ -79,6 +79,11 @@ class Discovery:
     @hookspec
     def freeflow_presets(self) -> Iterable[Preset]:
         """Named, complete run configurations."""
+        raise NotImplementedError
+
+    @hookspec
+    def freeflow_weights(self) -> Iterable[WeightFile]:
+        """Published weights that ``freeflow fetch`` and components find by name."""
         raise NotImplementedError
 
 
