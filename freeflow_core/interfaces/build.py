@@ -32,8 +32,8 @@ class BuildContext:
         teacher: the built teacher, or None (training from data, or building the teacher itself).
         source: the built training source, or None.
         precision: ``float32``, ``bf16`` (autocast over float32 weights) or ``float64``.
-        weights: ``weights(name)`` is the path of published weights (a :class:`freeflow_core.plugin.WeightFile` by name),
-            fetched into the cache on first use.
+        weights: ``weights(name)`` is the path of published weights, a :class:`freeflow_core.plugin.WeightFile` by
+            name, fetched into the cache on first use.
         component: ``component(kind, name, options)`` builds another component, so that no plugin imports another.
     """
 
