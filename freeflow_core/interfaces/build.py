@@ -40,10 +40,10 @@ class BuildContext:
     device: torch.device
     seed: int
     component: Callable[[str, str, dict[str, Any]], Any]
-    weights: Callable[[str], Path] = _no_weights
     teacher: Teacher | None = None
     source: Source | None = None
     precision: str = "float32"
+    weights: Callable[[str], Path] = _no_weights
 
 
 class Buildable(ABC):

@@ -25,12 +25,16 @@ class Role:
         trainable: trained by its own loss and optimizer, or frozen.
         ema: keep an average of its weights.
         optimizer: None for the run's own.
+        follows: role whose weights a frozen network trails as an exponential moving average (an EMA target), or None.
+        follow_halflife_images: half-life of that average in images; None copies the weights after every step.
     """
 
     network: nn.Module
     trainable: bool = True
     ema: bool = False
     optimizer: OptimizerConfig | None = None
+    follows: str | None = None
+    follow_halflife_images: float | None = None
 
 
 @dataclass(frozen=True)
