@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from freeflow_core.config import OptimizerConfig
 from freeflow_core.errors import CheckpointError
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_COUNT = "updates"
 
 
 def learning_rate(config: OptimizerConfig, images: int, total_images: int) -> float:
@@ -34,24 +35,20 @@ def learning_rate(config: OptimizerConfig, images: int, total_images: int) -> fl
 
 @final
 class RoleOptimizer:
-    """One role's AdamW.
+    """One role's AdamW (Loshchilov & Hutter 2017), by the kernel behind ``torch.optim.AdamW(fused=True)``.
 
-    The fused kernel takes ``grad_scale`` (it divides the gradients) and ``found_inf`` (it leaves weights, moments
-    and step count alone), which torch's own gradient scaler uses; both stay on the device, so nothing is synchronised.
+    The kernel takes ``grad_scale`` (it divides the gradients) and ``found_inf`` (it leaves weights and moments alone);
+    both stay on the device, so nothing is synchronised. It is called directly, because torch's wrapper keeps a step
+    count per weight and walks through all weights in Python several times, which a small network's step feels. Here
+    one count serves all; results are torch's, bit for bit.
     """
 
     def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
         self.names = [name for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self._adam = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self._moments: tuple[list[Tensor], list[Tensor]] | None = None
+        self._count = torch.zeros((), device=self.parameters[0].device)
 
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, 0-d on the device."""
@@ -60,49 +57,79 @@ class RoleOptimizer:
             return torch.zeros((), device=self.parameters[0].device)
         return torch.stack(torch._foreach_norm(gradients)).norm()
 
+    @torch.no_grad()
     def step(self, rate: float, norm: Tensor, skip: Tensor) -> None:
         """Update, clipped to ``clip_norm``, unless ``skip`` (0-d on the device) is 1; then forget the gradients."""
-        for group in self._adam.param_groups:
-            group["lr"] = rate
-        clip = self.config.clip_norm
-        scale = None if clip is None else (norm / clip).clamp_min(1).float()
-        self._adam.grad_scale = scale  # type: ignore[attr-defined]
-        self._adam.found_inf = skip.float()  # type: ignore[attr-defined]
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        on_host = skip.device.type == "cpu"  # there a number is read without a sync, which spares the kernel's checks
+        if not (on_host and skip.item()):
+            self._update(rate, norm, None if on_host else skip.float())
+        self.forget()
 
     def forget(self) -> None:
         """Drop gradients without an update."""
-        self._adam.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
 
     def reset(self) -> None:
         """Forget the moments, for a new round."""
-        self._adam.state.clear()
+        self._moments = None
+        self._count.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments by parameter name."""
-        state = self._adam.state
-        return {
-            f"{moment}/{name}": state[p][moment]
-            for name, p in zip(self.names, self.parameters, strict=True)
-            if p in state
-            for moment in _MOMENTS
-        }
+        """Moments by parameter name, and the number of updates; empty before the first."""
+        if self._moments is None:
+            return {}
+        state = {_COUNT: self._count}
+        for moment, tensors in zip(_MOMENTS, self._moments, strict=True):
+            state |= {f"{moment}/{name}": tensor for name, tensor in zip(self.names, tensors, strict=True)}
+        return state
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore moments. Raises :class:`CheckpointError` for names or shapes of another network."""
-        self._adam.state.clear()
-        known: set[str] = set()
-        for name, p in zip(self.names, self.parameters, strict=True):
-            keys = {moment: f"{moment}/{name}" for moment in _MOMENTS}
-            known.update(keys.values())
-            if keys["exp_avg"] not in tensors:
-                continue
-            if tensors[keys["exp_avg"]].shape != p.shape:
+        expected = {f"{moment}/{name}" for moment in _MOMENTS for name in self.names} | {_COUNT}
+        if not tensors:
+            self.reset()
+            return
+        if differing := sorted(expected ^ tensors.keys()):
+            raise CheckpointError(
+                f"The checkpoint's optimizer state belongs to other weights: {', '.join(differing[:5])} "
+                f"{'...' if len(differing) > 5 else ''} found on one side only."
+            )
+        moments = tuple([tensors[f"{moment}/{name}"] for name in self.names] for moment in _MOMENTS)
+        for name, p, *own in zip(self.names, self.parameters, *moments, strict=True):
+            if any(moment.shape != p.shape for moment in own):
                 raise CheckpointError(f"Optimizer state of {name!r} has another shape than the weights.")
-            self._adam.state[p] = {
-                moment: tensors[key].to(device=p.device, dtype=torch.float32 if moment == "step" else p.dtype)
-                for moment, key in keys.items()
-            }
-        if unknown := sorted(tensors.keys() - known):
-            raise CheckpointError(f"The checkpoint holds optimizer state of unknown weights: {', '.join(unknown[:5])}.")
+        first, second = ([m.to(p, copy=True) for m, p in zip(part, self.parameters, strict=True)] for part in moments)
+        self._moments = (first, second)
+        self._count.copy_(tensors[_COUNT])
+
+    def _update(self, rate: float, norm: Tensor, found_inf: Tensor | None) -> None:
+        if self._moments is None:
+            first, second = ([torch.zeros_like(p) for p in self.parameters] for _ in _MOMENTS)
+            self._moments = (first, second)
+        # Weights that this step's loss did not reach are left alone.
+        used = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        weights: list[Tensor] = [self.parameters[i] for i in used]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        first, second = self._moments
+        if len(used) < len(self.parameters):
+            first, second = ([part[i] for i in used] for part in self._moments)
+        config = self.config
+        self._count += 1 if found_inf is None else 1 - found_inf
+        torch._fused_adamw_(
+            weights,
+            gradients,
+            first,
+            second,
+            [],
+            [self._count] * len(weights),
+            lr=rate,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            weight_decay=config.weight_decay,
+            eps=config.epsilon,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None if config.clip_norm is None else (norm / config.clip_norm).clamp_min(1).float(),
+            found_inf=found_inf,
+        )

@@ -23,12 +23,17 @@ STUDENT = "student"
 
 @dataclass
 class RoleState:
-    """One role while it trains. ``optimizer`` is None for a frozen role, ``ema`` None for one without average."""
+    """One role while it trains. ``optimizer`` is None for a frozen role, ``ema`` None for one without average.
+
+    ``follows`` names the role that a frozen one trails, ``follow_halflife_images`` how closely (None: a copy).
+    """
 
     network: nn.Module
     wrapped: nn.Module
     optimizer: RoleOptimizer | None
     ema: nn.Module | None
+    follows: str | None = None
+    follow_halflife_images: float | None = None
     updates: int = 0
     parameters: list[nn.Parameter] = field(init=False, repr=False)
     averages: list[nn.Parameter] = field(init=False, repr=False)
@@ -86,6 +91,12 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
         if name in roles:
             raise PluginError(f"The objective {config.objective.name!r} may not define a role named {name!r}.")
         roles[name] = role
+    for name, role in roles.items():
+        if role.follows is not None and (role.trainable or role.follows not in roles):
+            raise PluginError(
+                f"The role {name!r} of the objective {config.objective.name!r} follows {role.follows!r}: expected a "
+                f"frozen role that follows one of {', '.join(sorted(roles))}."
+            )
     return TrainingState({name: _start_role(config, role, accelerator) for name, role in roles.items()})
 
 
@@ -100,4 +111,4 @@ def _start_role(config: RunConfig, role: Role, accelerator: Accelerator) -> Role
         wrapped = accelerator.prepare_model(network)
     if role.trainable and config.runtime.compile:
         wrapped = torch.compile(wrapped)
-    return RoleState(network, wrapped, optimizer, ema)
+    return RoleState(network, wrapped, optimizer, ema, role.follows, role.follow_halflife_images)

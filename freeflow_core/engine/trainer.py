@@ -22,7 +22,7 @@ from freeflow_core.engine.state import STUDENT, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models
 from freeflow_core.math.averaging import ema_decay, update_average
-from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.math.random import Lookahead, PhiloxDraws
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
@@ -148,6 +148,11 @@ class Trainer:
                 step = ((1 - decay) * finite).to(norms[name].dtype)
                 update_average(role.averages, role.parameters, step)
             metrics[f"{name}/gradient_norm"] = norms[name]
+        for role in self.state.roles.values():
+            if role.follows in optimizers:
+                halflife = role.follow_halflife_images
+                decay = 0.0 if halflife is None else 0.5 ** (training.batch_size / halflife)
+                update_average(role.parameters, self.state.roles[role.follows].parameters, (1 - decay) * finite)
         self.meter.add(metrics, skip)
 
     def _context(self, micro_batches: list[MicroBatch], progress: Progress) -> Context:
@@ -179,11 +184,18 @@ class Trainer:
         source, codec, teacher = self.components.source, self.components.codec, self.components.teacher
         data = source.batches(self.state.images, rows, rank, world) if source.has_data else None
         first = self.state.images
+        lookahead = Lookahead(size)
         while True:
             for micro in range(self.config.training.accumulation):
                 position = torch.arange(rows) + (micro * world + rank) * rows
                 draws = PhiloxDraws(
-                    self.config.seed, first + position, position=position, batch_size=size, device=device, dtype=dtype
+                    self.config.seed,
+                    first + position,
+                    position=position,
+                    batch_size=size,
+                    device=device,
+                    dtype=dtype,
+                    lookahead=lookahead,
                 )
                 if data is not None:
                     batch = next(data)

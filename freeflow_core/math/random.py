@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import final
 
@@ -49,8 +50,53 @@ def uniform_from_words(words: np.ndarray) -> np.ndarray:
     return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
+def _normal(words: np.ndarray) -> np.ndarray:
+    return scipy.special.ndtri(uniform_from_words(words))
+
+
 def _stream_key(stream: str) -> int:
     return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
+
+
+@final
+class Lookahead:
+    """Draws of the coming steps, made together: where batches are small, a call costs more than its numbers.
+
+    Step j of a run asks for the indices of step 0 plus j times ``stride``, so what later steps will ask for is known.
+    The numbers are the same as without it.
+
+    Args:
+        stride: rows of the global batch.
+        max_values: numbers held per stream; a stream that needs more than half of them a step is drawn step by step.
+    """
+
+    def __init__(self, stride: int, max_values: int = 2**17, max_steps: int = 16) -> None:
+        self._stride = stride
+        self._max_values = max_values
+        self._max_steps = max_steps
+        self._held: dict[tuple[object, ...], tuple[int, np.ndarray]] = {}
+
+    def take(
+        self, name: tuple[object, ...], index: np.ndarray, columns: int, draw: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """``draw(index)``, (N, columns); read only. ``name`` tells streams and distributions apart."""
+        if not len(index):
+            return draw(index)
+        first = int(index[0])
+        key = (*name, columns, (index - first).tobytes())
+        if key in self._held:
+            start, values = self._held[key]
+            step, between = divmod(first - start, self._stride)
+            if between == 0 and 0 <= step < len(values):
+                return values[step]
+        steps = min(self._max_steps, self._max_values // (len(index) * columns))
+        if steps < 2:
+            return draw(index)
+        ahead = index + self._stride * np.arange(steps)[:, None]
+        values = draw(ahead.reshape(-1)).reshape(steps, len(index), columns)
+        values.flags.writeable = False
+        self._held[key] = (first, values)
+        return values[0]
 
 
 @final
@@ -63,6 +109,7 @@ class PhiloxDraws(Draws):
         position: (N,) places in the global batch.
         batch_size: rows of the global batch.
         device, dtype: of the noise.
+        lookahead: of the run whose steps these draws belong to, or None.
     """
 
     def __init__(
@@ -74,6 +121,7 @@ class PhiloxDraws(Draws):
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        lookahead: Lookahead | None = None,
     ) -> None:
         self.seed = seed
         self.index = index.cpu().long()
@@ -81,20 +129,17 @@ class PhiloxDraws(Draws):
         self.batch_size = len(index) if batch_size is None else batch_size
         self.device = torch.device(device)
         self.dtype = dtype
-
-    def _uniform(self, stream: str, columns: int) -> np.ndarray:
-        return uniform_from_words(philox_words(self.seed, stream, self.index.numpy(), columns))
+        self._lookahead = lookahead
 
     def noise(self, stream: str, shape: tuple[int, ...]) -> Tensor:
-        normal = scipy.special.ndtri(self._uniform(stream, math.prod(shape)))
-        host = torch.from_numpy(normal).to(self.dtype).reshape(-1, *shape)
+        host = torch.tensor(self._draw(stream, math.prod(shape), _normal), dtype=self.dtype).reshape(-1, *shape)
         return host.to(self.device, non_blocking=True)
 
     def uniform(self, stream: str) -> Tensor:
-        return torch.from_numpy(self._uniform(stream, 1)[:, 0].copy())
+        return torch.tensor(self._draw(stream, 1, uniform_from_words)[:, 0])
 
     def normal(self, stream: str) -> Tensor:
-        return torch.from_numpy(scipy.special.ndtri(self._uniform(stream, 1)[:, 0]))
+        return torch.tensor(self._draw(stream, 1, _normal)[:, 0])
 
     def integers(self, stream: str, high: int) -> Tensor:
         if high < 1:
@@ -122,4 +167,16 @@ class PhiloxDraws(Draws):
             batch_size=self.batch_size,
             device=self.device,
             dtype=self.dtype,
+            lookahead=self._lookahead,
         )
+
+    def _draw(self, stream: str, columns: int, distribution: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(N, columns) float64 of ``distribution``, a map from random words."""
+
+        def draw(index: np.ndarray) -> np.ndarray:
+            return distribution(philox_words(self.seed, stream, index, columns))
+
+        index = self.index.numpy()
+        if self._lookahead is None:
+            return draw(index)
+        return self._lookahead.take((self.seed, stream, distribution), index, columns, draw)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.math import random
+from freeflow_core.math.random import Lookahead, PhiloxDraws
 
 
 @given(
@@ -50,6 +51,44 @@ def test_pinned_values_never_change():
         "0x1.f4fa498f3de1fp-2",
         "0x1.67ffbccb9c364p-4",
     ]
+
+
+@given(
+    st.integers(0, 2**40),
+    st.lists(st.integers(0, 11), min_size=1, max_size=12, unique=True),
+    st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    st.sampled_from([1, 60, 2**17]),
+)
+@settings(max_examples=60, deadline=None)
+def test_looking_ahead_changes_no_number(start, rows, steps, max_values):
+    """Whatever rows a part of the batch holds, in whatever order steps are asked for, as after a restart."""
+    lookahead = Lookahead(12, max_values=max_values)
+    for step in steps:
+        index = torch.tensor(rows) + start + 12 * step
+        ahead, plain = PhiloxDraws(5, index, lookahead=lookahead), PhiloxDraws(5, index)
+        for subset in (torch.arange(len(rows)), torch.arange(0, len(rows), 2)):
+            assert torch.equal(ahead.rows(subset).noise("z", (2,)), plain.rows(subset).noise("z", (2,)))
+            assert torch.equal(ahead.rows(subset).uniform("z2"), plain.rows(subset).uniform("z2"))
+            assert torch.equal(ahead.rows(subset).normal("z2"), plain.rows(subset).normal("z2"))
+
+
+def test_draws_made_ahead_survive_what_an_objective_does_to_them():
+    lookahead = Lookahead(4)
+    first = PhiloxDraws(0, torch.arange(4), lookahead=lookahead, dtype=torch.float64)
+    first.noise("z", (3,)).zero_()
+    first.uniform("t").zero_()
+    assert first.noise("z", (3,)).abs().min() > 0
+    assert first.uniform("t").min() > 0
+
+
+def test_few_calls_serve_many_steps(monkeypatch):
+    calls = []
+    words = random.philox_words
+    monkeypatch.setattr(random, "philox_words", lambda *arguments: calls.append(1) or words(*arguments))
+    lookahead = Lookahead(64)
+    for step in range(32):
+        PhiloxDraws(0, torch.arange(64) + 64 * step, lookahead=lookahead).noise("z", (8,))
+    assert len(calls) == 2
 
 
 @given(st.sampled_from([0.25, 0.5, 0.75, 1 / 8]), st.integers(1, 4), st.integers(1, 4))

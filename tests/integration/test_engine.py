@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -12,7 +13,9 @@ from freeflow_core import api
 from freeflow_core.config import OptimizerConfig
 from freeflow_core.engine.optimizer import RoleOptimizer, learning_rate
 from freeflow_core.engine.run import Run
-from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
+from freeflow_core.engine.state import RoleState
+from freeflow_core.errors import CheckpointError, ConfigError, NonFiniteError, PluginError
+from freeflow_core.interfaces import Role
 from freeflow_core.types import Loss
 
 
@@ -167,6 +170,86 @@ def test_fused_clipping_equals_clip_grad_norm():
         reference.zero_grad()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_updates_are_those_of_torchs_fused_adamw_bit_for_bit(dtype):
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+    theirs = copy.deepcopy(ours)
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.01)
+    optimizer = RoleOptimizer(ours, config)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    for _ in range(5):
+        x = torch.randn(5, 7, dtype=dtype)
+        for network in (ours, theirs):
+            network(x).square().sum().backward()
+        optimizer.step(0.1, optimizer.gradient_norm(), torch.zeros(()))
+        reference.step()
+        reference.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.grad is None
+
+
+def test_weights_without_a_gradient_stay_and_the_kernels_own_skip_touches_nothing():
+    network = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    optimizer = RoleOptimizer(network, OptimizerConfig(learning_rate=0.1))
+    start = copy.deepcopy(network)
+    network[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step(0.1, optimizer.gradient_norm(), torch.zeros(()))
+    assert not torch.equal(network[0].weight, start[0].weight)
+    assert torch.equal(network[1].weight, start[1].weight)
+    moved, state = copy.deepcopy(network), {k: v.clone() for k, v in optimizer.state_dict().items()}
+    network[0](torch.ones(1, 2)).sum().backward()
+    with torch.no_grad():
+        optimizer._update(0.1, optimizer.gradient_norm(), torch.ones(()))  # the path of a device that must not sync
+    assert torch.equal(network[0].weight, moved[0].weight)
+    assert all(torch.equal(v, state[k]) for k, v in optimizer.state_dict().items())
+
+
+def test_optimizer_state_of_other_weights_is_refused():
+    network = nn.Linear(2, 2)
+    optimizer = RoleOptimizer(network, OptimizerConfig())
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step(0.1, optimizer.gradient_norm(), torch.zeros(()))
+    state = optimizer.state_dict()
+    with pytest.raises(CheckpointError, match=r"other weights.*exp_avg/bias"):
+        RoleOptimizer(network, OptimizerConfig()).load_state_dict(
+            {k: v for k, v in state.items() if k != "exp_avg/bias"}
+        )
+    with pytest.raises(CheckpointError, match="another shape"):
+        RoleOptimizer(network, OptimizerConfig()).load_state_dict(state | {"exp_avg/bias": torch.zeros(5)})
+
+
+@pytest.mark.parametrize("halflife", [None, 64.0])
+def test_a_role_that_follows_the_student_trails_it_and_skips_what_it_skips(tiny, output, manager, halflife):
+    run = make_run(tiny(), output, manager)
+    student = run.state.roles["student"]
+    target = copy.deepcopy(student.network)
+    run.state.roles["target"] = RoleState(target, target, None, None, "student", halflife)
+    start = [p.detach().clone() for p in student.parameters]
+    run.trainer.step()
+    decay = 0.0 if halflife is None else 0.5 ** (run.config.training.batch_size / halflife)
+    for before, now, trailing in zip(start, student.parameters, target.parameters(), strict=True):
+        torch.testing.assert_close(trailing, decay * before + (1 - decay) * now)
+    held = [p.detach().clone() for p in target.parameters()]
+    objective = run.components.objective
+    healthy = objective.losses
+    objective.losses = lambda *arguments: {
+        name: Loss(loss.per_sample * float("nan")) for name, loss in healthy(*arguments).items()
+    }
+    run.trainer.step()
+    assert all(torch.equal(a, b) for a, b in zip(held, target.parameters(), strict=True))
+
+
+def test_a_trainable_role_or_an_unknown_one_cannot_be_followed(tiny, output, manager, monkeypatch):
+    from freeflow_predictor_corrector.freeflow import FreeFlow
+
+    for role in (Role(nn.Linear(1, 1), follows="student"), Role(nn.Linear(1, 1), trainable=False, follows="teacher")):
+        monkeypatch.setattr(FreeFlow, "roles", lambda self, student, teacher, role=role: {"target": role})
+        with pytest.raises(PluginError, match=r"role 'target'.*expected a frozen role"):
+            make_run(tiny(), output, manager)
 
 
 def test_learning_rate_schedules():
