@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.interfaces.interpolant import Interpolant, LinearInterpolant
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.guidance import extrapolate
 from freeflow_core.types import Condition, Draws, NetworkState, concatenate_conditions, index_condition
 
 
@@ -21,12 +21,15 @@ class Teacher(nn.Module, Buildable):
         interpolant: the path whose velocity this is.
         time_range: (low, high) times at which the field is defined.
         num_classes: number of classes labels run over, or None.
+        guidance_channels: guide the first so many channels (dimension 1 of a batch) alone, as SiT and DiT do in their
+            own samplers; the others keep the conditional velocity. None: all.
     """
 
     sample_shape: tuple[int, ...]
     interpolant: Interpolant = LinearInterpolant()
     time_range: tuple[float, float] = (0.0, 1.0)
     num_classes: int | None = None
+    guidance_channels: int | None = None
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -55,7 +58,8 @@ class Teacher(nn.Module, Buildable):
     def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
         """Classifier-free guidance v_null + w (v_c - v_null) (Ho & Salimans 2022, eq. 6 with w = 1 unguided).
 
-        One batched call: the unconditional half holds only rows whose weight is not 1.
+        One batched call: the unconditional half holds only rows whose weight is not 1. A teacher that is guided by
+        something else (autoguidance) overrides it.
 
         Args:
             x_t: (N, *D) states.
@@ -74,5 +78,4 @@ class Teacher(nn.Module, Buildable):
             concatenate_conditions(condition, null),
         )
         conditional, unconditional = both[: x_t.shape[0]], both[x_t.shape[0] :]
-        scale = expand_times(weight[rows], unconditional)
-        return conditional.index_copy(0, rows_x, torch.lerp(unconditional, conditional[rows_x], scale))
+        return extrapolate(conditional, unconditional, rows, weight, self.guidance_channels)

@@ -1,0 +1,1 @@
+"""Guidance by something other than the null class."""

@@ -1,0 +1,87 @@
+"""A teacher that is guided by a weaker version of itself."""
+
+from __future__ import annotations
+
+from typing import Self, final
+
+from torch import Tensor
+
+from freeflow_core.config.component import ComponentChoice, ComponentConfig
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext, Teacher
+from freeflow_core.math.guidance import extrapolate
+from freeflow_core.types import Condition, Draws, NetworkState, index_condition
+from freeflow_guidance.config import AutoguidanceConfig
+
+
+@final
+class AutoguidedTeacher(Teacher):
+    """v_guide + w (v_main - v_guide), both with the same condition (Karras et al. 2024, arXiv 2406.02507, eq. 3).
+
+    The guide is asked for rows whose weight is not 1 alone, once each, so that a guided evaluation costs one pass of
+    either network. Neither needs a null class. Everything else is the main teacher's, its guidance channels included.
+
+    Raises:
+        ConfigError: two teachers that do not describe the same data.
+    """
+
+    def __init__(self, main: Teacher, guide: Teacher) -> None:
+        super().__init__()
+        for what, ours, theirs in (
+            ("states of shape", tuple(main.sample_shape), tuple(guide.sample_shape)),
+            ("classes:", main.num_classes, guide.num_classes),
+            ("a path", type(main.interpolant).__name__, type(guide.interpolant).__name__),
+        ):
+            if ours != theirs:
+                raise ConfigError(
+                    f"The guide does not describe the teacher's data: it has {what} {theirs}, the teacher {ours}. "
+                    "Choose a weaker version of the same teacher as teacher.guide."
+                )
+        self.main = main
+        self.guide = guide
+        self.sample_shape = main.sample_shape
+        self.interpolant = main.interpolant
+        self.num_classes = main.num_classes
+        self.guidance_channels = main.guidance_channels
+        self.time_range = (
+            max(main.time_range[0], guide.time_range[0]),
+            min(main.time_range[1], guide.time_range[1]),
+        )
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        assert isinstance(config, AutoguidanceConfig)
+        return cls(_build(context, config.main), _build(context, config.guide))
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.main.velocity(x_t, t, condition)
+
+    def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
+        """Autoguidance; arguments as in :class:`Teacher`."""
+        field = self.main.velocity(x_t, t, condition)
+        rows = (weight != 1).nonzero().flatten()
+        if rows.numel() == 0:
+            return field
+        rows_x = rows.to(x_t.device, non_blocking=True)
+        rows_t = rows.to(t.device, non_blocking=True)
+        baseline = self.guide.velocity(x_t[rows_x], t[rows_t], index_condition(condition, rows))
+        return extrapolate(field, baseline, rows, weight, self.guidance_channels)
+
+    def null_condition(self, condition: Condition) -> Condition:
+        return self.main.null_condition(condition)
+
+    def sample_condition(self, draws: Draws) -> Condition:
+        return self.main.sample_condition(draws)
+
+    def balanced_condition(self, index: Tensor) -> Condition:
+        return self.main.balanced_condition(index)
+
+    def network_state(self) -> NetworkState | None:
+        return self.main.network_state()
+
+
+def _build(context: BuildContext, choice: ComponentChoice) -> Teacher:
+    options = choice.model_dump()
+    name = options.pop("name")
+    teacher: Teacher = context.component("teacher", name, options)
+    return teacher
