@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Literal, final
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -12,6 +12,8 @@ from freeflow_core.errors import CheckpointError, ConfigError
 FAMILY = "diffusion-transformer"
 """Family of the tensors' names in a :class:`freeflow_core.types.NetworkState`."""
 
+SizeName = Literal["S", "B", "L", "XL"]
+
 SIZES: dict[str, dict[str, int]] = {
     "S": {"depth": 12, "width": 384, "num_heads": 6},
     "B": {"depth": 12, "width": 768, "num_heads": 12},
@@ -20,10 +22,17 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """The named sizes of DiT (Peebles & Xie 2022, table 1)."""
 
+TimeDirection = Literal["data-at-0", "data-at-1"]
+Sign = Literal["noise-minus-data", "data-minus-noise"]
+Prediction = Literal["velocity", "noise"]
+
 
 @final
 class TransformerConfig(Section):
     """Constructor arguments of :class:`freeflow_transformers.network.DiffusionTransformer`; stored with its weights.
+
+    The last three fields say what the network's numbers mean. The network itself does not look at them: teachers and
+    students convert with :mod:`freeflow_transformers.conventions`, so that released weights stay as they are.
 
     Raises:
         ConfigError: numbers that do not go together, such as a width that is not a multiple of the heads.
@@ -41,6 +50,11 @@ class TransformerConfig(Section):
     jump: bool = Field(False, description="Takes the duration d = t - s of a jump as an input.")
     guidance: bool = Field(False, description="Takes the guidance weight as an input.")
     qk_norm: bool = Field(False, description="LayerNorm over each head's queries and keys.")
+    time_direction: TimeDirection = Field(
+        "data-at-0", description="The network's own time; data-at-1: it is fed 1 - t."
+    )
+    sign: Sign = Field("noise-minus-data", description="Direction of its velocity; data-minus-noise: it is negated.")
+    prediction: Prediction = Field("velocity", description="What the first C channels are.")
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:
@@ -76,6 +90,12 @@ class TransformerConfig(Section):
     def has_null_class(self) -> bool:
         """Whether an unconditional velocity can be asked for beside a conditional one."""
         return self.num_classes > 0 and self.null_class
+
+    @property
+    def size(self) -> str | None:
+        """The named size this depth, width and number of heads make, or None."""
+        own = {name: getattr(self, name) for name in ("depth", "width", "num_heads")}
+        return next((name for name, values in SIZES.items() if values == own), None)
 
     @classmethod
     def from_stored(cls, values: Any) -> TransformerConfig:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from freeflow_core.config import ComponentConfig
-from freeflow_transformers.architecture import SIZES
+from freeflow_transformers.architecture import SIZES, Sign, SizeName, TimeDirection
+from freeflow_transformers.released.families import FamilyName, StudentFamilyName
 
 
 class TransformerOptions(ComponentConfig):
     """The backbone. Every null means: as the teacher, when it is a transformer; else the default named."""
 
-    size: Literal["S", "B", "L", "XL"] | None = Field(
+    size: SizeName | None = Field(
         None, description="Named size: S 12x384x6, B 12x768x12, L 24x1024x16, XL 28x1152x16 (depth x width x heads)."
     )
     depth: PositiveInt | None = Field(None, description="Blocks; null: as the teacher, else 4.")
@@ -68,10 +69,145 @@ class VelocityTransformerConfig(TransformerOptions):
     )
 
 
-class SiTTeacherConfig(ComponentConfig):
-    """Options of the teacher ``sit``."""
+class ReleasedTeacherConfig(ComponentConfig):
+    """What teachers with published weights share. Every null means: as the checkpoint; without one, as named."""
 
-    checkpoint: Path = Field(description="Weights written by `freeflow pretrain` (.safetensors).")
+    family: ClassVar[FamilyName]
+
+    checkpoint: Path | None = Field(
+        None,
+        description="Weights (.safetensors, .pt or .pth, a training checkpoint included); null: the published ones, "
+        "fetched on first use.",
+    )
+    weights: Literal["ema", "model"] | None = Field(
+        None, description="Which weights of a training checkpoint; null: ema where there is one, else model."
+    )
+    initialise: Literal["checkpoint", "random"] = Field(
+        "checkpoint",
+        description="random: the family's architecture with random weights, to try a recipe or measure its cost "
+        "without a checkpoint.",
+    )
+    size: SizeName | None = Field(None, description="S, B, L or XL; checked against the checkpoint; null: XL.")
+    depth: PositiveInt | None = Field(None, description="Blocks, for a size of one's own; checked likewise.")
+    width: PositiveInt | None = Field(None, description="Channels of a token, likewise.")
+    num_heads: PositiveInt | None = Field(
+        None, description="Attention heads, which a checkpoint does not tell unless its size is a named one."
+    )
+    patch_size: Literal[2, 4, 8] | None = Field(None, description="Side of a patch; checked likewise; null: 2.")
+    resolution: Literal[256, 512] | None = Field(
+        None, description="Pixels of the decoded images, 8 to a latent; checked likewise; null: 256."
+    )
+    num_classes: PositiveInt | None = Field(
+        None, description="Classes, without the null class; checked likewise; null: 1000."
+    )
+    guidance_channels: PositiveInt | Literal["all"] | None = Field(
+        None,
+        description="How many channels guidance applies to, from the first; the others keep the conditional velocity. "
+        "null: as the family's own sampler.",
+    )
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> ReleasedTeacherConfig:
+        given = [name for name in ("depth", "width", "num_heads") if getattr(self, name) is not None]
+        if self.size is not None and given:
+            raise ValueError(f"size={self.size} already sets {', '.join(given)}; give either")
+        if self.initialise == "random" and self.checkpoint is not None:
+            raise ValueError("initialise=random uses no checkpoint; leave one of the two out")
+        if (self.depth is None) != (self.width is None):
+            raise ValueError("a size of one's own needs both depth and width")
+        return self
+
+
+class SiTTeacherConfig(ReleasedTeacherConfig):
+    """Options of the teacher ``sit``, which also takes weights written by ``freeflow pretrain``."""
+
+    family: ClassVar[FamilyName] = "sit"
+
+    time_direction: TimeDirection | None = Field(
+        None, description="Which end of the network's own time is data; null: data-at-1, or as `pretrain` stored it."
+    )
+    sign: Sign | None = Field(
+        None, description="Direction of its velocity; null: data-minus-noise, or as `pretrain` stored it."
+    )
+
+
+class SiTRepaTeacherConfig(ReleasedTeacherConfig):
+    """Options of the teacher ``sit-repa``."""
+
+    family: ClassVar[FamilyName] = "sit-repa"
+
+    time_direction: TimeDirection | None = Field(
+        None, description="Which end of the network's own time is data; null: data-at-0."
+    )
+    sign: Sign | None = Field(None, description="Direction of its velocity; null: noise-minus-data.")
+
+
+class DiTTeacherConfig(ReleasedTeacherConfig):
+    """Options of the teacher ``dit``: the noising schedule its steps refer to."""
+
+    family: ClassVar[FamilyName] = "dit"
+
+    diffusion_steps: int = Field(1000, ge=2, description="Steps of the schedule; the network is fed 0 to one less.")
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="Variance added by the first step; linear in between.")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="Variance added by the last step.")
+
+
+class ReleasedStudentConfig(ComponentConfig):
+    """Options of students in the published FreeFlow format. Every null means: as the file tells, else as named."""
+
+    published: ClassVar[str | None] = None
+    resolution: ClassVar[int] = 256
+    family_default: ClassVar[StudentFamilyName | None] = None
+
+    checkpoint: Path | None = Field(
+        None, description="Weights (.safetensors, .pt or .pth); null: the published ones, fetched on first use."
+    )
+    weights: Literal["ema", "model"] | None = Field(
+        None, description="Which weights of a training checkpoint; null: ema where there is one, else model."
+    )
+    family: StudentFamilyName | None = Field(
+        None,
+        description="Whose convention the student has, its teacher's: sit or sit-repa; null: as the file tells, else "
+        "this component's default. A file with 2C output channels is sit's.",
+    )
+    num_heads: PositiveInt | None = Field(
+        None, description="Attention heads, which a file does not tell unless its size is a named one."
+    )
+
+
+class FreeFlowStudentConfig(ReleasedStudentConfig):
+    """Options of the student ``freeflow``: any file of the published format."""
+
+    @model_validator(mode="after")
+    def _check_checkpoint(self) -> FreeFlowStudentConfig:
+        if self.checkpoint is None:
+            raise ValueError(
+                "needs the option checkpoint; the published students are freeflow-xl-2-256, freeflow-sit-xl-2-256 and "
+                "freeflow-xl-2-512"
+            )
+        return self
+
+
+class FreeFlow256Config(ReleasedStudentConfig):
+    """Options of the student ``freeflow-xl-2-256``, whose teacher is ``sit-repa``."""
+
+    published: ClassVar[str | None] = "freeflow-xl-2-256"
+    family_default: ClassVar[StudentFamilyName | None] = "sit-repa"
+
+
+class FreeFlowSiT256Config(ReleasedStudentConfig):
+    """Options of the student ``freeflow-sit-xl-2-256``, whose teacher is ``sit``."""
+
+    published: ClassVar[str | None] = "freeflow-sit-xl-2-256"
+    family_default: ClassVar[StudentFamilyName | None] = "sit"
+
+
+class FreeFlow512Config(ReleasedStudentConfig):
+    """Options of the student ``freeflow-xl-2-512``."""
+
+    published: ClassVar[str | None] = "freeflow-xl-2-512"
+    resolution: ClassVar[int] = 512
+    family_default: ClassVar[StudentFamilyName | None] = "sit"
 
 
 class DigitsTeacherConfig(ComponentConfig):

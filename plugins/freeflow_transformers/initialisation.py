@@ -9,6 +9,7 @@ from freeflow_transformers.blocks import Block, FinalLayer
 from freeflow_transformers.embeddings import LabelEmbedder, PatchEmbedder, ScalarEmbedder
 
 _EMBEDDER_STD = 0.02
+_MODULATION_STD = 0.1
 _EXTRA_INPUTS = ("dt_embedder", "gw_embedder")
 
 
@@ -44,6 +45,22 @@ def initialise_weights(network: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(layer.weight)
             if isinstance(module, FinalLayer):
                 nn.init.zeros_(module.linear.weight)
+
+
+@torch.no_grad()
+def fill_with_random_weights(network: nn.Module, generator: torch.Generator) -> None:
+    """Replace the zero layers of fresh weights, so that every input matters and outputs are of order one.
+
+    It makes no useful network, but one that costs what a trained one costs and whose outputs are not all zero.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, (Block, FinalLayer)):
+            for layer in _linear_layers(module.adaLN_modulation):
+                nn.init.normal_(layer.weight, std=_MODULATION_STD, generator=generator)
+            if isinstance(module, FinalLayer):
+                nn.init.normal_(module.linear.weight, std=module.linear.in_features**-0.5, generator=generator)
+        elif isinstance(module, ScalarEmbedder) and name in _EXTRA_INPUTS:
+            nn.init.normal_(_linear_layers(module)[-1].weight, std=_EMBEDDER_STD, generator=generator)
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear]:

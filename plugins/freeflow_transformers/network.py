@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.types import Condition
@@ -27,13 +28,21 @@ class DiffusionTransformer(nn.Module):
     Args:
         config: shape, size and inputs.
         generator: host generator of the starting weights; None: one seeded with 0. Global state is not touched.
+        device: ``"meta"`` for the shapes alone, without memory, weights or the time to draw them.
     """
 
     pos_embed: Tensor
 
-    def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        generator: torch.Generator | None = None,
+        *,
+        device: Literal["cpu", "meta"] = "cpu",
+    ) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False
         _, height, width = config.sample_shape
         self._grid = (height // config.patch_size, width // config.patch_size)
         # Built without memory, so that no constructor draws weights of its own from the global generator.
@@ -49,9 +58,10 @@ class DiffusionTransformer(nn.Module):
                 Block(config.width, config.num_heads, config.mlp_ratio, config.qk_norm) for _ in range(config.depth)
             )
             self.final_layer = FinalLayer(config.width, config.patch_size, config.out_channels)
-        self.to_empty(device="cpu")
-        self.register_buffer("pos_embed", position_embedding(*self._grid, config.width))
-        initialise_weights(self, generator or torch.Generator().manual_seed(0))
+        self.to_empty(device=device)
+        self.register_buffer("pos_embed", position_embedding(*self._grid, config.width).to(device))
+        if device != "meta":
+            initialise_weights(self, generator or torch.Generator().manual_seed(0))
 
     def forward(
         self,
@@ -91,8 +101,20 @@ class DiffusionTransformer(nn.Module):
             c = c + self.y_embedder(labels)
         tokens = self.x_embedder(x_t.to(self.pos_embed.dtype)) + self.pos_embed
         for block in self.blocks:
-            tokens = block(tokens, c)
+            tokens = self._run(block, tokens, c)
         return self._join_patches(self.final_layer(tokens, c)).to(x_t.dtype)
+
+    def _run(self, block: nn.Module, tokens: Tensor, c: Tensor) -> Tensor:
+        """One block; with ``checkpoint_activations``, a gradient pass keeps its inputs alone and runs it again later.
+
+        Passes without gradient keep nothing anyway, and forward mode, which runs among them, knows no recomputation.
+        """
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            # No block draws random numbers, so there is no generator state to restore.
+            again: Tensor = checkpoint(block, tokens, c, use_reentrant=False, preserve_rng_state=False)
+            return again
+        out: Tensor = block(tokens, c)
+        return out
 
     def _labels(self, condition: Condition) -> Tensor | None:
         if self.y_embedder is None:

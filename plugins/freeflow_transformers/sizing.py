@@ -8,11 +8,14 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext
 from freeflow_transformers.architecture import SIZES, TransformerConfig
 from freeflow_transformers.config import TransformerOptions
-from freeflow_transformers.weights import teacher_architecture
+from freeflow_transformers.weights import refuse_noise_prediction, teacher_architecture
 
 _DEFAULTS = {"depth": 4, "width": 128, "num_heads": 4}
 """A million parameters: trains on a CPU."""
 _MAX_DEFAULT_TOKENS = 256
+_OWN_CONVENTION = {
+    name: TransformerConfig.model_fields[name].default for name in ("time_direction", "sign", "prediction")
+}
 _BACKBONE = ("depth", "width", "num_heads", "patch_size", "mlp_ratio", "qk_norm")
 
 
@@ -32,6 +35,11 @@ def student_architecture(
     """
     shape = _sample_shape(options, context)
     base = teacher_architecture(context.teacher)
+    if base is not None and base.prediction == "noise":
+        if options.initialise == "teacher":
+            refuse_noise_prediction(base)
+        # Its size is a good one; what its output and its second half mean is not a student's.
+        base = base.model_copy(update={**_OWN_CONVENTION, "learn_sigma": False})
     if base is not None:
         values: dict[str, Any] = base.model_dump()
     else:

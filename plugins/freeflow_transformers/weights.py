@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import Teacher
 from freeflow_core.network_file import check_tensors
@@ -30,15 +35,27 @@ def transformer_from_state(state: NetworkState, what: str) -> DiffusionTransform
             f"The {what} holds a network of the family {state.family!r}; expected {FAMILY!r}. Choose the component "
             "that wrote it, or another file."
         )
-    network = DiffusionTransformer(TransformerConfig.from_stored(dict(state.config)))
+    architecture = TransformerConfig.from_stored(dict(state.config))
     try:
-        check_tensors(network.state_dict(), state.tensors, what)
+        check_tensors(DiffusionTransformer(architecture, device="meta").state_dict(), state.tensors, what)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} Its weights and its configuration belong to different networks: export it again."
         ) from None
-    network.to(state.tensors["x_embedder.proj.weight"].dtype)
-    network.load_state_dict(dict(state.tensors))
+    return filled_network(architecture, state.tensors, state.tensors["x_embedder.proj.weight"].dtype)
+
+
+def filled_network(
+    architecture: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> DiffusionTransformer:
+    """A network with these weights in memory of its own, on the CPU; without memory for tensors on the meta device.
+
+    No starting weights are drawn first, which takes longer than reading a large checkpoint. ``tensors`` fit it.
+    """
+    network = DiffusionTransformer(architecture, device="meta").to(dtype)
+    if not any(tensor.is_meta for tensor in tensors.values()):
+        network.to_empty(device="cpu")
+        network.load_state_dict(dict(tensors))
     return network
 
 
@@ -66,6 +83,7 @@ def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
             f"The student is a {FAMILY}, the teacher's network a {state.family}: none of its weights fit. Choose a "
             f"student of that family, or {remedy}."
         )
+    refuse_noise_prediction(TransformerConfig.from_stored(dict(state.config)))
     differences = architecture_differences(network.config, TransformerConfig.from_stored(dict(state.config)))
     if differences:
         raise ConfigError(
@@ -79,3 +97,18 @@ def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
         new=tuple(name for name in own if name not in taken),
         left=tuple(name for name in state.tensors if name not in own),
     )
+
+
+def refuse_noise_prediction(teacher: TransformerConfig) -> None:
+    """Raise :class:`ConfigError` for a teacher that predicts the noise: its weights are no start for a student.
+
+    On the linear path its velocity is (e - x_t) / (1 - t). A student is asked at t = 1, where that division amplifies
+    whatever e is off by, and the gradient with respect to it, 158 times at the schedule's end (bf16 alone rounds e by
+    0.004). A student must predict the velocity itself.
+    """
+    if teacher.prediction == "noise":
+        raise ConfigError(
+            "The student cannot start from this teacher, because it predicts the noise: at t = 1, where the student "
+            "starts, turning that into a velocity amplifies every error 158 times. Start from fresh weights (--set "
+            "student.initialise=random), or fine-tune the teacher to predict a velocity first."
+        )

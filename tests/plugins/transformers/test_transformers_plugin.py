@@ -19,8 +19,15 @@ def registry() -> Registry:
 
 
 def test_everything_offered_can_be_loaded(registry: Registry) -> None:
-    assert set(registry.components("teacher")) == {"digits", "sit"}
-    assert set(registry.components("student")) == {"transformer", "velocity-transformer"}
+    assert set(registry.components("teacher")) == {"digits", "sit", "sit-repa", "dit"}
+    assert set(registry.components("student")) == {
+        "transformer",
+        "velocity-transformer",
+        "freeflow",
+        "freeflow-xl-2-256",
+        "freeflow-sit-xl-2-256",
+        "freeflow-xl-2-512",
+    }
     for kind, interface in (("teacher", Teacher), ("student", Student)):
         for component in registry.components(kind).values():
             assert issubclass(component.load_target(), interface)
@@ -29,8 +36,15 @@ def test_everything_offered_can_be_loaded(registry: Registry) -> None:
             assert all(field.description for field in config.model_fields.values())
 
 
+def test_every_published_student_has_its_weights(registry: Registry) -> None:
+    published = {name for name in registry.components("student") if name.startswith("freeflow-")}
+    assert published <= set(registry.weights())
+    for name in published:
+        assert registry.component("student", name).load_config_class().published == name
+
+
 def test_presets_for_both_commands(registry: Registry) -> None:
-    assert set(registry.presets("distill")) == {"digits", "digits-guided"}
+    assert {"digits", "digits-guided"} <= set(registry.presets("distill"))
     assert set(registry.presets("pretrain")) == {"digits"}
 
 

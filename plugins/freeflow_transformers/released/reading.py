@@ -1,0 +1,191 @@
+"""Checkpoint files of any of the formats in use, as named tensors. Loading never executes what a file says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from freeflow_core.errors import CheckpointError
+from freeflow_core.network_file import load_tensors
+
+Entry = Literal["ema", "model"]
+
+_ENTRIES: tuple[str, ...] = ("ema", "model", "state_dict")
+"""Where training checkpoints keep weights, in order of preference: averaged ones first."""
+_ALLOWED = (argparse.Namespace,)
+"""What a pickle may hold besides tensors and plain containers: the arguments of the training script."""
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
+
+
+@final
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Args:
+        path: where it was read from.
+        container: its format in words, e.g. ``"training checkpoint, entry ema"``.
+        tensors: by name, without the prefixes of distributed and compiled wrappers; they may be mapped from the file.
+        metadata: of a safetensors file that this project wrote; else empty.
+    """
+
+    path: Path
+    container: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def read_checkpoint(path: Path, entry: Entry | None = None, *, shapes_only: bool = False) -> Checkpoint:
+    """Read a safetensors file, a pickled state dict, or a pickled training checkpoint (``ema``/``model``/``opt``/...).
+
+    The format is told by the content, never by the name. Pickles are read with ``weights_only``, so that nothing in
+    them is executed; of other objects than tensors only ``argparse.Namespace`` is let in.
+
+    Args:
+        path: the file.
+        entry: which weights of a training checkpoint; None: ``ema``, else ``model``.
+        shapes_only: leave the tensors on the meta device: names and shapes without their data.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign files, pickles that hold code, and entries that are not there.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint file {path}. Check the path; expected a .safetensors, .pt or .pth file."
+        )
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:9] == b"{":
+        checkpoint = _read_safetensors(path, shapes_only)
+        if entry is not None:
+            raise _no_entry(path, entry, "is a safetensors file, which holds one set of weights")
+        return checkpoint
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return _read_pickle(path, entry, mapped=head[:2] == b"PK", shapes_only=shapes_only)
+    raise CheckpointError(
+        f"{path} is neither a safetensors file nor a PyTorch checkpoint. It is damaged or of another kind; expected "
+        "weights in .safetensors, .pt or .pth format. A download that failed may have left an error page in its place."
+    )
+
+
+def _read_safetensors(path: Path, shapes_only: bool) -> Checkpoint:
+    if not shapes_only:
+        tensors, metadata = load_tensors(path)
+        return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            tensors = {
+                name: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.float32), device="meta")
+                for name, part in slices.items()
+            }
+            metadata = json.loads((file.metadata() or {}).get("freeflow", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a safetensors file ({error}). It is truncated or damaged; copy or download it "
+            "again."
+        ) from error
+    return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
+
+
+def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: bool) -> Checkpoint:
+    # Mapped, the optimizer's state, most of a training checkpoint, is never read. Mapping needs a path, and torch goes
+    # by a path's suffix.
+    mapped = mapped and path.suffix != ".safetensors"
+    try:
+        with torch.serialization.safe_globals(list(_ALLOWED)), path.open("rb") as file:
+            content = torch.load(
+                path if mapped else file,
+                map_location="meta" if shapes_only else "cpu",
+                weights_only=True,
+                mmap=mapped,
+            )
+    except Exception as error:  # a damaged or hostile pickle may raise anything
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not named tensors. Expected a state dict, or a training "
+            "checkpoint with the entries ema, model, opt and args. Save model.state_dict() rather than the model."
+        )
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        if entry is not None:
+            raise _no_entry(path, entry, "is a state dict, which holds one set of weights")
+        return Checkpoint(path, "state dict", _without_prefixes(content, path))
+    present = [name for name in _ENTRIES if isinstance(content.get(name), Mapping) and content[name]]
+    if entry is not None and entry not in present:
+        raise _no_entry(path, entry, f"holds the entries {_listed(content)}")
+    if not present:
+        raise CheckpointError(
+            f"{path} holds no weights: expected a state dict, or a training checkpoint with the entry "
+            f"{' or '.join(_ENTRIES)}, found the entries {_listed(content)}."
+        )
+    name = entry or present[0]
+    strays = [key for key, value in content[name].items() if not isinstance(value, Tensor)]
+    if strays:
+        raise CheckpointError(
+            f"The entry {name} of {path} holds more than tensors: {_listed(strays)}. Expected a state dict."
+        )
+    return Checkpoint(path, f"training checkpoint, entry {name}", _without_prefixes(content[name], path))
+
+
+def _without_prefixes(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
+    """Names as the bare network has them: ``_orig_mod.`` (compiled) goes anywhere, ``module.`` (DDP) in front."""
+    names = {name: str(name).replace("_orig_mod.", "") for name in tensors}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {original: name.removeprefix("module.") for original, name in names.items()}
+    stripped = {names[original]: tensor for original, tensor in tensors.items()}
+    if len(stripped) != len(tensors):
+        raise CheckpointError(f"{path} holds the same tensor twice, with and without a wrapper's prefix.")
+    return stripped
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What to say of a pickle that did not load; torch's own advice, to switch the protection off, is left out."""
+    text = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):
+        culprit = re.search(r"(?:GLOBAL|global) ([\w.]+)", text)
+        found = (
+            f"holds {culprit[1]}" if culprit else "holds what PyTorch's restricted reader refuses (or it is damaged)"
+        )
+        return CheckpointError(
+            f"{path} was not loaded: besides tensors it {found}, and loading such objects can run code. Expected "
+            "tensors and, in training checkpoints, an argparse.Namespace. If you trust its origin, save the state dict "
+            "alone with the program that made it."
+        )
+    return CheckpointError(
+        f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}: {text[:150]}). It is truncated, "
+        "damaged or of another format; copy or download it again."
+    )
+
+
+def _no_entry(path: Path, entry: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"The weights {entry!r} were asked for, but {path} {found}. Leave the option `weights` out, or name another."
+    )
+
+
+def _listed(names: Mapping[Any, Any] | list[Any]) -> str:
+    first = ", ".join(str(name) for name in list(names)[:6])
+    return f"{first}, ... ({len(names)} in all)" if len(names) > 6 else first or "none"

@@ -1,0 +1,49 @@
+"""The paper's recipes: each is planned without weights, and takes real steps on a small network of the same format."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from freeflow_core import api
+
+RECIPES = ("sit-repa-xl2-256", "sit-xl2-256", "sit-repa-xl2-512", "dit-b2-ablation")
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_a_recipe_is_planned_without_weights_device_or_memory(preset, monkeypatch, tmp_path):
+    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path))
+    monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
+    config = api.resolve_config("distill", preset=preset, settings=("training.batch_size=8",))
+    plan = api.plan(config)
+    weights = {role.name: role.parameters for role in plan.roles}
+    expected = 130e6 if preset == "dit-b2-ablation" else 675e6
+    assert weights["teacher"] == pytest.approx(expected, rel=0.02)
+    assert weights["student"] > weights["teacher"]  # the duration's and the guidance's embeddings
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_a_recipe_takes_steps_on_a_small_network_of_the_same_format(preset, tmp_path):
+    settings = (
+        "teacher.initialise=random",
+        "teacher.size=S",
+        "training.images=8",
+        "training.batch_size=4",
+        "runtime.device=cpu",
+        "runtime.precision=float32",
+        "evaluation.enabled=false",
+        "samples.every_images=null",
+        "codec=pixels",
+        "logging.every_images=4",
+        "trackers=[]",
+    )
+    config = api.resolve_config("distill", preset=preset, settings=settings)
+    result = api.distill(config, output=tmp_path / "run")
+    assert result.status == "finished"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [line for line in lines if "student/loss" in line]
+    assert len(metrics) == 2
+    assert all(line["student/prediction_residual"] > 0 for line in metrics)
+    assert (tmp_path / "run" / "student.safetensors").is_file()

@@ -1,0 +1,55 @@
+"""The published sampler runs of REPA, through the teacher and samplers as a user names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from freeflow_core.config import ComponentChoice
+from freeflow_core.engine.build import Builder
+from freeflow_core.math.time_grids import uniform_grid
+from freeflow_core.plugin import Registry
+from freeflow_core.types import Guidance
+
+RUNS = {
+    "euler_nocfg": ("euler", 12, Guidance(torch.tensor([1.0])), 12),
+    "heun_cfg": ("heun", 10, Guidance(torch.tensor([1.8]), 0.0, 0.7), None),
+    "euler_cfg": ("euler", 25, Guidance(torch.tensor([2.5]), 0.2, 0.9), None),
+}
+
+
+def guided_evaluations(sampler: str, num_steps: int, guidance: Guidance) -> float:
+    """One per slope, two where the step starts inside the interval; Heun's last step has one slope."""
+    starts = uniform_grid(num_steps)[:-1]
+    inside = (starts >= guidance.low - 1e-12) & (starts <= guidance.high + 1e-12)
+    slopes = torch.ones(num_steps)
+    if sampler == "heun":
+        slopes[:-1] = 2
+    return float((slopes * (1 + inside * (guidance.weight != 1))).sum())
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+def test_samples_are_the_published_ones(golden: Path, registry: Registry, run: str) -> None:
+    name, num_steps, guidance, evaluations = RUNS[run]
+    reference = load_file(golden / "a-repa-sampler.safetensors")
+    builder = Builder(registry, torch.device("cpu"), seed=0)
+    checkpoint = {"checkpoint": str(golden / "a-repa.pt"), "num_heads": 4}
+    teacher = builder.teacher(ComponentChoice(name="sit-repa", options=checkpoint))
+    options: dict[str, Any] = {"state_dtype": "float64"}
+    if name == "heun":
+        options["final_euler"] = True
+    sampler = builder.build("sampler", ComponentChoice(name=name, options=options))
+    num = len(reference["z"])
+    samples = sampler.sample(
+        teacher,
+        reference["z"],
+        uniform_grid(num_steps),
+        reference["y"],
+        Guidance(guidance.weight.double().expand(num), guidance.low, guidance.high),
+    )
+    torch.testing.assert_close(samples.x, reference[run], rtol=0, atol=1e-4)
+    assert samples.num_evaluations == (evaluations or guided_evaluations(name, num_steps, guidance))

@@ -1,0 +1,207 @@
+"""The transformer that emits a policy: it starts from its teacher, and its jump rolls what it emits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from freeflow_transformers.architecture import TransformerConfig
+from freeflow_transformers.config_policy import PolicyTransformerConfig
+from freeflow_transformers.network import DiffusionTransformer
+from freeflow_transformers.policy_student import PolicyTransformer
+from freeflow_transformers.students import FlowMapTransformer
+from freeflow_transformers.teachers import TransformerTeacher
+from pydantic import ValidationError
+from torch import Tensor
+
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.interfaces import BuildContext, PolicyStudent
+from freeflow_core.math.policies import DXPolicy, GMPolicy, roll_policy
+from freeflow_core.testing.exact import GaussianTeacher
+from freeflow_core.types import NetworkState
+
+LABELS = torch.tensor([0, 4, 5])
+T = torch.tensor([1.0, 0.8, 0.3], dtype=torch.float64)
+S = torch.tensor([0.0, 0.4, 0.1], dtype=torch.float64)
+WEIGHT = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+
+
+def policy_student(context: BuildContext, **options: Any) -> PolicyTransformer:
+    return PolicyTransformer.from_config(PolicyTransformerConfig(**{"std_width": 16, **options}), context)
+
+
+def emitted(student: PolicyTransformer, x: Tensor) -> Any:
+    return student.policy(student(x, T, S, LABELS, WEIGHT), x, T, S)
+
+
+@pytest.mark.parametrize("convention", [{}, {"sign": "data-minus-noise", "time_direction": "data-at-1"}])
+@pytest.mark.parametrize("learn_sigma", [False, True])
+@torch.no_grad()
+def test_every_velocity_starts_as_the_teachers(
+    make_network: Any, make_context: Any, states: Any, convention: dict[str, str], learn_sigma: bool
+) -> None:
+    teacher = TransformerTeacher(make_network(learn_sigma=learn_sigma, **convention))
+    x, v = states(3), teacher.velocity(states(3), T, LABELS)
+    for kind, components in (("dx", 4), ("gm", 5)):
+        student = policy_student(make_context(teacher), policy=kind, num_components=components, mean_noise=0.0)
+        report = student.load_teacher(teacher)
+        velocities = emitted_velocities(student, x)
+        assert velocities.shape == (3, components, 2, 4, 6)
+        torch.testing.assert_close(velocities, v.unsqueeze(1).expand_as(velocities), rtol=1e-5, atol=1e-5)
+        assert set(report.taken) == set(teacher.network.state_dict())
+        names = {name.split(".")[0] + name.partition("log_std")[1] for name in report.new}
+        assert names == {"dt_embedder", "gw_embedder"} | ({"final_layerlog_std"} if kind == "gm" else set())
+        assert report.left == ()
+
+
+def emitted_velocities(student: PolicyTransformer, x: Tensor) -> Tensor:
+    """(x - points) / t, the emitted policy's own statement of its velocities."""
+    policy = emitted(student, x)
+    points = policy._points if isinstance(policy, DXPolicy) else policy._means
+    return (x.unsqueeze(1) - points) / T.float().reshape(-1, 1, 1, 1, 1)
+
+
+@torch.no_grad()
+def test_components_differ_by_the_noise_asked_for(teacher: TransformerTeacher, make_context: Any, states: Any) -> None:
+    x = states(3)
+    student = policy_student(make_context(teacher), num_components=64, mean_noise=0.2, initial_std=0.1)
+    student.load_teacher(teacher)
+    spread = emitted_velocities(student, x) - teacher.velocity(x, T, LABELS).unsqueeze(1)
+    torch.testing.assert_close(spread, spread[:1, :, :, :1, :1].expand_as(spread), rtol=1e-4, atol=1e-5)  # one number
+    assert 0.15 < float(spread[0, :, :, 0, 0].std()) < 0.25
+    logits, log_std = student.head.mixture(student(x, T, S, LABELS, WEIGHT))
+    assert logits.shape == (3, 64, 1, 4, 6)
+    assert torch.equal(logits, torch.zeros_like(logits))
+    torch.testing.assert_close(log_std.exp(), torch.full((3,), 0.1))
+
+
+@pytest.mark.parametrize(("kind", "policy"), [("gm", GMPolicy), ("dx", DXPolicy)])
+def test_jump_rolls_the_policy_and_every_weight_matters(
+    make_network: Any, make_context: Any, states: Any, kind: str, policy: type[Any]
+) -> None:
+    context = make_context(TransformerTeacher(make_network()))
+    student = policy_student(context, policy=kind, num_components=3, num_substeps=8, shift=2.0)
+    fill_randomly(student)
+    assert isinstance(student, PolicyStudent)
+    x = states(3)
+    emitted_policy = emitted(student, x)
+    assert isinstance(emitted_policy, policy)
+    expected = roll_policy(emitted_policy, x, T, S, num_substeps=8, shift=2.0)
+    reached = student.flow_map(x, T, S, LABELS, WEIGHT)
+    torch.testing.assert_close(reached, expected)
+    reached.square().mean().backward()
+    for name, parameter in student.named_parameters():
+        used = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        assert used or "embedding_table" in name, name
+
+
+@torch.no_grad()
+def test_logits_belong_to_pixels_and_the_deviation_to_the_sample(
+    make_network: Any, make_context: Any, states: Any
+) -> None:
+    student = policy_student(make_context(TransformerTeacher(make_network())), num_components=3)
+    fill_randomly(student)
+    output = student(states(3), T, S, LABELS, WEIGHT)
+    assert output.shape == (3, (3 + 2 + 1) * 2, 4, 6)  # 3 velocities, 2 images for 3 logits, 1 for the deviation
+    logits, log_std = student.head.mixture(output)
+    assert logits[0, 0, 0].unique().numel() > 1
+    assert torch.equal(log_std[:, None, None].expand(-1, 4, 6), output[:, -2])
+    changed = states(3) + 1
+    assert torch.equal(student.head.mixture(student(changed, T, S, LABELS, WEIGHT))[1], log_std)
+
+
+@torch.no_grad()
+def test_starting_weights_are_a_function_of_the_seed_alone(make_context: Any, teacher: TransformerTeacher) -> None:
+    state = torch.get_rng_state()
+    first, second = (policy_student(make_context(teacher, seed=3)) for _ in range(2))
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+
+
+@pytest.mark.parametrize("kind", ["gm", "dx"])
+@torch.no_grad()
+def test_round_trip_through_its_state(make_network: Any, make_context: Any, states: Any, kind: str) -> None:
+    student = policy_student(make_context(TransformerTeacher(make_network())), policy=kind, shift=1.5, num_substeps=4)
+    fill_randomly(student)
+    again = PolicyTransformer.from_state(student.network_state())
+    arguments = (states(3), T, S, LABELS, WEIGHT)
+    assert (again.shift, again.num_substeps) == (1.5, 4)
+    assert torch.equal(again.flow_map(*arguments), student.flow_map(*arguments))
+
+
+def test_networks_that_do_not_fit_are_refused(make_network: Any, make_context: Any, teacher: Any) -> None:
+    student = policy_student(make_context(teacher))
+    state = student.network_state()
+    other = FlowMapTransformer(make_network(jump=True)).network_state()
+    with pytest.raises(CheckpointError, match="policy-transformer student needs a network of the family"):
+        PolicyTransformer.from_state(other)
+    with pytest.raises(CheckpointError, match="policy stored with the weights"):
+        PolicyTransformer.from_state(NetworkState(state.family, {**state.config, "policy": {"k": 1}}, state.tensors))
+    fewer = {name: value for name, value in state.tensors.items() if name != "final_layer.linear.bias"}
+    with pytest.raises(CheckpointError, match=r"missing: final_layer\.linear\.bias"):
+        PolicyTransformer.from_state(NetworkState(state.family, state.config, fewer))
+    with pytest.raises(ConfigError, match="depth 3, not 2"):
+        policy_student(make_context(teacher), depth=3).load_teacher(teacher)
+
+
+def test_without_a_transformer_teacher_it_starts_afresh(make_context: Any, teacher: TransformerTeacher) -> None:
+    plain = GaussianTeacher(torch.zeros(2, 4, 6), torch.tensor(1.0))
+    student = policy_student(make_context(plain), width=24, depth=1, num_heads=3, patch_size=2)
+    assert student.load_teacher(plain).taken == ()
+    random = policy_student(make_context(teacher), initialise="random", depth=1)
+    report = random.load_teacher(teacher)
+    assert report.taken == ()
+    assert set(report.left) == set(teacher.network.state_dict())
+
+
+def test_activation_checkpointing_changes_no_gradient(make_network: Any, make_context: Any, states: Any) -> None:
+    student = policy_student(make_context(TransformerTeacher(make_network())), num_components=2, num_substeps=4)
+    fill_randomly(student)
+
+    def gradients() -> list[Tensor]:
+        student.zero_grad()
+        student.flow_map(states(3), T, S, LABELS, WEIGHT).square().mean().backward()
+        return [p.grad.clone() for p in student.parameters() if p.grad is not None]
+
+    before = gradients()
+    student.enable_activation_checkpointing()
+    for old, new in zip(before, gradients(), strict=True):
+        torch.testing.assert_close(old, new)
+
+
+def test_shapes_alone_for_a_plan(make_context: Any, teacher: TransformerTeacher) -> None:
+    context = make_context(teacher.to("meta"))
+    context = BuildContext(torch.device("meta"), 0, context.component, teacher)
+    student = policy_student(context)
+    assert student.load_teacher(teacher).taken
+    assert all(p.is_meta for p in student.parameters())
+
+
+@pytest.mark.parametrize("options", [{"policy": "spline"}, {"num_components": 0}, {"initial_std": 0.0}, {"shift": -1}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PolicyTransformerConfig(**options)
+
+
+def test_a_network_that_cannot_jump_is_refused(make_network: Any) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        PolicyTransformer(make_network(), PolicyTransformerConfig())
+
+
+def fill_randomly(student: PolicyTransformer) -> None:
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_defaults_are_the_papers() -> None:
+    config = PolicyTransformerConfig()
+    assert (config.components, config.initial_std, config.mean_noise, config.num_substeps) == (32, 0.05, 0.05, 128)
+    assert PolicyTransformerConfig(policy="dx").components == 10
+    network = DiffusionTransformer(
+        TransformerConfig(sample_shape=(2, 4, 4), patch_size=2, width=24, depth=1, num_heads=3, jump=True)
+    )
+    assert PolicyTransformer(network, config).head.num_images == 32 + 16 + 1

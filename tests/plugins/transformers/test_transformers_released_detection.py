@@ -1,0 +1,119 @@
+"""What a checkpoint is said to be, from names and shapes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from freeflow_transformers.architecture import SIZES, TransformerConfig
+from freeflow_transformers.network import DiffusionTransformer
+from freeflow_transformers.released.detection import describe, detect, expected_shapes, family_differences
+from freeflow_transformers.released.families import FAMILIES
+
+from freeflow_core.errors import CheckpointError, ConfigError
+
+PATH = Path("somewhere/weights.pt")
+
+
+def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "possible"),
+    [
+        ("sit", ("sit", "dit")),
+        ("dit", ("sit", "dit")),
+        ("sit-512", ("sit", "sit-repa")),
+        ("sit-repa", ("sit-repa",)),
+        ("freeflow", ("sit",)),
+        ("freeflow-512", ("sit", "sit-repa")),
+    ],
+)
+def test_families_that_fit(released_tensors: Any, family: str, possible: tuple[str, ...]) -> None:
+    """SiT and DiT do not differ; REPA without its projectors looks like SiT at 512 pixels."""
+    detected = detect(shapes_of(released_tensors(family)), PATH, num_heads=3)
+    assert detected.families == possible
+    assert detected.is_student == family.startswith("freeflow")
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("patch_size", [2, 4, 8])
+@pytest.mark.parametrize("resolution", [256, 512])
+def test_every_named_architecture_is_recognised(size: str, patch_size: int, resolution: int) -> None:
+    side = resolution // 8
+    architecture = TransformerConfig(
+        sample_shape=(4, side, side),
+        patch_size=patch_size,
+        num_classes=1000,
+        learn_sigma=resolution == 256,
+        **SIZES[size],
+    )
+    detected = detect(expected_shapes(architecture), PATH)
+    assert detected.architecture == architecture
+    text = describe(detected.architecture)
+    assert f"(size {size})" in text
+    assert f"{resolution} pixels" in text
+
+
+@pytest.mark.parametrize(
+    "options", [{"qk_norm": True}, {"mlp_ratio": 2.5}, {"depth": 5}, {"num_classes": 1}, {"patch_size": 1}]
+)
+def test_parts_that_shapes_tell(released_tensors: Any, options: dict[str, Any]) -> None:
+    architecture = detect(shapes_of(released_tensors("sit", **options)), PATH, num_heads=3).architecture
+    for name, value in options.items():
+        assert getattr(architecture, name) == value
+    assert architecture.sample_shape == (4, 8, 8)
+
+
+def test_heads_are_seen_named_or_asked_for(released_tensors: Any) -> None:
+    with pytest.raises(ConfigError, match=r"attention heads cannot be seen .* Set the option num_heads"):
+        detect(shapes_of(released_tensors("sit")), PATH)
+    with_norm = shapes_of(released_tensors("sit", qk_norm=True))
+    assert detect(with_norm, PATH).architecture.num_heads == 3
+    assert detect(with_norm, PATH, num_heads=2).architecture.num_heads == 3
+
+
+def test_other_networks_are_named_by_what_they_hold() -> None:
+    with pytest.raises(CheckpointError, match=r"missing x_embedder\.proj\.weight.* Its tensors are encoder\.conv_in"):
+        detect({"encoder.conv_in.weight": (128, 3, 3, 3)}, PATH)
+    linear = {"x_embedder.proj.weight": (48, 16)}
+    with pytest.raises(CheckpointError, match=r"x_embedder\.proj\.weight is \(48, 16\)"):
+        detect(linear, PATH)
+
+
+def test_contradictions(released_tensors: Any) -> None:
+    shapes = shapes_of(released_tensors("sit"))
+    with pytest.raises(CheckpointError, match=r"contradicts itself: 15 positions"):
+        detect({**shapes, "pos_embed": (1, 15, 24)}, PATH, num_heads=3)
+    with pytest.raises(CheckpointError, match=r"final_layer\.linear\.weight \(48, 24\) .* need 16 or 32 rows"):
+        detect({**shapes, "final_layer.linear.weight": (48, 24)}, PATH, num_heads=3)
+
+
+def test_differences_are_listed_and_cut_short(released_tensors: Any) -> None:
+    shapes = shapes_of(released_tensors("sit-repa"))
+    architecture = detect(shapes, PATH, num_heads=3).architecture
+    as_sit = family_differences(shapes, architecture, FAMILIES["sit"])
+    assert as_sit == ["unexpected projectors.0.0.weight, projectors.0.2.weight, projectors.0.4.weight"]
+    as_dit = family_differences(shapes, architecture, FAMILIES["dit"])
+    assert "final_layer.linear.weight is (16, 24), not (32, 24)" in as_dit
+    missing = {name: shape for name, shape in shapes.items() if not name.startswith("blocks.1.")}
+    listed = family_differences(missing, architecture, FAMILIES["sit-repa"])
+    assert listed[0].startswith("missing blocks.1.attn.qkv.weight")
+    assert listed[0].endswith("... (10 in all)")
+
+
+def test_detection_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+    original = DiffusionTransformer.__init__
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        devices.append(self.pos_embed.device.type)
+
+    monkeypatch.setattr(DiffusionTransformer, "__init__", watched)
+    config = TransformerConfig(sample_shape=(4, 8, 8), patch_size=2, width=24, depth=2, num_heads=3, num_classes=2)
+    detect(expected_shapes(config), PATH, num_heads=3)
+    assert set(devices) == {"meta"}

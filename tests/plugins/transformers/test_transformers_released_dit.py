@@ -1,0 +1,253 @@
+"""DiT as a flow teacher: exact algebra on Gaussian data, and the family's own sampler."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from freeflow_transformers.config import DiTTeacherConfig
+from freeflow_transformers.network_teacher import NetworkTeacher
+from freeflow_transformers.released.dit_flow import NoiseTeacher, velocity_from_noise
+from freeflow_transformers.released.schedule import DiffusionSchedule, log_odds, scale_to_unit_variance
+from freeflow_transformers.teachers import TransformerTeacher
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from freeflow_core.config import ComponentChoice
+from freeflow_core.engine.build import Builder
+from freeflow_core.errors import ConfigError
+from freeflow_core.math.broadcast import expand_times
+from freeflow_core.testing.exact import GaussianTeacher
+from freeflow_core.types import Guidance
+
+SCHEDULE = DiffusionSchedule()
+MEAN = torch.tensor([0.4, -1.5, 0.0], dtype=torch.float64)
+STD = torch.tensor([0.3, 2.0, 1.0], dtype=torch.float64)
+
+
+def exact_noise(x_vp: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """E[e | x_vp] for x ~ N(MEAN, STD^2) and x_vp = alpha x + sigma e."""
+    alpha, sigma = expand_times(alpha, x_vp), expand_times(sigma, x_vp)
+    return sigma * (x_vp - alpha * MEAN) / (alpha.square() * STD.square() + sigma.square())
+
+
+def own_coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of the schedule at the fractional step of ``t``, log-SNR linear between steps."""
+    step = SCHEDULE.step(t)
+    lower = step.floor().long().clamp(0, len(SCHEDULE.times) - 2)
+    odds = log_odds(SCHEDULE.times)
+    between = torch.lerp(odds[lower], odds[lower + 1], step - lower)
+    return torch.sigmoid(2 * between).sqrt(), torch.sigmoid(-2 * between).sqrt()
+
+
+# --- the schedule --------------------------------------------------------------------------------------------------
+
+
+def test_the_ends_are_those_of_the_published_schedule() -> None:
+    low, high = SCHEDULE.time_range
+    assert low == pytest.approx(0.0099, abs=1e-4)
+    assert high == pytest.approx(0.9937, abs=1e-4)
+    assert 1 / (1 - high) == pytest.approx(158, abs=1)
+    squared = math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(1000))
+    assert high == pytest.approx(math.sqrt(1 - squared) / (math.sqrt(squared) + math.sqrt(1 - squared)), rel=1e-12)
+
+
+def test_steps_come_out_at_their_own_times() -> None:
+    torch.testing.assert_close(
+        SCHEDULE.step(SCHEDULE.times), torch.arange(1000, dtype=torch.float64), rtol=0, atol=1e-9
+    )
+    assert SCHEDULE.step(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0, 999], abs=1e-9)
+
+
+@given(t=st.floats(0, 1), later=st.floats(0, 1))
+def test_steps_rise_with_the_noise(t: float, later: float) -> None:
+    first, second = SCHEDULE.step(torch.tensor([min(t, later), max(t, later)], dtype=torch.float64))
+    assert 0 <= first <= second <= 999
+
+
+def test_times_in_single_precision_lose_little_of_the_step() -> None:
+    t = torch.linspace(0.01, 0.9936, 500, dtype=torch.float64)
+    assert (SCHEDULE.step(t.float()) - SCHEDULE.step(t)).abs().max() < 2e-3
+
+
+# --- algebra -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(t=st.floats(1e-3, 0.999), x=st.tuples(*[st.floats(-5, 5)] * 3))
+def test_the_velocity_of_an_exact_noise_is_exact(t: float, x: tuple[float, float, float]) -> None:
+    """At every t, with the signal-to-noise ratio matched: alpha / sigma = (1 - t) / t."""
+    time, state = torch.tensor([t], dtype=torch.float64), torch.tensor([x], dtype=torch.float64)
+    scale = scale_to_unit_variance(time)
+    alpha, sigma = scale * (1 - time), scale * time
+    torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones_like(time), rtol=1e-12, atol=0)
+    noise = exact_noise(scale[:, None] * state, alpha, sigma)
+    expected = GaussianTeacher(MEAN, STD).velocity(state, time, None)
+    torch.testing.assert_close(velocity_from_noise(noise, state, time), expected, rtol=1e-9, atol=1e-9)
+
+
+@given(t=st.floats(*SCHEDULE.time_range))
+def test_matched_coefficients_are_the_schedules_own(t: float) -> None:
+    time = torch.tensor([t], dtype=torch.float64)
+    alpha, sigma = own_coefficients(time)
+    scale = scale_to_unit_variance(time)
+    torch.testing.assert_close(scale * (1 - time), alpha, rtol=1e-8, atol=0)
+    torch.testing.assert_close(scale * time, sigma, rtol=1e-8, atol=0)
+
+
+@pytest.fixture
+def exact_teacher(make_network: Any, monkeypatch: pytest.MonkeyPatch) -> NoiseTeacher:
+    """A DiT whose network answers the exact noise of Gaussian pixels, from the step it is fed."""
+    network = make_network(sample_shape=(3, 2, 2), prediction="noise", learn_sigma=True, dtype=torch.float64)
+    teacher = NoiseTeacher(network, SCHEDULE)
+
+    def forward(x_vp: Tensor, step: Tensor, condition: Any) -> Tensor:
+        lower = step.floor().long().clamp(0, 998)
+        odds = torch.lerp(*(log_odds(SCHEDULE.times)[lower + i] for i in (0, 1)), step - lower)
+        alpha, sigma = torch.sigmoid(2 * odds).sqrt(), torch.sigmoid(-2 * odds).sqrt()
+        noise = exact_noise(x_vp.movedim(1, -1), alpha, sigma).movedim(-1, 1)
+        return torch.cat([noise, torch.full_like(noise, torch.nan)], dim=1)  # the variance must not be looked at
+
+    monkeypatch.setattr(teacher.network, "forward", forward)
+    return teacher
+
+
+def exact_field(x: Tensor, t: Tensor) -> Tensor:
+    exact = GaussianTeacher(MEAN[:, None, None].expand(3, 2, 2), STD[:, None, None].expand(3, 2, 2))
+    return exact.velocity(x, t, None)
+
+
+def test_the_whole_teacher_is_exact_between_its_ends(exact_teacher: NoiseTeacher, states: Any) -> None:
+    t = torch.linspace(*exact_teacher.time_range, 40, dtype=torch.float64)
+    x = states(40, (3, 2, 2), torch.float64)
+    v = exact_teacher.velocity(x, t, torch.zeros(40, dtype=torch.long))
+    torch.testing.assert_close(v, exact_field(x, t), rtol=1e-6, atol=1e-6)
+
+
+def test_beyond_its_ends_the_field_is_continued_constantly(exact_teacher: NoiseTeacher, states: Any) -> None:
+    low, high = exact_teacher.time_range
+    x, labels = states(2, (3, 2, 2), torch.float64), torch.zeros(2, dtype=torch.long)
+    outside = exact_teacher.velocity(x, torch.tensor([0.0, 1.0], dtype=torch.float64), labels)
+    ends = exact_teacher.velocity(x, torch.tensor([low, high], dtype=torch.float64), labels)
+    assert torch.equal(outside, ends)
+    torch.testing.assert_close(outside, exact_field(x, torch.tensor([low, high], dtype=torch.float64)))
+    just = torch.tensor([math.nextafter(low, 1), math.nextafter(high, 0)], dtype=torch.float64)
+    torch.testing.assert_close(exact_teacher.velocity(x, just, labels), ends, rtol=1e-9, atol=1e-9)
+
+
+def test_sampling_from_one_ends_where_the_exact_flow_does(exact_teacher: NoiseTeacher, registry: Any) -> None:
+    """A sampler starts at t = 1, past the last step; for a good network the continuation costs little."""
+    z = torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sampler = Builder(registry, torch.device("cpu"), 0).build("sampler", ComponentChoice(name="heun"))
+    grid = torch.linspace(1, 0, 101, dtype=torch.float64)
+    guidance = Guidance(torch.ones(64, dtype=torch.float64))
+    x = sampler.sample(exact_teacher, z, grid, torch.zeros(64, dtype=torch.long), guidance).x
+    exact = MEAN[:, None, None] + STD[:, None, None] * z
+    assert (x - exact).norm() / exact.norm() < 0.01
+
+
+# --- the family's own outputs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dit(golden: Path, registry: Any) -> NoiseTeacher:
+    builder = Builder(registry, torch.device("cpu"), 0)
+    teacher = builder.teacher(
+        ComponentChoice(name="dit", options={"checkpoint": str(golden / "a-dit.pt"), "num_heads": 4})
+    )
+    assert isinstance(teacher, NoiseTeacher)
+    return teacher
+
+
+@torch.no_grad()
+def test_the_noise_is_the_familys(golden: Path, dit: NoiseTeacher) -> None:
+    io = load_file(golden / "a-dit-io.safetensors")
+    t = dit.schedule.times[io["t"]]
+    x_t = io["x"].double() / scale_to_unit_variance(t)[:, None, None, None]
+    for labels, expected in ((io["y"], io["out"]), (dit.null_condition(io["y"]), io["out_null"])):
+        noise = dit.noise(x_t, t, labels)
+        torch.testing.assert_close(noise.float(), expected[:, :4], rtol=0, atol=1e-5)
+    assert dit.guidance_channels == 3
+
+
+def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sampler: str, name: str) -> float:
+    """Relative distance from the family's DDIM of ``sampler`` along ``times``, from where DDIM starts."""
+    reference = load_file(golden / "a-dit-sampler.safetensors")
+    z = reference["z"].double() / scale_to_unit_variance(times[:1])[:, None, None, None]
+    grid = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+    builder = Builder(registry, torch.device("cpu"), 0)
+    built = builder.build("sampler", ComponentChoice(name=sampler, options={"state_dtype": "float64"}))
+    with torch.no_grad():
+        x = built.sample(dit, z, grid, reference["y"], Guidance(torch.ones(len(z), dtype=torch.float64))).x
+    return float((x - reference[name]).norm() / reference[name].norm())
+
+
+def test_euler_on_the_native_times_is_ddim(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
+    assert ddim_error(golden, registry, dit, dit.schedule.times.flip(0), "euler", "ddim_1000") < 1e-5
+    hundred = torch.tensor([round(i * 999 / 99) for i in range(100)])
+    assert ddim_error(golden, registry, dit, dit.schedule.times[hundred].flip(0), "euler", "ddim_100") < 1e-5
+
+
+def test_fine_integration_agrees_with_ddim_within_a_percent(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
+    """At 250 steps of the schedule, most of them fractional."""
+    steps = torch.linspace(0, 999, 250, dtype=torch.float64)
+    lower = steps.floor().long().clamp(max=998)
+    odds = torch.lerp(log_odds(dit.schedule.times)[lower], log_odds(dit.schedule.times)[lower + 1], steps - lower)
+    assert ddim_error(golden, registry, dit, torch.sigmoid(-odds).flip(0), "heun", "ddim_1000") < 0.01
+
+
+@pytest.mark.long
+def test_a_fine_uniform_grid_agrees_with_ddim_within_a_percent(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
+    """A random network changes with every step, a hundred of which lie in the last 0.006 of t: hence so fine."""
+    uniform = torch.linspace(float(dit.schedule.times[-1]), 0, 2501, dtype=torch.float64)[:-1]
+    assert ddim_error(golden, registry, dit, uniform, "heun", "ddim_1000") < 0.01
+
+
+# --- precision and options -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_autocast_does_not_reach_it(make_network: Any, states: Any) -> None:
+    teacher = NoiseTeacher(make_network(prediction="noise"), SCHEDULE)
+    x, labels = states(3), torch.tensor([0, 4, 5])
+    t = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    expected = teacher.velocity(x, t, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(teacher.velocity(x, t, labels), expected)
+        assert torch.is_autocast_enabled("cpu")
+        half = teacher.velocity(x.bfloat16(), t, labels)
+    assert half.dtype is torch.bfloat16
+    velocity = TransformerTeacher(make_network())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = velocity.velocity(x, t, labels)
+    assert not torch.equal(rounded, velocity.velocity(x, t, labels))
+
+
+@torch.no_grad()
+def test_the_schedule_keeps_its_precision_when_the_weights_change_theirs(make_network: Any, states: Any) -> None:
+    teacher = NoiseTeacher(make_network(prediction="noise", dtype=torch.float64), SCHEDULE)
+    before = teacher.schedule.times.clone()
+    teacher.to(torch.float32)
+    assert torch.equal(teacher.schedule.times, before)
+    assert teacher.velocity(states(3), torch.ones(3), torch.tensor([0, 4, 5])).dtype is torch.float32
+
+
+def test_other_schedules_are_options(write_checkpoint: Any, make_context: Any) -> None:
+    config = DiTTeacherConfig(checkpoint=write_checkpoint("dit"), num_heads=3, diffusion_steps=50, beta_end=0.3)
+    teacher = NoiseTeacher.from_config(config, make_context())
+    assert len(teacher.schedule.times) == 50
+    assert teacher.time_range == (float(teacher.schedule.times[0]), float(teacher.schedule.times[-1]))
+    assert teacher.time_range != SCHEDULE.time_range
+
+
+def test_networks_and_teachers_must_agree_on_what_is_predicted(make_network: Any) -> None:
+    with pytest.raises(ConfigError, match="predicts a velocity"):
+        NoiseTeacher(make_network(), SCHEDULE)
+    with pytest.raises(ConfigError, match="predicts the noise"):
+        TransformerTeacher(make_network(prediction="noise"))
+    assert issubclass(NoiseTeacher, NetworkTeacher)

@@ -1,0 +1,431 @@
+"""The teachers `sit` and `sit-repa` from published checkpoints: conventions, options, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from freeflow_transformers.architecture import SIZES
+from freeflow_transformers.config import (
+    DiTTeacherConfig,
+    FlowMapTransformerConfig,
+    ReleasedTeacherConfig,
+    SiTRepaTeacherConfig,
+    SiTTeacherConfig,
+    VelocityTransformerConfig,
+)
+from freeflow_transformers.network_teacher import NetworkTeacher
+from freeflow_transformers.released.dit_flow import NoiseTeacher
+from freeflow_transformers.released.families import FAMILIES
+from freeflow_transformers.released.published import PUBLISHED, published_names
+from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
+from freeflow_transformers.teachers import DIGITS_ASSET, TransformerTeacher
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.network_file import load_network, save_network
+
+T = torch.tensor([1.0, 0.7, 0.2], dtype=torch.float64)
+LABELS = torch.tensor([3, 0, 10])
+CONFIGS: dict[str, type[ReleasedTeacherConfig]] = {
+    "sit": SiTTeacherConfig,
+    "sit-repa": SiTRepaTeacherConfig,
+    "dit": DiTTeacherConfig,
+}
+
+
+def build(name: str, context: Any, **options: Any) -> NetworkTeacher:
+    config = CONFIGS[name](**options)
+    target: Any = NoiseTeacher if name == "dit" else TransformerTeacher
+    return target.from_config(config, context)
+
+
+@pytest.fixture
+def teacher_of(make_context: Any) -> Any:
+    def make(name: str, path: Path, **options: Any) -> NetworkTeacher:
+        return build(name, make_context(), checkpoint=path, num_heads=3, **options)
+
+    return make
+
+
+# --- the families' own outputs -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_sit_answers_as_the_family(golden: Path, make_context: Any) -> None:
+    io = load_file(golden / "a-sit-io.safetensors")
+    teacher = build("sit", make_context(), checkpoint=golden / "a-sit.pt", num_heads=4)
+    t = 1 - io["t"].double()  # its own time runs from noise to data
+    conditional = teacher.velocity(io["x"], t, io["y"])
+    torch.testing.assert_close(-conditional, io["out"], rtol=0, atol=1e-5)
+    null = teacher.null_condition(io["y"])
+    torch.testing.assert_close(-teacher.velocity(io["x"], t, null), io["out_null"], rtol=0, atol=1e-5)
+    assert teacher.guidance_channels == 3
+    weight = torch.full((5,), float(io["cfg_scale"]), dtype=torch.float64)
+    guided = teacher.guided_velocity(io["x"], t, io["y"], weight)
+    torch.testing.assert_close(-guided, io["out_cfg"], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_repa_answers_as_the_family(golden: Path, make_context: Any) -> None:
+    io = load_file(golden / "a-repa-io.safetensors")
+    teacher = build("sit-repa", make_context(), checkpoint=golden / "a-repa.pt", num_heads=4)
+    torch.testing.assert_close(teacher.velocity(io["x"], io["t"], io["y"]), io["out"], rtol=0, atol=1e-5)
+    null = teacher.null_condition(io["y"])
+    torch.testing.assert_close(teacher.velocity(io["x"], io["t"], null), io["out_null"], rtol=0, atol=1e-5)
+    assert teacher.guidance_channels is None
+    assert "projectors" in teacher.provenance
+
+
+@pytest.mark.parametrize(
+    ("file", "chosen", "difference"),
+    [
+        ("sit", "sit-repa", r"final_layer\.linear\.weight is \(32, 48\), not \(16, 48\)"),
+        ("dit", "sit-repa", r"final_layer\.linear\.bias is \(32,\), not \(16,\)"),
+        ("repa", "sit", r"unexpected projectors\.0\.0\.weight.* those of the teacher sit-repa"),
+        ("repa", "dit", r"final_layer\.linear\.weight is \(16, 48\), not \(32, 48\)"),
+        ("freeflow", "sit", r"missing t_embedder\.mlp\.0\.weight.*unexpected t_embedder\.projs.*FreeFlow students"),
+    ],
+)
+def test_golden_files_of_another_family_are_refused(
+    golden: Path, make_context: Any, file: str, chosen: str, difference: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"is not of the family '{chosen}'.*{difference}"):
+        build(chosen, make_context(), checkpoint=golden / f"a-{file}.pt", num_heads=4)
+
+
+# --- conventions ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_conventions_are_options_with_the_familys_default(write_checkpoint: Any, teacher_of: Any, states: Any) -> None:
+    path, x = write_checkpoint("sit"), states(3, (4, 8, 8))
+    teacher = teacher_of("sit", path)
+    raw = teacher.network(x, 1 - T, LABELS)[:, :4]
+    assert torch.equal(teacher.velocity(x, T, LABELS), -raw)
+    assert "time data-at-1, velocity data-minus-noise, guidance on the first 3 channels" in teacher.provenance
+    turned = teacher_of("sit", path, sign="noise-minus-data", guidance_channels="all")
+    assert torch.equal(turned.velocity(x, T, LABELS), raw)
+    assert turned.guidance_channels is None
+    forward = teacher_of("sit", path, time_direction="data-at-0", guidance_channels=2)
+    assert torch.equal(forward.velocity(x, T, LABELS), -teacher.network(x, T, LABELS)[:, :4])
+    assert forward.guidance_channels == 2
+    repa = teacher_of("sit-repa", write_checkpoint("sit-repa"))
+    assert torch.equal(repa.velocity(x, T, LABELS), repa.network(x, T, LABELS))
+
+
+def test_the_file_name_says_nothing(write_checkpoint: Any, teacher_of: Any) -> None:
+    misleading = write_checkpoint("sit", "REPA-last.pt")
+    with pytest.raises(CheckpointError, match="is not of the family 'sit-repa'"):
+        teacher_of("sit-repa", misleading)
+    assert teacher_of("sit", misleading).network.config.time_direction == "data-at-1"
+
+
+def test_provenance_says_what_was_seen_and_what_was_chosen(write_checkpoint: Any, teacher_of: Any) -> None:
+    text = teacher_of("dit", write_checkpoint("dit")).provenance
+    assert "names and shapes fit sit, dit, dit is what was asked for" in text
+    assert "2 blocks of width 24 with 3 heads" in text
+    assert "predicts the noise" in text
+    assert "cosine" in text
+    assert "asked for" not in teacher_of("sit-repa", write_checkpoint("sit-repa")).provenance
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["state dict", "training", "model", "ddp", "compiled", "safetensors", "half"])
+@torch.no_grad()
+def test_every_format_gives_the_same_teacher(
+    released_tensors: Any, teacher_of: Any, states: Any, tmp_path: Path, form: str
+) -> None:
+    tensors, other = released_tensors("sit-repa"), released_tensors("sit-repa", seed=1)
+    path, options = tmp_path / "weights", {}
+    if form == "state dict":
+        torch.save(tensors, path)
+    elif form in ("training", "model"):
+        ema, model = (tensors, other) if form == "training" else (other, tensors)
+        torch.save({"ema": ema, "model": model, "opt": {}, "args": argparse.Namespace(lr=1e-4), "steps": 3}, path)
+        options = {"weights": "model"} if form == "model" else {}
+    elif form == "safetensors":
+        save_file(tensors, path)
+    elif form == "half":
+        torch.save({name: tensor.half() for name, tensor in tensors.items()}, path)
+    else:
+        prefix = "module." if form == "ddp" else "_orig_mod."
+        torch.save({prefix + name: tensor for name, tensor in tensors.items()}, path)
+    teacher = teacher_of("sit-repa", path, **options)
+    assert all(parameter.dtype is torch.float32 for parameter in teacher.parameters())
+    loaded = teacher.network.state_dict()
+    for name, tensor in tensors.items():
+        if not name.startswith("projectors"):
+            torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=1e-3 if form == "half" else 0)
+
+
+def test_a_loaded_teacher_does_not_depend_on_its_file(write_checkpoint: Any, teacher_of: Any, states: Any) -> None:
+    path = write_checkpoint("sit")
+    teacher = teacher_of("sit", path)
+    before = teacher.velocity(states(3, (4, 8, 8)), T, LABELS)
+    path.write_bytes(b"\0" * path.stat().st_size)  # the reader maps files; the network must own its memory
+    assert torch.equal(teacher.velocity(states(3, (4, 8, 8)), T, LABELS), before)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+# --- options and checkpoint ----------------------------------------------------------------------------------------
+
+
+def test_options_about_the_architecture_are_checked(write_checkpoint: Any, teacher_of: Any, make_context: Any) -> None:
+    path = write_checkpoint("sit")
+    assert teacher_of("sit", path, patch_size=2, num_classes=10).num_classes == 10
+    for options, problem in (
+        ({"patch_size": 4}, "patch_size 2, not 4"),
+        ({"num_classes": 1000}, "num_classes 10, not 1000"),
+        ({"resolution": 512}, "latents for 64 pixels, not 512"),
+        ({"depth": 3, "width": 24}, "depth 2, not 3"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            teacher_of("sit", path, **options)
+    with pytest.raises(ConfigError, match=r"none of the sizes S, B, L, XL. Set the option num_heads"):
+        build("sit", make_context(), checkpoint=path)
+    named = {"size": "S", "checkpoint": write_checkpoint("sit", "norm.pt", qk_norm=True)}
+    with pytest.raises(ConfigError, match=r"depth 2, not 12; width 24, not 384"):
+        build("sit", make_context(), **named)
+
+
+def test_options_that_exclude_each_other(tmp_path: Path) -> None:
+    for options, problem in (
+        ({"size": "S", "depth": 3, "width": 48}, "size=S already sets depth, width"),
+        ({"depth": 3}, "needs both depth and width"),
+        ({"initialise": "random", "checkpoint": tmp_path / "x"}, "uses no checkpoint"),
+    ):
+        with pytest.raises(ValidationError, match=problem):
+            SiTTeacherConfig(**options)  # type: ignore[arg-type]
+
+
+# --- published weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options", "name"),
+    [
+        ("sit", {}, "sit-xl-2-256"),
+        ("sit", {"size": "B"}, "sit-b-2-256"),
+        ("sit", {"resolution": 512}, "sit-xl-2-512"),
+        ("sit-repa", {}, "sit-repa-xl-2-256"),
+        ("sit-repa", {"resolution": 512}, "sit-repa-xl-2-512"),
+        ("dit", {}, "dit-xl-2-256"),
+        ("dit", {"resolution": 512, "size": "XL"}, "dit-xl-2-512"),
+    ],
+)
+def test_without_a_checkpoint_the_published_weights_are_fetched(
+    make_context: Any, teacher: str, options: dict[str, Any], name: str
+) -> None:
+    asked: list[str] = []
+
+    class Fetched(Exception):
+        pass
+
+    def weights(name: str) -> Path:
+        asked.append(name)
+        raise Fetched
+
+    with pytest.raises(Fetched):
+        build(teacher, make_context(weights=weights), **options)
+    assert asked == [name]
+    assert name in {file.name for file in PUBLISHED}
+
+
+@torch.no_grad()
+def test_fetched_weights_are_loaded(write_checkpoint: Any, make_context: Any, states: Any) -> None:
+    path = write_checkpoint("sit-repa")
+    teacher = build("sit-repa", make_context(weights=lambda name: path), num_heads=3)
+    assert teacher.velocity(states(3, (4, 8, 8)), T, LABELS).abs().max() > 0
+    assert str(path) in teacher.provenance
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options"),
+    [
+        ("sit", {"patch_size": 4}),
+        ("sit", {"size": "S", "resolution": 512}),
+        ("sit-repa", {"size": "B"}),
+        ("dit", {"size": "B"}),
+        ("dit", {"depth": 3, "width": 48}),
+    ],
+)
+def test_sizes_without_published_weights(make_context: Any, teacher: str, options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no published weights for .*teacher\.checkpoint.*teacher\.initialise=random"
+    ):
+        build(teacher, make_context(), **options)
+
+
+def test_the_published_files() -> None:
+    names = [file.name for file in PUBLISHED]
+    assert len(set(names)) == len(names)
+    for family in FAMILIES:
+        assert f"{family}-xl-2-256" in published_names(family)
+        assert f"{family}-xl-2-512" in published_names(family)
+    assert "sit-repa-xl-2-256" not in published_names("sit")
+    for file in PUBLISHED:
+        assert file.source.startswith("https://")
+        if file.url is None and file.repository is None:
+            assert "not confirmed" in file.source, file.name
+        assert file.filename.endswith(".pt")
+
+
+# --- without weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("teacher", list(CONFIGS))
+@torch.no_grad()
+def test_random_weights_answer_something(make_context: Any, teacher: str) -> None:
+    options = {"initialise": "random", "size": "S", "patch_size": 8}
+    first, again, other = (build(teacher, make_context(seed=seed), **options) for seed in (0, 0, 1))
+    architecture = first.network.config
+    assert {name: getattr(architecture, name) for name in SIZES["S"]} == SIZES["S"]
+    assert (first.sample_shape, first.num_classes) == ((4, 32, 32), 1000)
+    assert architecture.learn_sigma == (teacher != "sit-repa")
+    x = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    t, labels = torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([1, 2])
+    answer = first.velocity(x, t, labels)
+    assert 0.1 < answer.std() < 10
+    assert torch.equal(answer, again.velocity(x, t, labels))
+    assert not torch.equal(answer, other.velocity(x, t, labels))
+    assert not torch.equal(answer, first.velocity(x, t, labels.flip(0)))
+    assert not torch.equal(answer, first.velocity(x, t / 2, labels))
+    assert "random weights" in first.provenance
+
+
+def test_random_weights_of_ones_own_size(make_context: Any) -> None:
+    options = {"initialise": "random", "depth": 2, "width": 24, "num_heads": 3, "num_classes": 7, "resolution": 512}
+    architecture = build("sit", make_context(), **options).network.config
+    assert (architecture.depth, architecture.width, architecture.num_heads) == (2, 24, 3)
+    assert (architecture.sample_shape, architecture.num_classes) == ((4, 64, 64), 7)
+    assert not architecture.learn_sigma
+    with pytest.raises(ConfigError, match=r"needs teacher\.num_heads"):
+        build("sit", make_context(), initialise="random", depth=2, width=24)
+
+
+@pytest.mark.parametrize("teacher", list(CONFIGS))
+def test_a_plan_fetches_and_reads_nothing(make_context: Any, teacher: str) -> None:
+    """The context's `weights` fails the test when it is called."""
+    context = make_context(device="meta")
+    planned = build(teacher, context)
+    assert all(parameter.is_meta for parameter in planned.parameters())
+    assert sum(p.numel() for p in planned.parameters()) > 670e6
+    assert build(teacher, context, size="XL", resolution=512).sample_shape == (4, 64, 64)
+    assert build(teacher, context, initialise="random", size="B").network.config.size == "B"
+    unpublished = build(teacher, context, size="B", patch_size=4)
+    assert (unpublished.network.config.size, unpublished.network.config.patch_size) == ("B", 4)
+
+
+def test_a_plan_takes_a_local_checkpoints_shapes(write_checkpoint: Any, make_context: Any, tmp_path: Path) -> None:
+    context = make_context(device="meta")
+    teacher = build("sit-repa", context, checkpoint=write_checkpoint("sit-repa"), num_heads=3)
+    assert teacher.network.config.depth == 2
+    assert all(parameter.is_meta for parameter in teacher.parameters())
+
+
+# --- weights written here ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_pretrained_file_keeps_what_it_says_of_itself(
+    make_network: Any, make_context: Any, states: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.safetensors"
+    network = make_network(time_direction="data-at-1", sign="data-minus-noise")
+    save_network(path, VelocityTransformer(network).network_state(), {})
+    teacher = build("sit", make_context(), checkpoint=path)
+    x, labels = states(3), torch.tensor([0, 4, 5])
+    assert torch.equal(teacher.velocity(x, T, labels), -network(x, 1 - T, labels))
+    assert teacher.guidance_channels is None
+    assert "written by freeflow" in teacher.provenance
+    with pytest.raises(ConfigError, match="time_direction=data-at-0, but it stores data-at-1"):
+        build("sit", make_context(), checkpoint=path, time_direction="data-at-0")
+    with pytest.raises(ConfigError, match="depth 2, not 12"):
+        build("sit", make_context(), checkpoint=path, size="B")
+    with pytest.raises(CheckpointError, match="Use it as the teacher `sit`"):
+        build("sit-repa", make_context(), checkpoint=path)
+
+
+def test_files_from_before_conventions_were_stored(make_network: Any, make_context: Any, tmp_path: Path) -> None:
+    state = VelocityTransformer(make_network()).network_state()
+    config = {k: v for k, v in state.config.items() if k not in ("time_direction", "sign", "prediction")}
+    save_network(tmp_path / "old.safetensors", type(state)(state.family, config, state.tensors), {})
+    architecture = build("sit", make_context(), checkpoint=tmp_path / "old.safetensors").network.config
+    assert (architecture.time_direction, architecture.sign) == ("data-at-0", "noise-minus-data")
+    assert architecture.prediction == "velocity"
+
+
+# --- students that start from them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sit", "sit-512", "sit-repa"])
+@torch.no_grad()
+def test_a_student_answers_as_its_teacher_and_keeps_its_convention(
+    write_checkpoint: Any, teacher_of: Any, make_context: Any, states: Any, family: str
+) -> None:
+    teacher = teacher_of(family.removesuffix("-512"), write_checkpoint(family))
+    context, x = make_context(teacher), states(3, (4, 8, 8))
+    student = FlowMapTransformer.from_config(FlowMapTransformerConfig(), context)
+    report = student.load_teacher(teacher)
+    assert not report.left
+    for s, weight in ((0.0, 1.0), (0.1, 4.0)):
+        end, guidance = torch.full_like(T, s), torch.full_like(T, weight)
+        u = student.average_velocity(student(x, T, end, LABELS, guidance), x, T, end)
+        assert torch.equal(u, teacher.velocity(x, T, LABELS))
+    assert student.network.config.out_channels == (8 if family == "sit" else 4)
+    back = FlowMapTransformer.from_state(student.network_state())
+    again = back.average_velocity(back(x, T, 0 * T, LABELS, None), x, T, 0 * T)
+    assert torch.equal(again, teacher.velocity(x, T, LABELS))
+    velocity = VelocityTransformer.from_config(VelocityTransformerConfig(), context)
+    velocity.load_teacher(teacher)
+    assert torch.equal(
+        velocity.average_velocity(velocity(x, T, T, LABELS, None), x, T, T), teacher.velocity(x, T, LABELS)
+    )
+
+
+def test_no_student_starts_from_a_noise_predicting_teacher(
+    write_checkpoint: Any, teacher_of: Any, make_context: Any, states: Any
+) -> None:
+    teacher = teacher_of("dit", write_checkpoint("dit"))
+    with pytest.raises(ConfigError, match=r"predicts the noise.*158 times.*student\.initialise=random"):
+        FlowMapTransformer.from_config(FlowMapTransformerConfig(), make_context(teacher))
+    student = FlowMapTransformer.from_config(FlowMapTransformerConfig(initialise="random"), make_context(teacher))
+    assert student.load_teacher(teacher).taken == ()
+    architecture = student.network.config
+    assert (architecture.depth, architecture.width, architecture.num_classes) == (2, 24, 10)
+    assert (architecture.prediction, architecture.out_channels) == ("velocity", 4)
+    with pytest.raises(ConfigError, match="predicts the noise"):
+        FlowMapTransformer(student.network).load_teacher(teacher)
+
+
+# --- what names and shapes cannot tell ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET).is_file(),
+    reason="the digits weights are not part of this checkout",
+)
+@torch.no_grad()
+def test_a_trained_network_read_with_the_opposite_convention_is_refused(make_context: Any, tmp_path: Path) -> None:
+    """The shipped digits teacher, stripped of what it says of itself: time from data to noise, noise - data."""
+    with importlib.resources.as_file(importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET)) as file:
+        state, _ = load_network(file)
+    torch.save(dict(state.tensors), tmp_path / "digits.pt")
+    options = {"checkpoint": tmp_path / "digits.pt", "num_heads": state.config["num_heads"]}
+    teacher = build("sit-repa", make_context(), **options)
+    assert "as its convention says" in teacher.provenance
+    assert teacher.network.config.num_classes == 10
+    with pytest.raises(CheckpointError, match=r"does not follow the convention .*time data-at-1.*the opposite way"):
+        build("sit", make_context(), **options)
+    mended = build("sit", make_context(), time_direction="data-at-0", sign="noise-minus-data", **options)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, labels = torch.tensor([1.0, 0.5]), torch.tensor([1, 2])
+    assert torch.equal(mended.velocity(x, t, labels), teacher.velocity(x, t, labels))

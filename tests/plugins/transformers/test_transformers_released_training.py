@@ -1,0 +1,80 @@
+"""A few real steps with each family's teacher, and on from a published student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from freeflow_transformers.students import FlowMapTransformer
+
+from freeflow_core.config import load_run_config
+from freeflow_core.engine.build import Builder, build_components
+from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.state import build_state
+from freeflow_core.engine.student_file import load_student, save_student
+from freeflow_core.engine.trainer import Trainer
+from freeflow_core.errors import ConfigError
+
+RUN: dict[str, Any] = {
+    "name": "tiny",
+    "objective": {"name": "freeflow"},
+    "student": {"name": "transformer"},
+    "training": {"images": 16, "batch_size": 8, "optimizer": {"learning_rate": 1e-3}},
+    "evaluation": {"enabled": False},
+    "samples": {"every_images": None},
+    "runtime": {"device": "cpu", "threads": 1},
+    "trackers": [],
+}
+TINY = {"initialise": "random", "depth": 1, "width": 24, "num_heads": 2, "patch_size": 8, "num_classes": 5}
+
+
+def train(registry: Any, path: Path, **parts: Any) -> FlowMapTransformer:
+    """Two steps; the student as its file gives it back."""
+    config = load_run_config(registry, "distill", overrides={**RUN, **parts})
+    accelerator = start_accelerator(config.runtime)
+    components = build_components(Builder(registry, accelerator.device, config.seed), config)
+    state = build_state(config, components, accelerator)
+    trainer = Trainer(config, components, state, accelerator)
+    for _ in range(2):
+        trainer.step()
+    save_student(path, config, components.student, 16)
+    student = load_student(path, registry).student
+    assert isinstance(student, FlowMapTransformer)
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+    return student
+
+
+@pytest.mark.parametrize("teacher", ["sit", "sit-repa", "dit"])
+def test_a_few_steps_with_random_weights(registry: Any, tmp_path: Path, teacher: str) -> None:
+    parts: dict[str, Any] = {"teacher": {"name": teacher, **TINY}}
+    if teacher == "dit":
+        with pytest.raises(ConfigError, match="predicts the noise"):
+            train(registry, tmp_path / "refused.safetensors", **parts)
+        parts["student"] = {"name": "transformer", "initialise": "random"}
+    student = train(registry, tmp_path / "student.safetensors", **parts)
+    expected = "data-at-1" if teacher == "sit" else "data-at-0"
+    assert student.network.config.time_direction == expected
+    assert student.sample_shape == (4, 32, 32)
+
+
+def test_on_from_a_published_student(registry: Any, released_tensors: Any, tmp_path: Path) -> None:
+    """Its convention stays, its weights move, and what comes out can be published again."""
+    shape = {"sample_shape": (4, 32, 32), "patch_size": 8, "num_classes": 5, "depth": 1}
+    published = released_tensors("freeflow", **shape)
+    torch.save(published, tmp_path / "student.pt")
+    student = train(
+        registry,
+        tmp_path / "student.safetensors",
+        teacher={"name": "sit", **TINY, "width": 48},
+        student={"name": "freeflow", "checkpoint": str(tmp_path / "student.pt"), "num_heads": 3},
+    )
+    assert student.network.config.sign == "data-minus-noise"
+    student.export(tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert {name: t.shape for name, t in again.items()} == {name: t.shape for name, t in published.items()}
+    moved = [name for name in again if not torch.equal(again[name], published[name])]
+    assert "blocks.0.attn.qkv.weight" in moved
+    distance = sum((again[name] - published[name]).norm() for name in again) / sum(t.norm() for t in published.values())
+    assert distance < 0.1
