@@ -29,23 +29,27 @@ class CheckpointError(FreeflowError):
     """A checkpoint that is missing, incomplete, or does not fit the network."""
 
 
+class DownloadError(FreeflowError):
+    """Published weights that cannot be fetched, or are not what their publisher describes."""
+
+
 class NonFiniteError(FreeflowError):
     """Training produced NaN or infinity; the step was not applied."""
 
 
 class UnknownComponent(ConfigError):
-    """A name that no plugin registered under this kind."""
+    """A name that no plugin registered under this kind; ``listed_by`` is the command that shows all of them."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed_by: str = "freeflow plugins list") -> None:
         known = sorted(known)
         super().__init__(
             f"Unknown {kind} {name!r}.{suggest(name, known)} "
-            f"Known: {', '.join(known) or 'none'}. `freeflow plugins list` shows all of them."
+            f"Known: {', '.join(known) or 'none'}. `{listed_by}` shows all of them."
         )
 
 
 class Interrupted(FreeflowError):
-    """The user or the system stopped a run; a checkpoint was written."""
+    """The user or the system stopped a run or a download; what was done so far was kept."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

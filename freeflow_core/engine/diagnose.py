@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from freeflow_core.errors import FreeflowError
 from freeflow_core.plugin import KINDS, Manager, Registry
+from freeflow_core.weights import cache_folder, cache_usage, data_size, offline_variable
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "mlflow", "clean-fid", "torchdiffeq", "safetensors", "pydantic")
 
@@ -39,6 +41,7 @@ def diagnose(manager: Manager) -> list[Check]:
         *_attention(),
         _launch(),
         _writable(),
+        _weights_cache(),
     ]
     return checks + _plugins(manager)
 
@@ -113,6 +116,21 @@ def _writable() -> Check:
             return Check("current folder", "ok", f"{Path.cwd()} is writable")
     except OSError as error:
         return Check("current folder", "error", f"{Path.cwd()} is not writable ({error}); use --output elsewhere")
+
+
+def _weights_cache() -> Check:
+    """Where published weights go, what lies there, and whether more can be written. Makes no folder."""
+    folder = cache_folder()
+    num_files, num_bytes = cache_usage(folder)
+    there = f"{folder} holds {num_files} file(s), {data_size(num_bytes)}"
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing):
+            free = data_size(shutil.disk_usage(existing).free)
+    except OSError as error:
+        return Check("weights cache", "warning", f"{there}; not writable ({error}); set FREEFLOW_CACHE to fetch more")
+    offline = f"; offline by {offline_variable()}" if offline_variable() else ""
+    return Check("weights cache", "ok", f"{there}; writable, {free} free{offline}")
 
 
 def _plugins(manager: Manager) -> list[Check]:

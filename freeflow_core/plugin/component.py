@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ KINDS: tuple[str, ...] = (
     "verifier",
 )
 """Every kind of component; the hook for a kind is ``freeflow_<kind>s`` (``freeflow_codecs``, ...)."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Preset:
     Args:
         name: what users type after ``--preset``.
         resource: ``"package:relative/path.yaml"``, a file inside the plugin's package.
-        command: ``"distill"`` or ``"pretrain"``.
+        command: ``"distill"``, ``"pretrain"`` or ``"compare"``; the last holds a section ``compare`` beside the
+            settings of its runs, and may name the ``distill`` preset that they are laid over (``preset: NAME``).
         summary: one line; ``scores`` says what the run reaches and where that was measured.
+        teacher: name of the teacher that this preset is the default for: what ``--teacher NAME`` alone runs.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Preset:
     command: str
     summary: str
     scores: str = ""
+    teacher: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,14 +81,18 @@ class WeightFile:
     Args:
         name: what users type, e.g. ``"sit-repa-xl-2-256"``.
         summary: one line for ``freeflow fetch --list``.
-        url: direct link to the file, or None.
-        repository: ``"owner/name"`` on the Hugging Face hub, or None; then ``filename`` is the path inside it.
-        filename: name of the file in the cache; its suffix says the format.
+        filename: name of the file in the cache; its suffix says the format. With ``repository``, the path inside it.
+        url: direct link to the file (http or https), or None.
+        repository: ``"owner/name"`` on the Hugging Face hub, or None. Without ``url`` and ``repository`` the file has
+            to be got by hand from ``source``.
         revision: branch, tag or commit of ``repository``.
         size: bytes, where known.
-        sha256: hex digest, where known.
+        sha256: hex digest in lower case, where known.
         licence: of the weights, as their authors state it, or empty.
         source: page that publishes them.
+
+    Raises:
+        PluginError: a field that no file can be fetched by.
     """
 
     name: str
@@ -95,6 +105,20 @@ class WeightFile:
     sha256: str | None = None
     licence: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        parts = self.filename.split("/")
+        problems = [
+            ("url and repository", self.url and self.repository, "at most one of the two"),
+            ("url", self.url is not None and not self.url.startswith(("https://", "http://")), "an http(s) address"),
+            ("filename", "\\" in self.filename or {"", ".", ".."} & set(parts), "a relative path with / between parts"),
+            ("sha256", self.sha256 is not None and not _SHA256.fullmatch(self.sha256), "64 hex digits in lower case"),
+            ("size", self.size is not None and self.size < 1, "a number of bytes"),
+        ]
+        for field, wrong, expected in problems:
+            if wrong:
+                values = ", ".join(repr(getattr(self, name)) for name in field.split(" and "))
+                raise PluginError(f"The weights {self.name!r} declare {field} {values}; expected {expected}.")
 
 
 def load_object(path: str, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""Components and presets by kind and name."""
+"""Components, presets and published weights by kind and name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from freeflow_core.errors import PluginError, UnknownComponent
-from freeflow_core.plugin.component import KINDS, Component, Preset
+from freeflow_core.plugin.component import KINDS, Component, Preset, WeightFile
 from freeflow_core.plugin.manager import LoadedPlugin, Manager
 
-_T = TypeVar("_T", Component, Preset)
+_T = TypeVar("_T", Component, Preset, WeightFile)
 
 
 class Registry:
@@ -29,7 +29,9 @@ class Registry:
             for plugin, item in manager.collect(f"freeflow_{kind}s"):
                 _insert(table, kind, plugin, item, Component)
             self._components[kind] = table
-        self._presets: dict[str, dict[str, tuple[LoadedPlugin, Preset]]] = {"distill": {}, "pretrain": {}}
+        self._presets: dict[str, dict[str, tuple[LoadedPlugin, Preset]]] = {
+            command: {} for command in ("distill", "pretrain", "compare")
+        }
         for plugin, item in manager.collect("freeflow_presets"):
             if not isinstance(item, Preset) or item.command not in self._presets:
                 raise PluginError(
@@ -37,6 +39,9 @@ class Registry:
                     f"whose command is one of {', '.join(self._presets)}."
                 )
             _insert(self._presets[item.command], f"{item.command} preset", plugin, item, Preset)
+        self._weights: dict[str, tuple[LoadedPlugin, WeightFile]] = {}
+        for plugin, item in manager.collect("freeflow_weights"):
+            _insert(self._weights, "weight file", plugin, item, WeightFile)
 
     def components(self, kind: str) -> Mapping[str, Component]:
         """All components of one kind, by name."""
@@ -55,7 +60,7 @@ class Registry:
         return self._components[kind][name][0]
 
     def presets(self, command: str) -> Mapping[str, Preset]:
-        """All presets for ``distill`` or ``pretrain``, by name."""
+        """All presets for ``distill``, ``pretrain`` or ``compare``, by name."""
         return MappingProxyType({name: item for name, (_, item) in sorted(self._presets[command].items())})
 
     def preset(self, command: str, name: str) -> Preset:
@@ -64,6 +69,22 @@ class Registry:
             return self._presets[command][name][1]
         except KeyError:
             raise UnknownComponent(f"{command} preset", name, self._presets[command]) from None
+
+    def weights(self) -> Mapping[str, WeightFile]:
+        """All published weights, by name."""
+        return MappingProxyType({name: item for name, (_, item) in sorted(self._weights.items())})
+
+    def weight(self, name: str) -> WeightFile:
+        """Published weights by name. Raises :class:`UnknownComponent` with a suggestion."""
+        try:
+            return self._weights[name][1]
+        except KeyError:
+            raise UnknownComponent("weights", name, self._weights, "freeflow fetch --list") from None
+
+    def preset_for(self, command: str, teacher: str | None) -> str | None:
+        """Name of the preset that ``--teacher`` alone runs; None where no preset, or more than one, claims it."""
+        names = [name for name, preset in self.presets(command).items() if preset.teacher and preset.teacher == teacher]
+        return names[0] if len(names) == 1 else None
 
     def preset_text(self, preset: Preset) -> str:
         """The YAML text of a preset, read from the plugin's package."""

@@ -63,6 +63,7 @@ class FakeApi:
             files=[arguments["output"] / "grid.png"],
             evaluations=2.0,
             seconds_per_image=0.0125,
+            reused=0,
         )
 
     def diagnose(self, manager: Manager) -> list[Any]:

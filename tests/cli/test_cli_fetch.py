@@ -1,0 +1,244 @@
+"""``freeflow fetch``: listing, fetching, verifying, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from freeflow_cli.main import build_app
+from rich.console import Console
+from typer.testing import CliRunner, Result
+from weights_server import Answer, FileServer, content, file_server, sha256
+
+from freeflow_core.errors import DownloadError
+from freeflow_core.plugin import Manager, WeightFile, hookimpl
+from freeflow_core.weights import TransferOptions, WeightStore
+
+BODY = content()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as server:
+        server.serve("/one.pt", Answer(BODY))
+        server.serve("/two.pt", Answer(content(2**20)))
+        yield server
+
+
+@pytest.fixture
+def declared(server: FileServer) -> dict[str, WeightFile]:
+    weights = [
+        WeightFile("one", "The [first].", "one.pt", url=f"{server.address}/one.pt", size=5000, sha256=sha256(BODY)),
+        WeightFile("two", "The second.", "two.pt", url=f"{server.address}/two.pt"),
+        WeightFile("hub", "On the hub.", "last.pt", repository="somebody/model", size=2**31),
+        WeightFile("shared", "On a share.", "last.pt", sha256=sha256(BODY), source="https://example.org/x"),
+    ]
+    return {weight.name: weight for weight in weights}
+
+
+@pytest.fixture
+def freeflow(declared: dict[str, WeightFile]) -> Callable[..., Result]:
+    class Publisher:
+        @hookimpl
+        def freeflow_weights(self) -> list[WeightFile]:
+            return list(declared.values())
+
+    manager = Manager()
+    manager.register(Publisher(), "publisher")
+    return lambda *arguments: CliRunner().invoke(build_app(manager), ["fetch", *arguments])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--list"]])
+def test_cli_fetch_lists_by_default(freeflow, declared, cache, server, arguments):
+    result = freeflow(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["one", "The", "[first].", "4.9", "KiB", "127.0.0.1", "no"] in rows
+    assert ["two", "The", "second.", "-", "127.0.0.1", "no"] in rows
+    assert ["hub", "On", "the", "hub.", "2.00", "GiB", "hub", "somebody/model", "no"] in rows
+    assert ["shared", "On", "a", "share.", "-", "by", "hand", "no"] in rows
+    assert ["one", str(WeightStore().path(declared["one"]).relative_to(cache))] in rows
+    assert server.requests == []
+    assert not cache.exists()
+
+
+def test_cli_fetch_prints_the_path_alone(freeflow, declared, server):
+    path = WeightStore().path(declared["one"])
+    first = freeflow("one")
+    assert (first.exit_code, first.stdout) == (0, f"{path}\n")
+    assert first.stderr == "The weights 'one' are in the cache: 4.9 KiB, SHA-256 as published.\n"
+    assert path.read_bytes() == BODY
+    again = freeflow("one")
+    assert (again.exit_code, again.stdout, again.stderr) == (0, f"{path}\n", "The weights 'one' are in the cache.\n")
+    assert len(server.requests) == 1
+    assert freeflow("one", "--force").exit_code == 0
+    assert len(server.requests) == 2
+
+
+def test_cli_fetch_several_and_the_list_after(freeflow, declared, server, cache):
+    result = freeflow("two", "one", "two")
+    assert result.stdout.splitlines() == [str(WeightStore().path(declared[name])) for name in ("two", "one")]
+    assert f"SHA-256 {sha256(content(2**20))} (the plugin knows none to compare with)" in result.stderr
+    assert len(server.requests) == 2
+    rows = {line.split()[0]: line.split() for line in freeflow("--list").stdout.splitlines()[3:7]}
+    assert {name: row[-1] for name, row in rows.items()} == {"hub": "no", "one": "yes", "shared": "no", "two": "yes"}
+    assert rows["two"][-4:-2] == ["1.0", "MiB"]
+    shown = json.loads(freeflow("--list", "one", "--json").stdout)
+    assert [entry["name"] for entry in shown] == ["one"]
+    assert shown[0]["path"] == str(WeightStore().path(declared["one"]))
+    assert (shown[0]["cached"], shown[0]["size"], shown[0]["sha256"]) == (True, 5000, sha256(BODY))
+
+
+def test_cli_fetch_shows_how_far_a_broken_download_came(freeflow, declared, server):
+    for name in ("one", "two"):
+        server.serve(f"/{name}.pt", Answer(BODY, cut=2500))
+        with pytest.raises(DownloadError, match="broke"):
+            WeightStore(None, TransferOptions(delays=(), chunk_bytes=500)).fetch(declared[name])
+    rows = {line.split()[0]: line.split() for line in freeflow().stdout.splitlines()[3:7]}
+    assert rows["one"][-2:] == ["127.0.0.1", "50%"]
+    assert rows["two"][-3:] == ["127.0.0.1", "2.4", "KiB"]  # of a size that nobody has declared
+
+
+def test_cli_fetch_from_a_local_file(freeflow, declared, tmp_path):
+    copy = tmp_path / "mine.pt"
+    copy.write_bytes(b"something else")
+    refused = freeflow("shared", "--from", str(copy))
+    assert refused.exit_code == 1
+    assert "expected SHA-256" in refused.stderr
+    copy.write_bytes(BODY)
+    assert freeflow("shared").exit_code == 1
+    done = freeflow("shared", "--from", str(copy))
+    assert (done.exit_code, done.stdout) == (0, f"{WeightStore().path(declared['shared'])}\n")
+    assert freeflow("shared").exit_code == 0
+
+
+def test_cli_fetch_verifies_every_file(freeflow, declared):
+    assert freeflow("--verify").stderr == "The cache holds no weights.\n"
+    assert freeflow("one", "--verify").exit_code == 1
+    freeflow("one", "two")
+    good = freeflow("--verify")
+    assert good.exit_code == 0
+    assert good.stdout.splitlines() == [
+        f"one: as published ({sha256(BODY)})",
+        f"two: as it came in ({sha256(content(2**20))})",
+    ]
+    WeightStore().path(declared["one"]).write_bytes(BODY[::-1])
+    bad = freeflow("--verify")
+    assert bad.exit_code == 1
+    assert "one.pt in the cache is not the file that was published" in bad.stderr
+    assert bad.stdout.startswith("two: ")
+
+
+def test_cli_fetch_draws_a_bar_on_a_terminal(freeflow, declared, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
+    monkeypatch.setattr("freeflow_cli.weights.messages", lambda: console)
+    result = freeflow("two")
+    assert result.stdout == f"{WeightStore().path(declared['two'])}\n"
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert re.search(r"two .*1\.0/1\.0 MiB", drawn)
+
+
+def test_cli_fetch_tells_misspelt_names_before_any_work(freeflow, server):
+    result = freeflow("one", "sharde")
+    assert result.exit_code == 2
+    assert "Unknown weights 'sharde'. Did you mean 'shared'?" in result.stderr
+    assert "`freeflow fetch --list` shows all of them." in result.stderr
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one", "two", "--from", "x"], "expected one NAME, got 2"),
+        (["--from", "x"], "expected one NAME, got 0"),
+        (["--force"], "--force needs the NAME"),
+        (["one", "--force", "--verify"], "--force and --verify exclude each other"),
+        (["one", "--json"], "--json belongs to the list"),
+    ],
+)
+def test_cli_fetch_refuses_options_that_make_no_sense(freeflow, server, arguments, message):
+    result = freeflow(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert server.requests == []
+
+
+def test_cli_fetch_without_any_weights():
+    assert CliRunner().invoke(build_app(Manager()), ["fetch"]).stdout == "No plugin offers weights.\n"
+
+
+_PLUGIN = """
+from freeflow_core.plugin import WeightFile, hookimpl
+@hookimpl
+def freeflow_weights():
+    return [WeightFile("one", "The first.", "one.pt", url={url!r})]
+"""
+
+
+def start(folder: Path, server: FileServer, *prefix: str) -> subprocess.Popen[str]:
+    plugin = folder / "publisher.py"
+    plugin.write_text(_PLUGIN.format(url=f"{server.address}/one.pt"), "utf-8")
+    command = [sys.executable, *prefix, "--plugin", str(plugin), "fetch", "one"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def test_cli_fetch_imports_nothing_heavy(tmp_path, server, cache):
+    code = tmp_path / "run.py"
+    code.write_text(
+        "import sys\nfrom freeflow_cli.main import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    print([name for name in ('torch', 'accelerate', 'mlflow', 'numpy') if name in sys.modules])\n",
+        "utf-8",
+    )
+    done = start(tmp_path, server, str(code))
+    stdout, stderr = done.communicate(timeout=60)
+    assert done.returncode == 0, stderr
+    path, heavy = stdout.splitlines()
+    assert Path(path).read_bytes() == BODY
+    assert Path(path).is_relative_to(cache)
+    assert heavy == "[]"
+
+
+def test_cli_ctrl_c_during_a_download(tmp_path, server, cache):
+    gate = threading.Event()
+    body = content(2**20)
+    server.serve("/one.pt", Answer(body, cut=2**19, gate=gate), Answer(body))
+    stopped = start(tmp_path, server, "-m", "freeflow_cli")
+    try:
+        assert server.arrived.acquire(timeout=60)
+        for _ in range(4000):
+            if sum(path.stat().st_size for path in cache.rglob("*.partial")) == 2**19:
+                break
+            threading.Event().wait(0.005)
+        stopped.send_signal(signal.SIGINT)
+        stdout, stderr = stopped.communicate(timeout=60)
+    finally:
+        gate.set()
+        stopped.kill()
+    assert (stopped.returncode, stdout) == (1, "")
+    assert stderr.startswith("Interrupted: The download of 'one' was stopped. 512.0 KiB of 1.0 MiB are kept in ")
+    assert "Traceback" not in stderr
+    resumed = start(tmp_path, server, "-m", "freeflow_cli")
+    stdout, stderr = resumed.communicate(timeout=60)
+    assert Path(stdout.strip()).read_bytes() == body, stderr
+    assert server.ranges() == [None, f"bytes={2**19}-"]

@@ -1,0 +1,374 @@
+"""Downloads that meet everything a network can do, on a file server of their own."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from weights_server import Answer, FileServer, content, file_server, sha256
+
+from freeflow_core.errors import DownloadError, Interrupted
+from freeflow_core.plugin import WeightFile
+from freeflow_core.weights import TransferOptions, WeightStore
+from freeflow_core.weights.partial import PartialFile
+
+BODY = content()
+AT_ONCE = TransferOptions(read_timeout=5, delays=(), chunk_bytes=500, lock_patience=5, lock_poll=0.01)
+PATIENT = replace(AT_ONCE, delays=(0.0, 0.0))
+PATH = "/tiny.pt"
+
+
+@pytest.fixture(autouse=True)
+def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE", "FREEFLOW_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Callable[..., WeightStore]:
+    return lambda options=AT_ONCE: WeightStore(tmp_path / "cache", options)
+
+
+def weight(server: FileServer, **fields: object) -> WeightFile:
+    return WeightFile(
+        **({"name": "tiny", "summary": "Tiny.", "filename": "tiny.pt", "url": server.address + PATH} | fields)
+    )
+
+
+def left_behind(store: WeightStore) -> list[str]:
+    """All files in the cache but the empty locks."""
+    files = [path for path in store.folder.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size == 0 for path in files if path.suffix == ".lock")
+    return sorted(path.name for path in files if path.suffix != ".lock")
+
+
+def interrupt(server: FileServer, store: WeightStore, cut: int = 2000, **answer: object) -> WeightFile:
+    """A download that the server broke off after ``cut`` bytes; the next request gets the same answer, whole."""
+    server.serve(PATH, Answer(BODY, cut=cut, **answer), Answer(BODY, **answer))
+    with pytest.raises(
+        DownloadError, match=r"broke before all .* kept in .*tiny\.pt\.partial; the same command goes on"
+    ):
+        store.fetch(weight(server))
+    assert left_behind(store) == ["tiny.pt.partial", "tiny.pt.partial.json"]
+    return weight(server)
+
+
+def test_a_download_is_whole_checked_and_recorded(server, store):
+    server.serve(PATH, Answer(BODY))
+    seen: list[tuple[int, int | None]] = []
+    path = store().fetch(
+        weight(server, size=len(BODY), sha256=sha256(BODY)), on_progress=lambda done, total: seen.append((done, total))
+    )
+    assert path.read_bytes() == BODY
+    assert left_behind(store()) == ["tiny.pt", "tiny.pt.json"]
+    assert seen[0] == (0, len(BODY))
+    assert seen[-1] == (len(BODY), len(BODY))
+    assert seen == sorted(seen)
+    assert store().fetch(weight(server, size=len(BODY), sha256=sha256(BODY))) == path
+    assert len(server.requests) == 1
+    assert server.requests[0][1]["User-Agent"].startswith("freeflow/")
+    assert server.requests[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_the_next_call_goes_on_where_the_connection_broke(server, store):
+    wanted = interrupt(server, store())
+    seen: list[int] = []
+    path = store().fetch(wanted, on_progress=lambda done, total: seen.append(done))
+    assert path.read_bytes() == BODY
+    assert server.ranges() == [None, "bytes=2000-"]
+    assert server.requests[1][1]["If-Range"] == '"one"'
+    assert seen[0] == 2000
+    assert left_behind(store()) == ["tiny.pt", "tiny.pt.json"]
+
+
+def test_the_hash_runs_over_what_was_resumed(server, store):
+    interrupt(server, store())
+    partial = next(store().folder.rglob("*.partial"))
+    partial.write_bytes(b"?" + partial.read_bytes()[1:])
+    with pytest.raises(DownloadError, match=f"expected SHA-256 {sha256(BODY)}, got"):
+        store().fetch(weight(server, sha256=sha256(BODY)))
+    assert server.ranges()[-1] == "bytes=2000-"
+    assert left_behind(store()) == []
+
+
+def test_attempts_within_one_call_resume_too(server, store):
+    server.serve(PATH, Answer(BODY, cut=1000), Answer(BODY, cut=1000), Answer(BODY, cut=1000), Answer(BODY))
+    once = replace(AT_ONCE, delays=(0.0,))  # one new attempt, but each gets further than the one before
+    assert store(once).fetch(weight(server)).read_bytes() == BODY
+    assert server.ranges() == [None, "bytes=1000-", "bytes=2000-", "bytes=3000-"]
+
+
+def test_the_hash_starts_over_with_the_file(server, store):
+    server.serve(PATH, Answer(BODY, cut=2000, ranges=False), Answer(BODY, ranges=False))
+    assert store(PATIENT).fetch(weight(server, sha256=sha256(BODY))).read_bytes() == BODY
+    assert server.ranges() == [None, "bytes=2000-"]
+
+
+def test_a_part_that_was_not_asked_for_is_not_appended(server, store):
+    wanted = interrupt(server, store())
+    unasked = Answer(BODY, status=206, headers={"Content-Range": "bytes 0-4999/5000"})
+    server.serve(PATH, unasked, Answer(BODY))
+    assert store(PATIENT).fetch(wanted).read_bytes() == BODY
+    assert server.ranges() == [None, "bytes=2000-", None]
+
+
+def test_without_ranges_it_starts_over(server, store):
+    path = store().fetch(interrupt(server, store(), ranges=False))
+    assert server.ranges() == [None, "bytes=2000-"]
+    assert path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("obey_if_range", [True, False])
+def test_a_file_that_changed_is_never_spliced(server, store, obey_if_range):
+    wanted = interrupt(server, store())
+    other = content(4000, seed=1)
+    server.serve(PATH, Answer(other, etag='"two"', obey_if_range=obey_if_range))
+    assert store(PATIENT).fetch(wanted).read_bytes() == other
+    assert server.ranges() == [None, "bytes=2000-"] + [None] * (not obey_if_range)
+
+
+def test_a_file_that_became_shorter_starts_over(server, store):
+    wanted = interrupt(server, store())
+    server.serve(PATH, Answer(BODY[:1500], obey_if_range=False))
+    assert store(PATIENT).fetch(wanted).read_bytes() == BODY[:1500]
+    assert server.ranges() == [None, "bytes=2000-", None]
+
+
+def test_weak_entity_tags_are_no_proof_but_a_date_is(server, store):
+    date = "Sat, 21 Nov 2026 00:00:00 GMT"
+    wanted = interrupt(server, store(), etag='W/"one"', last_modified=date)
+    assert store().fetch(wanted).read_bytes() == BODY
+    assert server.requests[1][1]["If-Range"] == date
+
+
+@pytest.mark.parametrize(("known", "resumed"), [(sha256(BODY), "bytes=2000-"), (None, None)])
+def test_without_any_proof_of_the_version_only_a_known_hash_allows_to_resume(server, store, known, resumed):
+    wanted = interrupt(server, store(), etag=None)
+    assert store().fetch(replace(wanted, sha256=known)).read_bytes() == BODY
+    assert server.ranges() == [None, resumed]
+    assert "If-Range" not in server.requests[1][1]
+
+
+def test_what_was_left_of_another_address_is_not_used(server, store, tmp_path):
+    wanted = interrupt(server, store())
+    state = next(store().folder.rglob("*.partial.json"))
+    state.write_text(state.read_text("utf-8").replace(PATH, "/other.pt"), "utf-8")
+    assert store().fetch(wanted).read_bytes() == BODY
+    assert server.ranges() == [None, None]
+
+
+def test_a_complete_part_needs_no_request(server, store):
+    wanted = interrupt(server, store())
+    next(store().folder.rglob("*.partial")).write_bytes(BODY)  # as after a crash just before the new name
+    assert store().fetch(wanted).read_bytes() == BODY
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("states_length", [True, False])
+def test_truncated(server, store, states_length):
+    server.serve(PATH, Answer(BODY, cut=3000, states_length=states_length))
+    message = "broke before all" if states_length else "ended too early: 3,000 of 5,000 bytes"
+    with pytest.raises(DownloadError, match=message):
+        store().fetch(weight(server, size=len(BODY)))
+    assert left_behind(store()) == ["tiny.pt.partial", "tiny.pt.partial.json"]
+
+
+def test_an_empty_file_is_none(server, store):
+    server.serve(PATH, Answer(b""))
+    with pytest.raises(DownloadError, match="ended too early"):
+        store().fetch(weight(server))
+    assert left_behind(store()) == []
+
+
+def test_wrong_hash(server, store):
+    server.serve(PATH, Answer(BODY))
+    with pytest.raises(DownloadError, match=f"expected SHA-256 {'0' * 64}, got {sha256(BODY)}.*--from FILE"):
+        store().fetch(weight(server, sha256="0" * 64))
+    assert left_behind(store()) == []
+
+
+def test_another_size_is_seen_before_the_body(server, store):
+    gate = threading.Event()
+    server.serve(PATH, Answer(BODY, cut=0, gate=gate))
+    try:
+        with pytest.raises(DownloadError, match=r"has 5,000 bytes, but .* 4,999"):
+            store().fetch(weight(server, size=4999))
+    finally:
+        gate.set()
+    assert left_behind(store()) == []
+
+
+def test_a_body_without_end_is_broken_off(server, store):
+    server.serve(PATH, Answer(content(100_000), states_length=False))
+    with pytest.raises(DownloadError, match="another file"):
+        store().fetch(weight(server, size=4000))
+    assert left_behind(store()) == []
+
+
+def test_missing(server, store):
+    url = server.serve(PATH, Answer(status=404))
+    with pytest.raises(DownloadError) as caught:
+        store().fetch(weight(server, source="https://example.org/weights"))
+    text = str(caught.value)
+    assert f"no file at {url} (404" in text
+    assert "moved or withdrawn" in text
+    assert "by hand from https://example.org/weights and run `freeflow fetch tiny --from FILE`" in text
+    assert "--set teacher.checkpoint=PATH" in text
+    assert len(server.requests) == 1
+    assert left_behind(store()) == []
+
+
+@pytest.mark.parametrize(("status", "message"), [(403, "not open to you"), (418, "answered 418")])
+def test_other_refusals(server, store, status, message):
+    server.serve(PATH, Answer(status=status))
+    with pytest.raises(DownloadError, match=message):
+        store(PATIENT).fetch(weight(server))
+    assert len(server.requests) == 1
+
+
+def test_a_passing_failure_is_tried_again(server, store):
+    server.serve(PATH, Answer(status=500), Answer(status=503), Answer(BODY))
+    assert store(PATIENT).fetch(weight(server)).read_bytes() == BODY
+    assert len(server.requests) == 3
+
+
+def test_a_failure_that_does_not_pass_is_told(server, store):
+    server.serve(PATH, Answer(status=502))
+    with pytest.raises(DownloadError, match=r"cannot deliver .* at present \(502"):
+        store(PATIENT).fetch(weight(server))
+    assert len(server.requests) == 3
+    assert left_behind(store()) == []
+
+
+def test_pauses_grow_and_a_server_may_ask_for_longer_ones(server, store, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr("freeflow_core.weights.download.time", SimpleNamespace(sleep=pauses.append))
+    busy = Answer(status=429, headers={"Retry-After": "7"})
+    server.serve(PATH, Answer(status=500), busy, replace(busy, headers={"Retry-After": "9999"}), Answer(BODY))
+    store(replace(AT_ONCE, delays=(1.0, 2.0, 4.0), max_delay=60.0)).fetch(weight(server))
+    assert pauses == [1.0, 7.0, 60.0]
+
+
+def test_refused_connection_is_told_at_once(store):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        slow = replace(AT_ONCE, delays=(600.0,))  # would time out here if it were tried again
+        lost = WeightFile("tiny", "Tiny.", "tiny.pt", url=f"http://127.0.0.1:{port}/tiny.pt")
+        with pytest.raises(DownloadError, match=rf"127\.0\.0\.1:{port} refused the connection"):
+            store(slow).fetch(lost)
+    assert left_behind(store()) == []
+
+
+def test_no_network(store, monkeypatch):
+    def no_name(*arguments: object, **more: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_name)
+    monkeypatch.setenv("NO_PROXY", "*")
+    lost = WeightFile("tiny", "Tiny.", "tiny.pt", url="https://weights.example.org/tiny.pt")
+    with pytest.raises(DownloadError, match=r"weights\.example\.org cannot be found.*no network.*teacher\.checkpoint"):
+        store().fetch(lost)
+
+
+@pytest.mark.parametrize("sent", [0, 2000])
+def test_a_silent_server(server, store, sent):
+    gate = threading.Event()
+    server.serve(PATH, Answer(BODY, cut=sent, gate=gate))
+    try:
+        with pytest.raises(DownloadError, match=r"fell silent .* (same command begins again|kept in)"):
+            store(replace(AT_ONCE, read_timeout=0.2)).fetch(weight(server))
+    finally:
+        gate.set()
+
+
+def test_a_connection_lost_after_a_beginning_is_tried_again_even_if_it_cannot_be_made(server, store, monkeypatch):
+    wanted = interrupt(server, store())
+    server.close()
+    pauses: list[float] = []
+    monkeypatch.setattr("freeflow_core.weights.download.time", SimpleNamespace(sleep=pauses.append))
+    with pytest.raises(DownloadError, match=r"refused the connection.*2\.0 KiB of 4\.9 KiB are kept"):
+        store(replace(AT_ONCE, delays=(1.0, 2.0))).fetch(wanted)
+    assert pauses == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(b"...", content_type="text/html; charset=utf-8"),
+        Answer(b"\n <!DOCTYPE html><title>Confirm the download</title>"),
+        Answer(b"\xef\xbb\xbf<HTML><body>Log in</body></HTML>"),
+    ],
+)
+def test_web_pages_are_no_weights(server, store, answer):
+    server.serve(PATH, answer)
+    with pytest.raises(DownloadError, match=r"is a web page, not the weights 'tiny'.*--from FILE"):
+        store().fetch(weight(server))
+    assert left_behind(store()) == []
+
+
+def test_too_little_space_is_told_before_the_body(server, store, monkeypatch):
+    monkeypatch.setattr("freeflow_core.weights.space.shutil.disk_usage", lambda path: SimpleNamespace(free=4999))
+    server.serve(PATH, Answer(BODY))
+    with pytest.raises(DownloadError, match=r"need 4\.9 KiB more, but only 4\.9 KiB are free.*FREEFLOW_CACHE"):
+        store().fetch(weight(server))
+    assert left_behind(store()) == []
+
+
+def test_what_is_there_needs_no_space_again(server, store, monkeypatch):
+    wanted = interrupt(server, store())
+    monkeypatch.setattr("freeflow_core.weights.space.shutil.disk_usage", lambda path: SimpleNamespace(free=3000))
+    assert store().fetch(wanted).read_bytes() == BODY
+
+
+def test_a_disk_that_fills_up_keeps_what_has_arrived(server, store, monkeypatch):
+    write = PartialFile.write
+
+    def full(self: PartialFile, chunk: bytes) -> None:
+        if self.offset >= 2000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, chunk)
+
+    server.serve(PATH, Answer(BODY))
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialFile, "write", full)
+        with pytest.raises(
+            DownloadError, match=r"No space left on device\. Free some space.* 2\.0 KiB of 4\.9 KiB are kept"
+        ):
+            store().fetch(weight(server))
+    assert store().fetch(weight(server)).read_bytes() == BODY
+    assert server.ranges() == [None, "bytes=2000-"]
+
+
+def test_ctrl_c_keeps_what_has_arrived(server, store):
+    def press(done: int, total: int | None) -> None:
+        if done >= 1500:
+            raise KeyboardInterrupt
+
+    server.serve(PATH, Answer(BODY))
+    with pytest.raises(Interrupted, match=r"'tiny' was stopped\. 1\.5 KiB of 4\.9 KiB are kept in"):
+        store().fetch(weight(server), on_progress=press)
+    assert left_behind(store()) == ["tiny.pt.partial", "tiny.pt.partial.json"]
+    assert store().status(weight(server)).partial == 1500
+    assert store().fetch(weight(server)).read_bytes() == BODY
+    assert server.ranges() == [None, "bytes=1500-"]
+
+
+def test_a_folder_that_cannot_be_written(server, store, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    server.serve(PATH, Answer(BODY))
+    with pytest.raises(DownloadError, match=r"cannot be used: .*FREEFLOW_CACHE"):
+        store().fetch(weight(server))

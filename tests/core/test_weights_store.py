@@ -1,0 +1,424 @@
+"""The cache: where files lie, who may write, what is believed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import filelock
+import pytest
+from weights_server import Answer, FileServer, content, file_server, sha256
+
+from freeflow_core.errors import DownloadError
+from freeflow_core.plugin import WeightFile
+from freeflow_core.weights import LoggedProgress, TransferOptions, WeightStore, cache_folder, cache_usage, data_size
+from freeflow_core.weights.cache import Place, Record
+
+BODY = content()
+OPTIONS = TransferOptions(delays=(), chunk_bytes=500, lock_patience=20, lock_poll=0.01)
+BY_HAND = WeightFile("shared", "Only on a file share.", "last.pt", sha256=sha256(BODY), source="https://example.org/x")
+
+
+@pytest.fixture(autouse=True)
+def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE", "FREEFLOW_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path / "cache", OPTIONS)
+
+
+@pytest.fixture
+def tiny(server: FileServer) -> WeightFile:
+    return WeightFile("tiny", "Tiny.", "tiny.pt", url=server.serve("/tiny.pt", Answer(BODY)))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    path = tmp_path / "downloads" / "anything.bin"
+    path.parent.mkdir()
+    path.write_bytes(BODY)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def place_by_hand(store: WeightStore, weight: WeightFile, data: bytes) -> Path:
+    path = store.path(weight)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_the_folder_is_the_users_choice(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    if sys.platform == "linux":
+        assert cache_folder() == tmp_path / "xdg" / "freeflow"
+    monkeypatch.setenv("FREEFLOW_CACHE", "~/here")
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FREEFLOW_CACHE", "there/../relative")
+    assert cache_folder() == tmp_path / "relative"
+
+
+def test_no_two_weights_share_a_folder(tmp_path):
+    one = WeightFile("a/b", "", "last.pt", url="https://example.org/one/last.pt")
+    others = [
+        replace(one, name="a-b"),
+        replace(one, name="A/B"),
+        replace(one, name="../../a/b"),
+        replace(one, url="https://example.org/two/last.pt"),
+        replace(one, url=None, repository="one/two"),
+        replace(one, url=None, repository="one/two", revision="v2"),
+        replace(one, url=None, repository="one/two", filename="folder/last.pt"),
+        replace(one, name=""),
+    ]
+    folders = [Place.of(weight, tmp_path).file.parent for weight in (one, *others)]
+    assert len({str(folder).lower() for folder in folders}) == len(folders)  # no file system mixes them up
+    assert {folder.parent for folder in folders} == {tmp_path / "weights"}
+    assert {Place.of(weight, tmp_path).file.name for weight in (one, *others)} == {"last.pt"}
+
+
+def test_the_declaration_of_size_and_hash_does_not_move_the_file(tmp_path):
+    one = WeightFile("a", "", "last.pt", url="https://example.org/last.pt")
+    same = replace(one, sha256="0" * 64, size=5, summary="Better.", licence="MIT", source="https://example.org")
+    assert Place.of(one, tmp_path) == Place.of(same, tmp_path)
+
+
+def test_a_file_placed_by_hand_is_checked_once(store, monkeypatch):
+    path = place_by_hand(store, BY_HAND, BODY)
+    assert store.fetch(BY_HAND) == path
+    monkeypatch.setattr("freeflow_core.weights.store.hash_file", None)  # a second reading would fail
+    assert store.fetch(BY_HAND) == path
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(content(5000, 1), "expected SHA-256"), (b"<html>Log in</html>", "is a web page")]
+)
+def test_a_wrong_file_placed_by_hand_is_refused(store, data, message):
+    place_by_hand(store, BY_HAND, data)
+    with pytest.raises(DownloadError, match=rf"in the cache .*{message}|{message}.*--force"):
+        store.fetch(BY_HAND)
+
+
+def test_a_read_only_cache_can_be_read(store, monkeypatch):
+    path = place_by_hand(store, BY_HAND, BODY)
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("freeflow_core.weights.cache.write_json", refuse)
+    assert store.fetch(BY_HAND) == path
+
+
+def test_checking_does_not_outdo_a_process_that_replaces_the_file(store, tiny, monkeypatch):
+    path = place_by_hand(store, tiny, content(5000, 1))
+    newer = Record(5000, sha256(BODY), "elsewhere")
+
+    def replaced_meanwhile(*arguments: object) -> str:
+        newer.write(Place(path))
+        return sha256(content(5000, 1))
+
+    monkeypatch.setattr("freeflow_core.weights.store.hash_file", replaced_meanwhile)
+    store.find(tiny)
+    assert Record.read(Place(path)) == newer
+
+
+def test_a_file_that_shrank_is_noticed_without_a_published_hash(store, tiny):
+    path = store.fetch(tiny)
+    path.write_bytes(BODY[:-1])
+    with pytest.raises(DownloadError, match=r"expected SHA-256 .*fetch tiny --force"):
+        store.fetch(tiny)
+    assert store.fetch(tiny, force=True).read_bytes() == BODY
+
+
+def test_a_new_publication_is_fetched_and_replaces_the_old_one_whole(store, tiny, server):
+    path = store.fetch(tiny)
+    new = content(5000, 1)
+    server.serve("/tiny.pt", Answer(new, cut=1000), Answer(new))
+    with pytest.raises(DownloadError, match="broke"):
+        store.fetch(replace(tiny, sha256=sha256(new)))
+    assert path.read_bytes() == BODY  # still whole, for the older declaration
+    assert store.fetch(tiny) == path
+    assert store.fetch(replace(tiny, sha256=sha256(new))).read_bytes() == new
+    assert names(store.folder) == ["tiny.pt", "tiny.pt.json"]
+
+
+def test_force_downloads_again(store, tiny, server):
+    store.fetch(tiny)
+    server.serve("/tiny.pt", Answer(content(50, 1)))
+    assert store.fetch(tiny, force=True).read_bytes() == content(50, 1)
+
+
+def test_offline_names_the_place_and_the_way_around(store, tiny, server, monkeypatch):
+    monkeypatch.setenv("FREEFLOW_OFFLINE", "yes")
+    with pytest.raises(DownloadError) as caught:
+        store.fetch(tiny)
+    for part in (str(store.path(tiny)), tiny.url, "FREEFLOW_OFFLINE", "--set teacher.checkpoint=PATH"):
+        assert part in str(caught.value)
+    assert not store.folder.exists()
+    place_by_hand(store, tiny, BODY)  # as the message says
+    assert store.fetch(tiny).read_bytes() == BODY
+    assert server.requests == []
+
+
+def test_weights_without_a_link_say_where_they_are(store):
+    with pytest.raises(
+        DownloadError, match=r"'shared' have no direct link.*https://example\.org/x.*shared --from FILE"
+    ):
+        store.fetch(BY_HAND)
+
+
+def test_a_local_file_is_copied_in(store, copy):
+    seen: list[tuple[int, int | None]] = []
+    path = store.add(BY_HAND, copy, on_progress=lambda done, total: seen.append((done, total)))
+    assert path == store.path(BY_HAND) == store.fetch(BY_HAND)
+    assert path.read_bytes() == copy.read_bytes() == BODY
+    assert seen[-1] == (5000, 5000)
+    assert names(store.folder) == ["last.pt", "last.pt.json"]
+    assert json.loads(path.with_name("last.pt.json").read_text()) == {
+        "size": 5000,
+        "sha256": sha256(BODY),
+        "origin": str(copy),
+    }
+
+
+def test_a_local_file_ends_an_unfinished_download(store, tiny, server, copy):
+    server.serve("/tiny.pt", Answer(BODY, cut=1000))
+    with pytest.raises(DownloadError, match="broke"):
+        store.fetch(tiny)
+    store.add(tiny, copy)
+    assert names(store.folder) == ["tiny.pt", "tiny.pt.json"]
+    assert store.fetch(tiny).read_bytes() == BODY
+
+
+def test_force_needs_a_network_even_for_what_is_there(store, tiny, monkeypatch):
+    path = store.fetch(tiny)
+    monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
+    assert store.fetch(tiny) == path
+    with pytest.raises(DownloadError, match=rf"can only be downloaded, not taken from {path}"):
+        store.fetch(tiny, force=True)
+
+
+def test_the_file_in_its_place_can_be_added_too(store):
+    path = place_by_hand(store, BY_HAND, BODY)
+    assert store.add(BY_HAND, path).read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted", "message"),
+    [
+        (content(5000, 1), BY_HAND, "expected SHA-256"),
+        (BODY, replace(BY_HAND, size=4), "has 5,000 bytes, but"),
+        (b"<!doctype html>", replace(BY_HAND, sha256=None), "is a web page"),
+    ],
+)
+def test_a_wrong_local_file_is_refused(store, copy, data, wanted, message):
+    copy.write_bytes(data)
+    with pytest.raises(DownloadError, match=message):
+        store.add(wanted, copy)
+    assert names(store.folder) == []
+
+
+def test_a_local_file_that_is_not_there_or_does_not_fit(store, copy, monkeypatch):
+    with pytest.raises(DownloadError, match="There is no file"):
+        store.add(BY_HAND, copy.parent)
+    monkeypatch.setattr("freeflow_core.weights.space.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(DownloadError, match="only 10 bytes are free"):
+        store.add(BY_HAND, copy)
+    assert names(store.folder) == []
+
+
+def test_verify_reads_the_file_again(store, tiny):
+    with pytest.raises(DownloadError, match=r"not in the cache.*freeflow fetch tiny"):
+        store.verify(tiny)
+    path = store.fetch(tiny)
+    assert store.verify(tiny) == sha256(BODY)
+    damaged = bytearray(BODY)
+    damaged[2500] ^= 1
+    path.write_bytes(damaged)
+    assert store.fetch(tiny) == path  # same size: only verify reads it
+    with pytest.raises(DownloadError, match=f"expected SHA-256 {sha256(BODY)}, got"):
+        store.verify(tiny)
+
+
+def test_status_reads_nothing_but_facts(store, tiny):
+    before = store.status(replace(tiny, size=5000))
+    assert (before.cached, before.size, before.sha256, before.partial) == (False, 5000, None, 0)
+    path = store.fetch(tiny)
+    after = store.status(tiny)
+    assert (after.cached, after.size, after.sha256, after.path) == (True, 5000, sha256(BODY), path)
+
+
+def test_usage_counts_files_and_bytes(store, tiny, server):
+    assert cache_usage(store.folder) == (0, 0)
+    store.fetch(tiny)
+    server.serve("/other", Answer(BODY, cut=1000))
+    with pytest.raises(DownloadError):
+        store.fetch(replace(tiny, name="other", url=f"{server.address}/other"))
+    count, size = cache_usage(store.folder)
+    assert count == 1
+    assert 6000 <= size < 7000
+
+
+def test_threads_download_once(store, tiny, server):
+    gate = threading.Event()
+    server.serve("/tiny.pt", Answer(BODY, cut=1500, gate=gate))
+    seen: list[list[tuple[int, int | None]]] = [[], [], []]
+    with ThreadPoolExecutor(3) as pool:
+        calls = [
+            pool.submit(store.fetch, tiny, on_progress=lambda done, total, i=i: seen[i].append((done, total)))
+            for i in range(3)
+        ]
+        assert server.arrived.acquire(timeout=20)
+        for _ in range(2000):  # until those who wait have seen the other's progress
+            if sum((1500, 5000) in one for one in seen) == 3:
+                break
+            threading.Event().wait(0.005)
+        gate.set()
+        assert {call.result(20) for call in calls} == {store.path(tiny)}
+    assert len(server.requests) == 1
+    assert sum((1500, 5000) in one for one in seen) == 3
+
+
+_RANK = """
+import logging, sys
+from pathlib import Path
+from freeflow_core.plugin import WeightFile
+from freeflow_core.weights import TransferOptions, WeightStore
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+weight = WeightFile("tiny", "Tiny.", "tiny.pt", url=sys.argv[1])
+path = WeightStore(Path(sys.argv[2]), TransferOptions(delays=(), lock_poll=0.01)).fetch(weight)
+assert "torch" not in sys.modules
+print(len(path.read_bytes()), flush=True)
+"""
+
+
+def test_processes_download_once(store, tiny, server):
+    gate = threading.Event()
+    server.serve("/tiny.pt", Answer(BODY, cut=1500, gate=gate))
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _RANK, tiny.url, str(store.folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+
+    first = start()
+    try:
+        assert server.arrived.acquire(timeout=60)
+        second = start()
+        assert second.stdout is not None
+        assert second.stdout.readline() == "Waiting for another process, which is fetching the weights 'tiny'.\n"
+        gate.set()
+        assert second.communicate(timeout=60)[0] == "5000\n"
+        assert first.communicate(timeout=60)[0] == "5000\n"
+    finally:
+        gate.set()
+        first.kill()
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert len(server.requests) == 1
+
+
+def test_a_process_that_dies_leaves_no_lock(store, tiny, server):
+    gate = threading.Event()
+    server.serve("/tiny.pt", Answer(BODY, cut=4096, gate=gate), Answer(BODY))
+    code = _RANK.replace("delays=()", "delays=(), chunk_bytes=512")
+    victim = subprocess.Popen([sys.executable, "-c", code, tiny.url, str(store.folder)])
+    try:
+        assert server.arrived.acquire(timeout=60)
+        for _ in range(4000):
+            if store.status(tiny).partial == 4096:
+                break
+            threading.Event().wait(0.005)
+    finally:
+        victim.kill()
+        victim.wait(20)
+        gate.set()
+    assert store.fetch(tiny).read_bytes() == BODY
+    assert server.ranges() == [None, "bytes=4096-"]
+
+
+def test_waiting_ends_when_the_other_process_stands_still(store, tiny):
+    place = Place.of(tiny, store.folder)
+    place.file.parent.mkdir(parents=True)
+    impatient = WeightStore(store.folder, replace(OPTIONS, lock_patience=0.05))
+    with (
+        filelock.FileLock(place.lock),
+        pytest.raises(DownloadError, match=r"has not got on with the weights 'tiny' for"),
+    ):
+        impatient.fetch(tiny)
+    assert impatient.fetch(tiny).read_bytes() == BODY
+
+
+def test_waiting_lasts_as_long_as_the_other_process_gets_on(store, tiny, server):
+    place = Place.of(tiny, store.folder)
+    place.file.parent.mkdir(parents=True)
+    held, impatient = filelock.FileLock(place.lock), WeightStore(store.folder, replace(OPTIONS, lock_patience=1.0))
+    with ThreadPoolExecutor(1) as pool:
+        with held:
+            call = pool.submit(impatient.fetch, tiny)
+            for size in range(1, 9):  # longer than the patience
+                place.partial.write_bytes(bytes(size))
+                threading.Event().wait(0.2)
+        assert call.result(20).read_bytes() == BODY
+    assert server.ranges() == [None]  # what the other left behind without a word of its origin is not used
+
+
+def test_ctrl_c_while_waiting(store, tiny):
+    from freeflow_core.errors import Interrupted
+
+    place = Place.of(tiny, store.folder)
+    place.file.parent.mkdir(parents=True)
+    place.partial.write_bytes(b"abc")
+
+    def press(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with filelock.FileLock(place.lock), pytest.raises(Interrupted, match="'tiny' was stopped"):
+        store.fetch(tiny, on_progress=press)
+
+
+def test_progress_is_a_line_now_and_then(caplog):
+    clock = iter([0.0, 1.0, 4.0, 5.0, 6.0, 10.0])
+    shown = LoggedProgress("tiny", interval=5.0, now=lambda: next(clock))
+    with caplog.at_level(logging.INFO, logger="freeflow"):
+        logging.getLogger("freeflow").addHandler(caplog.handler)
+        try:
+            for done in (2**20, 2**21, 3 * 2**20, 4 * 2**20, 10 * 2**20):
+                shown(done, 20 * 2**20)
+        finally:
+            logging.getLogger("freeflow").removeHandler(caplog.handler)
+    assert list(dict.fromkeys(record.getMessage() for record in caplog.records)) == [
+        "Weights 'tiny': 3.0 MiB of 20.0 MiB (15%), 512.0 KiB/s.",
+        "Weights 'tiny': 10.0 MiB of 20.0 MiB (50%), 1.0 MiB/s.",
+    ]
+
+
+def test_sizes_as_people_read_them():
+    assert [data_size(n) for n in (0, 1023, 1024, 2**20, 5 * 2**29)] == [
+        "0 bytes",
+        "1023 bytes",
+        "1.0 KiB",
+        "1.0 MiB",
+        "2.50 GiB",
+    ]
