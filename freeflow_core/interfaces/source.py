@@ -16,11 +16,17 @@ class Source(Buildable):
 
     Attributes:
         has_data: False for the prior: its batches hold neither states nor conditions.
-        image_shape: (C, H, W) of its images, or None.
+        encoded_by: name of the codec whose states its batches already hold, so that the engine leaves them as they are
+            and refuses another codec; None for images, which the engine encodes.
+        num_images: training images in an epoch, each of which ``batches(0, ...)`` visits once before it visits one
+            again; None where there is no such number.
+        image_shape: (C, H, W) of its images, or of its states when they are encoded; or None.
         num_classes: number of classes, or None.
     """
 
     has_data: bool = True
+    encoded_by: str | None = None
+    num_images: int | None = None
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
 
@@ -29,8 +35,8 @@ class Source(Buildable):
         """Endless batches from image number ``start`` on; row r of a global batch goes to one process only.
 
         ``batch_size`` is this process's micro-batch; consecutive items of rank k of n are the k-th, (k+n)-th, ...
-        blocks of ``batch_size`` rows, so that the same images are seen however they are split. States are images
-        already scaled to the codec's input when ``has_data``: uint8 (N, C, H, W), or float latents.
+        blocks of ``batch_size`` rows, so that the same images are seen however they are split. When ``has_data``,
+        states are uint8 images (N, C, H, W), or float states (N, *D) where ``encoded_by`` names a codec.
         """
 
     @abstractmethod

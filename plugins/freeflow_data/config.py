@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from freeflow_core.config import ComponentConfig
+
+OnError = Literal["refuse", "skip"]
+AugmentationName = Literal["flip", "shift", "rotation", "elastic", "colour", "cutout"]
+Padding = Literal["edge", "reflect", "black"]
 
 
 class PriorConfig(ComponentConfig):
@@ -15,11 +22,145 @@ class PixelsConfig(ComponentConfig):
     """The pixel codec has no options."""
 
 
-class DigitsConfig(ComponentConfig):
+class SDVAEConfig(ComponentConfig):
+    """Options of Stable Diffusion's autoencoder."""
+
+    variant: Literal["mse", "ema"] = Field(
+        "mse", description="Published weights: stabilityai/sd-vae-ft-mse or sd-vae-ft-ema, fetched on first use."
+    )
+    checkpoint: Path | None = Field(
+        None,
+        description="Your own copy instead: a folder in the diffusers layout, or a .safetensors file of the published "
+        "shape.",
+    )
+    scale: PositiveFloat = Field(0.18215, description="Latents are multiplied by this, so that they vary about 1.")
+    posterior: Literal["mean", "sample"] = Field(
+        "mean", description="What encoding takes of each image's Gaussian; a sample's noise depends on seed and image."
+    )
+    dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="Precision of the autoencoder alone.")
+    decode_batch_size: PositiveInt = Field(8, description="Images decoded, or encoded, at once.")
+    slicing: bool = Field(False, description="One image at a time inside each batch: least memory for exact results.")
+    tiling: bool = Field(
+        False,
+        description="Images larger than 256 pixels in blended tiles: less memory, colours may shift a little.",
+    )
+
+
+class AugmentationConfig(ComponentConfig):
+    """One augmentation, written ``rotation`` or ``{name: rotation, strength: 0.5}``."""
+
+    name: AugmentationName = Field(description="What is done.")
+    strength: float = Field(0.5, ge=0, le=1, description="How much at most; 0: nothing, bit for bit.")
+    probability: float = Field(1.0, ge=0, le=1, description="Share of the images it is done to.")
+    padding: Padding = Field("edge", description="What moves in from outside the image (shift, rotation, elastic).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class ImageOptions(ComponentConfig):
+    """What all sources of images have in common: their order, and what is done to training images."""
+
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Order in which training images are visited, and draws of the augmentations."
+    )
+    augment: tuple[AugmentationConfig, ...] = Field(
+        (), description="Augmentations of training images, in order: flip, shift, rotation, elastic, colour, cutout."
+    )
+    augment_strength: float = Field(
+        1.0, ge=0, le=1, description="Multiplies the strength of every augmentation; 0: none, bit for bit."
+    )
+
+
+class DigitsConfig(ImageOptions):
     """Options of the digits source."""
 
     held_out: int = Field(
         597, ge=0, description="Images kept from training, each class in proportion; 0: train on all 1797."
     )
     split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Order in which training images are visited.")
+
+
+class FileOptions(ImageOptions):
+    """What sources that read files have in common."""
+
+    split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
+    on_error: OnError = Field(
+        "refuse", description="Images that cannot be used: refuse the data, or skip them. Both name and count them."
+    )
+
+
+class MNISTConfig(FileOptions):
+    """Options of the MNIST source."""
+
+    path: Path = Field(Path("data/mnist"), description="Folder with the four idx files, compressed (.gz) or not.")
+    held_out: Literal["test"] | Annotated[int, Field(ge=0)] = Field(
+        "test",
+        description="test: the test files; a number: that many of the training files, each class in proportion; "
+        "0: none.",
+    )
+
+
+class FashionMNISTConfig(MNISTConfig):
+    """Options of the Fashion-MNIST source."""
+
+    path: Path = Field(
+        Path("data/fashion-mnist"), description="Folder with the four idx files, compressed (.gz) or not."
+    )
+
+
+class NpzConfig(FileOptions):
+    """Options of the npz source."""
+
+    path: Path = Field(description="The .npz file. Stored uncompressed (np.savez) it is mapped, not loaded.")
+    images: str | None = Field(None, description="Name of the array of images; null: the first of images, x, arr_0.")
+    labels: str | None = Field(
+        None, description="Name of the array of labels; null: the first of labels, label, y, arr_1, if any; none: none."
+    )
+    layout: Literal["auto", "nhwc", "nchw"] = Field("auto", description="Where the channels are; auto: from the shape.")
+    num_classes: PositiveInt | None = Field(None, description="Number of classes; null: the largest label plus one.")
+    held_out: int = Field(0, ge=0, description="Images kept from training, each class in proportion.")
+
+
+class ImageFolderConfig(FileOptions):
+    """Options of the image folder."""
+
+    path: Path = Field(description="Folder with .png, .jpg, .webp or .bmp images, searched with all its sub-folders.")
+    labels: str = Field(
+        "auto",
+        min_length=1,
+        description="folders: the first sub-folder's name; none: unlabelled; a path: a .csv or .json file of file and "
+        "label; auto: folders, where there are any.",
+    )
+    num_classes: PositiveInt | None = Field(None, description="Number of classes; null: as many as the labels name.")
+    size: PositiveInt | None = Field(
+        None, description="Side in pixels to resize and crop to; null: as they are, all of one size."
+    )
+    resize: Literal["adm", "bicubic", "lanczos"] = Field(
+        "adm",
+        description="How the shorter side becomes `size` before the centre crop; adm: halving with a box filter, then "
+        "bicubic, as ADM's ImageNet.",
+    )
+    channels: Literal[1, 3] | None = Field(None, description="1: grey, 3: colour; null: grey when all images are.")
+    check: Literal["headers", "decode", "none"] = Field(
+        "headers",
+        description="What is looked at before training: every file's header and end, every pixel, or the first image.",
+    )
+    workers: PositiveInt = Field(4, description="Threads that check and decode images.")
+    held_out: int = Field(0, ge=0, description="Images kept from training, each class in proportion.")
+
+
+class LatentsConfig(ComponentConfig):
+    """Options of the precomputed latents."""
+
+    path: Path = Field(description="Folder written by `freeflow encode`.")
+    sample: bool = Field(
+        True, description="Draw each latent from its posterior anew, where the codec has one; false: its mean."
+    )
+    flip: bool | None = Field(
+        None, description="Take the mirrored copy of every other image at random; null: when there are copies."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Order of the latents, and draws of copy and posterior.")
+    on_error: OnError = Field("refuse", description="Missing or damaged shards: refuse the folder, or skip them.")

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import BuildContext
+from freeflow_data.augmentations import build_augmentation
 from freeflow_data.config import DigitsConfig
 from freeflow_data.in_memory import ImageSet, InMemorySource
 from freeflow_data.split import stratified_split
@@ -30,7 +31,7 @@ class DigitsSource(InMemorySource):
         assert digits.labels is not None
         training, held_out = stratified_split(digits.labels.numpy(), config.held_out, config.split_seed)
         kept = digits.take(held_out) if len(held_out) else None
-        return cls(digits.take(training), kept, _NUM_CLASSES, config.seed)
+        return cls(digits.take(training), kept, _NUM_CLASSES, config.seed, build_augmentation(config))
 
 
 def load_all_digits() -> ImageSet:

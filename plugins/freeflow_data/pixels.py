@@ -31,6 +31,9 @@ class PixelCodec(Codec):
             )
         return images.float().div_(_HALF_RANGE).sub_(1)
 
+    def state_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        return image_shape
+
     def decode(self, x: Tensor) -> Tensor:
         """The nearest uint8 values, halves to even; states beyond [-1, 1] are clamped."""
         values = x.float().add(1).mul_(_HALF_RANGE)

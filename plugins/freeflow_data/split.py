@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_data.ordering import Rows, keyed_permutation
+
+
+def split_rows(labels: Tensor | None, total: int, num_held_out: int, seed: int) -> tuple[Rows, Rows]:
+    """:func:`stratified_split` for int64 ``labels`` (total,), or for unlabelled rows, which are one class.
+
+    Raises:
+        ConfigError: nothing, or nothing of a class, would be left to train on.
+    """
+    if num_held_out and num_held_out >= total:
+        raise ConfigError(
+            f"held_out={num_held_out} of {total} images leaves nothing to train on. Choose a smaller held_out."
+        )
+    return stratified_split(np.zeros(total, dtype=np.int64) if labels is None else labels.numpy(), num_held_out, seed)
 
 
 def stratified_split(labels: Rows, num_held_out: int, seed: int) -> tuple[Rows, Rows]:

@@ -1,0 +1,102 @@
+"""``freeflow encode``: latents of all images of a source, computed once."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from freeflow_cli import formats
+from freeflow_cli.commands import options
+from freeflow_cli.commands.sample import Device
+from freeflow_cli.console import is_main_process, messages
+from freeflow_cli.console import output as output_console
+from freeflow_cli.results import print_line, print_next
+from freeflow_cli.session import Session
+from freeflow_core.errors import ConfigError
+
+
+class StoredType(str, Enum):
+    """Type that latents are stored in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+def encode(
+    context: typer.Context,
+    source: options.SourceName = None,
+    codec: options.CodecName = "sd-vae",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="source.X= or codec.X=value. Repeatable."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("latents"),
+    num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Images to encode; default: all.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored images too.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images the codec gets at once.")] = 32,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images in a file.")] = 4096,
+    dtype: Annotated[StoredType, typer.Option("--dtype", help="Type the latents are stored in.")] = StoredType.FLOAT32,
+    device: Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")] = Device.AUTO,
+) -> None:
+    """Compute the latents of a source's images once, for the source `latents`. Run it again to go on."""
+    if source is None:
+        raise ConfigError(
+            "Nothing to encode. Name the images: --source image-folder --set source.path=FOLDER. "
+            "`freeflow plugins list --kind source` shows all sources."
+        )
+    session = Session.of(context)
+    registry = session.registry()
+    for kind, name in (("source", source), ("codec", codec)):
+        registry.component(kind, name)  # a misspelt name is told before torch is imported
+    from freeflow_cli.progress import choose_display
+    from freeflow_core import api
+
+    display = choose_display(messages()) if is_main_process() else None
+    began, first = time.monotonic(), -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal first
+        first = done if first < 0 else first
+        if display is not None:
+            rate = (done - first) / max(time.monotonic() - began, 1e-9)
+            display.advance("encode", done, total, unit="images", rate=rate or None, details="")
+
+    try:
+        result = api.encode(
+            source=source,
+            codec=codec,
+            output=output,
+            settings=tuple(assignments or ()),
+            num=num,
+            flip=flip,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            dtype=dtype.value,
+            device=device.value,
+            on_progress=show,
+            manager=session.manager,
+        )
+    finally:
+        if display is not None:
+            display.close()
+    if not is_main_process():
+        return
+    console = output_console()
+    shape = " x ".join(map(str, result.state_shape))
+    print_line(console, f"{result.num_images:,} latents of {shape} in {result.num_shards:,} shards.")
+    if not result.written:
+        print_line(console, "They were all there already.")
+    folder = formats.path(result.folder)
+    print_line(console, f"Written: {folder}")
+    settings = [f"source.path={folder}", f"codec={codec}", *(a for a in assignments or () if a.startswith("codec."))]
+    settings += ["reference=null", "evaluation.enabled=false"]
+    print_next(console, [shlex.join(["freeflow", "pretrain", "--source", "latents", *_as_options(settings)])])
+
+
+def _as_options(settings: list[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]

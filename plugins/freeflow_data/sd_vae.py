@@ -1,0 +1,144 @@
+"""Stable Diffusion's autoencoder as a codec."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from freeflow_core.config import ComponentConfig
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext, Codec
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_data.autoencoder import autoencoder_class, load_autoencoder
+from freeflow_data.config import SDVAEConfig
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_POSTERIOR_STREAM = "sd-vae/posterior"
+
+
+@final
+class SDVAECodec(Codec):
+    """x = scale E(image), image = D(x / scale), with the KL autoencoder of Rombach et al. 2022 (arXiv 2112.10752).
+
+    The weights are loaded at the first image, and never without one: data-free training works on latents alone.
+
+    Args:
+        locate: path of the weights; called once, at the first image. It may download.
+        device: where the autoencoder runs; results lie where the input lay.
+        seed: of the posterior's noise, with ``posterior: sample``.
+    """
+
+    def __init__(self, config: SDVAEConfig, locate: Callable[[], Path], device: torch.device, seed: int) -> None:
+        self._config = config
+        self._locate = locate
+        self._device = device
+        self._seed = seed
+        self._dtype = _DTYPES[config.dtype]
+        self._network: Any = None
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        assert isinstance(config, SDVAEConfig)
+        own = config.checkpoint
+        locate = (lambda: context.weights(f"sd-vae-ft-{config.variant}")) if own is None else (lambda: own)
+        return cls(config, locate, context.device, context.seed)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._network is not None
+
+    def prepare(self) -> None:
+        """Load the weights now, so that what is missing shows before the work and not after it.
+
+        Raises:
+            ConfigError: diffusers is not installed, or the weights are neither here nor to be had.
+            CheckpointError: the weights are damaged or of another network.
+        """
+        if self._network is not None:
+            return
+        autoencoder_class()  # before a download, whatever it is that is missing
+        network: Any = load_autoencoder(self._locate(), self._dtype, self._device)
+        if self._config.slicing:
+            network.enable_slicing()
+        if self._config.tiling:
+            network.enable_tiling()
+        self._network = network
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (N, C, H / f, W / f) float32, f = 8 for the published weights, of uint8 images (N, 3, H, W).
+
+        Raises ``ConfigError`` for images of another kind, or with sides that f does not divide; see also
+        :meth:`prepare`.
+        """
+        mean, std = self.moments(images)
+        if self._config.posterior == "mean":
+            return mean
+        draws = PhiloxDraws(self._seed, _image_index(images), device=mean.device)
+        return mean + std * draws.noise(_POSTERIOR_STREAM, tuple(mean.shape[1:]))
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' Gaussian, whatever ``posterior`` says; as for :meth:`encode`."""
+        self.prepare()
+        _check_images(images, 2 ** (len(self._network.config.block_out_channels) - 1))
+        batches = [self._moments(batch) for batch in torch.split(images, self._config.decode_batch_size)]
+        means, stds = zip(*batches, strict=True)
+        return torch.cat(means), torch.cat(stds)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """uint8 images (N, 3, f h, f w) of latents (N, C, h, w) of any floating type.
+
+        The network's [-1, 1] becomes trunc(clamp(127.5 v + 128, 0, 255)), the nearest of 0..255 for v = 2 p / 255 - 1,
+        as the sampling scripts of ADM, DiT and SiT do (REPA's truncates 255 (v + 1) / 2: half a level darker on
+        average). Raises ``ConfigError`` for latents of another shape; see also :meth:`prepare`.
+        """
+        self.prepare()
+        channels = self._network.config.latent_channels
+        if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
+            raise ConfigError(
+                f"The codec sd-vae decodes latents (N, {channels}, h, w), got {x.dtype} {tuple(x.shape)}. "
+                "A model that works on pixels needs the codec pixels."
+            )
+        return torch.cat([self._decode(batch) for batch in torch.split(x, self._config.decode_batch_size)])
+
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = images.to(self._device).float().div_(127.5).sub_(1).to(self._dtype)
+        with torch.autocast(self._device.type, enabled=False):
+            posterior = self._network.encode(pixels).latent_dist
+        scale, place = self._config.scale, images.device
+        return (posterior.mean.float() * scale).to(place), (posterior.std.float() * scale).to(place)
+
+    def _decode(self, x: Tensor) -> Tensor:
+        # float32 first: latents of a float64 sampler are more than any network here, or an MPS device, can take.
+        latents = x.to(self._device, torch.float32) / self._config.scale
+        with torch.autocast(self._device.type, enabled=False):
+            values = self._network.decode(latents.to(self._dtype)).sample.float()
+        return values.mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8).to(x.device)
+
+
+def _check_images(images: Tensor, factor: int) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ConfigError(
+            f"The codec sd-vae encodes uint8 images (N, 3, H, W), got {images.dtype} {tuple(images.shape)}. "
+            "Grey images must be repeated over three channels, floats scaled to 0..255."
+        )
+    if images.shape[2] % factor or images.shape[3] % factor:
+        raise ConfigError(
+            f"The codec sd-vae encodes images whose sides are multiples of {factor}, got {tuple(images.shape[2:])}. "
+            "Crop or resize them."
+        )
+
+
+def _image_index(images: Tensor) -> Tensor:
+    """(N,) indices in [0, 2**63), functions of each image's bytes: its noise is the same in any batch and any order."""
+    rows = images.cpu().contiguous().numpy()
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cli_support import FakeApi
+from typer.testing import Result
+
+from freeflow_core.errors import Interrupted
+from freeflow_core.plugin import Component, Manager, hookimpl
+
+Freeflow = Callable[..., Result]
+
+
+class Parts:
+    @hookimpl
+    def freeflow_sources(self) -> list[Component]:
+        return [Component("photos", "nowhere:Photos", "nowhere:PhotosConfig", "photos")]
+
+    @hookimpl
+    def freeflow_codecs(self) -> list[Component]:
+        return [Component("sd-vae", "nowhere:VAE", "nowhere:VAEConfig", "vae")]
+
+
+@pytest.fixture
+def calls(manager: Manager, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `freeflow encode` asks of the api, which here encodes 8 images without any work."""
+    manager.register(Parts(), "photos-plugin")
+    found: list[dict[str, Any]] = []
+
+    def encode(**arguments: Any) -> Any:
+        found.append(arguments)
+        if api.failure is not None:
+            raise api.failure
+        for done in (0, 4, 8):
+            arguments["on_progress"](done, 8)
+        return SimpleNamespace(
+            folder=arguments["output"], num_images=8, num_shards=2, state_shape=(4, 2, 2), written=8, seconds=1.0
+        )
+
+    monkeypatch.setattr(sys.modules["freeflow_core.api"], "encode", encode, raising=False)
+    return found
+
+
+def test_cli_encode_passes_its_options_and_says_what_is_there(
+    freeflow: Freeflow, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    result = freeflow(
+        "encode", "--source", "photos", "--set", "source.path=here", "--set", "codec.variant=ema", "--num", "8",
+        "--flip", "--batch-size", "3", "--shard-size", "4", "--dtype", "float16", "--device", "cpu",
+        "--output", str(tmp_path),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    arguments = calls[0]
+    assert (arguments["source"], arguments["codec"], arguments["output"]) == ("photos", "sd-vae", tmp_path)
+    assert arguments["settings"] == ("source.path=here", "codec.variant=ema")
+    assert (arguments["num"], arguments["flip"], arguments["dtype"]) == (8, True, "float16")
+    assert (arguments["batch_size"], arguments["shard_size"], arguments["device"]) == (3, 4, "cpu")
+    assert "8 latents of 4 x 2 x 2 in 2 shards." in result.stdout
+    assert "encode: 8/8 images (100%)" in result.stderr
+    settings = f"--set source.path={tmp_path} --set codec=sd-vae --set codec.variant=ema"
+    assert f"freeflow pretrain --source latents {settings}" in result.stdout
+
+
+def test_cli_encode_has_sensible_defaults(freeflow: Freeflow, calls: list[dict[str, Any]]) -> None:
+    assert freeflow("encode", "--source", "photos").exit_code == 0
+    assert (calls[0]["codec"], calls[0]["output"], calls[0]["num"]) == ("sd-vae", Path("latents"), None)
+    assert (calls[0]["flip"], calls[0]["dtype"], calls[0]["settings"]) == (False, "float32", ())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "Nothing to encode. Name the images: --source image-folder"),
+        (("--source", "fotos"), "Did you mean 'photos'?"),
+        (("--source", "photos", "--codec", "vae"), "Unknown codec 'vae'"),
+        (("--source", "photos", "--shard-size", "0"), "--shard-size"),
+        (("--source", "photos", "--dtype", "int8"), "int8"),
+    ],
+)
+def test_cli_encode_refuses_bad_requests_before_torch(
+    freeflow: Freeflow, calls: list[dict[str, Any]], arguments: tuple[str, ...], expected: str
+) -> None:
+    result = freeflow("encode", *arguments)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert calls == []
+
+
+def test_cli_encode_tells_how_to_go_on_after_a_stop(
+    freeflow: Freeflow, calls: list[dict[str, Any]], api: FakeApi
+) -> None:
+    api.failure = Interrupted("Encoding was stopped with 4 of 8 images done.")
+    result = freeflow("encode", "--source", "photos")
+    assert result.exit_code == 1
+    assert "Interrupted: Encoding was stopped with 4 of 8 images done." in result.stderr
+    assert result.stdout == ""
+
+
+def test_cli_encode_is_silent_on_all_but_the_main_process(
+    freeflow: Freeflow, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    result = freeflow("encode", "--source", "photos")
+    assert result.exit_code == 0
+    assert result.output == ""

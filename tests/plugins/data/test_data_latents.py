@@ -1,0 +1,362 @@
+"""What `freeflow encode` writes, and the source `latents` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, final
+
+import numpy as np
+import pytest
+import torch
+from freeflow_data.config import DigitsConfig, LatentsConfig, PixelsConfig
+from freeflow_data.digits import DigitsSource
+from freeflow_data.latents import LatentsSource
+from freeflow_data.pixels import PixelCodec
+from torch import Tensor
+
+from freeflow_core import api
+from freeflow_core.config import ComponentConfig
+from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
+from freeflow_core.interfaces import BuildContext, Codec, Source
+from freeflow_core.network_file import load_tensors
+from freeflow_core.plugin import Component, Manager, hookimpl
+from freeflow_core.types import Batch, Condition
+
+CONTEXT = BuildContext(device=torch.device("cpu"), seed=0, component=lambda *_: None)
+DIGITS = DigitsSource.from_config(DigitsConfig(held_out=1700), CONTEXT)  # 97 images to train on
+SMALL = {"source": "digits", "settings": ["source.held_out=1700"], "device": "cpu"}
+COUNTS: dict[str, int] = {}
+
+
+@final
+class FuzzyCodec(Codec):
+    """A posterior of mean 2 v and deviation v + 1, v the mean grey value in [0, 1] of each half of the image."""
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        return cls()
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.moments(images)[0]
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        COUNTS["images"] = COUNTS.get("images", 0) + len(images)
+        halves = images.float().div(255).unflatten(3, (2, -1)).mean((2, 4))
+        return 2 * halves, halves + 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@final
+class BrokenCodec(Codec):
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        return cls()
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.float() * 1000
+
+    def decode(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@final
+class EndlessSource(Source):
+    """Two conditions an image, and no number of images."""
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        return cls()
+
+    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        while True:
+            number = torch.arange(start, start + batch_size)
+            images = number.to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+            yield Batch(images, {"digit": number, "pair": torch.stack([number, -number], 1)})
+            start += batch_size
+
+    def held_out(self) -> tuple[Tensor, Condition] | None:
+        return None
+
+
+class Extra:
+    @hookimpl
+    def freeflow_codecs(self) -> list[Component]:
+        return [
+            Component(name, f"{__name__}:{target}", "freeflow_data.config:PixelsConfig", name)
+            for name, target in (("fuzzy", "FuzzyCodec"), ("broken", "BrokenCodec"))
+        ]
+
+    @hookimpl
+    def freeflow_sources(self) -> list[Component]:
+        return [Component("endless", f"{__name__}:EndlessSource", "freeflow_data.config:PriorConfig", "endless")]
+
+
+@pytest.fixture
+def extended() -> Manager:
+    manager = Manager.load()
+    manager.register(Extra(), "extra")
+    COUNTS.clear()
+    return manager
+
+
+def latents(path: Path, **options: Any) -> LatentsSource:
+    return LatentsSource.from_config(LatentsConfig.model_validate({"path": path, **options}), CONTEXT)
+
+
+def first(source: Source, num: int) -> tuple[Tensor, Tensor]:
+    batch = next(source.batches(0, num, 0, 1))
+    assert batch.x is not None
+    assert isinstance(batch.condition, Tensor)
+    return batch.x, batch.condition
+
+
+def in_order(source: LatentsSource) -> tuple[Tensor, Any]:
+    batch = source.read(np.arange(97), np.arange(97))
+    assert batch.x is not None
+    return batch.x, batch.condition
+
+
+@pytest.mark.parametrize(("batch_size", "shard_size"), [(32, 40), (97, 97), (7, 1), (200, 4096)])
+def test_pixels_come_back_exactly_with_their_labels(
+    tmp_path: Path, manager: Manager, batch_size: int, shard_size: int
+) -> None:
+    done = api.encode(
+        **SMALL, codec="pixels", output=tmp_path / "l", batch_size=batch_size, shard_size=shard_size, manager=manager
+    )
+    assert (done.num_images, done.written, done.state_shape) == (97, 97, (1, 8, 8))
+    assert done.num_shards == len(list((tmp_path / "l").glob("*.safetensors"))) == -(-97 // shard_size)
+    source = latents(tmp_path / "l")
+    assert (source.encoded_by, source.num_images, source.num_classes) == ("pixels", 97, 10)
+    assert source.image_shape == (1, 8, 8)
+    x, labels = in_order(source)
+    images, expected_labels = first(DIGITS, 97)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, PixelCodec.from_config(PixelsConfig(), CONTEXT).encode(images))
+    assert torch.equal(labels, expected_labels)
+    assert source.held_out() is None
+    assert source.training_images() is None
+
+
+def test_each_epoch_visits_each_latent_once_in_any_split(tmp_path: Path, manager: Manager) -> None:
+    api.encode(**SMALL, codec="pixels", output=tmp_path / "l", shard_size=10, manager=manager)
+    source = latents(tmp_path / "l", seed=4)
+    everything = in_order(source)[0].flatten(1)
+    seen = torch.cat([b.x.flatten(1) for b in islice(source.batches(0, 97, 0, 1), 2) if b.x is not None])
+    assert sorted(map(tuple, seen[:97].tolist())) == sorted(map(tuple, everything.tolist()))
+    assert not torch.equal(seen[:97], seen[97:])
+    ranks = [islice(source.batches(6, 5, rank, 2), 9) for rank in range(2)]
+    joined = torch.cat([b.x.flatten(1) for pair in zip(*ranks, strict=True) for b in pair if b.x is not None])
+    assert torch.equal(joined, seen[6 : 6 + 90])
+
+
+def test_a_posterior_is_drawn_anew_for_each_image_and_epoch(tmp_path: Path, extended: Manager) -> None:
+    api.encode(**SMALL, codec="fuzzy", output=tmp_path / "l", manager=extended)
+    mean, deviation = FuzzyCodec().moments(first(DIGITS, 97)[0])
+    assert torch.equal(in_order(latents(tmp_path / "l", sample=False))[0], mean)
+    source = latents(tmp_path / "l")
+    rows = np.arange(97)
+    draws = torch.stack([source.read(rows, rows + 97 * epoch).x for epoch in range(300)])  # type: ignore[misc]
+    standard = (draws - mean) / deviation
+    assert float(standard.mean()) == pytest.approx(0, abs=0.02)
+    assert float(standard.std()) == pytest.approx(1, abs=0.02)
+    assert float((standard[:, 0] * standard[:, 1]).mean()) == pytest.approx(0, abs=0.15)
+    again = next(latents(tmp_path / "l").batches(500, 13, 0, 1)).x
+    assert torch.equal(next(source.batches(500, 13, 0, 1)).x, again)  # type: ignore[arg-type]
+    assert not torch.equal(next(latents(tmp_path / "l", seed=1).batches(500, 13, 0, 1)).x, again)  # type: ignore[arg-type]
+
+
+def test_mirrored_copies_are_taken_for_half_the_images(tmp_path: Path, extended: Manager) -> None:
+    api.encode(**SMALL, codec="fuzzy", output=tmp_path / "l", flip=True, shard_size=30, manager=extended)
+    mean = in_order(latents(tmp_path / "l", sample=False, flip=False))[0]
+    mixed = in_order(latents(tmp_path / "l", sample=False))[0]
+    mirrored = (mixed == mean.flip(-1)).all((1, 2))
+    kept = (mixed == mean).all((1, 2))
+    assert bool((mirrored | kept).all())
+    assert 30 < int((mirrored & ~kept).sum()) < 67
+    assert not torch.equal(in_order(latents(tmp_path / "l", flip=False))[0], in_order(latents(tmp_path / "l"))[0])
+
+
+def test_flipping_without_copies_is_refused(tmp_path: Path, extended: Manager) -> None:
+    api.encode(**SMALL, codec="fuzzy", output=tmp_path / "l", manager=extended)
+    with pytest.raises(ConfigError, match=r"no mirrored copies.*freeflow encode --flip"):
+        latents(tmp_path / "l", flip=True)
+    assert latents(tmp_path / "l", flip=False).num_images == 97
+
+
+def test_half_precision_is_stored_small_and_read_as_float32(tmp_path: Path, extended: Manager) -> None:
+    api.encode(**SMALL, codec="fuzzy", output=tmp_path / "l", dtype="float16", manager=extended)
+    assert load_tensors(tmp_path / "l" / "shard-000000.safetensors")[0]["mean"].dtype == torch.float16
+    x = in_order(latents(tmp_path / "l", sample=False))[0]
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x, FuzzyCodec().encode(first(DIGITS, 97)[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_several_conditions_travel_by_name(tmp_path: Path, extended: Manager) -> None:
+    with pytest.raises(ConfigError, match=r"does not say how many images it has.*--num N"):
+        api.encode(source="endless", codec="pixels", output=tmp_path / "l", device="cpu", manager=extended)
+    api.encode(source="endless", codec="pixels", num=9, shard_size=4, output=tmp_path / "l", manager=extended)
+    batch = latents(tmp_path / "l").read(np.array([8, 0, 3]), np.arange(3))
+    assert isinstance(batch.condition, dict)
+    assert batch.condition["digit"].tolist() == [8, 0, 3]
+    assert batch.condition["pair"].tolist() == [[8, -8], [0, 0], [3, -3]]
+
+
+def test_the_first_images_alone(tmp_path: Path, manager: Manager) -> None:
+    api.encode(**SMALL, codec="pixels", num=11, output=tmp_path / "l", manager=manager)
+    assert latents(tmp_path / "l").num_images == 11
+    with pytest.raises(ConfigError, match=r"--num 98 images cannot be encoded: the source 'digits' has 97"):
+        api.encode(**SMALL, codec="pixels", num=98, output=tmp_path / "m", manager=manager)
+
+
+def stop_after(count: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        assert total == 97
+        if done >= count:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return progress
+
+
+def test_an_interrupted_job_keeps_whole_shards_and_goes_on(tmp_path: Path, extended: Manager) -> None:
+    arguments: dict[str, Any] = {**SMALL, "codec": "fuzzy", "batch_size": 5, "shard_size": 20, "manager": extended}
+    with pytest.raises(Interrupted, match=r"stopped with 40 of 97 images done.*the same command goes on"):
+        api.encode(**arguments, output=tmp_path / "l", on_progress=stop_after(45))
+    names = sorted(path.name for path in (tmp_path / "l").iterdir())
+    assert names == ["manifest.json", "shard-000000.safetensors", "shard-000001.safetensors"]
+    with pytest.raises(ConfigError, match="not complete: encoding was stopped"):
+        latents(tmp_path / "l")
+    COUNTS.clear()
+    told: list[tuple[int, int]] = []
+    done = api.encode(**arguments, output=tmp_path / "l", on_progress=lambda *pair: told.append(pair))
+    assert COUNTS["images"] == done.written == 57
+    assert told[0] == (40, 97)
+    assert told[-1] == (97, 97)
+    api.encode(**{**arguments, "batch_size": 64}, output=tmp_path / "whole")
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "l" / path.name).read_bytes()
+    COUNTS.clear()
+    assert api.encode(**arguments, output=tmp_path / "l").written == 0
+    assert not COUNTS
+
+
+def test_another_job_or_other_files_are_left_alone(tmp_path: Path, manager: Manager) -> None:
+    arguments: dict[str, Any] = {**SMALL, "codec": "pixels", "output": tmp_path / "l", "manager": manager}
+    api.encode(**arguments)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "l").iterdir()}
+    for change, shown in (
+        ({"flip": True}, "flip: False -> True"),
+        ({"settings": ["source.held_out=1690"]}, "num_images: 97 -> 107; source.held_out: 1700 -> 1690"),
+        ({"dtype": "float16"}, "dtype: 'float32' -> 'float16'"),
+    ):
+        with pytest.raises(ConfigError, match=f"latents of another job. Changed: {shown}"):
+            api.encode(**{**arguments, **change})
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "l").iterdir()}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds other files"):
+        api.encode(**{**arguments, "output": tmp_path / "other"})
+    with pytest.raises(ConfigError, match="is a file"):
+        api.encode(**{**arguments, "output": tmp_path / "other" / "thesis.tex"})
+    (tmp_path / "l" / "manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        api.encode(**arguments)
+
+
+def test_states_that_do_not_fit_are_refused(tmp_path: Path, extended: Manager) -> None:
+    with pytest.raises(FreeflowError, match=r"'broken' made states that are not finite or do not fit float16"):
+        api.encode(**SMALL, codec="broken", output=tmp_path / "l", dtype="float16", manager=extended)
+    assert [path.name for path in (tmp_path / "l").iterdir()] == ["manifest.json"]
+
+
+def test_sources_without_images_and_wrong_settings_are_refused(tmp_path: Path, manager: Manager) -> None:
+    with pytest.raises(ConfigError, match=r"'prior' yields no images"):
+        api.encode(source="prior", codec="pixels", output=tmp_path / "l", manager=manager)
+    api.encode(**SMALL, codec="pixels", output=tmp_path / "l", manager=manager)
+    with pytest.raises(ConfigError, match=r"'latents' yields states of the codec 'pixels' already"):
+        api.encode(source="latents", codec="pixels", settings=[f"source.path={tmp_path / 'l'}"], manager=manager)
+    with pytest.raises(ConfigError, match=r"there is no 'teacher' here"):
+        api.encode(source="digits", codec="pixels", settings=["teacher.x=1"], output=tmp_path / "m", manager=manager)
+    with pytest.raises(ConfigError, match="at least 1, got 0 and 4"):
+        api.encode(source="digits", codec="pixels", batch_size=0, shard_size=4, output=tmp_path / "m", manager=manager)
+    assert not (tmp_path / "m").exists()
+
+
+def test_missing_and_damaged_shards_are_named_skipped_and_made_anew(
+    tmp_path: Path, manager: Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments: dict[str, Any] = {**SMALL, "codec": "pixels", "shard_size": 20, "manager": manager}
+    folder = tmp_path / "l"
+    api.encode(**arguments, output=folder)
+    whole = in_order(latents(folder))[0]
+    (folder / "shard-000001.safetensors").unlink()
+    damaged = folder / "shard-000003.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"2 of 5 shards cannot be used.*shard-000001.*shard-000003.*fills the gaps"):
+        latents(folder)
+    rest = latents(folder, on_error="skip")
+    assert rest.num_images == 57
+    assert torch.equal(rest.read(np.arange(57), np.arange(57)).x, torch.cat([whole[:20], whole[40:60], whole[80:]]))  # type: ignore[arg-type]
+    assert "They are left out." in caplog.text
+    with pytest.raises(FreeflowError, match="was damaged and is removed now; the same command makes it anew"):
+        api.encode(**arguments, output=folder)
+    assert api.encode(**arguments, output=folder).written == 20
+    assert torch.equal(in_order(latents(folder))[0], whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, r"no latents in .*freeflow encode"),
+        ("[]", "cannot be used"),
+        ('{"format": "other", "version": 1}', "of format 'other'"),
+        ('{"format": "freeflow-latents", "version": 2}', "version 2"),
+        ('{"format": "freeflow-latents", "version": 1}', "'complete'"),
+    ],
+)
+def test_a_folder_without_a_sound_manifest_is_refused(tmp_path: Path, text: str | None, expected: str) -> None:
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        latents(tmp_path)
+
+
+def test_augmentations_belong_to_images(registry: Any) -> None:
+    from freeflow_core.config import ComponentChoice
+    from freeflow_core.config.load import resolve_choice
+
+    choice = ComponentChoice(name="latents", options={"path": "x", "augment": ["flip"]})
+    with pytest.raises(ConfigError, match=r"Unknown setting 'source\.augment' of the source 'latents'"):
+        resolve_choice(registry, "source", choice, "source")
+
+
+def test_two_processes_write_what_one_does(tmp_path: Path, manager: Manager) -> None:
+    arguments = ("--source", "digits", "--codec", "pixels", "--set", "source.held_out=1700", "--shard-size", "10")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "freeflow_cli", "encode", *arguments, "--output", str(tmp_path / "two"), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("97 latents of 1 x 8 x 8 in 10 shards.") == 1
+    api.encode(**SMALL, codec="pixels", shard_size=10, output=tmp_path / "one", manager=manager)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {path.name for path in (tmp_path / "two").iterdir()}
+    for name in names - {"manifest.json"}:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    manifests = [json.loads((tmp_path / side / "manifest.json").read_text()) for side in ("one", "two")]
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["complete"] is True
+    assert manifests[0]["shards"]["shard-000009.safetensors"] == 7

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from freeflow_data.config import NpzConfig
+from freeflow_data.npz import NpzSource, channels_last
+from freeflow_data.npz_arrays import open_array
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext
+
+CONTEXT = BuildContext(device=torch.device("cpu"), seed=0, component=lambda *_: None)
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), dtype=np.uint8)
+LABELS = np.arange(30) % 4
+
+
+def build(path: Path, **options: Any) -> NpzSource:
+    return NpzSource.from_config(NpzConfig.model_validate({"path": path, **options}), CONTEXT)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data.npz"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_and_labels_come_back_whether_mapped_or_loaded(path: Path, save: Any) -> None:
+    save(path, arr_0=IMAGES, arr_1=LABELS)
+    source = build(path)
+    assert (source.image_shape, source.num_classes, source.num_images) == ((3, 6, 5), 4, 30)
+    images, labels = source.training_images()  # type: ignore[misc]
+    assert torch.equal(images, torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
+    assert labels.tolist() == LABELS.tolist()  # type: ignore[union-attr]
+    assert isinstance(open_array(path, "arr_0"), np.memmap) == (save is np.savez)
+
+
+def test_a_mapped_array_reads_any_order_and_several_arrays(path: Path) -> None:
+    ordered = {"a": np.arange(12.0).reshape(3, 4), "b": np.asfortranarray(IMAGES), "c": np.arange(5, dtype=np.int8)}
+    np.savez(path, **ordered)
+    for name, expected in ordered.items():
+        found = open_array(path, name)
+        assert isinstance(found, np.memmap)
+        assert np.array_equal(found, expected)
+
+
+def test_batches_keep_labels_with_their_images(path: Path) -> None:
+    np.savez(path, x=IMAGES, y=LABELS)
+    for batch in islice(build(path, seed=5).batches(0, 7, 0, 1), 10):
+        assert batch.x is not None
+        for image, label in zip(batch.x, batch.condition, strict=True):  # type: ignore[arg-type]
+            row = np.flatnonzero((image.permute(1, 2, 0).numpy() == IMAGES).all((1, 2, 3)))
+            assert LABELS[row].tolist() == [int(label)]
+
+
+def test_names_are_options(path: Path) -> None:
+    np.savez(path, photos=IMAGES, kinds=LABELS, arr_0=IMAGES[:2])
+    source = build(path, images="photos", labels="kinds")
+    assert (source.num_images, source.num_classes) == (30, 4)
+    assert build(path).num_images == 2
+    assert build(path, images="photos").num_classes is None
+    with pytest.raises(ConfigError, match=r"no array 'photo' .* Did you mean 'photos'\?"):
+        build(path, images="photo")
+    np.savez(path, photos=IMAGES)
+    with pytest.raises(ConfigError, match="no array named images, x or arr_0; it holds photos"):
+        build(path)
+
+
+def test_labels_may_be_left_unused(path: Path) -> None:
+    np.savez(path, images=IMAGES, labels=LABELS)
+    source = build(path, labels="none")
+    assert source.num_classes is None
+    assert next(source.batches(0, 2, 0, 1)).condition is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "expected"),
+    [
+        ((2, 6, 5), "auto", (1, 6, 5)),
+        ((2, 6, 5, 1), "auto", (1, 6, 5)),
+        ((2, 3, 6, 5), "auto", (3, 6, 5)),
+        ((2, 3, 6, 3), "nchw", (3, 6, 3)),
+        ((2, 3, 6, 3), "nhwc", (3, 3, 6)),
+    ],
+)
+def test_layouts(path: Path, shape: tuple[int, ...], layout: str, expected: tuple[int, ...]) -> None:
+    values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    np.savez(path, x=values)
+    images = build(path, layout=layout).training_images()[0]  # type: ignore[index]
+    assert tuple(images.shape[1:]) == expected
+    if expected != (3, 3, 6):
+        assert np.array_equal(images.numpy().ravel(), values.ravel())
+
+
+@pytest.mark.parametrize(
+    ("array", "layout", "expected"),
+    [
+        (np.zeros((2, 3, 6, 3), np.uint8), "auto", r"layout=nchw or nhwc"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "auto", r"1 or 3 channels"),
+        (np.zeros((2, 6, 5, 3), np.uint8), "nchw", r"1 or 3 channels"),
+        (np.zeros((2, 6, 5, 3), np.float32), "auto", r"is float32 \(2, 6, 5, 3\)"),
+        (np.zeros((2, 6), np.uint8), "auto", r"Expected uint8 images"),
+        (np.zeros((0, 6, 5, 3), np.uint8), "auto", r"at least one"),
+    ],
+)
+def test_arrays_that_are_not_images_are_refused(array: np.ndarray, layout: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        channels_last(array, layout, "The array 'x'")
+
+
+@pytest.mark.parametrize("labels", [np.eye(4)[LABELS], LABELS.astype(float), LABELS[:, None]])
+def test_labels_that_are_not_classes_are_refused(path: Path, labels: np.ndarray) -> None:
+    np.savez(path, x=IMAGES, y=labels)
+    with pytest.raises(ConfigError, match=r"one integer label an image.*argmax"):
+        build(path)
+
+
+def test_labels_out_of_range_and_without_images_are_counted_and_skipped(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.concatenate([LABELS[:-5], np.zeros(10, int)])  # five more than images
+    labels[[2, 4]] = (-1, 9)
+    np.savez(path, x=IMAGES, y=labels)
+    with pytest.raises(ConfigError) as caught:
+        build(path, num_classes=4)
+    assert "7 of 35 images cannot be used" in str(caught.value)
+    assert "label outside 0 to 3: 2 (row 2: -1, row 4: 9)" in str(caught.value)
+    assert "without a partner: 5 (from row 30 on: 30 images, 35 labels)" in str(caught.value)
+    with caplog.at_level(logging.WARNING, "freeflow"):
+        source = build(path, num_classes=4, on_error="skip")
+    assert source.num_images == 28
+    images = source.training_images()[0]  # type: ignore[index]
+    assert torch.equal(images, torch.from_numpy(np.delete(IMAGES, [2, 4], 0)).permute(0, 3, 1, 2))
+    assert "7 of 35" in caplog.text
+
+
+def test_classes_without_labels_are_refused(path: Path) -> None:
+    np.savez(path, x=IMAGES)
+    with pytest.raises(ConfigError, match=r"num_classes=4 is set, but .* no labels"):
+        build(path, num_classes=4)
+
+
+def test_held_out_images_are_a_share_of_each_class(path: Path) -> None:
+    np.savez(path, x=IMAGES, y=LABELS)
+    source = build(path, held_out=8)
+    assert source.num_images == 22
+    _, labels = source.held_out()  # type: ignore[misc]
+    assert np.bincount(labels).tolist() == [2, 2, 2, 2]
+    np.savez(path, x=IMAGES)
+    with pytest.raises(ConfigError, match="held_out=30 of 30 images leaves nothing"):
+        build(path, held_out=30)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_truncated_files_are_refused(path: Path, save: Any) -> None:
+    save(path, x=IMAGES)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"not an .npz file, or was cut off: 1,?\d\d\d bytes"):
+        build(path)
+
+
+def test_damage_inside_a_compressed_array_is_found(path: Path) -> None:
+    np.savez_compressed(path, x=IMAGES)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"The array 'x' of .* cannot be read"):
+        build(path)
+
+
+def test_python_objects_are_never_loaded(path: Path) -> None:
+    for save in (np.savez, np.savez_compressed):
+        save(path, x=np.array([{"a": 1}], dtype=object))
+        with pytest.raises(ConfigError, match="cannot be read"):
+            build(path)
+
+
+def test_a_missing_file_is_named(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.npz cannot be read: .*No such file"):
+        build(path)
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Is a directory"):
+        build(path.parent)

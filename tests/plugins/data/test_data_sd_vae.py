@@ -1,0 +1,378 @@
+"""Stable Diffusion's codec on a tiny random AutoencoderKL, made here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from freeflow_data import autoencoder
+from freeflow_data.config import SDVAEConfig
+from freeflow_data.sd_vae import SDVAECodec
+from safetensors.torch import load_file, save_file
+
+from freeflow_core import api
+from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError
+from freeflow_core.interfaces import BuildContext, Codec
+from freeflow_core.plugin import Manager, Registry, hookimpl
+from freeflow_core.torchvision_ops import ensure_torchvision_ops
+
+pytest.importorskip("diffusers")
+
+TINY = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "sample_size": 32,
+}
+"""Halves the sides once; tiles are 32 pixels, 16 latents."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny autoencoder in the diffusers layout."""
+    ensure_torchvision_ops()
+    from diffusers import AutoencoderKL
+
+    path = tmp_path_factory.mktemp("vae")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderKL(**TINY).save_pretrained(path)
+    return path
+
+
+def codec(folder: Path | None, seed: int = 0, weights: Any = None, **options: Any) -> SDVAECodec:
+    context = BuildContext(torch.device("cpu"), seed, lambda *_: None, **({"weights": weights} if weights else {}))
+    return SDVAECodec.from_config(SDVAEConfig(checkpoint=folder, **options), context)
+
+
+def latents(number: int, size: int = 8, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(number, 4, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def pictures(number: int, size: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (number, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+def levels_apart(one: torch.Tensor, two: torch.Tensor) -> int:
+    return int((one.int() - two.int()).abs().max())
+
+
+def raw(folder: Path) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def test_it_is_diffusers_autoencoder_with_the_family_s_scale_and_rounding(folder: Path) -> None:
+    z = latents(3)
+    images = codec(folder).decode(z)
+    values = raw(folder).decode(z / 0.18215).sample
+    expected = torch.clamp(127.5 * values + 128.0, 0, 255).to(torch.uint8)
+    assert (images.shape, images.dtype) == ((3, 3, 16, 16), torch.uint8)
+    assert levels_apart(images, expected) == 0
+    assert images.float().std() > 10, "a constant picture would prove nothing"
+    x = codec(folder).encode(images)
+    posterior = raw(folder).encode(images.float() / 127.5 - 1).latent_dist
+    assert (x.shape, x.dtype) == (z.shape, torch.float32)
+    torch.testing.assert_close(x, posterior.mean * 0.18215, rtol=1e-5, atol=1e-6)
+    mean, std = codec(folder).moments(images)
+    assert torch.equal(mean, x)
+    torch.testing.assert_close(std, posterior.std * 0.18215, rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_is_to_the_nearest_level(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = codec(folder)
+    vae.prepare()
+    levels = torch.tensor([-7.0, 0.0, 0.4, 0.6, 100.4, 100.6, 254.4, 254.6, 255.0, 300.0]).reshape(1, 1, 1, -1)
+    values = levels / 127.5 - 1
+    found = type("Output", (), {"sample": values})()
+    monkeypatch.setattr(vae._network, "decode", lambda z: found)
+    assert vae.decode(latents(1)).flatten().tolist() == [0, 0, 0, 1, 100, 101, 254, 255, 255, 255]
+
+
+@torch.no_grad()
+def test_results_do_not_depend_on_the_batch(folder: Path) -> None:
+    z, images = latents(7), pictures(7)
+    together = codec(folder, decode_batch_size=7)
+    for size in (1, 3):
+        vae = codec(folder, decode_batch_size=size)
+        assert levels_apart(vae.decode(z), together.decode(z)) <= 1
+        torch.testing.assert_close(vae.encode(images), together.encode(images), rtol=1e-4, atol=1e-5)
+
+
+def test_slices_equal_whole_batches_and_tiles_come_close(folder: Path) -> None:
+    plain = codec(folder)
+    z = latents(2, size=32)
+    whole = plain.decode(z)
+    assert whole.shape == (2, 3, 64, 64)
+    assert levels_apart(codec(folder, slicing=True).decode(z), whole) <= 1
+    tiled = codec(folder, tiling=True).decode(z)
+    assert tiled.shape == whole.shape
+    # Each tile has a group norm and an attention of its own: a tiled picture is near the whole one, not equal to it.
+    difference = (tiled.float() - whole.float()).pow(2).mean().sqrt()
+    assert 0 < difference < 0.2 * whole.float().std()
+    small = latents(2, size=16)
+    assert levels_apart(codec(folder, tiling=True).decode(small), plain.decode(small)) == 0
+    images = pictures(1, 64)
+    x, tiled_x = plain.encode(images), codec(folder, tiling=True).encode(images)
+    assert 0 < (x - tiled_x).pow(2).mean().sqrt() < 0.35 * x.std()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_states_of_any_floating_type_are_decoded(folder: Path, dtype: torch.dtype) -> None:
+    z = latents(2).to(dtype)
+    assert levels_apart(codec(folder).decode(z), codec(folder).decode(z.float())) == 0
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_half_precision_is_the_autoencoder_s_alone(folder: Path, name: str) -> None:
+    half = codec(folder, dtype=name)
+    images = half.decode(latents(2))
+    assert images.dtype == torch.uint8
+    assert levels_apart(images, codec(folder).decode(latents(2))) <= 16
+    assert half.encode(pictures(1)).dtype == torch.float32
+
+
+def test_autocast_outside_does_not_reach_in(folder: Path) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = codec(folder).decode(latents(2))
+    assert levels_apart(inside, codec(folder).decode(latents(2))) == 0
+
+
+def test_a_posterior_sample_is_a_function_of_seed_and_image(folder: Path) -> None:
+    images = pictures(5)
+    one = codec(folder, posterior="sample").encode(images)
+    mean, std = codec(folder).moments(images)
+    assert torch.equal(one, codec(folder, posterior="sample").encode(images))
+    order = torch.tensor([4, 0, 2])
+    again = codec(folder, posterior="sample", decode_batch_size=1).encode(images[order])
+    torch.testing.assert_close(again, one[order], rtol=1e-4, atol=1e-5)
+    noise = (one - mean) / std
+    assert abs(float(noise.mean())) < 0.1
+    assert abs(float(noise.std()) - 1) < 0.1
+    assert not torch.allclose(one, codec(folder, seed=1, posterior="sample").encode(images), atol=1e-3)
+
+
+def test_the_scale_can_be_set(folder: Path) -> None:
+    z = latents(1)
+    assert levels_apart(codec(folder, scale=0.5).decode(z / 0.18215 * 0.5), codec(folder).decode(z)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.zeros(2, 3, 16, 16), "torch.float32"),
+        (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), r"\(2, 1, 16, 16\).*[Gg]rey"),
+        (torch.zeros(2, 3, 15, 16, dtype=torch.uint8), r"multiples of 2, got \(15, 16\)"),
+    ],
+)
+def test_other_images_are_refused(folder: Path, images: torch.Tensor, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        codec(folder).encode(images)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 4), torch.zeros(2, 4, 8, 8, dtype=torch.uint8)])
+def test_other_latents_are_refused(folder: Path, x: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"decodes latents \(N, 4, h, w\)"):
+        codec(folder).decode(x)
+
+
+def test_the_published_weights_are_asked_for_at_the_first_image_only(folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(autoencoder, "PUBLISHED_CONFIG", TINY)
+    asked: list[str] = []
+
+    def weights(name: str) -> Path:
+        asked.append(name)
+        return folder / autoencoder.WEIGHTS_FILE
+
+    vae = codec(None, weights=weights, variant="ema")
+    assert (asked, vae.is_loaded) == ([], False)
+    for _ in range(2):
+        assert levels_apart(vae.decode(latents(1)), codec(folder).decode(latents(1))) == 0
+    assert (asked, vae.is_loaded) == (["sd-vae-ft-ema"], True)
+
+
+def test_the_variants_are_declared_as_published_weights(registry: Registry) -> None:
+    declared = {item.name: item for _, item in registry.manager.collect("freeflow_weights")}
+    for variant in ("mse", "ema"):
+        weights = declared[f"sd-vae-ft-{variant}"]
+        assert weights.repository == f"stabilityai/sd-vae-ft-{variant}"
+        assert weights.filename == autoencoder.WEIGHTS_FILE
+    assert SDVAEConfig().variant == "mse"
+
+
+def old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As diffusers named the attention's layers when the published files were written."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for old, new in autoencoder._OLD_ATTENTION_NAMES.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+        renamed[name] = tensor
+    return renamed
+
+
+def test_the_published_configuration_fits_the_published_file_to_the_byte() -> None:
+    """Header and tensors of a safetensors file of this network, under the old names, are as long as the real one."""
+    ensure_torchvision_ops()
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        network = AutoencoderKL.from_config(dict(autoencoder.PUBLISHED_CONFIG))
+    offset, header = 0, {"__metadata__": {"format": "pt"}}
+    for name, tensor in sorted(old_names(network.state_dict()).items()):
+        end = offset + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    assert len(header) == 249
+    length = len(json.dumps(header, separators=(",", ":")))
+    assert 8 + -(-length // 8) * 8 + offset == 334_643_276
+
+
+def test_files_of_early_diffusers_load(folder: Path, tmp_path: Path) -> None:
+    renamed = old_names(load_file(folder / autoencoder.WEIGHTS_FILE))
+    assert renamed.keys() != load_file(folder / autoencoder.WEIGHTS_FILE).keys()
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    save_file(renamed, tmp_path / autoencoder.WEIGHTS_FILE)
+    assert levels_apart(codec(tmp_path).decode(latents(1)), codec(folder).decode(latents(1))) == 0
+
+
+def damaged(kind: str, folder: Path, tmp_path: Path) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    weights = (folder / autoencoder.WEIGHTS_FILE).read_bytes()
+    if kind == "absent":
+        return tmp_path / "nowhere"
+    if kind == "wider":
+        config["block_out_channels"] = [16, 64]
+    elif kind == "other":
+        config["_class_name"] = "AutoencoderTiny"
+    elif kind == "impossible":
+        config["norm_num_groups"] = 5
+    if kind != "no config":
+        (tmp_path / "config.json").write_text(json.dumps(config) if kind != "not json" else "{")
+    if kind == "pickled":
+        (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"")
+    else:
+        (tmp_path / autoencoder.WEIGHTS_FILE).write_bytes(weights[:1000] if kind == "truncated" else weights)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("absent", "no checkpoint file"),
+        ("no config", "config.json"),
+        ("not json", "config.json"),
+        ("other", "AutoencoderTiny"),
+        ("impossible", "cannot build an AutoencoderKL"),
+        ("wider", "wrong shape"),
+        ("truncated", "truncated"),
+        ("pickled", "pickled"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, kind: str, words: str) -> None:
+    vae = codec(damaged(kind, folder, tmp_path))
+    with pytest.raises(CheckpointError, match=words):
+        vae.decode(latents(1))
+    assert not vae.is_loaded
+
+
+def test_without_diffusers_it_says_what_to_install_before_anything_is_downloaded() -> None:
+    """In a process of its own: building the codec needs no diffusers, decoding does."""
+    code = """
+import sys
+sys.modules["diffusers"] = None
+import torch
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext
+from freeflow_data.config import SDVAEConfig
+from freeflow_data.sd_vae import SDVAECodec
+
+def weights(name):
+    raise AssertionError("downloaded for nothing")
+
+context = BuildContext(torch.device("cpu"), 0, lambda *_: None, weights=weights)
+vae = SDVAECodec.from_config(SDVAEConfig(), context)
+try:
+    vae.decode(torch.zeros(1, 4, 8, 8))
+except ConfigError as error:
+    assert "pip install 'freeflow-distill[vae]'" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Steps:
+    """Counts the images of the training steps it is told about."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    @hookimpl
+    def freeflow_step_finished(self, progress: Any) -> None:
+        self.images = progress.images
+
+
+LATENT_RUN = {
+    "name": "latents",
+    "teacher": {"name": "gaussian-mixture", "layout": "ring", "sample_shape": [4, 8, 8]},
+    "student": {"name": "mlp", "width": 16, "depth": 1},
+    "objective": {"name": "freeflow"},
+    "training": {"images": 64, "batch_size": 16},
+    "logging": {"every_images": 16},
+    "evaluation": {"enabled": False},
+    "runtime": {"device": "cpu", "threads": 1},
+}
+
+
+def distill(registry: Registry, manager: Manager, output: Path, checkpoint: Path) -> Any:
+    from freeflow_core.config import load_run_config
+
+    choice = {"name": "sd-vae", "checkpoint": str(checkpoint)}
+    config = load_run_config(registry, "distill", overrides={**LATENT_RUN, "codec": choice})
+    return api.distill(config, output=output, manager=manager)
+
+
+def test_training_never_loads_it_and_the_pictures_at_the_end_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = Manager.load()
+    steps = Steps()
+    manager.register(steps, "counting-steps")
+    loaded_at: list[int] = []
+    load = autoencoder.load_autoencoder
+
+    def recorded(*arguments: Any) -> Any:
+        loaded_at.append(steps.images)
+        return load(*arguments)
+
+    monkeypatch.setattr("freeflow_data.sd_vae.load_autoencoder", recorded)
+    result = distill(Registry(manager), manager, tmp_path / "run", folder)
+    assert result.status == "finished"
+    assert loaded_at == [64], "the weights were read before training was over, or more than once"
+    assert list((tmp_path / "run" / "samples").glob("*.png"))
+
+
+def test_a_run_whose_autoencoder_cannot_be_had_still_leaves_its_student(
+    registry: Registry, manager: Manager, tmp_path: Path
+) -> None:
+    with contextlib.suppress(FreeflowError):
+        distill(registry, manager, tmp_path / "run", tmp_path / "nowhere")
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+    assert api.load_student(tmp_path / "run", manager=manager).codec.name == "sd-vae"
+
+
+def test_it_is_a_codec(registry: Registry) -> None:
+    assert issubclass(registry.component("codec", "sd-vae").load_target(), Codec)
