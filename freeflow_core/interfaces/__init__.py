@@ -10,6 +10,7 @@ from freeflow_core.interfaces.source import Source
 from freeflow_core.interfaces.student import AverageVelocityStudent, Policy, PolicyStudent, StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.interfaces.tracker import Tracker
+from freeflow_core.interfaces.verifier import Verifier
 
 __all__ = [
     "AverageVelocityStudent",
@@ -38,4 +39,5 @@ __all__ = [
     "Tracker",
     "Transition",
     "VelocitySampler",
+    "Verifier",
 ]

@@ -9,36 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
+
+from freeflow_core.torchvision_ops import ensure_torchvision_ops
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 """The file name that clean-fid's loader expects."""
 
 STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats"
 """Where clean-fid keeps its reference statistics; it has no constant for it."""
-
-_OPERATORS = ("torchvision::nms", "torchvision::qnms")
-_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-
-
-def ensure_torchvision_ops() -> None:
-    """Make ``import torchvision`` work beside a torch that its compiled operators were not built for.
-
-    A torchvision built for CUDA cannot load its compiled operators beside a CPU-only torch. It goes on without them,
-    and then its import fails while it registers a shape rule for ``torchvision::nms``, an operator that does not
-    exist. Declaring the operators, with no implementation, lets the import finish; nothing here ever calls them.
-    Declaring an operator twice is an error, so the plain import is tried first, only this one failure is mended, and
-    an operator that somebody declared already is left alone.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-        for name in _OPERATORS:
-            if not _is_declared(name):
-                torch.library.define(name, _SCHEMA)
 
 
 def load_inception(folder: Path, resize_inside: bool) -> nn.Module:
@@ -84,12 +63,3 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, num_subsets: int, sub
     from cleanfid import fid
 
     return float(fid.kernel_distance(first, second, num_subsets=num_subsets, max_subset_size=subset_size))
-
-
-def _is_declared(name: str) -> bool:
-    namespace, operator = name.split("::")
-    try:
-        getattr(getattr(torch.ops, namespace), operator)
-    except AttributeError:
-        return False
-    return True

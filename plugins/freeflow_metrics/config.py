@@ -87,3 +87,35 @@ class FidelityConfig(ComponentConfig):
         if not all(0 < d <= 1 for d in self.durations):
             raise ValueError(f"durations must lie in (0, 1], got {list(self.durations)}")
         return self
+
+
+class EnergyDistanceConfig(ComponentConfig):
+    """Energy distance between raw states: for vectors and small images."""
+
+    max_samples: int = Field(
+        4_096, ge=2, description="States kept in memory per row, the first by sample order; cost grows with its square."
+    )
+    max_dimension: PositiveInt = Field(
+        4_096,
+        description="Largest number of entries of a state; larger ones are refused, for raw distances say little.",
+    )
+
+
+class ClassProbabilityConfig(ComponentConfig):
+    """A classifier's probability of the class asked for."""
+
+    features: Literal["digits"] = Field("digits", description="The network with a classifier; Inception has none here.")
+
+
+class FeatureCentroidConfig(FeatureOptions):
+    """Distance to the mean features of a class's real images."""
+
+
+class CallableVerifierConfig(ComponentConfig):
+    """A function of the user's own."""
+
+    function: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="module:function of (images, condition) that returns (N,) scores, higher is better. "
+        "The module is imported, which runs it: name only code you trust.",
+    )

@@ -1,4 +1,4 @@
-"""Evaluators: Fréchet and kernel distance, class accuracy, spread, and fidelity to the teacher."""
+"""Evaluators (Fréchet, kernel and energy distance, accuracy, spread, fidelity to the teacher) and verifiers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def freeflow_evaluators() -> Iterable[Component]:
             "Binkowski et al. 2018, arXiv 1801.01401; clean-fid, Parmar et al. 2022, arXiv 2104.11222",
         ),
         Component(
+            "energy-distance",
+            "freeflow_metrics.energy_evaluator:EnergyDistanceEvaluator",
+            "freeflow_metrics.config:EnergyDistanceConfig",
+            "Energy distance between raw states to held-out data and the teacher: vectors and small images",
+            "Székely & Rizzo 2013, J. Statistical Planning and Inference 143(8)",
+        ),
+        Component(
             "class-accuracy",
             "freeflow_metrics.class_accuracy:ClassAccuracyEvaluator",
             "freeflow_metrics.config:ClassAccuracyConfig",
@@ -43,5 +50,30 @@ def freeflow_evaluators() -> Iterable[Component]:
             "freeflow_metrics.config:FidelityConfig",
             "Error to the teacher's end points from the same noise, and the residual of the flow-map identity",
             "Tong et al. 2025, arXiv 2511.19428",
+        ),
+    ]
+
+
+@hookimpl
+def freeflow_verifiers() -> Iterable[Component]:
+    """What best-of-N search can rank by."""
+    return [
+        Component(
+            "class-probability",
+            "freeflow_metrics.verifiers:ClassProbability",
+            "freeflow_metrics.config:ClassProbabilityConfig",
+            "Probability that a classifier gives the class asked for",
+        ),
+        Component(
+            "feature-centroid",
+            "freeflow_metrics.verifiers:FeatureCentroid",
+            "freeflow_metrics.config:FeatureCentroidConfig",
+            "Nearness to the mean features of the real images of the class",
+        ),
+        Component(
+            "callable",
+            "freeflow_metrics.verifiers:CallableVerifier",
+            "freeflow_metrics.config:CallableVerifierConfig",
+            "A function of your own, as module:function",
         ),
     ]

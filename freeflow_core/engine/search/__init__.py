@@ -1,0 +1,1 @@
+"""Best-of-N: the one-step student screens noises for the teacher."""

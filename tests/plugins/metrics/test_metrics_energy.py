@@ -1,0 +1,158 @@
+"""Energy distance: its definition, known values, unbiasedness, and the evaluator around it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from freeflow_metrics import energy
+from freeflow_metrics.config import EnergyDistanceConfig
+from freeflow_metrics.energy import energy_distance
+from freeflow_metrics.energy_evaluator import EnergyDistanceEvaluator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext, EvaluationBatch, EvaluationContext, Source
+
+
+def normal(rows: int, dims: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(rows, dims, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def literal(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The definition, pair by pair."""
+    across = sum(math.dist(a, b) for a in x.tolist() for b in y.tolist()) / (len(x) * len(y))
+
+    def within(z: torch.Tensor) -> float:
+        pairs = [(i, j) for i in range(len(z)) for j in range(len(z)) if i != j]
+        return sum(math.dist(z[i].tolist(), z[j].tolist()) for i, j in pairs) / len(pairs)
+
+    return 2 * across - within(x) - within(y)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(1, 4), st.integers(0, 1000))
+def test_it_is_the_definition(first: int, second: int, dims: int, seed: int) -> None:
+    x, y = normal(first, dims, seed), normal(second, dims, seed + 1, shift=0.5)
+    assert energy_distance(x, y) == pytest.approx(literal(x, y), rel=1e-12, abs=1e-12)
+    assert energy_distance(y, x) == pytest.approx(energy_distance(x, y), rel=1e-12, abs=1e-12)
+
+
+def test_two_points_against_two() -> None:
+    # 2 * (1 + 1 + 3 + 1) / 4 - 2 - 2 with 0, 2 against 1, 3
+    x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [3.0]])
+    assert energy_distance(x, y) == pytest.approx(3.0 - 4.0)
+
+
+def test_one_dimensional_normals_have_a_known_distance() -> None:
+    # E|N(m, s^2)| = s sqrt(2/pi) exp(-m^2 / 2 s^2) + m erf(m / s sqrt 2), with X - Y ~ N(m, 2) and X - X' ~ N(0, 2).
+    m, s = 1.0, math.sqrt(2)
+    mean = s * math.sqrt(2 / math.pi) * math.exp(-(m**2) / (2 * s**2)) + m * math.erf(m / (s * math.sqrt(2)))
+    expected = 2 * mean - 2 * s * math.sqrt(2 / math.pi)
+    quantiles = torch.special.ndtri((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000).unsqueeze(1)
+    assert energy_distance(quantiles, quantiles + m) == pytest.approx(expected, abs=1e-3)
+
+
+def test_unbiased_between_equal_distributions() -> None:
+    found = torch.tensor([energy_distance(normal(40, 2, 2 * k), normal(30, 2, 2 * k + 1)) for k in range(300)])
+    error = float(found.std()) / math.sqrt(len(found))
+    assert abs(float(found.mean())) < 4 * error
+    assert error < 0.005
+    assert found.min() < 0  # as an unbiased estimate must be, now and then
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = normal(57, 3, 0), normal(41, 3, 1, shift=0.3)
+    whole = energy_distance(x, y)
+    monkeypatch.setattr(energy, "_BLOCK_ELEMENTS", 100)
+    assert energy_distance(x, y) == pytest.approx(whole, rel=1e-13)
+
+
+def test_small_distances_far_from_the_origin_keep_their_digits() -> None:
+    x, y = normal(30, 2, 0, shift=1e6, scale=1e-3), normal(30, 2, 1, shift=1e6, scale=1e-3)
+    assert energy_distance(x, y) == pytest.approx(energy_distance(x - 1e6, y - 1e6), rel=1e-5)
+
+
+@pytest.mark.parametrize(("x", "y", "message"), [((1, 2), (3, 2), "two points"), ((3, 2), (3, 4), "cannot be compared")])
+def test_what_cannot_be_compared(x: tuple[int, int], y: tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        energy_distance(torch.zeros(x), torch.zeros(y))
+
+
+class HeldOut(Source):
+    """Held-out states alone."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self._states = states
+
+    @classmethod
+    def from_config(cls, config, context):
+        raise NotImplementedError
+
+    def batches(self, start, batch_size, rank, world_size):
+        raise NotImplementedError
+
+    def held_out(self):
+        return self._states, None
+
+
+def batches(states: torch.Tensor):
+    return [EvaluationBatch(part, None) for part in states.split(37)]
+
+
+def evaluator(reference: torch.Tensor | None = None, **options) -> EnergyDistanceEvaluator:
+    made = EnergyDistanceEvaluator.from_config(
+        EnergyDistanceConfig(**options), BuildContext(torch.device("cpu"), 0, lambda *_: None)
+    )
+    source = None if reference is None else HeldOut(reference)
+    made.prepare(EvaluationContext(torch.device("cpu"), None, reference=source))  # type: ignore[arg-type]
+    return made
+
+
+def test_scores_against_data_and_teacher() -> None:
+    data, teacher, row = normal(100, 2, 0), normal(90, 2, 1, shift=0.2), normal(80, 2, 2, shift=1.0)
+    made = evaluator(data)
+    made.reset("teacher")
+    for batch in batches(teacher):
+        made.observe_reference(batch)
+        made.update(batch)
+    assert made.compute() == {"energy_data": pytest.approx(energy_distance(teacher, data))}
+    made.reset("student")
+    for batch in batches(row):
+        made.update(batch)
+    assert made.compute() == {
+        "energy_data": pytest.approx(energy_distance(row, data)),
+        "energy_teacher": pytest.approx(energy_distance(row, teacher)),
+    }
+    made.reset("empty")
+    assert made.compute() == {}
+
+
+def test_images_are_scaled_to_states() -> None:
+    images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = evaluator(images)
+    made.reset("student")
+    made.update(EvaluationBatch(images, None))
+    states = images.double() / 127.5 - 1
+    assert made.compute()["energy_data"] == pytest.approx(energy_distance(states, states))
+
+
+def test_only_the_first_samples_are_kept() -> None:
+    data, row = normal(50, 2, 0), normal(200, 2, 1)
+    made = evaluator(data, max_samples=60)
+    made.reset("student")
+    for batch in batches(row):
+        made.update(batch)
+    assert made.compute()["energy_data"] == pytest.approx(energy_distance(row[:60], data))
+
+
+def test_large_states_and_other_shapes_are_refused() -> None:
+    made = evaluator(normal(10, 2, 0), max_dimension=8)
+    made.reset("student")
+    with pytest.raises(ConfigError, match="max_dimension"):
+        made.update(EvaluationBatch(torch.zeros(3, 3, 3), None))
+    made.update(EvaluationBatch(torch.zeros(3, 3), None))
+    with pytest.raises(ConfigError, match="shape"):
+        made.compute()

@@ -1,0 +1,90 @@
+"""Verifiers prefer what they say they prefer."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from freeflow_metrics.config import CallableVerifierConfig, FeatureCentroidConfig
+from freeflow_metrics.verifiers import CallableVerifier, ClassProbability, FeatureCentroid
+
+from freeflow_core.config import ComponentChoice
+from freeflow_core.engine.build import Builder
+from freeflow_core.errors import ConfigError, PluginError
+from freeflow_core.interfaces import EvaluationContext
+from freeflow_core.plugin import Manager, Registry
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def builder() -> Builder:
+    return Builder(Registry(Manager.load()), CPU, 0)
+
+
+@pytest.fixture(scope="module")
+def digits(builder):
+    source = builder.build("source", ComponentChoice(name="digits"))
+    images, labels = source.held_out()
+    return source, images[:200], labels[:200]
+
+
+def context(source=None) -> EvaluationContext:
+    return EvaluationContext(CPU, codec=None, reference=source)  # type: ignore[arg-type]
+
+
+def test_class_probability_prefers_the_class_asked_for(builder, digits):
+    _, images, labels = digits
+    verifier = builder.build("verifier", ComponentChoice(name="class-probability"))
+    verifier.prepare(context())
+    right, wrong = verifier.score(images, labels), verifier.score(images, (labels + 1) % 10)
+    assert right.shape == (200,)
+    assert (right > wrong).double().mean() > 0.97
+    assert (right <= 0).all()
+
+
+def test_class_probability_refuses_samples_without_a_class(builder, digits):
+    verifier = ClassProbability.from_config(None, None)  # type: ignore[arg-type]
+    for condition in (None, torch.full((200,), 10)):
+        with pytest.raises(ConfigError, match="a class label from 0 to 9"):
+            verifier.score(digits[1], condition)
+
+
+def test_centroids_are_those_of_the_real_images_of_a_class(builder, digits):
+    source, images, labels = digits
+    verifier = builder.build("verifier", ComponentChoice(name="feature-centroid"))
+    verifier.prepare(context(source))
+    right, wrong = verifier.score(images, labels), verifier.score(images, (labels + 1) % 10)
+    assert (right > wrong).double().mean() > 0.95
+    with pytest.raises(ConfigError, match=r"no real images of the classes \[11\]"):
+        verifier.score(images, torch.full((200,), 11))
+
+
+def test_centroids_need_real_images(builder):
+    verifier = FeatureCentroid.from_config(FeatureCentroidConfig(), None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"there are none.*--set reference="):
+        verifier.prepare(context())
+
+
+def test_a_function_ranks(monkeypatch):
+    module = types.ModuleType("my_verifier")
+    module.brightness = lambda images, condition: images.float().flatten(1).mean(1)  # type: ignore[attr-defined]
+    module.total = lambda images, condition: images.sum()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_verifier", module)
+
+    def build(name: str) -> CallableVerifier:
+        return CallableVerifier.from_config(CallableVerifierConfig(function=name), None)  # type: ignore[arg-type]
+
+    images = torch.stack([torch.full((1, 4, 4), v, dtype=torch.uint8) for v in (3, 200)])
+    assert build("my_verifier:brightness").score(images, None).tolist() == [3.0, 200.0]
+    with pytest.raises(PluginError, match=r"my_verifier:total returned scores of shape \(\) for 2"):
+        build("my_verifier:total").score(images, None)
+    for name in ("my_verifier:none", "no_such_module_here:f"):
+        with pytest.raises(ConfigError, match="cannot be imported"):
+            build(name)
+
+
+def test_every_verifier_is_listed():
+    assert set(Registry(Manager.load()).components("verifier")) >= {"class-probability", "feature-centroid", "callable"}
