@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -64,7 +65,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         sync_file(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # such as a parent that is a file, which is then the error to tell
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} cannot be written: {error}. Free some space or choose another folder."
         ) from error

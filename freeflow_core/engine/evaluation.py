@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.sampling import Generator, SampleBatch
+from freeflow_core.engine.sampling import Generator, SampleBatch, SampleStream
 from freeflow_core.interfaces import (
     Codec,
     EvaluationBatch,
@@ -30,6 +30,12 @@ OnAdvance = Callable[[str, int, int], None]
 COST_COLUMNS = ("evaluations", "ms_per_image")
 DATA, TEACHER, TEACHER_1, STUDENT, JUMP = "data", "teacher", "teacher_1_step", "student", "student_jump"
 
+_FEW_STEP = {
+    StartTimes.ANY: ComponentChoice(name="few-step"),
+    StartTimes.ANY_TO_DATA: ComponentChoice(name="few-step", options={"renoise": True}),
+}
+"""How a student of each kind takes several steps; one that jumps from the prior alone cannot."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -40,11 +46,25 @@ class Reference:
     scores: Mapping[str, float]
 
 
+@dataclass
+class SharedRows:
+    """What evaluations of one teacher's students have in common: made by the first of them, taken by the others.
+
+    ``rows`` are those of the data and the teacher; the settings, the seed and the number of samples must agree.
+    """
+
+    reference: Reference | None = None
+    rows: Scores = field(default_factory=dict)
+
+
 @final
 class Evaluation:
     """Scores rows. The many-step teacher is sampled once and kept, for paired comparison and for pictures.
 
     Distributions are compared on noise that the reference did not use, so that pairing cannot flatter a distance.
+
+    Args:
+        shared: rows that do not depend on the student, for several evaluations to make once.
     """
 
     def __init__(
@@ -57,6 +77,7 @@ class Evaluation:
         student: Student | None,
         reference_data: Source | None,
         on_advance: OnAdvance | None = None,
+        shared: SharedRows | None = None,
     ) -> None:
         self.config = config.evaluation
         self._builder = builder
@@ -70,21 +91,22 @@ class Evaluation:
         for evaluator in self._evaluators:
             evaluator.prepare(self._context)
         self._reference: Reference | None = None
+        self._shared = SharedRows() if shared is None else shared
 
     def all_rows(self) -> Scores:
         """The whole table, cheapest reading order: data, teacher, then whatever the student can do."""
         scores: Scores = {}
-        if data := self.data_row():
+        if data := self._shared_row(DATA, self.data_row):
             scores[DATA] = data
         if self._teacher is not None:
             scores[TEACHER] = dict(self.reference().scores)
-            scores[TEACHER_1] = self.row(TEACHER_1, self._generator("euler", 1))
+            scores[TEACHER_1] = self._shared_row(TEACHER_1, lambda: self.row(TEACHER_1, self._generator("euler", 1)))
         if self._student is not None:
             scores[STUDENT] = self.student_row()
-            if self._student.start_times is StartTimes.ANY:
+            if (few_step := _FEW_STEP.get(self._student.start_times)) is not None:
                 for steps in self.config.few_steps:
                     name = f"student_{steps}_steps"
-                    scores[name] = self.row(name, self._generator("few-step", steps))
+                    scores[name] = self.row(name, self._generator(few_step, steps))
             if self._teacher is not None:
                 scores[JUMP] = self.row(JUMP, self._generator("student-then-teacher", self.config.jump_steps))
         return scores
@@ -97,6 +119,8 @@ class Evaluation:
 
     def reference(self) -> Reference:
         """The many-step teacher's samples and scores, computed once."""
+        if self._reference is None and self._shared.reference is not None:
+            self.use_reference(self._shared.reference)
         if self._reference is None:
             generator = self._generator(self.config.reference_sampler, self.config.reference_steps)
             kept: list[SampleBatch] = []
@@ -112,6 +136,7 @@ class Evaluation:
                 self._on_advance(TEACHER, int(batch.index[-1]) + 1, self.config.num_samples)
             scores = _cost(kept) | {k: v for e in unpaired for k, v in e.compute().items()}
             self._reference = Reference(torch.cat([b.x for b in kept]), torch.cat([b.images for b in kept]), scores)
+            self._shared.reference = self._reference
         return self._reference
 
     def use_reference(self, reference: Reference) -> None:
@@ -139,7 +164,7 @@ class Evaluation:
                 evaluator.update(batch)
         return {k: v for e in unpaired for k, v in e.compute().items()}
 
-    def row(self, name: str, generator: Generator) -> dict[str, float]:
+    def row(self, name: str, generator: SampleStream) -> dict[str, float]:
         """One row: paired evaluators on the reference's noise, the others on fresh noise."""
         number, size = self.config.num_samples, self.config.batch_size
         for evaluator in self._evaluators:
@@ -159,6 +184,11 @@ class Evaluation:
                     evaluator.update(shown)
             self._on_advance(name, int(batch.index[-1]) + 1 - number, number)
         return _cost(fresh) | {k: v for e in self._evaluators for k, v in e.compute().items()}
+
+    def _shared_row(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        if name not in self._shared.rows:
+            self._shared.rows[name] = compute()
+        return dict(self._shared.rows[name])
 
     def _generator(self, sampler: ComponentChoice | str, num_steps: int) -> Generator:
         choice = ComponentChoice(name=sampler) if isinstance(sampler, str) else sampler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,11 +66,15 @@ def scatter_image(clouds: Sequence[tuple[str, Tensor]], size: int = 360) -> Tens
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write a uint8 (1|3, H, W) picture as PNG."""
+    """Write a uint8 (1|3, H, W) picture: as lossless WebP when the name ends in ``.webp``, else as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    Image.fromarray(_array(_rgb(image[None])[0])).save(temporary, format="PNG")
-    temporary.replace(path)
+    options: dict[str, Any] = {"format": "WEBP", "lossless": True} if path.suffix == ".webp" else {"format": "PNG"}
+    try:
+        Image.fromarray(_array(_rgb(image[None])[0])).save(temporary, **options)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _array(image: Tensor) -> np.ndarray:
@@ -77,7 +82,8 @@ def _array(image: Tensor) -> np.ndarray:
 
 
 def _rgb(images: Tensor) -> Tensor:
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    """Three channels; of states that are no images, such as undecoded latents, the first three, or the first alone."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
 def _enlarge(images: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, Protocol, TypeAlias, final
 
 import torch
 from torch import Tensor
 
+from freeflow_core.engine.device import autocast
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
     Codec,
@@ -24,10 +25,16 @@ from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.math.time_grids import jump_grid, uniform_grid
 from freeflow_core.types import Condition, Guidance, Samples
 
+Labels: TypeAlias = tuple[int, ...] | Literal["balanced", "random"]
+"""Classes by index: a cycle of fixed ones, all in turn, or one drawn from p(c) for each index."""
+
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Samples of ``index`` (N,): noise ``z``, states ``x`` (N, *D), uint8 ``images``, and what they cost."""
+    """Samples of ``index`` (N,): noise ``z``, states ``x`` (N, *D), uint8 ``images``, and what they cost.
+
+    ``seconds`` are those of sampling and decoding; drawing the noise and moving the images to the host do not count.
+    """
 
     index: Tensor
     z: Tensor
@@ -39,6 +46,13 @@ class SampleBatch:
     seconds: float
 
 
+class SampleStream(Protocol):
+    """Samples by index, however they come about."""
+
+    def batches(self, start: int, num: int, batch_size: int) -> Iterator[SampleBatch]:
+        """Samples ``start`` ... ``start + num - 1``."""
+
+
 @final
 class Generator:
     """Draws samples with one sampler and one model.
@@ -46,10 +60,14 @@ class Generator:
     Args:
         sampler: any of the three kinds; it decides which of ``teacher`` and ``student`` is used.
         num_steps: steps of the sampler; a hybrid's count the teacher's, after the jump to ``jump_to``.
-        labels: fixed classes, cycled by index; None for all classes in turn.
+        labels: which classes; models without classes take ``"balanced"`` alone.
+        precision: ``"bf16"`` autocasts the networks; the noise, the sampler's states and the codec keep their own.
+
+    Attributes:
+        networks: the models that are used: the student, the teacher, or both.
 
     Raises:
-        ConfigError: the sampler needs a model that is not there.
+        ConfigError: the sampler needs a model that is not there, or the model has no such classes.
     """
 
     def __init__(
@@ -65,20 +83,28 @@ class Generator:
         guidance_low: float = 0.0,
         guidance_high: float = 1.0,
         jump_to: float = 0.5,
-        labels: tuple[int, ...] | None = None,
+        labels: Labels = "balanced",
+        precision: str = "float32",
     ) -> None:
         self.sampler = sampler
         self.codec = codec
         self.seed = seed
         self.model: Any = _choose_model(sampler, teacher, student)
-        self._parts = self.model if isinstance(self.model, tuple) else (self.model,)
+        self.networks: tuple[Any, ...] = self.model if isinstance(self.model, tuple) else (self.model,)
         own_grid = sampler.default_grid(num_steps)
         self.grid = uniform_grid(num_steps) if own_grid is None else own_grid
         if isinstance(sampler, HybridSampler):
             self.grid = jump_grid(jump_to, num_steps)
         self._weight, self._low, self._high = guidance_weight, guidance_low, guidance_high
         self._labels = labels
+        self._precision = precision
         self._teacher = teacher
+        _check_labels(labels, self.networks[0].num_classes)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Dimensions of one state."""
+        return tuple(self.networks[0].sample_shape)
 
     def batches(self, start: int, num: int, batch_size: int) -> Iterator[SampleBatch]:
         """Samples ``start`` ... ``start + num - 1``."""
@@ -86,36 +112,46 @@ class Generator:
             yield self.batch(torch.arange(first, min(first + batch_size, start + num)))
 
     @torch.no_grad()
-    def batch(self, index: Tensor) -> SampleBatch:
-        """The samples ``index`` (N,)."""
-        reference = next(self._parts[0].parameters(), None)
-        buffers = next(self._parts[0].buffers(), None) if reference is None else reference
+    def batch(self, index: Tensor, noise_index: Tensor | None = None) -> SampleBatch:
+        """The samples ``index`` (N,), from the noise of ``noise_index`` (N,) where it is given, else from their own."""
+        reference = next(self.networks[0].parameters(), None)
+        buffers = next(self.networks[0].buffers(), None) if reference is None else reference
         device = torch.device("cpu") if buffers is None else buffers.device
         dtype = torch.float32 if buffers is None else buffers.dtype
         draws = PhiloxDraws(self.seed, index, device=device, dtype=dtype)
-        z = draws.noise("prior", tuple(self._parts[0].sample_shape))
-        condition = self._condition(index)
+        noise = draws if noise_index is None else PhiloxDraws(self.seed, noise_index, device=device, dtype=dtype)
+        z = noise.noise("prior", self.sample_shape)
+        condition = self._condition(index, draws)
         guidance = Guidance(torch.full((len(index),), self._weight, dtype=torch.float64), self._low, self._high)
         _synchronize(device)
         began = time.perf_counter()
-        samples: Samples = self.sampler.sample(self.model, z, self.grid, condition, guidance, draws)  # type: ignore[attr-defined]
+        with autocast(device, self._precision):
+            samples: Samples = self.sampler.sample(self.model, z, self.grid, condition, guidance, noise)  # type: ignore[attr-defined]
         images = self.codec.decode(samples.x) if samples.x.ndim == 4 else samples.x
         _synchronize(device)
         seconds = time.perf_counter() - began
         return SampleBatch(index, z, samples.x, images, condition, guidance, samples.num_evaluations, seconds)
 
-    def _condition(self, index: Tensor) -> Condition:
-        num_classes = self._parts[0].num_classes
-        if self._labels is not None:
-            if not num_classes or any(not 0 <= label < num_classes for label in self._labels):
-                raise ConfigError(
-                    f"Labels {list(self._labels)} are out of range: the model has {num_classes or 'no'} classes"
-                    + (f", 0 to {num_classes - 1}." if num_classes else ".")
-                )
+    def _condition(self, index: Tensor, draws: PhiloxDraws) -> Condition:
+        num_classes = self.networks[0].num_classes
+        if self._labels == "random":
+            return self._teacher.sample_condition(draws) if self._teacher else draws.integers("label", num_classes)
+        if isinstance(self._labels, tuple):
             return torch.tensor(self._labels)[index % len(self._labels)]
         if self._teacher is not None:
             return self._teacher.balanced_condition(index)
         return index % num_classes if num_classes else None
+
+
+def _check_labels(labels: Labels, num_classes: int | None) -> None:
+    if labels == "balanced":
+        return
+    if not num_classes:
+        raise ConfigError(f"The model has no classes, so there are no labels to choose ({labels!r}). Leave them out.")
+    if isinstance(labels, tuple) and (not labels or any(not 0 <= label < num_classes for label in labels)):
+        raise ConfigError(
+            f"Labels {list(labels)} are out of range: the model has {num_classes} classes, 0 to {num_classes - 1}."
+        )
 
 
 def _choose_model(sampler: Sampler, teacher: Teacher | None, student: Student | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -14,15 +15,18 @@ from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.config.titles import row_title
 from freeflow_core.engine.as_teacher import VelocityOfStudent
 from freeflow_core.engine.build import Builder, Components
-from freeflow_core.engine.evaluation import STUDENT, TEACHER, TEACHER_1, Evaluation, Scores
+from freeflow_core.engine.evaluation import STUDENT, TEACHER, TEACHER_1, Evaluation, Scores, SharedRows
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.pictures import comparison_image, grid_image, save_image, scatter_image
 from freeflow_core.engine.report import write_report
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.engine.sampling import Generator
 from freeflow_core.engine.student_file import save_student
+from freeflow_core.errors import FreeflowError
 from freeflow_core.interfaces import AverageVelocityStudent, Student
 from freeflow_core.types import Progress
+
+_log = logging.getLogger("freeflow")
 
 
 @final
@@ -40,23 +44,46 @@ class Scoring:
         student: Student,
         folder: RunFolder,
         events: Events,
+        shared: SharedRows | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self._builder = builder
         self._components = components
         self._events = events
+        self._shared = shared
         self._network = student
         self._teacher = components.teacher
         self._student: Student | None = student
         if self._teacher is None and isinstance(student, AverageVelocityStudent):
             self._teacher, self._student = VelocityOfStudent(student).eval(), None
         self._evaluation: Evaluation | None = None
+        self._no_images: str | None = None
 
     def prepare(self) -> None:
         """Build the evaluators now, so that a missing file shows before training and not after it."""
         if self.config.evaluation.enabled:
             self._open_evaluation()
+
+    def can_show(self) -> bool:
+        """Whether there is a codec to make images with. Without one training goes on; why is told once, as a warning.
+
+        Asked again each time: weights that could not be fetched an hour ago may be there now.
+        """
+        try:
+            self._components.codec.prepare()
+        except FreeflowError as error:
+            if str(error) != self._no_images:
+                _log.warning("No pictures and no scores for now: %s Training is not affected.", error)
+            self._no_images = str(error)
+            return False
+        self._no_images = None
+        return True
+
+    @property
+    def no_images(self) -> str | None:
+        """Why there are no pictures and scores, or None."""
+        return self._no_images
 
     def picture(self, images_seen: int) -> None:
         """A grid of samples, classes in columns; a scatter plot for states that are not images."""
@@ -148,6 +175,7 @@ class Scoring:
                 student=self._student,
                 reference_data=self._components.reference or self._components.source,
                 on_advance=self._events.advanced,
+                shared=self._shared,
             )
         return self._evaluation
 

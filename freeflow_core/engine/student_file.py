@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from freeflow_core import __version__
 from freeflow_core.config import ComponentChoice, RunConfig
-from freeflow_core.errors import CheckpointError, PluginError
+from freeflow_core.engine.build import Builder
+from freeflow_core.errors import CheckpointError, ConfigError, PluginError
 from freeflow_core.interfaces import StartTimes, Student
 from freeflow_core.network_file import load_network, save_network
 from freeflow_core.plugin import Registry
@@ -39,28 +43,42 @@ def save_student(path: Path, config: RunConfig, student: Student, images: int) -
     save_network(path, student.network_state(), metadata)
 
 
-def load_student(path: Path, registry: Registry) -> StudentFile:
-    """Rebuild a student from its file.
+def load_student(name: str | Path, registry: Registry, options: Mapping[str, Any] | None = None) -> StudentFile:
+    """A trained student: from its file, a run's folder, or published weights by the name of their component.
+
+    Args:
+        name: a path, or a student component that brings weights of its own, such as ``freeflow-xl-2-256``.
+        options: of that component.
 
     Raises:
         CheckpointError: missing, damaged, not a student, or of a plugin that is not installed.
+        ConfigError: a component without weights of its own; options for a file.
     """
+    path = Path(name)
+    if not path.exists() and str(name) in registry.components("student"):
+        return _published_student(str(name), registry, dict(options or {}))
+    if options:
+        raise ConfigError(
+            f"{path} is a file, which has no options, but student.{next(iter(options))} was set. Options go with a "
+            "student's name, such as --student freeflow --set student.checkpoint=PATH."
+        )
     if path.is_dir():
         path = path / "student.safetensors"
     if not path.is_file():
         raise CheckpointError(
-            f"There is no student file {path}. Expected the folder of a finished run, or the student.safetensors in it."
+            f"There is no student file {path}. Expected the folder of a finished run, the student.safetensors in it, "
+            "or the name of a published student (freeflow plugins list --kind student)."
         )
     state, metadata = load_network(path)
-    name = metadata.get("component")
-    if not isinstance(name, str):
+    component = metadata.get("component")
+    if not isinstance(component, str):
         raise CheckpointError(f"{path} holds a network but does not say which student it is; expected a student file.")
-    if name not in registry.components("student"):
-        raise CheckpointError(f"{path} holds a student of kind {name!r}, which no installed plugin provides.")
-    target = registry.component("student", name).load_target()
+    if component not in registry.components("student"):
+        raise CheckpointError(f"{path} holds a student of kind {component!r}, which no installed plugin provides.")
+    target = registry.component("student", component).load_target()
     student = target.from_state(state)
     if not isinstance(student, Student):
-        raise PluginError(f"The student {name!r} was rebuilt as a {type(student).__name__}, not a Student.")
+        raise PluginError(f"The student {component!r} was rebuilt as a {type(student).__name__}, not a Student.")
     student.start_times = StartTimes(metadata.get("start_times", StartTimes.ANY.value))
     teacher = metadata.get("teacher")
     return StudentFile(
@@ -69,3 +87,15 @@ def load_student(path: Path, registry: Registry) -> StudentFile:
         ComponentChoice.model_validate(metadata.get("codec", "pixels")),
         metadata,
     )
+
+
+def _published_student(name: str, registry: Registry, options: dict[str, Any]) -> StudentFile:
+    builder = Builder(registry, torch.device("cpu"), seed=0)
+    student: Student = builder.build("student", ComponentChoice(name=name, options=options))
+    if not student.provenance:
+        raise ConfigError(
+            f"The student {name!r} is a network to be trained: it brings no weights. Name the folder of a run, a "
+            "student file, or a published student."
+        )
+    codec = ComponentChoice(name=student.codec or "pixels")
+    return StudentFile(student.eval(), None, codec, {"component": name})

@@ -82,7 +82,7 @@ def freeflow_codecs() -> Iterable[Component]:
 
 @hookimpl
 def freeflow_presets() -> Iterable[Preset]:
-    """Teachers trained from these sources."""
+    """Teachers trained from these sources, and what becomes of students whose data are not the teacher's."""
     return [
         Preset(
             name="mnist",
@@ -95,6 +95,12 @@ def freeflow_presets() -> Iterable[Preset]:
             resource="freeflow_data:presets/pretrain-fashion-mnist.yaml",
             command="pretrain",
             summary="The same of Fashion-MNIST's clothes",
+        ),
+        Preset(
+            name="mismatch",
+            resource="freeflow_data:presets/compare-mismatch.yaml",
+            command="compare",
+            summary="Ever more augmented data for two data-based objectives, beside FreeFlow, on the digits teacher",
         ),
     ]
 

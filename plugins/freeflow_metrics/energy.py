@@ -40,7 +40,7 @@ def _distance_sum(first: Tensor, second: Tensor) -> float:
     # By differences, not by |x|^2 + |y|^2 - 2 x.y, which keeps half the digits of a small distance.
     rows = max(1, _BLOCK_ELEMENTS // len(second))
     total = 0.0
-    for block in first.split(rows):
+    for block in torch.split(first, rows):
         distances = torch.cdist(block, second, compute_mode="donot_use_mm_for_euclid_dist")
         total += float(distances.sum())
     return total

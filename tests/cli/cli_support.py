@@ -32,6 +32,24 @@ def broken_plugin(hook: str) -> Any:
     return {"freeflow_teachers": BrokenTeachers, "freeflow_commands": BrokenCommands}[hook]()
 
 
+def small_plan(**changes: Any) -> Any:
+    """A plan of 42.5 GiB for two processes."""
+    from freeflow_core.engine.cost import Plan, RolePlan
+
+    gib = 2**30
+    networks = (
+        RolePlan("teacher", 674_816_272, 5 * gib // 2, other_passes=1.54),
+        RolePlan("student", 678_064_912, 2 * gib, 2 * gib, 4 * gib, 2 * gib, gradient_passes=1.0, other_passes=0.75),
+    )
+    values: dict[str, Any] = {
+        "device": "cuda", "precision": "bf16", "num_processes": 2, "batch_size": 256, "rows": 64, "accumulation": 2,
+        "images": 102_400, "steps": 400, "networks": networks, "activations": 28 * gib, "buckets": 2 * gib,
+        "peak": 40 * gib, "flops_per_step": 459_200_000_000_000, "load_report": "292 tensors taken", "free": None,
+        "extrapolated_from": None, "warnings": ("no GPU was found",),
+    }  # fmt: skip
+    return Plan(**{**values, **changes})
+
+
 @dataclass
 class FakeApi:
     """Stands for ``freeflow_core.api``; ``calls`` holds (function, arguments)."""
@@ -54,7 +72,7 @@ class FakeApi:
 
     def plan(self, config: Any, **arguments: Any) -> Any:
         self.calls.append(("plan", {"config": config, **arguments}))
-        return SimpleNamespace(rows=[("length", "6,400 images"), ("memory", "[2 GiB]")], warnings=["no GPU was found"])
+        return small_plan()
 
     def sample(self, **arguments: Any) -> Any:
         self.calls.append(("sample", arguments))

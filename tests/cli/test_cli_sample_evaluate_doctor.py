@@ -35,7 +35,7 @@ def test_cli_sample_passes_its_options(freeflow: Freeflow, api: FakeApi, tmp_pat
 def test_cli_sample_takes_a_student_file_by_its_own_name(freeflow: Freeflow, api: FakeApi) -> None:
     assert freeflow("sample", "--student", "s.safetensors").exit_code == 0
     assert api.calls[0][1]["student"] == Path("s.safetensors")
-    assert api.calls[0][1]["labels"] is None
+    assert api.calls[0][1]["labels"] == "balanced"
 
 
 @pytest.mark.parametrize(

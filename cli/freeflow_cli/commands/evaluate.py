@@ -51,7 +51,10 @@ def saved_config(student: Path) -> Path:
         ConfigError: there is no such path, or nothing there that says what to measure.
     """
     if not student.exists():
-        raise ConfigError(f"There is no {student}; expected the folder of a run, or a student file.")
+        raise ConfigError(
+            f"There is no {student}; expected the folder of a run, or a student file. For a published student say what "
+            "to measure, with --preset NAME or --config FILE."
+        )
     file = (student if student.is_dir() else student.parent) / CONFIG_NAME
     if not file.is_file():
         raise ConfigError(

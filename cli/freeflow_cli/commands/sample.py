@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 import typer
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
+from freeflow_cli.console import is_main_process, messages
 from freeflow_cli.console import output as output_console
 from freeflow_cli.results import print_files, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from freeflow_cli.displays import Display
+    from freeflow_core.api import SampleResult
+
 
 class ImageFormat(str, Enum):
     """How samples are written."""
 
-    PNG = "png"
-    NPZ = "npz"
     GRID = "grid"
+    NPZ = "npz"
+    PNG = "png"
+    WEBP = "webp"
+
+
+class Precision(str, Enum):
+    """What the networks compute in."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    FLOAT64 = "float64"
 
 
 class Device(str, Enum):
@@ -43,25 +59,39 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Default: 1; for a teacher 100.")] = None,
     guidance_weight: Annotated[float, typer.Option("--guidance-weight", min=0, help="1: no guidance.")] = 1.0,
+    guidance_interval: Annotated[
+        str, typer.Option("--guidance-interval", metavar="LOW,HIGH", help="Times in [0, 1] where a teacher is guided.")
+    ] = "0,1",
     jump_to: Annotated[
         float, typer.Option("--jump-to", help="Time in (0, 1) where the teacher takes over from the student's jump.")
     ] = 0.5,
     labels: Annotated[
-        str | None, typer.Option("--labels", metavar="LIST", help="Classes in turn, e.g. 3 or 0,2,5-9; default: all.")
-    ] = None,
+        str,
+        typer.Option(
+            "--labels",
+            metavar="balanced|random|LIST",
+            help="All classes in turn, one drawn for each index, or those of a list in turn, e.g. 3 or 0,2,5-9.",
+        ),
+    ] = "balanced",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Sample i depends on (seed, i) alone.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples drawn at once.")] = 100,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("samples"),
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write, or to go on with (all but grid)."),
+    ] = Path("samples"),
     image_format: Annotated[
-        ImageFormat, typer.Option("--format", help="One file each, one array, or one picture.")
+        ImageFormat, typer.Option("--format", help="One picture, one array for evaluators, or one file each.")
     ] = ImageFormat.GRID,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="Of the networks; bf16 is autocast.")
+    ] = Precision.FLOAT32,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="teacher.X=, sampler.X= or codec.X=value. Repeatable."),
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")] = Device.AUTO,
 ) -> None:
-    """Draw samples from the student of a run or file, or from a teacher."""
+    """Draw samples from the student of a run or file, or from a teacher. Stopped early, the same command goes on."""
     if student is None and teacher is None:
         raise ConfigError(
             "Nothing to sample from. Give --run PATH (the folder of a run, or a student file) or --teacher NAME."
@@ -73,42 +103,106 @@ def sample(
             registry.component(kind, name)  # a misspelt name is told before torch is imported
     if not 0 < jump_to < 1:
         raise ConfigError(f"--jump-to {jump_to:g} must lie between 0 (data) and 1 (noise).")
-    chosen = parse_labels(labels) if labels is not None else None
+    chosen, interval = parse_labels(labels), parse_interval(guidance_interval)
+    from freeflow_cli.progress import choose_display
     from freeflow_core import api
 
-    result = api.sample(
-        student=student,
-        teacher=teacher,
-        num=num,
-        sampler=sampler,
-        steps=steps,
-        guidance_weight=guidance_weight,
-        jump_to=jump_to,
-        labels=chosen,
-        seed=seed,
-        batch_size=batch_size,
-        output=output,
-        image_format=image_format.value,
-        settings=tuple(assignments or ()),
-        device=device.value,
-        manager=session.manager,
-    )
-    console = output_console()
-    files = {file.name: file for file in result.files} if len(result.files) <= 4 else {"folder": result.folder}
-    print_line(
-        console,
-        f"{num} samples, {formats.number(result.evaluations)} network evaluations and "
-        f"{formats.number(1000 * result.seconds_per_image)} ms each.",
-    )
-    print_files(console, files or {"folder": result.folder})
+    progress = SampleProgress(choose_display(messages()))
+    try:
+        result = api.sample(
+            student=student,
+            teacher=teacher,
+            num=num,
+            sampler=sampler,
+            steps=steps,
+            guidance_weight=guidance_weight,
+            guidance_interval=interval,
+            jump_to=jump_to,
+            labels=chosen,
+            seed=seed,
+            batch_size=batch_size,
+            output=output,
+            image_format=image_format.value,
+            precision=precision.value,
+            settings=tuple(assignments or ()),
+            device=device.value,
+            manager=session.manager,
+            on_progress=progress.advance,
+        )
+    finally:
+        progress.close()
+    if is_main_process():
+        _print_result(result, num)
 
 
-def parse_labels(text: str) -> list[int]:
-    """``"0,2,5-9"`` to class numbers. Raises :class:`ConfigError` for anything else."""
+@final
+class SampleProgress:
+    """Samples done, samples a second, and the time that is left.
+
+    The first report is where the clock starts, so that loading and compiling do not count, nor samples that were
+    there already.
+    """
+
+    def __init__(self, display: Display, now: Callable[[], float] = time.monotonic) -> None:
+        self._display = display
+        self._now = now
+        self._start: tuple[float, int] | None = None
+        self._last = -1
+
+    def advance(self, done: int, total: int) -> None:
+        """``done`` of ``total`` samples; a number that was told before is not told again."""
+        if done == self._last:
+            return
+        self._last, now = done, self._now()
+        self._start = self._start or (now, done)
+        elapsed = now - self._start[0]
+        rate = (done - self._start[1]) / elapsed if elapsed > 0 else None
+        self._display.advance("sample", done, total, unit="images", rate=rate, details="")
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        self._display.close()
+
+
+def parse_labels(text: str) -> list[int] | Literal["balanced", "random"]:
+    """``balanced``, ``random``, or ``0,2,5-9`` as class numbers. Raises :class:`ConfigError` for anything else."""
+    if text == "balanced":
+        return "balanced"
+    if text == "random":
+        return "random"
     labels: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise ConfigError(f"--labels {text!r} is not a list of classes; expected numbers and ranges, e.g. 0,2,5-9.")
+            raise ConfigError(
+                f"--labels {text!r} is not a list of classes; expected balanced, random, or numbers and ranges, e.g. "
+                "0,2,5-9."
+            )
         labels.extend(range(int(first), int(last) + 1) if dash else [int(first)])
     return labels
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """``"0.2,0.9"`` as two times. Raises :class:`ConfigError` unless 0 <= low <= high <= 1."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0 <= low <= high <= 1:
+        raise ConfigError(
+            f"--guidance-interval {text!r} is not an interval of times; expected LOW,HIGH with "
+            "0 <= LOW <= HIGH <= 1, e.g. 0,0.7."
+        )
+    return low, high
+
+
+def _print_result(result: SampleResult, num: int) -> None:
+    console = output_console()
+    reused = f" {'All' if result.reused == num else f'{result.reused:,}'} of them were there already."
+    print_line(
+        console,
+        f"{num:,} samples, {formats.number(result.evaluations)} network evaluations and "
+        f"{formats.number(1000 * result.seconds_per_image)} ms each.{reused if result.reused else ''}",
+    )
+    few = len(result.files) <= 4
+    print_files(console, {file.name: file for file in result.files} if few else {"folder": result.folder})

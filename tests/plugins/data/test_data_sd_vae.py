@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from freeflow_data.sd_vae import SDVAECodec
 from safetensors.torch import load_file, save_file
 
 from freeflow_core import api
-from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError
+from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Codec
 from freeflow_core.plugin import Manager, Registry, hookimpl
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
@@ -366,10 +365,13 @@ def test_training_never_loads_it_and_the_pictures_at_the_end_do(
 
 
 def test_a_run_whose_autoencoder_cannot_be_had_still_leaves_its_student(
-    registry: Registry, manager: Manager, tmp_path: Path
+    registry: Registry, manager: Manager, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with contextlib.suppress(FreeflowError):
-        distill(registry, manager, tmp_path / "run", tmp_path / "nowhere")
+    with caplog.at_level("WARNING", logger="freeflow"):
+        result = distill(registry, manager, tmp_path / "run", tmp_path / "nowhere")
+    assert result.status == "finished"
+    assert "No pictures and no scores for now" in caplog.text
+    assert "no checkpoint file" in (tmp_path / "run" / "report.md").read_text("utf-8")
     assert (tmp_path / "run" / "student.safetensors").is_file()
     assert api.load_student(tmp_path / "run", manager=manager).codec.name == "sd-vae"
 

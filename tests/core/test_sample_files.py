@@ -1,0 +1,234 @@
+"""Samples on disk: the pieces, each by itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from freeflow_core.engine.sample_files.atomic import write_atomically
+from freeflow_core.engine.sample_files.blocks import Blocks, block_size
+from freeflow_core.engine.sample_files.formats import ArrayFormat, ImageFormat, sample_format
+from freeflow_core.engine.sample_files.images import class_labels, host_samples
+from freeflow_core.engine.sample_files.manifest import Manifest, differences, network_digest, read_manifest
+from freeflow_core.engine.sample_files.npz import StreamedArray, write_npz
+from freeflow_core.engine.sample_files.parts import Cost, Part, Parts
+from freeflow_core.engine.sampling import SampleBatch
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.types import Guidance, NetworkState
+
+
+@given(num=st.integers(1, 1000), batch_size=st.integers(1, 200), other=st.integers(1, 200))
+def test_blocks_hold_every_index_once_in_order_whatever_the_batch_size(num, batch_size, other):
+    blocks = Blocks(num, block_size(batch_size))
+    assert blocks.size % batch_size == 0
+    assert 64 <= blocks.size < 64 + batch_size
+    for size in (batch_size, other):
+        batches = [b for block in range(len(blocks)) for b in blocks.batches(block, size)]
+        assert torch.cat(batches).tolist() == list(range(num))
+        assert max(map(len, batches)) <= size
+    assert blocks.count(set(range(len(blocks)))) == num
+
+
+@given(cuts=st.lists(st.integers(0, 50), max_size=6), shape=st.sampled_from([(), (2,), (3, 4, 1)]))
+def test_a_streamed_npz_is_what_numpy_reads(tmp_path_factory, cuts, shape):
+    array = np.random.default_rng(0).integers(0, 256, (50, *shape), dtype=np.uint8)
+    labels = np.arange(50)
+    edges = sorted({0, *cuts, 50})
+    chunks = [array[a:b] for a, b in pairwise(edges)]
+    path = tmp_path_factory.mktemp("npz") / "a.npz"
+    arrays = {
+        "arr_0": StreamedArray(50, shape, array.dtype, iter(chunks)),
+        "arr_1": StreamedArray(50, (), labels.dtype, [labels]),
+    }
+    write_npz(path, arrays)
+    with np.load(path) as found:
+        assert found.files == ["arr_0", "arr_1"]
+        assert found["arr_0"].dtype == array.dtype
+        assert np.array_equal(found["arr_0"], array)
+        assert np.array_equal(found["arr_1"], labels)
+    assert zipfile.ZipFile(path).testzip() is None
+
+
+def test_a_streamed_npz_never_holds_more_than_a_chunk(tmp_path):
+    import tracemalloc
+
+    chunk = np.full((50, 64, 64, 3), 7, dtype=np.uint8)
+    tracemalloc.start()
+    write_npz(tmp_path / "a.npz", {"arr_0": StreamedArray(5000, (64, 64, 3), chunk.dtype, (chunk for _ in range(100)))})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "a.npz").stat().st_size > 5000 * 64 * 64 * 3
+    assert peak < 4 * chunk.nbytes
+
+
+def test_adm_s_evaluator_can_iterate_over_it(tmp_path):
+    """As its streaming reader does: through the zip member and numpy's header, batch by batch, never all at once."""
+    array = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    write_npz(tmp_path / "a.npz", {"arr_0": StreamedArray(10, (4, 4, 3), array.dtype, [array[:7], array[7:]])})
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive, archive.open("arr_0.npy") as stream:
+        assert np.lib.format.read_magic(stream) == (1, 0)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        assert (shape, fortran, dtype) == ((10, 4, 4, 3), False, np.uint8)
+        for first in range(0, 10, 4):
+            count = min(4, 10 - first)
+            batch = np.frombuffer(stream.read(count * 48), dtype).reshape(count, 4, 4, 3)
+            assert np.array_equal(batch, array[first : first + count])
+
+
+def test_equal_samples_make_equal_files(tmp_path):
+    for name, chunks in (("a", 1), ("b", 5)):
+        parts = np.split(np.arange(10), chunks)
+        write_npz(tmp_path / f"{name}.npz", {"arr_0": StreamedArray(10, (), np.dtype(int), parts)})
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_what_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail(file: io.IOBase) -> None:
+        file.write(b"new, but")
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+    assert path.read_bytes() == b"old"
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+
+
+def test_parts_come_back_and_damaged_ones_are_named(tmp_path):
+    parts = Parts(tmp_path)
+    assert parts.finished() == set()
+    cost = Cost(3, 24.0, 2, 0.5, 1, 4.0)
+    samples = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+    parts.write(7, Part(cost, np.array([1, 2, 3]), samples))
+    parts.write(2, Part(cost, None, None))
+    assert parts.finished() == {2, 7}
+    found = parts.read(7)
+    assert found.cost == cost
+    assert np.array_equal(found.samples, samples)
+    assert found.labels.tolist() == [1, 2, 3]
+    assert parts.read(7, samples=False).samples is None
+    assert (parts.read(2).labels, parts.read(2).samples) == (None, None)
+    file = next(parts.folder.glob("*7.npz"))
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match=r"block-000007.npz is damaged.*same command again"):
+        parts.read(7)
+
+
+def test_cost_leaves_the_first_batch_out_unless_it_is_the_only_one():
+    first, later = Cost(10, 20.0, first=10, first_seconds=9.0), Cost(10, 40.0, 10, 1.0)
+    assert first.seconds_each == 0.9
+    assert (first + later + later).seconds_each == 0.1
+    assert (first + later).evaluations_each == 3.0
+
+
+def test_notes_of_failed_processes_are_read_by_the_others_and_cleared_at_the_next_start(tmp_path):
+    parts = Parts(tmp_path)
+    assert parts.failure() is None
+    parts.report_failure(3, "out of memory")
+    assert parts.failure() == "process 3 failed: out of memory"
+    parts.clear()
+    assert parts.failure() is None
+
+
+def test_a_manifest_comes_back_and_says_what_differs(tmp_path):
+    manifest = Manifest({"seed": 0, "labels": [1, 2], "teacher": {"name": "digits", "weights": "ab"}}, 64)
+    manifest.write(tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert read_manifest(tmp_path / "nowhere") is None
+    same = {"seed": 0, "labels": (1, 2), "teacher": {"name": "digits", "weights": "ab"}}
+    assert differences(manifest.settings, same) == []
+    other = {"seed": 1, "labels": [1, 2], "teacher": None}
+    assert differences(manifest.settings, other) == [
+        "seed: 0 -> 1",
+        'teacher.name: "digits" -> none',
+        'teacher.weights: "ab" -> none',
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", json.dumps({"freeflow_version": "1", "more": 1})])
+def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
+    (tmp_path / "samples.json").write_text(text)
+    with pytest.raises(ConfigError, match="not written by `freeflow sample`"):
+        read_manifest(tmp_path)
+
+
+def test_a_digest_knows_every_weight_and_no_file():
+    def network(seed: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+    assert network_digest(network(0)) == network_digest(network(0))
+    assert network_digest(network(0)) != network_digest(network(1))
+    changed = network(0)
+    changed[1].running_mean[1] += 1e-6
+    assert network_digest(changed) != network_digest(network(0))
+    assert network_digest(network(0).double()) != network_digest(network(0))
+    kinds = [NetworkState("sit", {"sign": sign}, {}) for sign in (1, -1)]
+    assert network_digest(network(0), kinds[0]) == network_digest(network(0), NetworkState("sit", {"sign": 1}, {}))
+    assert network_digest(network(0), kinds[0]) != network_digest(network(0), kinds[1])
+    assert len({network_digest(nn.Identity()), network_digest(nn.ParameterList([torch.zeros(())]))}) == 2
+
+
+def batch(images: torch.Tensor, condition=None) -> SampleBatch:
+    index = torch.arange(len(images))
+    return SampleBatch(index, images, images, images, condition, Guidance(torch.ones(len(images))), 1.0, 0.1)
+
+
+def test_latents_are_no_pictures():
+    for channels in (1, 3):
+        assert host_samples(batch(torch.zeros(2, channels, 4, 4))).shape == (2, channels, 4, 4)
+    assert host_samples(batch(torch.zeros(2, 5))).shape == (2, 5)
+    with pytest.raises(ConfigError, match=r"4 channels.*--set codec=sd-vae"):
+        host_samples(batch(torch.zeros(2, 4, 8, 8)))
+
+
+def test_labels_are_classes_or_none():
+    assert class_labels([torch.tensor([1, 2]), torch.tensor([3], dtype=torch.int32)]).tolist() == [1, 2, 3]
+    assert class_labels([torch.tensor([1])]).dtype == np.int64
+    for other in (None, {"a": torch.tensor([1])}, torch.zeros(1, 8), torch.zeros(1)):
+        assert class_labels([other]) is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_lossless_and_numbered_by_index(tmp_path, suffix, channels):
+    from PIL import Image
+
+    samples = np.random.default_rng(0).integers(0, 256, (3, 8, 8, channels), dtype=np.uint8)
+    pictures = ImageFormat(suffix)
+    assert pictures.missing(tmp_path / "later", 2) == {f"000000.{suffix}", f"000001.{suffix}"}
+    pictures.write_block(tmp_path, range(64, 67), samples)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"0000{i}.{suffix}" for i in (64, 65, 66)]
+    for i, sample in enumerate(samples):
+        found = np.array(Image.open(tmp_path / f"0000{64 + i}.{suffix}"))
+        assert np.array_equal(found, np.broadcast_to(sample, (8, 8, 3)))
+    assert len(pictures.missing(tmp_path, 67)) == 64
+    (tmp_path / f"000065.{suffix}").write_bytes(b"")
+    assert len(pictures.missing(tmp_path, 67)) == 65, "an empty file is none"
+
+
+def test_points_can_only_be_an_array():
+    assert isinstance(sample_format("npz", (2,)), ArrayFormat)
+    assert isinstance(sample_format("png", (3, 8, 8)), ImageFormat)
+    with pytest.raises(ConfigError, match=r"\(2,\).*Use --format npz"):
+        sample_format("png", (2,))
+
+
+def test_a_pillow_without_webp_is_told_at_the_start(monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    with pytest.raises(ConfigError, match="WebP"):
+        sample_format("webp", (3, 8, 8))
