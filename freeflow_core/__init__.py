@@ -10,7 +10,22 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("RunResult", "distill", "evaluate", "load_student", "load_teacher", "pretrain", "resolve_config", "sample")
+_API = (
+    "RunResult",
+    "distill",
+    "encode",
+    "evaluate",
+    "export",
+    "fetch",
+    "list_weights",
+    "load_student",
+    "load_teacher",
+    "plan",
+    "pretrain",
+    "resolve_config",
+    "sample",
+    "search",
+)
 __all__ = ["__version__", *_API]
 
 

@@ -171,8 +171,23 @@ def _groups(names: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True)
+class RunParent:
+    """The run that another belongs to, such as a comparison: its ``key``, and the folder that holds both."""
+
+    key: str
+    folder: Path
+
+
+@dataclass(frozen=True)
 class RunInfo:
-    """What observers and trackers are told about a run."""
+    """What observers and trackers are told about a run.
+
+    Args:
+        key: by which trackers find the run again, even one that was killed before its first checkpoint; None: they
+            make their own.
+        parent: the run that this one belongs to, or None; one with a key and no parent may have others below it.
+        tags: short texts to find the run by.
+    """
 
     name: str
     command: str
@@ -180,3 +195,6 @@ class RunInfo:
     config: Mapping[str, Any]
     config_yaml: str
     resumed: bool = False
+    key: str | None = None
+    parent: RunParent | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)

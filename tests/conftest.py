@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from freeflow_core.plugin import Manager, Registry
 
@@ -33,3 +34,7 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip("the golden files are not beside this checkout")
     return folder
+
+# A busy machine may be many times slower: how long an example takes says nothing about the code.
+settings.register_profile("freeflow", deadline=None)
+settings.load_profile("freeflow")

@@ -63,7 +63,14 @@ class RuntimeConfig(Section):
     precision: Literal["float32", "bf16", "float64"] = Field(
         "float32", description="bf16: autocast for the networks, float32 elsewhere."
     )
-    compile: bool = Field(False, description="torch.compile the trained networks.")
+    activation_checkpointing: bool = Field(
+        False,
+        description="Recompute the student's activations in the backward pass: the same gradients with a fraction of "
+        "the memory, for about one more forward pass.",
+    )
+    compile: bool = Field(
+        False, description="torch.compile the gradient passes of the trained networks; worth it on a GPU."
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads; null leaves torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
 

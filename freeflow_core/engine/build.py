@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,7 +15,9 @@ from freeflow_core.errors import ConfigError, PluginError
 from freeflow_core.interfaces import BuildContext, Codec, Objective, Source, Student, Teacher
 from freeflow_core.plugin import Registry
 from freeflow_core.types import LoadReport
+from freeflow_core.weights import weights_by_name
 
+_log = logging.getLogger("freeflow")
 _INTERFACES: dict[str, type[Any]] = {
     "teacher": interfaces.Teacher,
     "student": interfaces.Student,
@@ -25,6 +28,7 @@ _INTERFACES: dict[str, type[Any]] = {
     "source": interfaces.Source,
     "evaluator": interfaces.Evaluator,
     "tracker": interfaces.Tracker,
+    "verifier": interfaces.Verifier,
 }
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 """Precision of the weights; bf16 is autocast over float32 weights."""
@@ -43,6 +47,7 @@ class Builder:
         self.device = device
         self.seed = seed
         self.precision = precision
+        self._weights = weights_by_name(registry)
 
     def build(
         self, kind: str, choice: ComponentChoice, *, teacher: Teacher | None = None, source: Source | None = None
@@ -54,7 +59,7 @@ class Builder:
         def nested(kind: str, name: str, options: dict[str, Any]) -> Any:
             return self.build(kind, ComponentChoice(name=name, options=options), teacher=teacher, source=source)
 
-        context = BuildContext(self.device, self.seed, nested, teacher, source, self.precision)
+        context = BuildContext(self.device, self.seed, nested, teacher, source, self.precision, weights=self._weights)
         built = target.from_config(resolved.options, context)
         expected = _INTERFACES.get(kind)
         if expected is not None and not isinstance(built, expected):
@@ -68,6 +73,8 @@ class Builder:
     def teacher(self, choice: ComponentChoice, source: Source | None = None) -> Teacher:
         """A teacher on the device, frozen."""
         teacher: Teacher = self.build("teacher", choice, source=source)
+        if teacher.provenance and self.device.type != "meta":
+            _log.info(f"Teacher: {teacher.provenance}.")
         return teacher.to(self.device).eval().requires_grad_(False)
 
 
@@ -105,6 +112,13 @@ def build_components(builder: Builder, config: RunConfig) -> Components:
     report = student.load_teacher(teacher) if teacher is not None else LoadReport()
     student = student.to(device=builder.device, dtype=dtype)
     codec: Codec = builder.build("codec", config.codec, teacher=teacher, source=source)
+    _check_states(config, student, source, reference, codec)
+    if teacher is not None and teacher.codec not in (None, config.codec.name):
+        _log.warning(
+            f"The teacher {config.teacher.name if config.teacher else ''!r} works on states of the codec "
+            f"{teacher.codec!r}, but the run decodes with {config.codec.name!r}: pictures and scores will be of raw "
+            f"states. Set codec={teacher.codec}."
+        )
     return Components(teacher, student, objective, source, reference, codec, report)
 
 
@@ -139,5 +153,34 @@ def _check_fit(
         )
     if teacher is not None and source.has_data and source.num_classes != teacher.num_classes:
         raise ConfigError(
-            f"The source {config.source.name!r} has {source.num_classes} classes, the teacher {teacher.num_classes}."
+            f"The source {config.source.name!r} has {source.num_classes or 'no'} classes, the teacher "
+            f"{config.teacher.name if config.teacher else ''!r} {teacher.num_classes or 'none'}. Choose a source with "
+            "the teacher's classes (give it labels where it can take them), or another teacher."
         )
+
+
+def _check_states(config: RunConfig, student: Student, source: Source, reference: Source | None, codec: Codec) -> None:
+    """Whether images, codec and student fit, as far as shapes are known before the first batch."""
+    if source.encoded_by is not None and source.encoded_by != config.codec.name:
+        raise ConfigError(
+            f"The states of the source {config.source.name!r} were made by the codec {source.encoded_by!r}, but the "
+            f"run's codec is {config.codec.name!r}, which cannot turn samples back into images. Set "
+            f"codec={source.encoded_by}."
+        )
+    if not source.has_data or source.image_shape is None:
+        return
+    encoded = source.encoded_by is not None
+    state = tuple(source.image_shape) if encoded else codec.state_shape(source.image_shape)
+    if state is not None and state != tuple(student.sample_shape):
+        raise ConfigError(
+            f"The source {config.source.name!r} yields states of shape {state} (through the codec "
+            f"{config.codec.name!r}), but the student {config.student.name!r} works on {tuple(student.sample_shape)}. "
+            "Choose another source, codec or teacher, or set the student's sample_shape."
+        )
+    if encoded or reference is None or reference.image_shape in (None, source.image_shape):
+        return
+    raise ConfigError(
+        f"The reference {config.reference.name if config.reference else ''!r} has images of shape "
+        f"{reference.image_shape}, the source {config.source.name!r} of {source.image_shape}: nothing could be "
+        f"compared. Set reference={config.source.name}, or reference=null."
+    )

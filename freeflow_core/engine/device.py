@@ -15,18 +15,42 @@ from freeflow_core.errors import ConfigError
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:
     """The device asked for, or the best there is. Raises :class:`ConfigError` when it is not available."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    wanted = runtime.device
-    if wanted == "auto":
-        wanted = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    if not available[wanted]:
+    wanted = planned_device_type(runtime)
+    if not is_available(wanted):
         raise ConfigError(
             f"runtime.device={wanted} is not available to this torch ({torch.__version__}). "
-            f"Available: {', '.join(name for name, there in available.items() if there)}."
+            f"Available: {', '.join(name for name in ('cpu', 'cuda', 'mps') if is_available(name))}."
         )
+    return torch.device(wanted)
+
+
+def planned_device_type(runtime: RuntimeConfig) -> str:
+    """``cpu``, ``cuda`` or ``mps``: the one asked for, which need not be there, or the best there is.
+
+    Raises :class:`ConfigError` for a precision it does not have.
+    """
+    wanted = runtime.device
+    if wanted == "auto":
+        wanted = "cuda" if is_available("cuda") else "mps" if is_available("mps") else "cpu"
     if wanted == "mps" and runtime.precision == "float64":
         raise ConfigError("runtime.precision=float64 does not exist on mps. Use runtime.device=cpu.")
-    return torch.device(wanted)
+    return wanted
+
+
+def is_available(device_type: str) -> bool:
+    """Whether this torch can use a device of that type here."""
+    if device_type == "cuda":
+        return torch.cuda.is_available()
+    return device_type == "cpu" or torch.backends.mps.is_available()
+
+
+def free_memory(device_type: str) -> int | None:
+    """Bytes that this process could still take; None when the device is not there to be asked."""
+    if not is_available(device_type):
+        return None
+    if device_type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
 
 
 def start_accelerator(runtime: RuntimeConfig) -> Accelerator:

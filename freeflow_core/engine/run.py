@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +16,7 @@ from freeflow_core.config import RunConfig, to_yaml
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.context import reduce_mean
 from freeflow_core.engine.device import peak_memory, start_accelerator
-from freeflow_core.engine.evaluation import Scores
+from freeflow_core.engine.evaluation import Scores, SharedRows
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.interrupt import StopRequest
 from freeflow_core.engine.run_folder import RunFolder
@@ -24,7 +25,7 @@ from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError, Interrupted
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.types import RunInfo
+from freeflow_core.types import RunInfo, RunParent
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,45 @@ class RunResult:
     peak_memory_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Membership:
+    """The comparison that a run belongs to, and the tags by which it is told from the others in it."""
+
+    parent: RunParent
+    tags: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``run.json`` keeps it."""
+        return {"key": self.parent.key, "tags": dict(self.tags)}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any], folder: Path) -> Membership:
+        """What :meth:`to_json` gave; ``folder`` is the comparison's, which may have been moved."""
+        return cls(RunParent(kept["key"], folder), dict(kept["tags"]))
+
+
 @final
 class Run:
-    """Builds everything, trains, evaluates, reports. Use once."""
+    """Builds everything, trains, evaluates, reports. Use once.
 
-    def __init__(self, config: RunConfig, command: str, manager: Manager, *, output: Path | None, resume: bool) -> None:
+    Args:
+        output: run folder; None for ``runs/<name>``.
+        resume: go on from the newest checkpoint there.
+        membership: the comparison that the run is one of; a resumed run remembers it.
+        shared: rows of scores that several runs of a comparison make once.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        command: str,
+        manager: Manager,
+        *,
+        output: Path | None,
+        resume: bool,
+        membership: Membership | None = None,
+        shared: SharedRows | None = None,
+    ) -> None:
         self._began = time.perf_counter()
         self.config = config
         self.command = command
@@ -60,11 +95,22 @@ class Run:
         self.folder = self._open_folder(output, resume)
         self._tracker_states = self._load_latest() if resume else []
         self.trainer = Trainer(config, self.components, self.state, self.accelerator)
-        info = RunInfo(config.name, command, self.folder.path, config.model_dump(mode="json"), to_yaml(config), resume)
+        member = self._membership(membership)
+        info = RunInfo(
+            config.name,
+            command,
+            self.folder.path,
+            config.model_dump(mode="json"),
+            to_yaml(config),
+            resume,
+            key=f"{member.parent.key}-{config.name}" if member else None,
+            parent=member.parent if member else None,
+            tags=member.tags if member else {},
+        )
         self.events = Events(manager, trackers, info, self._main)
         role = self.state.roles[STUDENT]
         student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
-        self.scoring = Scoring(config, builder, self.components, student, self.folder, self.events)
+        self.scoring = Scoring(config, builder, self.components, student, self.folder, self.events, shared)
         if self._main:
             self.scoring.prepare()
 
@@ -116,6 +162,15 @@ class Run:
         if isinstance(found[0], FreeflowError):
             raise found[0]
         return RunFolder(found[0], self.config.checkpointing.keep)
+
+    def _membership(self, given: Membership | None) -> Membership | None:
+        """What the run belongs to: kept in its folder, so that a member resumed by itself stays one."""
+        if given is None:
+            kept = self.folder.read_status().get("membership")
+            return None if kept is None else Membership.from_json(kept, self.folder.path.parent)
+        if self._main:
+            self.folder.write_status(membership=given.to_json())
+        return given
 
     def _load_latest(self) -> list[dict[str, Any]]:
         """Go on from the newest checkpoint, or from the start when the run never wrote one."""
@@ -186,7 +241,7 @@ class Run:
         return path
 
     def _look(self, score: bool) -> None:
-        if self._main:
+        if self._main and self.scoring.can_show():
             if score:
                 self.scoring.score(self.trainer.progress, everything=False)
             else:
@@ -198,10 +253,11 @@ class Run:
         """Student file, scores, pictures, report."""
         scores: Scores = {}
         self.scoring.save_student(self.state.images)
-        if self.config.evaluation.enabled and status == "finished":
-            scores = self.scoring.score(self.trainer.progress, everything=True)
-            self.scoring.compare(self.state.images)
-        self.scoring.picture(self.state.images)
+        if self.scoring.can_show():
+            if self.config.evaluation.enabled and status == "finished":
+                scores = self.scoring.score(self.trainer.progress, everything=True)
+                self.scoring.compare(self.state.images)
+            self.scoring.picture(self.state.images)
         duration, memory = time.perf_counter() - self._began, peak_memory(self.accelerator.device)
         load_report = str(self.components.load_report) if self.components.teacher is not None else None
         self.scoring.report(self.command, scores, self._facts(duration, memory), load_report)
@@ -219,4 +275,4 @@ class Run:
             f"{self.accelerator.num_processes} process(es)",
             "time so far": f"{duration:.0f} s",
             "peak memory": f"{memory / 2**30:.2f} GiB",
-        }
+        } | ({"no pictures or scores": self.scoring.no_images} if self.scoring.no_images else {})

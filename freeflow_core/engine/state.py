@@ -86,6 +86,8 @@ class TrainingState:
 
 def build_state(config: RunConfig, components: Components, accelerator: Accelerator) -> TrainingState:
     """The student, then the roles its objective asks for, wrapped for training on all processes."""
+    if config.runtime.activation_checkpointing:
+        components.student.enable_activation_checkpointing()  # before the objective copies it
     roles = {STUDENT: Role(components.student, trainable=True, ema=True)}
     for name, role in components.objective.roles(components.student, components.teacher).items():
         if name in roles:

@@ -201,7 +201,10 @@ class Trainer:
                     batch = next(data)
                     if batch.x is None:
                         raise PluginError(f"The source {self.config.source.name!r} yielded a batch without data.")
-                    batch = Batch(codec.encode(batch.x.to(device)).to(dtype), batch.condition)
+                    x = batch.x.to(device)
+                    if source.encoded_by is None:
+                        x = codec.encode(x)
+                    batch = Batch(x.to(dtype), batch.condition)
                     self._check_shape(batch)
                 else:
                     batch = Batch(None, teacher.sample_condition(draws) if teacher is not None else None)

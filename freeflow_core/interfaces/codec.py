@@ -12,6 +12,12 @@ from freeflow_core.interfaces.build import Buildable
 class Codec(Buildable):
     """Images are uint8 (N, 1|3, H, W); states are float (N, *D)."""
 
+    def prepare(self) -> None:
+        """Load what the other methods need; they do it themselves at their first call.
+
+        Raises ``FreeflowError`` when that cannot be had: then a run trains without pictures and scores.
+        """
+
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """States (N, *D) float32 of uint8 images."""

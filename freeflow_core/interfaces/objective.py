@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -94,6 +94,8 @@ class Transition:
 class Objective(Buildable):
     """A way of training a student.
 
+    The attributes are read from the built objective, so that one may set them by its options.
+
     Attributes:
         needs_data: False: the engine passes no data, so data-free is enforced, not promised.
         needs_teacher: False for training from data alone.
@@ -103,10 +105,10 @@ class Objective(Buildable):
             collects the means in a pass without gradient first, so that the result does not depend on the split.
     """
 
-    needs_data: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = True
-    requires: ClassVar[type[Any]] = Student
-    start_times: ClassVar[StartTimes] = StartTimes.ANY
+    needs_data: bool = False
+    needs_teacher: bool = True
+    requires: type[Any] = Student
+    start_times: StartTimes = StartTimes.ANY
     uses_batch_means: bool = False
 
     @abstractmethod
@@ -131,3 +133,7 @@ class Objective(Buildable):
     def transitions(self, progress: Progress) -> Sequence[Transition]:
         """Changes due before this step; applied and checkpointed by the engine."""
         return ()
+
+    def schedule_span(self, progress: Progress) -> tuple[int, int]:
+        """(first, last) image that learning-rate schedules, warm-up included, now run over: the run, or a round."""
+        return 0, progress.total_images

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from enum import Enum
+from pathlib import Path
 from typing import Self
 
 from torch import Tensor, nn
 
+from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.interfaces.teacher import Teacher
+from freeflow_core.math.policies import Policy as Policy
+from freeflow_core.math.policies import roll_policy
 from freeflow_core.types import Condition, LoadReport, NetworkState
 
 
@@ -19,6 +23,8 @@ class StartTimes(str, Enum):
     PRIOR = "prior"
     """From t = 1 alone: it has no few-step mode, and few-step samplers refuse it."""
     ANY = "any"
+    ANY_TO_DATA = "any-to-data"
+    """From any t, but to s = 0 alone (consistency models): several steps need fresh noise between the jumps."""
 
 
 class Student(nn.Module, Buildable):
@@ -31,11 +37,15 @@ class Student(nn.Module, Buildable):
         sample_shape: dimensions ``*D`` of one state.
         num_classes: number of classes, or None.
         start_times: set by the objective that trained it; stored with the weights.
+        codec: name of the codec whose states these are, where the weights say so; None: unknown.
+        provenance: where published weights come from and how they are read, in words; empty for a network to train.
     """
 
     sample_shape: tuple[int, ...]
     num_classes: int | None = None
     start_times: StartTimes = StartTimes.ANY
+    codec: str | None = None
+    provenance: str = ""
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
@@ -58,6 +68,27 @@ class Student(nn.Module, Buildable):
     def from_state(cls, state: NetworkState) -> Self:
         """Rebuild what ``network_state`` gave, weights included. Raises ``CheckpointError`` when it does not fit."""
 
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute activations in the backward pass from now on; deep copies inherit it.
+
+        Only where gradients are enabled: passes without gradient and forward-mode derivatives stay as they are, and no
+        output or gradient changes. Raises ``ConfigError`` for a student that cannot.
+        """
+        raise ConfigError(
+            f"The student {type(self).__name__} cannot recompute its activations. Set "
+            "runtime.activation_checkpointing=false; training.accumulation saves memory with any student."
+        )
+
+    def export(self, path: Path) -> str:
+        """Write the weights in the format their field has published, named by the suffix; what was written, in words.
+
+        Raises ``ConfigError`` for a student or suffix without such a format, ``CheckpointError`` when writing fails.
+        """
+        raise ConfigError(
+            f"The student {type(self).__name__} has no published format to export to. Its own file, "
+            "student.safetensors in the run's folder, can be read with safetensors as it is."
+        )
+
     def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         """X(x_t, t, s): (N, *D)."""
         return self.jump(self(x_t, t, s, condition, guidance), x_t, t, s)
@@ -71,17 +102,21 @@ class AverageVelocityStudent(Student):
         """u (N, *D) as a pure function of ``forward``'s output."""
 
 
-class Policy(ABC):
-    """A closed-form velocity field over one segment (pi-Flow)."""
-
-    @abstractmethod
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """v (N, *D) at ``x`` (N, *D) and ``t`` (N,), without a network evaluation."""
-
-
 class PolicyStudent(Student):
-    """A student that emits a policy, which is rolled from t to s."""
+    """A student that emits a policy, a closed-form velocity field over [s, t], which is rolled from t to s (pi-Flow).
+
+    Attributes:
+        shift: of the time in which the policy is rolled, see :func:`freeflow_core.math.policies.roll_policy`.
+        num_substeps: Euler substeps per unit of that time; they call no network.
+    """
+
+    shift: float = 1.0
+    num_substeps: int = 128
 
     @abstractmethod
     def policy(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Policy:
         """The policy as a pure function of ``forward``'s output."""
+
+    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        policy = self.policy(output, x_t, t, s)
+        return roll_policy(policy, x_t, t, s, num_substeps=self.num_substeps, shift=self.shift)

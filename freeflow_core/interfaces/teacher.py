@@ -23,6 +23,8 @@ class Teacher(nn.Module, Buildable):
         num_classes: number of classes labels run over, or None.
         guidance_channels: guide the first so many channels (dimension 1 of a batch) alone, as SiT and DiT do in their
             own samplers; the others keep the conditional velocity. None: all.
+        codec: name of the codec whose states these are, where the weights say so; None: unknown.
+        provenance: where its weights come from and how they are read, in words, or empty.
     """
 
     sample_shape: tuple[int, ...]
@@ -30,6 +32,8 @@ class Teacher(nn.Module, Buildable):
     time_range: tuple[float, float] = (0.0, 1.0)
     num_classes: int | None = None
     guidance_channels: int | None = None
+    codec: str | None = None
+    provenance: str = ""
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

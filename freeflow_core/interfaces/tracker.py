@@ -18,7 +18,10 @@ class Tracker(Buildable):
 
     @abstractmethod
     def start(self, run: RunInfo, state: Mapping[str, Any]) -> None:
-        """Begin, or go on with what ``state`` (from a checkpoint, else empty) names."""
+        """Begin, or go on with what ``state`` (from a checkpoint, else empty) names.
+
+        A run with ``run.parent`` belongs to the run of that key, which need not have been seen by the tracker's server.
+        """
 
     @abstractmethod
     def log_metrics(self, metrics: Mapping[str, float], images: int) -> None:

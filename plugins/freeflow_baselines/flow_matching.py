@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from freeflow_baselines.config import FlowMatchingConfig, TimeDistribution
+from freeflow_baselines.labels import drop_labels
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
@@ -24,7 +25,7 @@ from freeflow_core.interfaces import (
 from freeflow_core.math.broadcast import mean_square
 from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.math.time_distributions import logit_normal
-from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
 @final
@@ -40,10 +41,10 @@ class FlowMatching(Objective):
             index is ``student.num_classes``: the row after the last class.
     """
 
-    needs_data: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
+    needs_data = True
+    needs_teacher = False
     requires = AverageVelocityStudent
-    start_times: ClassVar[StartTimes] = StartTimes.ANY
+    start_times = StartTimes.ANY
 
     def __init__(self, config: FlowMatchingConfig) -> None:
         self._config = config
@@ -68,7 +69,7 @@ class FlowMatching(Objective):
         noise = draws.noise("noise", tuple(batch.x.shape[1:]))
         x = batch.x.to(noise)
         t = self._times(draws)
-        condition = self._drop_labels(batch.condition, model.bare.num_classes, draws)
+        condition, _ = drop_labels(batch.condition, model.bare.num_classes, self._config.label_dropout, draws)
         x_t = linear_interpolate(x, noise, t)
         output = model.wrapped(x_t, t, t, condition, None)
         v = _full(model.bare.average_velocity(output, x_t, t, t))
@@ -82,18 +83,6 @@ class FlowMatching(Objective):
         if self._config.time_distribution is TimeDistribution.UNIFORM:
             return uniform
         return logit_normal(uniform, self._config.time_location, self._config.time_scale)
-
-    def _drop_labels(self, condition: Condition, num_classes: int | None, draws: Draws) -> Condition:
-        """``condition`` with a share of its labels replaced by the null class (Ho & Salimans 2022, algorithm 1)."""
-        if condition is None or num_classes is None or self._config.label_dropout == 0:
-            return condition
-        if not isinstance(condition, Tensor) or condition.ndim != 1:
-            raise ConfigError(
-                "label_dropout replaces class labels, one number a sample; this source's condition is something "
-                "else. Set objective.label_dropout=0."
-            )
-        dropped = draws.uniform("label-dropout") < self._config.label_dropout
-        return condition.masked_fill(dropped.to(condition.device, non_blocking=True), num_classes)
 
 
 def _full(values: Tensor) -> Tensor:

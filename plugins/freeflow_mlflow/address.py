@@ -13,7 +13,10 @@ _SQLITE = re.compile(r"^sqlite(\+\w+)?:///")
 
 
 def tracking_uri(configured: str | None, run_folder: Path) -> str:
-    """The configured URI, else the environment's, else a sqlite file next to the run folder."""
+    """The configured URI, else the environment's, else a sqlite file next to the folder of the run.
+
+    For a run of a comparison that is the comparison's folder, so that all its runs are in one store.
+    """
     return configured or os.environ.get(URI_VARIABLE) or default_uri(run_folder)
 
 

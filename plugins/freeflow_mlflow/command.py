@@ -9,7 +9,9 @@ import typer
 
 
 def mlflow_sync(
-    run_folder: Annotated[Path, typer.Argument(help="Folder of a run whose MLflow server could not be reached.")],
+    run_folder: Annotated[
+        Path, typer.Argument(help="Folder of a run, or of a comparison, whose MLflow server could not be reached.")
+    ],
     uri: Annotated[str | None, typer.Option(help="Tracking URI; without it, where the run was meant to go.")] = None,
 ) -> None:
     """Send to MLflow what a run had to keep locally."""

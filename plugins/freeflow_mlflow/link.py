@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 KEY_TAG = "freeflow.key"
+PARENT_KEY_TAG = "freeflow.parent_key"
+PARENT_TAG = "mlflow.parentRunId"
 PREVIOUS_TAG = "freeflow.previous_run"
 CHANGED_TAG = "freeflow.changed_on_resume"
 CONFIG_TAG = "freeflow.config"
@@ -41,6 +43,7 @@ class RunLink:
         self.run_id = run_id
         self.experiment_id = experiment_id
         self._config_yaml = ""
+        self._children_of = ""
 
     @classmethod
     def open(cls, uri: str, head: RunHead) -> Self:
@@ -62,10 +65,17 @@ class RunLink:
             tags = {**head.tags, KEY_TAG: head.key}
             if head.run_id:
                 tags[PREVIOUS_TAG] = head.run_id
+            if head.parent_key:
+                tags[PARENT_KEY_TAG] = head.parent_key
             run = client.create_run(experiment_id, start_time=head.start_time, tags=tags, run_name=head.run_name)
         elif head.status == RUNNING and run.info.status != RUNNING:
             client.update_run(run.info.run_id, status=RUNNING)
         link = cls(client, run.info.run_id, run.info.experiment_id)
+        if head.parent_key and PARENT_TAG not in run.data.tags:
+            link._join(head.parent_key)
+        if head.has_children:
+            link._children_of = head.key
+            link._adopt()
         link._log_parameters(head.params, run.data.params)
         if CONFIG_TAG not in run.data.tags:
             link._config_yaml = head.config_yaml
@@ -110,7 +120,21 @@ class RunLink:
 
     def end(self, status: str, end_time: int | None) -> None:
         """Set MLflow's status and the time of the end, in milliseconds since 1970."""
+        self._adopt()
         self._client.set_terminated(self.run_id, status, end_time)
+
+    def _join(self, parent_key: str) -> None:
+        """Become a child of the run of that key, if MLflow has it; else that run adopts this one when it gets there."""
+        if parents := _search(self._client, self.experiment_id, KEY_TAG, parent_key):
+            self._client.set_tag(self.run_id, PARENT_TAG, parents[0].info.run_id)
+
+    def _adopt(self) -> None:
+        """Take in the runs that name this one's key but were here before it."""
+        if not self._children_of:
+            return
+        for child in _search(self._client, self.experiment_id, PARENT_KEY_TAG, self._children_of):
+            if child.data.tags.get(PARENT_TAG) != self.run_id:
+                self._client.set_tag(child.info.run_id, PARENT_TAG, self.run_id)
 
     def _send(self, artifact: Artifact) -> None:
         if not isinstance(artifact, FileRecord):
@@ -178,5 +202,17 @@ def _find(client: MlflowClient, head: RunHead, experiment_id: str) -> Any | None
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{head.key}'", max_results=1)
+    found = _search(client, experiment_id, KEY_TAG, head.key)
     return found[0] if found else None
+
+
+def _search(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Any]:
+    """All active runs of an experiment with that tag."""
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], filter_string=f"tags.`{tag}` = '{value}'", page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found

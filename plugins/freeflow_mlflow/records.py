@@ -60,6 +60,8 @@ class RunHead:
         start_time: milliseconds since 1970, as ``end_time``.
         run_id: MLflow's identity, once known.
         status: MLflow's word: RUNNING until the run has ended.
+        parent_key: key of the run that this one belongs to, or None.
+        has_children: others will name this run as the one they belong to.
     """
 
     key: str
@@ -74,3 +76,5 @@ class RunHead:
     status: str = RUNNING
     end_time: int | None = None
     process: Mapping[str, Any] = field(default_factory=dict)
+    parent_key: str | None = None
+    has_children: bool = False

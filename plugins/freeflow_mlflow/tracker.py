@@ -55,13 +55,17 @@ class MlflowTracker(Tracker):
     def start(self, run: RunInfo, state: Mapping[str, Any]) -> None:
         config = self._config
         prepare_environment(config.timeout_seconds, config.retries, config.telemetry)
-        self._uri = tracking_uri(config.uri, run.folder)
-        self._key = _text(state.get("key")) or uuid.uuid4().hex
+        self._uri = tracking_uri(config.uri, run.parent.folder if run.parent else run.folder)
+        self._key = _text(state.get("key")) or run.key or uuid.uuid4().hex
         spool = Spool(run.folder, self._key)
         run_id = _text(state.get("run_id"))
         if spool.exists:  # an earlier process of this run may have learnt its id after the checkpoint was written
             run_id = spool.head().run_id or run_id
-        tags = {"mlflow.source.name": f"freeflow {run.command}", "freeflow.folder": str(run.folder.resolve())}
+        tags = {
+            **run.tags,
+            "mlflow.source.name": f"freeflow {run.command}",
+            "freeflow.folder": str(run.folder.resolve()),
+        }
         head = RunHead(
             key=self._key,
             uri=redact(self._uri),
@@ -73,6 +77,8 @@ class MlflowTracker(Tracker):
             config_yaml=redact(run.config_yaml),
             run_id=run_id,
             process=this_process(),
+            parent_key=run.parent.key if run.parent else None,
+            has_children=run.key is not None and run.parent is None,
         )
         self._sender = Sender(self._uri, head, spool, config)
         self._known_until = time.monotonic() + config.timeout_seconds * (config.retries + 1) + _OPENING_SECONDS

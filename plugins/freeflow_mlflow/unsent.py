@@ -33,7 +33,7 @@ def send_unsent(folder: Path, uri: str | None = None) -> SentReport:
     """Send everything in ``<folder>/mlflow-unsent`` and remove it; what fails stays for the next time.
 
     Args:
-        folder: a run folder.
+        folder: a run folder, or a comparison's, which stands for all its runs.
         uri: where to; None: where the run was meant to go.
 
     Raises:
@@ -43,7 +43,8 @@ def send_unsent(folder: Path, uri: str | None = None) -> SentReport:
     """
     if not folder.is_dir():
         raise ConfigError(f"Expected a run folder; {folder} is not a folder. Give the folder that holds {FOLDER}/.")
-    reports = [_send(spool, uri) for spool in Spool.all_of(folder)]
+    folders = [folder, *sorted(path.parent for path in folder.glob(f"*/{FOLDER}"))]
+    reports = [_send(spool, uri) for own in folders for spool in Spool.all_of(own)]
     return SentReport(
         runs=tuple(run for report in reports for run in report.runs),
         metrics=sum(report.metrics for report in reports),

@@ -129,19 +129,57 @@ class GaussianMixtureConfig(ComponentConfig):
                 )
 
 
-class MLPStudentConfig(ComponentConfig):
-    """Size and inputs of the MLP student."""
+class MixtureSourceConfig(GaussianMixtureConfig):
+    """Exact samples of a mixture: the teacher's own options, and which samples."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the samples; sample i depends on it and i alone.")
+    held_out: int = Field(
+        0, ge=0, description="Further samples, never trained on, to compare with; drawn apart from the training stream."
+    )
+
+
+class StatesConfig(ComponentConfig):
+    """The states codec has no options."""
+
+
+class TrunkConfig(ComponentConfig):
+    """Size and inputs of an MLP."""
 
     width: PositiveInt = Field(128, description="Units of each hidden layer.")
     depth: PositiveInt = Field(3, description="Residual blocks of two layers.")
     num_frequencies: int = Field(
         3, ge=0, le=16, description="Sine and cosine pairs of each time, at pi, 2 pi, ...; low ones keep d/ds smooth."
     )
-    zero_init: bool = Field(False, description="Start with a zero output layer, so that u = 0 and X(x, t, s) = x.")
     sample_shape: tuple[PositiveInt, ...] | None = Field(
         None, min_length=1, description="Dimensions of one state; null: the teacher's."
     )
     num_classes: PositiveInt | None = Field(None, description="Classes; null: the teacher's, else the source's.")
+
+
+class MLPStudentConfig(TrunkConfig):
+    """Size and inputs of the MLP student."""
+
+    zero_init: bool = Field(False, description="Start with a zero output layer, so that u = 0 and X(x, t, s) = x.")
+
+
+class MLPPolicyStudentConfig(TrunkConfig):
+    """Size and inputs of the MLP that emits a policy, and the policy (Chen et al. 2025, arXiv 2510.14974)."""
+
+    policy: Literal["dx", "gm"] = Field(
+        "gm", description="gm: a Gaussian mixture of the data point; dx: the data point as a function of time."
+    )
+    num_components: PositiveInt | None = Field(
+        None, description="Components of gm, or points of dx; null: 32 and 10, as the paper."
+    )
+    initial_std: PositiveFloat = Field(
+        0.5,
+        description="gm: deviation of a component at the start, in units of velocity. The paper starts a trained "
+        "teacher's head at 0.05; a network that starts from nothing is better off with a wide one (this project's).",
+    )
+    shift: PositiveFloat = Field(
+        1.0, description="Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau)."
+    )
+    num_substeps: PositiveInt = Field(128, description="Substeps of the policy's path per unit of tau; as the paper.")
 
 
 def _symmetric(matrix: Matrix, index: int) -> Matrix:

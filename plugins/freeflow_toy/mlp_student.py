@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self, final
+from typing import final
 
-import torch
 from torch import Tensor, nn
 
-from freeflow_core.config.component import ComponentConfig
-from freeflow_core.errors import CheckpointError, ConfigError
-from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Teacher
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.interfaces import AverageVelocityStudent
 from freeflow_core.math.interpolants import average_velocity_jump
-from freeflow_core.network_file import check_tensors
-from freeflow_core.types import Condition, LoadReport, NetworkState
-from freeflow_toy.config import MLPStudentConfig
-
-FAMILY = "toy-mlp"
-_GUIDANCE_SCALE = 8.0
-"""Guidance weights of 1 to 9 spread over one half period of the lowest frequency."""
+from freeflow_core.types import Condition
+from freeflow_toy.trunk import MLPTrunk
 
 
 @final
-class MLPStudent(AverageVelocityStudent):
-    """u(x_t, t, s, c, w) from one residual MLP with SiLU, smooth in every input, so forward mode works in any order.
-
-    Inputs: the flattened state; raw t and d = t - s with sin and cos of pi k t and pi k d, k = 1, 2, ...; the guidance
-    weight in the same way (None means 1); a learnt class embedding, whose last row is the null class.
+class MLPStudent(MLPTrunk, AverageVelocityStudent):
+    """u(x_t, t, s, c, w) from one residual MLP.
 
     Args:
         sample_shape: dimensions ``*D`` of one state.
         num_classes: classes, or None for an unconditional student.
         width, depth, num_frequencies, zero_init: see :class:`freeflow_toy.config.MLPStudentConfig`.
     """
+
+    family = "toy-mlp"
+    kind = "mlp"
 
     def __init__(
         self,
@@ -45,95 +36,24 @@ class MLPStudent(AverageVelocityStudent):
         num_frequencies: int = 3,
         zero_init: bool = False,
     ) -> None:
-        super().__init__()
-        self.sample_shape = tuple(sample_shape)
-        self.num_classes = num_classes
-        self._config: dict[str, Any] = {
-            "sample_shape": list(sample_shape),
-            "num_classes": num_classes,
-            "width": width,
-            "depth": depth,
-            "num_frequencies": num_frequencies,
-        }
-        dim = math.prod(sample_shape)
-        self.num_frequencies = num_frequencies
-        self.stem = nn.Linear(dim + 3 * (1 + 2 * num_frequencies), width)
-        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
+        super().__init__(
+            sample_shape,
+            num_classes,
+            math.prod(sample_shape),
+            width=width,
+            depth=depth,
+            num_frequencies=num_frequencies,
+            others={},
         )
-        self.head = nn.Linear(width, dim)
         if zero_init:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, MLPStudentConfig)
-        teacher, source = context.teacher, context.source
-        shape = config.sample_shape or (teacher.sample_shape if teacher is not None else None)
-        if shape is None:
-            raise ConfigError(
-                "The mlp student takes its state's dimensions from the teacher, and this run has none. "
-                "Set student.sample_shape, e.g. --set student.sample_shape=[2]."
-            )
-        classes = config.num_classes
-        if classes is None:
-            classes = teacher.num_classes if teacher is not None else source.num_classes if source is not None else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            return cls(shape, classes, **config.model_dump(exclude={"sample_shape", "num_classes"}))
-
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
-        x = x_t.flatten(1)
-        weight = torch.ones_like(t) if guidance is None else guidance
-        features = [x]
-        for scalar in (t, t - s, (weight - 1) / _GUIDANCE_SCALE):
-            features.extend(self._fourier(expand_times(scalar, x)))
-        hidden = self.stem(torch.cat(features, dim=1))
-        if self.classes is not None:
-            if not isinstance(condition, Tensor):
-                raise ValueError(f"a class-conditional student needs (N,) labels, got {type(condition).__name__}")
-            hidden = hidden + self.classes(condition.to(x.device))
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        output: Tensor = self.head(nn.functional.silu(hidden))
-        return output.reshape(x_t.shape)
+        return self.features(x_t, t, s, condition, guidance).reshape(x_t.shape)
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return output
 
     def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return average_velocity_jump(x_t, output, t, s)
-
-    def load_teacher(self, teacher: Teacher) -> LoadReport:
-        """Take nothing: no teacher is an MLP of this kind. The report says so."""
-        state = teacher.network_state()
-        return LoadReport(new=tuple(self.state_dict()), left=() if state is None else tuple(state.tensors))
-
-    def network_state(self) -> NetworkState:
-        return NetworkState(FAMILY, self._config, self.state_dict())
-
-    @classmethod
-    def from_state(cls, state: NetworkState) -> Self:
-        if state.family != FAMILY:
-            raise CheckpointError(
-                f"An mlp student needs a network of the family {FAMILY!r}, but this one is {state.family!r}. "
-                "Choose the student that wrote the checkpoint."
-            )
-        try:
-            student = cls(**{**state.config, "sample_shape": tuple(state.config["sample_shape"])})
-        except (TypeError, KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"The mlp student's configuration in the checkpoint is not usable ({error}). It was written by another "
-                "version, or damaged; use the version that wrote it."
-            ) from None
-        check_tensors(student.state_dict(), state.tensors, "mlp student's checkpoint")
-        dtype = state.tensors["stem.weight"].dtype
-        student.to(dtype).load_state_dict(dict(state.tensors))
-        return student
-
-    def _fourier(self, values: Tensor) -> list[Tensor]:
-        """(N, 1) values with their sines and cosines, low frequencies only."""
-        angles = [math.pi * (k + 1) * values for k in range(self.num_frequencies)]
-        return [values, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)]

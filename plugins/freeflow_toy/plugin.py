@@ -21,7 +21,7 @@ def freeflow_teachers() -> list[Component]:
 
 @hookimpl
 def freeflow_students() -> list[Component]:
-    """A residual MLP for vector states."""
+    """Residual MLPs for vector states."""
     return [
         Component(
             name="mlp",
@@ -29,5 +29,38 @@ def freeflow_students() -> list[Component]:
             config="freeflow_toy.config:MLPStudentConfig",
             summary="Residual MLP that predicts the average velocity of small vector states.",
             source="Average velocity: Geng et al. 2025, arXiv 2505.13447",
+        ),
+        Component(
+            name="mlp-policy",
+            target="freeflow_toy.policy_student:MLPPolicyStudent",
+            config="freeflow_toy.config:MLPPolicyStudentConfig",
+            summary="Residual MLP that emits a policy, a velocity field in closed form, for small vector states.",
+            source="pi-Flow: Chen et al. 2025, arXiv 2510.14974",
+        ),
+    ]
+
+
+@hookimpl
+def freeflow_sources() -> list[Component]:
+    """Exact samples of the mixture."""
+    return [
+        Component(
+            name="gaussian-mixture",
+            target="freeflow_toy.mixture_source:MixtureSource",
+            config="freeflow_toy.config:MixtureSourceConfig",
+            summary="Endless exact samples of a Gaussian mixture, with its classes; use with codec: states.",
+        )
+    ]
+
+
+@hookimpl
+def freeflow_codecs() -> list[Component]:
+    """States as they are."""
+    return [
+        Component(
+            name="states",
+            target="freeflow_toy.states_codec:StatesCodec",
+            config="freeflow_toy.config:StatesConfig",
+            summary="Float states pass unchanged: for sources that yield states instead of images.",
         )
     ]

@@ -39,9 +39,15 @@ SourceName = Annotated[
     str | None,
     typer.Option("--source", metavar="NAME", autocompletion=_completion("source"), help="Training data."),
 ]
+CodecName = Annotated[
+    str,
+    typer.Option(
+        "--codec", metavar="NAME", autocompletion=_completion("codec"), help="What makes latents of the images."
+    ),
+]
 TrainedStudent = Annotated[
     Path | None,
-    typer.Option("--run", "--student", metavar="PATH", help="Folder of a run, or a student file."),
+    typer.Option("--run", "--student", metavar="PATH", help="Folder of a run, a student file, or a published student."),
 ]
 PresetName = Annotated[
     str | None,

@@ -47,8 +47,15 @@ class Request:
         return load_run_config(
             session.registry(),
             self.command,
-            preset=preset if preset or file else DEFAULT_PRESET,
+            preset=preset if preset or file else self._default_preset(session),
             file=file,
             overrides=overrides,
             assignments=self.assignments,
         )
+
+    def _default_preset(self, session: Session) -> str:
+        """The preset made for the teacher asked for, or named after the source; else the digits'."""
+        registry = session.registry()
+        found = registry.preset_for(self.command, self.components.get("teacher"))
+        source = self.components.get("source")
+        return found or (source if source in registry.presets(self.command) else None) or DEFAULT_PRESET

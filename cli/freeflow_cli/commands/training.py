@@ -10,6 +10,7 @@ from rich.text import Text
 
 from freeflow_cli.commands.resolution import Request
 from freeflow_cli.console import is_main_process, output, warn
+from freeflow_cli.plan_table import facts, memory_table, network_table
 from freeflow_cli.results import print_line, print_result
 from freeflow_cli.session import Session
 
@@ -39,12 +40,14 @@ def print_plan(session: Session, config: RunConfig) -> None:
     if not is_main_process():
         return
     console = output()
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in plan.rows:
-        table.add_row(Text(name), Text(value))
-    console.print(table)
+    console.print(network_table(plan))
+    console.print(memory_table(plan))
+    lines = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    lines.add_column(style="bold", no_wrap=True)
+    lines.add_column(overflow="fold")
+    for name, value in facts(plan):
+        lines.add_row(Text(name), Text(value))
+    console.print(lines)
     print_line(console, "Dry run: nothing was trained or written.")
     for warning in plan.warnings:
         warn(warning)

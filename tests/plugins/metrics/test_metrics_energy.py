@@ -75,7 +75,9 @@ def test_small_distances_far_from_the_origin_keep_their_digits() -> None:
     assert energy_distance(x, y) == pytest.approx(energy_distance(x - 1e6, y - 1e6), rel=1e-5)
 
 
-@pytest.mark.parametrize(("x", "y", "message"), [((1, 2), (3, 2), "two points"), ((3, 2), (3, 4), "cannot be compared")])
+@pytest.mark.parametrize(
+    ("x", "y", "message"), [((1, 2), (3, 2), "two points"), ((3, 2), (3, 4), "cannot be compared")]
+)
 def test_what_cannot_be_compared(x: tuple[int, int], y: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         energy_distance(torch.zeros(x), torch.zeros(y))

@@ -23,6 +23,7 @@ def test_everything_offered_can_be_loaded(registry: Registry) -> None:
     assert set(registry.components("student")) == {
         "transformer",
         "velocity-transformer",
+        "policy-transformer",
         "freeflow",
         "freeflow-xl-2-256",
         "freeflow-sit-xl-2-256",

@@ -1,0 +1,1 @@
+"""Several objectives on one teacher: the same budget, the same evaluation, one table."""

@@ -1,0 +1,176 @@
+"""Closed-form velocity fields over one segment, and how they are rolled (pi-Flow: Chen et al. 2025, arXiv 2510.14974).
+
+A network that is asked once, at (x_t, t), emits such a policy for all times down to the segment's end s; following it
+costs no network evaluation. Everything here runs in at least float32, also under autocast.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from freeflow_core.math.broadcast import expand_times
+
+_EARLIEST = 1e-4
+"""DX fields are not asked closer to the data: v = (x - x_0) / t there."""
+
+
+class Policy(ABC):
+    """A velocity field v(x, t) over one segment, one for each of N rows.
+
+    Attributes:
+        num_components: parts of a mixture, which ``without`` can leave out; 1: the policy is no mixture.
+    """
+
+    num_components: int = 1
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """v (N, *D) at ``x`` (N, *D) and ``t`` (N,), without a network evaluation."""
+
+    def without(self, dropped: Tensor) -> Policy:
+        """The policy without the components marked in ``dropped`` (N, num_components) bool, itself if it has none.
+
+        A row whose components would all go keeps them.
+        """
+        return self
+
+
+@final
+class DXPolicy(Policy):
+    """The data point as a function of time alone: v = (x - x_0(t)) / t (pi-Flow's DX policy).
+
+    x_0(t) runs through K points, equally spaced in the raw time and joined by straight lines: the first at the
+    segment's *end* s, the last at its start t. One point: a constant x_0, and the path is a straight line.
+
+    Args:
+        velocities: (N, K, *D) what the network emits; point k is x_0 = x_t - t velocities[:, k].
+        x_t: (N, *D) where it was asked.
+        t, s: (N,) the segment, s <= t.
+        shift: of the raw time in which the points are spaced, see :func:`roll_policy`.
+    """
+
+    def __init__(self, velocities: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, shift: float = 1.0) -> None:
+        x = _full(x_t)
+        self._points = (x - expand_times(t, x) * _full(velocities).transpose(0, 1)).transpose(0, 1)
+        self._raw_s, self._shift = raw_time(s, shift), shift
+        self._span = (raw_time(t, shift) - self._raw_s).clamp_min(_EARLIEST)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        state = _full(x)
+        num = self._points.shape[1]
+        place = ((raw_time(t, self._shift) - self._raw_s) / self._span).clamp(0, 1) * (num - 1)
+        # Weights of a piecewise linear function: a row touches the two points around its place.
+        hats = (1 - (place.unsqueeze(1) - torch.arange(num, device=t.device)).abs()).clamp_min(0)
+        with _no_autocast(state):
+            hats = hats.to(device=state.device, dtype=state.dtype, non_blocking=True)
+            x_0 = torch.einsum("nk,nkd->nd", hats, self._points.flatten(2)).reshape(state.shape)
+        return (state - x_0) / expand_times(t, state).clamp_min(_EARLIEST)
+
+
+@final
+class GMPolicy(Policy):
+    """The velocity of the Gaussian mixture that the network believes the data point x_0 to come from (pi-Flow's GM policy).
+
+    At (x_t, t) it emits the posterior of x_0: means mu_k, weights, and one variance S. At another (x, r) the same
+    belief, with the evidence of x_t replaced by that of x (GMFlow: Chen et al. 2025, arXiv 2504.05304), is again a
+    mixture, with a_r = (1 - r) / r, zeta = a_r^2 - a_t^2 and nu = a_r x / r - a_t x_t / t:
+
+        mean_k = (S nu + mu_k) / (S zeta + 1),   logit_k += mu_k . (nu - zeta mu_k / 2) / (S zeta + 1),
+
+    and v = (x - sum_k weight_k mean_k) / r. Written here without the poles at r = 0, where v is finite. With one
+    component it is exactly the velocity of isotropic Gaussian data, at every state.
+
+    Args:
+        velocities: (N, K, C, ...) what the network emits; mu_k = x_t - t velocities[:, k].
+        logits: (N, K, 1, ...) weights of the components, for every place of the state: mu . nu sums over C alone.
+        log_std: (N,) of the components, in units of velocity: S = (t exp(log_std))^2.
+        x_t: (N, C, ...) where it was asked.
+        t: (N,) when; above 0.
+    """
+
+    def __init__(self, velocities: Tensor, logits: Tensor, log_std: Tensor, x_t: Tensor, t: Tensor) -> None:
+        x = _full(x_t)
+        time = expand_times(t, x)
+        self.num_components = velocities.shape[1]
+        self._means = x.unsqueeze(1) - time.unsqueeze(1) * _full(velocities)
+        self._logits = _full(logits)
+        self._variance = (time * expand_times(_full(log_std).exp(), x)).square()
+        self._slope = ((1 - time) / time).square()  # a_t^2
+        self._pull = (1 - time) * x / time.square()  # a_t x_t / t
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        state = _full(x)
+        time = expand_times(t, state)
+        variance, alpha, square = self._variance, 1 - time, time.square()
+        # r^2 (S zeta + 1), r^2 nu and r^2 zeta: none has a pole at r = 0.
+        scale = (variance * (alpha.square() - square * self._slope) + square).clamp_min(torch.finfo(state.dtype).tiny)
+        nu = (alpha * state - square * self._pull).unsqueeze(1)
+        zeta = (alpha.square() - square * self._slope).unsqueeze(1)
+        evidence = (self._means * (nu - zeta * self._means / 2)).sum(2, keepdim=True) / scale.unsqueeze(1)
+        mean = ((self._logits + evidence).softmax(1) * self._means).sum(1)
+        pulled = state + variance * (self._pull - self._slope * state) - mean
+        return (time * pulled - variance * alpha * state) / scale
+
+    def without(self, dropped: Tensor) -> Policy:
+        dropped = dropped & ~dropped.all(1, keepdim=True)
+        shape = (*dropped.shape, *([1] * (self._logits.ndim - 2)))
+        changed = self._copy()
+        changed._logits = self._logits.masked_fill(dropped.reshape(shape).to(self._logits.device), -torch.inf)
+        return changed
+
+    def _copy(self) -> Self:
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+
+def roll_policy(
+    policy: Policy, x: Tensor, t: Tensor, s: Tensor, *, num_substeps: int = 128, shift: float = 1.0
+) -> Tensor:
+    """The state (N, *D) at times ``s`` that Euler's method reaches from ``x`` (N, *D) at ``t``, following ``policy``.
+
+    Substeps are equal in the raw time tau of ``t = shift tau / (1 + (shift - 1) tau)`` (Esser et al. 2024, eq. 23;
+    above 1: more of them near the noise), ``num_substeps`` to a unit, at least one. A row's substeps depend on its own
+    times alone.
+
+    Args:
+        policy: what is followed.
+        x: (N, *D) start.
+        t, s: (N,) with s <= t; on the host, or the device is waited for.
+        num_substeps: per unit of raw time.
+        shift: see above.
+    """
+    raw_t, raw_s = raw_time(t, shift), raw_time(s, shift)
+    span = raw_t - raw_s
+    count = (span * num_substeps).round().clamp_min(1)
+    state = _full(x)
+    for step in range(int(count.max()) if len(count) else 0):
+        begun = count.sub(1).clamp_max(step)  # rows that have arrived repeat their last substep, with length 0
+        time = shifted_time(raw_t - span * (begun / count), shift)
+        after = shifted_time(raw_t - span * ((begun + 1) / count), shift)
+        length = torch.where(count > step, time - after, torch.zeros_like(time))
+        state = state - expand_times(length, state) * policy.velocity(state, time)
+    return state
+
+
+def raw_time(t: Tensor, shift: float) -> Tensor:
+    """tau of ``t = shift tau / (1 + (shift - 1) tau)``."""
+    return t / (shift - (shift - 1) * t)
+
+
+def shifted_time(raw: Tensor, shift: float) -> Tensor:
+    """``t = shift raw / (1 + (shift - 1) raw)``, in [0, 1] for ``raw`` in [0, 1]."""
+    return shift * raw / (1 + (shift - 1) * raw)
+
+
+def _full(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _no_autocast(values: Tensor) -> torch.autocast:
+    return torch.autocast(values.device.type, enabled=False)

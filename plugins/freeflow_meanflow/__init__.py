@@ -1,0 +1,1 @@
+"""MeanFlow and improved MeanFlow."""

@@ -1,0 +1,112 @@
+"""Options of MeanFlow and improved MeanFlow. Defaults are the papers' ImageNet runs, unless they say `ours`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from freeflow_core.config import ComponentConfig
+
+UnitTime = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[UnitTime, UnitTime]
+
+
+class MeanFlowOptions(ComponentConfig):
+    """What both objectives have in common."""
+
+    guidance_min: float = Field(
+        1.0, ge=0, le=100, description="Least guidance weight g; each example draws its own from [min, max]."
+    )
+    guidance_max: float = Field(
+        1.0, ge=0, le=100, description="Greatest guidance weight; equal to guidance_min for a fixed one, 1: unguided."
+    )
+    guidance_interval: Interval = Field(
+        (0.0, 1.0), description="Times (low, high) in which the velocity is guided; unguided outside."
+    )
+    time_location: float = Field(-0.4, ge=-10, le=10, description="Mean of logit(time) of both times (paper: -0.4).")
+    time_scale: PositiveFloat = Field(1.0, le=10, description="Its deviation (paper: 1.0).")
+    end_location: float | None = Field(
+        None,
+        ge=-10,
+        le=10,
+        description="Mean of logit(s), with s held below t; null: two equal draws, sorted (paper; CIFAR-10 code: -4).",
+    )
+    end_scale: PositiveFloat | None = Field(None, le=10, description="Deviation of logit(s); null: time_scale.")
+    instant_share: float = Field(0.75, ge=0, lt=1, description="Share of rows with s = t: flow matching.")
+    weight_power: float = Field(
+        1.0,
+        ge=0,
+        le=2,
+        description="p of the weight 1 / (E + c)^p, E the *sum* of squares of a row (paper: 1); 0: none.",
+    )
+    weight_epsilon: PositiveFloat = Field(1e-2, description="c of the same (code: 0.01; CIFAR-10 0.001).")
+    label_dropout: float = Field(
+        0.1, ge=0, le=1, description="velocity: data: share of labels replaced by the null class (paper: 0.1)."
+    )
+    derivative: Literal["forward-mode", "central", "one-sided"] = Field(
+        "forward-mode",
+        description="forward-mode: exact, math attention; central: two passes, fused attention; one-sided: one pass, "
+        "reuses the gradient pass, which must not run in bf16.",
+    )
+    derivative_step: float = Field(
+        5e-3, ge=1e-6, le=0.1, description="Step in time of central and one-sided differences."
+    )
+
+    @model_validator(mode="after")
+    def _check_common(self) -> MeanFlowOptions:
+        if self.guidance_min > self.guidance_max:
+            raise ValueError(f"guidance_min={self.guidance_min:g} exceeds guidance_max={self.guidance_max:g}")
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval must rise, got {list(self.guidance_interval)}")
+        if self.end_scale is not None and self.end_location is None:
+            raise ValueError("end_scale belongs to end_location; set that too")
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether any weight differs from 1."""
+        return (self.guidance_min, self.guidance_max) != (1.0, 1.0)
+
+
+class MeanFlowConfig(MeanFlowOptions):
+    """MeanFlow (Geng et al. 2025, arXiv 2505.13447)."""
+
+    velocity: Literal["teacher", "data"] = Field(
+        "teacher", description="teacher: its guided field; data: each sample's own n - x, no teacher (paper)."
+    )
+    guidance_mixing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="velocity: data: kappa, how much of the guided velocity is the network's own (paper: 0.5 to 0.92); "
+        "g stays the effective weight, omega = g (1 - kappa).",
+    )
+    derivative_warmup_fraction: float = Field(
+        0.0, ge=0, le=1, description="Share of the run over which (t - s) du/dt rises from 0 (FastGen; paper: none)."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> MeanFlowConfig:
+        if self.velocity == "teacher" and self.guidance_mixing:
+            raise ValueError("guidance_mixing is part of the guidance learnt from data; it needs velocity: data")
+        if self.velocity == "data" and self.guided and self.label_dropout == 0:
+            raise ValueError("guidance from data needs the null class: set label_dropout above 0")
+        return self
+
+
+class ImprovedMeanFlowConfig(MeanFlowOptions):
+    """Improved MeanFlow (Geng et al. 2025, arXiv 2512.02012)."""
+
+    instant_share: float = Field(0.5, ge=0, lt=1, description="Share of rows with s = t: flow matching (paper: 0.5).")
+    guidance_distribution: Literal["log-uniform", "uniform"] = Field(
+        "log-uniform", description="Distribution of g in [guidance_min, guidance_max] (paper: 8^U, U uniform)."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ImprovedMeanFlowConfig:
+        if self.guided and self.label_dropout == 0:
+            raise ValueError("guidance from data needs the null class: set label_dropout above 0")
+        if self.guidance_min <= 0:
+            raise ValueError("improved MeanFlow divides by the guidance weight; guidance_min must be above 0")
+        return self

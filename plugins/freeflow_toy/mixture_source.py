@@ -1,0 +1,78 @@
+"""Exact samples of a Gaussian mixture, as training data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from freeflow_core.config import ComponentConfig
+from freeflow_core.interfaces import BuildContext, Source
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.types import Batch, Condition
+from freeflow_toy.config import MixtureSourceConfig
+from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
+
+
+@final
+class MixtureSource(Source):
+    """Endless data whose exact velocity is the ``gaussian-mixture`` teacher's with the same options.
+
+    Sample i and its label are a function of (seed, i) alone: the label from p(c), the state from p(x | c). No sample
+    is ever seen twice, so a data-based objective here meets its assumptions exactly.
+
+    Args:
+        mixture: what is sampled.
+        seed: in [0, 2**63).
+        num_held_out: samples returned by ``held_out``, of a stream of their own.
+    """
+
+    encoded_by = "states"
+
+    def __init__(self, mixture: GaussianMixtureTeacher, seed: int, num_held_out: int) -> None:
+        self._mixture = mixture
+        self._seed = seed
+        self._num_held_out = num_held_out
+        self.num_classes = mixture.num_classes
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        assert isinstance(config, MixtureSourceConfig)
+        mixture = GaussianMixtureTeacher.from_config(config, context)
+        return cls(mixture.double().cpu(), config.seed, config.held_out)
+
+    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        """As the interface says, float32 states (N, *D). Raises ``ValueError`` for a place no process can have."""
+        if start < 0 or batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                "batches needs start >= 0, batch_size >= 1 and 0 <= rank < world_size, "
+                f"got {start}, {batch_size}, {rank}, {world_size}"
+            )
+        return self._blocks(start + rank * batch_size, batch_size, world_size * batch_size)
+
+    def held_out(self) -> tuple[Tensor, Condition] | None:
+        """Float states (M, *D) and their labels, or None without any."""
+        if not self._num_held_out:
+            return None
+        batch = self._rows("held-out", 0, self._num_held_out)
+        assert batch.x is not None
+        return batch.x, batch.condition
+
+    def _blocks(self, start: int, batch_size: int, stride: int) -> Iterator[Batch]:
+        while True:
+            yield self._rows("training", start, batch_size)
+            start += stride
+
+    def _rows(self, purpose: str, start: int, count: int) -> Batch:
+        draws = PhiloxDraws(_seed_of(purpose, self._seed), torch.arange(start, start + count), dtype=torch.float64)
+        condition = self._mixture.sample_condition(draws)
+        return Batch(self._mixture.sample_data(draws, condition).float(), condition)
+
+
+def _seed_of(purpose: str, seed: int) -> int:
+    """A seed in [0, 2**63) of its own for each purpose, so that no stream meets one of the run's with equal seeds."""
+    digest = hashlib.blake2b(f"gaussian-mixture/{purpose}/{seed}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

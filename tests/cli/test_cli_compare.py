@@ -1,0 +1,189 @@
+"""``freeflow compare``: what reaches the api, what is printed, and the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from freeflow_cli.main import build_app
+from typer.testing import CliRunner, Result
+
+import freeflow_core
+from freeflow_core.engine.compare.table import Estimate, Row, Table
+from freeflow_core.plugin import Manager
+
+Freeflow = Callable[..., Result]
+
+
+def row(name: str, value: Any = None, failed: int = 0, few: bool = True) -> Row:
+    steps = {1: Estimate(3.25, 0.5, 3), **({2: Estimate(2.0, 0.25, 3), 4: Estimate(1.5, None, 1)} if few else {})}
+    return Row(
+        name=name,
+        objective=name.split("-")[0],
+        value=value,
+        finished=3 - failed,
+        failed=failed,
+        planned=3,
+        images=57_600,
+        forwards_per_image=5.5,
+        forwards_per_step=352.0,
+        peak_memory=3 * 2**20,
+        scores=steps,
+        fidelity=Estimate(0.0123, 0.001, 3),
+        images_per_second=Estimate(1234.5, 10.0, 3),
+    )
+
+
+class StandIn:
+    """For ``freeflow_core.api``: notes the call, answers with a result."""
+
+    def __init__(self, folder: Path) -> None:
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.status = "finished"
+        self.failed: dict[str, str] = {}
+        self.setting: str | None = None
+        self.rows = (row("freeflow", few=False), row("shortcut"))
+        self.folder = folder
+
+    def compare(self, config: Any, **arguments: Any) -> Any:
+        self.calls.append((config, arguments))
+        table = Table("mine", "fd_data", self.setting, (1, 2, 4), "images=57600", self.rows, {}, self.failed)
+        return SimpleNamespace(
+            folder=self.folder,
+            status=self.status,
+            table=table,
+            teacher_lines=[("teacher, 100 steps", "0.9", "-")],
+            files={"table": self.folder / "comparison.md"},
+            failed=self.failed,
+        )
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
+    fake, module = StandIn(tmp_path / "runs" / "compare-mine"), ModuleType("freeflow_core.api")
+    module.compare = fake.compare  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "freeflow_core.api", module)
+    monkeypatch.setattr(freeflow_core, "api", module, raising=False)
+    return fake
+
+
+@pytest.fixture
+def freeflow() -> Freeflow:
+    """The command line over all installed plugins."""
+    app = build_app(Manager.load())
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+def test_cli_compare_passes_every_option(freeflow: Freeflow, api: StandIn, tmp_path: Path) -> None:
+    result = freeflow(
+        "compare", "--teacher", "digits", "--objectives", "freeflow, shortcut", "--seeds", "5", "--budget", "forwards=1e6",
+        "--source", "digits", "--student", "transformer", "--preset", "digits-guided", "--set", "training.batch_size=32",
+        "--set-for", "shortcut:training.batch_size=16", "--sweep", "source.augment_strength=0,1", "--score", "kd_data",
+        "--set", "source.augment=[rotation]", "--seed", "7", "--name", "mine", "--output", str(tmp_path / "here"),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    ((config, arguments),) = api.calls
+    assert (arguments["output"], arguments["dry_run"]) == (tmp_path / "here", False)
+    own = config.comparison
+    assert (config.name, own.objectives, own.seeds, str(own.budget)) == (
+        "mine",
+        ("freeflow", "shortcut"),
+        5,
+        "forwards=1000000",
+    )
+    assert (own.sweep.setting, own.sweep.values, own.score) == ("source.augment_strength", (0, 1), "kd_data")
+    assert own.settings_for == {"shortcut": {"training": {"batch_size": 16}}}
+    assert (config.base["teacher"]["name"], config.base["source"]["name"], config.base["seed"]) == (
+        "digits",
+        "digits",
+        7,
+    )
+    assert config.base["objective"]["guidance_min"] == 2.5, "the preset named"
+    assert config.settings["training"] == {"batch_size": 32}
+
+
+def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow: Freeflow, api: StandIn) -> None:
+    assert freeflow("compare", "--objectives", "freeflow").exit_code == 0
+    assert freeflow("compare", "--preset", "mismatch", "--dry-run").exit_code == 0
+    (first, _), (second, arguments) = api.calls
+    assert (first.name, first.comparison.budget, first.comparison.seeds) == ("digits", None, 3)
+    assert second.comparison.sweep.setting == "source.augment_strength"
+    assert arguments["dry_run"]
+
+
+def test_cli_compare_prints_scores_costs_files_and_the_teacher(freeflow: Freeflow, api: StandIn) -> None:
+    text = freeflow("compare", "--objectives", "freeflow,shortcut").output
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "fd_data: mean ± standard deviation over seeds" in lines
+    assert "objective 1 step 2 steps 4 steps fidelity runs" in lines
+    assert "freeflow 3.25 ± 0.5 - - 0.0123 ± 0.001 3 of 3" in lines
+    assert "shortcut 3.25 ± 0.5 2 ± 0.25 1.5 0.0123 ± 0.001 3 of 3" in lines
+    assert "objective images images/s forwards/image forwards/step memory" in lines
+    assert "freeflow 57,600 1234 ± 10 5.5 352 3 MiB" in lines
+    assert "teacher, 100 steps: fd_data 0.9, fidelity -" in lines
+    assert "comparison.md" in text
+
+
+def test_cli_compare_shows_the_swept_value(freeflow: Freeflow, api: StandIn) -> None:
+    api.setting, api.rows = "source.augment_strength", (row("shortcut-a", 0.25), row("freeflow", few=False))
+    lines = [" ".join(line.split()) for line in freeflow("compare", "--preset", "mismatch").output.splitlines()]
+    assert "objective augment_strength 1 step 2 steps 4 steps fidelity runs" in lines
+    assert any(line.startswith("shortcut 0.25 3.25") for line in lines)
+    assert any(line.startswith("freeflow all 3.25") for line in lines)
+
+
+def test_cli_compare_fits_into_eighty_columns(
+    freeflow: Freeflow, api: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = freeflow("compare", "--objectives", "freeflow,shortcut").output
+    assert all(len(line) <= 80 for line in text.splitlines() if "/" not in line)
+    assert "3.25 ± 0.5" in text
+
+
+def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow: Freeflow, api: StandIn) -> None:
+    api.status, api.failed = "failed", {"shortcut-seed1": "RuntimeError: it broke."}
+    api.rows = (row("freeflow", few=False), row("shortcut", failed=1))
+    result = freeflow("compare", "--objectives", "freeflow,shortcut")
+    assert result.exit_code == 1
+    assert "2 of 3, 1 failed" in result.output
+    assert "shortcut-seed1 failed: RuntimeError: it broke." in " ".join(result.output.split())
+    assert "same command again" in result.output
+
+
+def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: StandIn) -> None:
+    api.status = "planned"
+    text = freeflow("compare", "--objectives", "freeflow,shortcut", "--dry-run").output
+    assert "forwards/image" in text
+    assert "fidelity" not in text
+    assert "Dry run: 6 runs would go to" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--teacher", "digits"], "name the objectives"),
+        (["--objectives", "freflow"], "Did you mean 'freeflow'"),
+        (["--objectives", "freeflow", "--budget", "hours=3"], "images=N, seconds=N or forwards=N"),
+        (["--objectives", "freeflow", "--sweep", "source.seed"], "is not of the form"),
+        (["--objectives", "freeflow", "--set-for", "objective.x=1"], "is not of the form"),
+        (["--objectives", "freeflow", "--preset", "nothing"], "Unknown compare or distill preset"),
+    ],
+)
+def test_cli_compare_mistakes_end_with_2_before_anything_begins(
+    freeflow: Freeflow, api: StandIn, arguments: list[str], message: str
+) -> None:
+    result = freeflow("compare", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert api.calls == []
+
+
+def test_cli_compare_presets_are_listed_and_shown(freeflow: Freeflow) -> None:
+    assert "[compare]" in freeflow("plugins", "list", "--kind", "preset").output
+    shown = freeflow("plugins", "show", "mismatch").output
+    assert "source.augment_strength" in shown

@@ -1,0 +1,209 @@
+"""A comparison's configuration: layers, checks, and the run of each objective."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from freeflow_core.config.compare import Budget, ComparisonConfig, SweepConfig
+from freeflow_core.config.load_compare import load_compare_config, objective_config, parse_sweep
+from freeflow_core.errors import ConfigError, UnknownComponent
+
+DATA = {"source": {"name": "digits"}}
+
+
+@pytest.fixture
+def load(registry):
+    def make(*objectives: str, preset: str = "digits", comparison=None, overrides=None, **more):
+        section = {"objectives": objectives or None, **(comparison or {})}
+        return load_compare_config(registry, preset=preset, overrides=overrides or DATA, comparison=section, **more)
+
+    return make
+
+
+@pytest.fixture
+def run(registry):
+    """The resolved run of one objective."""
+    return lambda config, objective, value=None: objective_config(registry, config, objective, value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "amount", "shown"),
+    [
+        ("images=57600", "images", 57600, "images=57600"),
+        ("forwards=1e6", "forwards", 1e6, "forwards=1000000"),
+        (" seconds = 2.5", "seconds", 2.5, "seconds=2.5"),
+        ("images=57_600", "images", 57600, "images=57600"),
+        ({"forwards": 100}, "forwards", 100, "forwards=100"),
+    ],
+)
+def test_a_budget_is_read_and_written(given, kind, amount, shown):
+    budget = Budget.model_validate(given)
+    assert (budget.kind, budget.amount, str(budget)) == (kind, amount, shown)
+
+
+@given(st.sampled_from(["images", "seconds", "forwards"]), st.integers(1, 10**12))
+def test_a_budget_survives_its_own_text(kind, amount):
+    budget = Budget.model_validate(f"{kind}={amount}")
+    assert Budget.model_validate(str(budget)) == budget
+
+
+@pytest.mark.parametrize("wrong", ["images", "images=", "hours=3", "images=many", "seconds=0", "forwards=-1", "=5"])
+def test_a_wrong_budget_is_refused(wrong, load):
+    with pytest.raises(ValidationError):
+        Budget.model_validate(wrong)
+    with pytest.raises(ConfigError, match=r"compare\.budget"):
+        load("freeflow", comparison={"budget": wrong})
+
+
+def test_sweeps_are_read_as_yaml_lists():
+    assert parse_sweep("source.augment_strength=0,0.5,1") == {
+        "setting": "source.augment_strength",
+        "values": [0, 0.5, 1],
+    }
+    assert SweepConfig.model_validate(parse_sweep("training.optimizer.learning_rate=1e-4,1e-3")).values == (1e-4, 1e-3)
+    assert SweepConfig.model_validate(parse_sweep("student.initialise=teacher,random")).values == ("teacher", "random")
+    for wrong in ("a.b", "a.b=", "=1,2", "a.b=[1"):
+        with pytest.raises(ConfigError, match="--sweep"):
+            parse_sweep(wrong)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "reason"),
+    [
+        ("seed=1,2", "--seeds"),
+        ("objective=freeflow,shortcut", "--objectives"),
+        ("training.images=1,2", "budget"),
+        ("source.seed=1", "at least 2"),
+        ("source.seed=1,1", "differ"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(load, sweep, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load("freeflow", comparison={"sweep": parse_sweep(sweep)})
+
+
+def test_settings_for_all_and_for_one(load, run):
+    config = load(
+        "freeflow",
+        "shortcut",
+        assignments=["training.batch_size=32", "objective.guidance_max=2"],
+        assignments_for=["shortcut:training.batch_size=16", "shortcut:objective.velocity=teacher"],
+    )
+    freeflow, shortcut = run(config, "freeflow"), run(config, "shortcut")
+    assert (freeflow.training.batch_size, shortcut.training.batch_size) == (32, 16)
+    assert freeflow.objective.options.guidance_max == shortcut.objective.options.guidance_max == 2
+    assert freeflow.objective.options.weight_power == 0.5  # the preset's, for its own objective
+
+
+def test_guidance_is_part_of_the_task_and_other_options_of_the_method(load, run):
+    config = load("freeflow", "shortcut", preset="digits-guided")
+    shortcut = run(config, "shortcut").objective.options
+    assert (shortcut.guidance_min, shortcut.guidance_max) == (2.5, 2.5)
+    assert run(config, "freeflow").objective.options.correction_guidance_scale == 0.34
+    assert run(config, "shortcut").evaluation.guidance_weight == 2.5
+
+
+def test_the_name_is_the_one_given_else_the_teachers(load):
+    assert load("freeflow").name == "digits"
+    assert load("freeflow", assignments=["name=mine"]).name == "mine"
+    assert load("freeflow", overrides={**DATA, "name": "other"}).name == "other"
+    assert load(preset="mismatch", overrides={}).name == "mismatch"
+    with pytest.raises(ConfigError, match="names a folder"):
+        load("freeflow", assignments=["name=a/b"])
+
+
+def test_a_file_holds_both_parts_and_the_command_line_wins(load, run, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "preset: digits\nname: filed\nsource: digits\ntraining: {batch_size: 32}\n"
+        "compare:\n  objectives: [freeflow, shortcut]\n  seeds: 2\n  budget: images=640\n"
+        "  settings_for: {shortcut: {training: {batch_size: 16}, seed: 7}}\n"
+    )
+    config = load(
+        file=file,
+        preset=None,
+        overrides={},
+        comparison={"seeds": 5},
+        assignments_for=["shortcut:training.batch_size=8"],
+        assignments=["compare.score=fd_data"],
+    )
+    assert config.name == "filed"
+    assert config.comparison.objectives == ("freeflow", "shortcut")
+    assert (config.comparison.seeds, str(config.comparison.budget)) == (5, "images=640")
+    assert config.comparison.score == "fd_data"
+    assert (run(config, "shortcut").training.batch_size, run(config, "shortcut").seed) == (8, 7)
+    assert run(config, "freeflow").training.batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"objectives": ()}, "name the objectives"),
+        ({"objectives": ("freeflow", "freeflow")}, "named twice"),
+        ({"objectives": ("freflow",)}, "Did you mean 'freeflow'"),
+        ({"assignments": ["objective=shortcut"]}, "--objectives alone"),
+        ({"assignments_for": ["freeflow:objective=shortcut"]}, "--objectives alone"),
+        ({"assignments_for": ["shortcut:seed=1"]}, "not among the objectives"),
+        ({"assignments_for": ["seed=1"]}, "OBJECTIVE:a.b=value"),
+        ({"assignments": ["training.stop_at_images=5"]}, "--budget"),
+        ({"assignments": ["evaluation.evaluators=[]"]}, "at least one evaluator"),
+        ({"assignments": ["evaluation.enabled=false"]}, "at least one evaluator"),
+        ({"assignments": ["teacher=null"]}, "needs a teacher"),
+        ({"assignments": ["training.imagse=5"]}, "In the runs of freeflow.*Did you mean 'images'"),
+        ({"comparison": {"seed": 1}}, "Did you mean 'seeds'"),
+        ({"preset": "digitz"}, "Did you mean 'digits'"),
+    ],
+)
+def test_mistakes_are_named(registry, arguments, message):
+    arguments = {"objectives": ("freeflow",), "preset": "digits", "comparison": {}, **arguments}
+    section = {"objectives": arguments.pop("objectives"), **arguments.pop("comparison")}
+    with pytest.raises(ConfigError, match=message):
+        load_compare_config(registry, comparison=section, **arguments)
+
+
+def test_an_unknown_preset_lists_comparisons_and_runs(registry):
+    with pytest.raises(UnknownComponent, match=r"mismatch") as caught:
+        load_compare_config(registry, preset="nothing", comparison={"objectives": ["freeflow"]})
+    assert "digits-guided" in str(caught.value)
+
+
+def test_every_preset_of_a_comparison_resolves(registry):
+    assert "mismatch" in registry.presets("compare")
+    for name, preset in registry.presets("compare").items():
+        config = load_compare_config(registry, preset=name)
+        assert preset.summary
+        assert config.comparison.objectives
+        for value in config.values:
+            for objective in config.comparison.objectives:
+                assert objective_config(registry, config, objective, value).training.images
+
+
+def test_the_swept_value_comes_last(load, run):
+    config = load(
+        "shortcut",
+        assignments=["training.batch_size=32"],
+        comparison={"sweep": parse_sweep("training.batch_size=8,16")},
+    )
+    assert [run(config, "shortcut", value).training.batch_size for value in config.values] == [8, 16]
+
+
+def test_every_setting_of_a_comparison_is_described():
+    for field in (*ComparisonConfig.model_fields.values(), *SweepConfig.model_fields.values()):
+        assert field.description
+
+
+def test_a_comparison_is_read_without_torch():
+    code = (
+        "import sys; from freeflow_core.plugin import Manager, Registry;"
+        "from freeflow_core.config.load_compare import load_compare_config;"
+        "load_compare_config(Registry(Manager.load()), preset='mismatch');"
+        "bad = {'torch', 'accelerate', 'mlflow', 'matplotlib'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,210 @@
+"""What a step costs: rows counted on real steps, the period of update ratios, and what a budget buys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from freeflow_core.config import load_run_config
+from freeflow_core.config.compare import Budget
+from freeflow_core.engine.compare.budget import images_for, with_length
+from freeflow_core.engine.compare.cost import Cost, measure_cost, repeating
+from freeflow_core.engine.compare.passes import Rows, counted_rows
+from freeflow_core.errors import ConfigError
+from freeflow_core.plugin import Manager, Registry
+
+TINY = {
+    "teacher": {"name": "gaussian-mixture", "layout": "ring"},
+    "student": {"name": "mlp", "width": 16, "depth": 1},
+    "objective": {"name": "freeflow-prediction"},
+    "training": {"images": 1000, "batch_size": 16},
+    "runtime": {"device": "cpu", "threads": 1},
+}
+
+ALTERNATING = '''
+import copy
+import torch
+from freeflow_core.config import ComponentConfig
+from freeflow_core.interfaces import Objective, Role
+from freeflow_core.plugin import Component, hookimpl
+from freeflow_core.types import Loss
+
+class Config(ComponentConfig):
+    """No options."""
+
+class Alternating(Objective):
+    """The critic learns in every step, the student in every third."""
+
+    @classmethod
+    def from_config(cls, config, context):
+        return cls()
+
+    def roles(self, student, teacher):
+        return {"critic": Role(copy.deepcopy(student)), "scale": Role(torch.nn.Linear(1, 1))}
+
+    def losses(self, models, batch, draws, progress, context):
+        z = draws.noise("prior", (2,))
+        ends = torch.ones(len(z)), torch.zeros(len(z))
+        scale = models["scale"].wrapped(z[:, :1])[:, 0]
+        losses = {
+            "critic": Loss(models["critic"].wrapped(z, *ends, batch.condition, None).square().mean(1)),
+            "scale": Loss(scale.square()),
+        }
+        if progress.step % 3 == 2:
+            with torch.no_grad():
+                models.teacher.velocity(z, ends[0], batch.condition)
+            losses["student"] = Loss(models["student"].wrapped(z, *ends, batch.condition, None).square().mean(1))
+        return losses
+
+@hookimpl
+def freeflow_objectives():
+    return [Component("alternating", "freeflow_file_alternating:Alternating", "freeflow_file_alternating:Config", "x")]
+'''
+
+
+def tiny(registry, *assignments, **overrides):
+    return load_run_config(registry, "distill", overrides={**TINY, **overrides}, assignments=assignments)
+
+
+def test_rows_are_counted_by_what_is_done_with_them():
+    network = nn.Linear(3, 3)
+    x = torch.randn(5, 3)
+    with counted_rows({"net": network}, None) as count:
+        network(x)
+        with torch.no_grad():
+            network(x[:2])
+            network(input=x[:1])
+            torch.func.jvp(lambda t: network(x[:4] * t), (torch.ones(()),), (torch.ones(()),))
+    assert count == {"net": Rows(plain=3, gradient=5, derivative=4)}
+    assert count["net"].forwards == 3 + 3 * 5 + 2 * 4
+    network(x)
+    assert count["net"].gradient == 5, "the hooks are gone"
+
+
+def test_the_teacher_is_counted_through_its_velocity_alone_and_left_as_it_was(registry):
+    from freeflow_core.engine.build import Builder
+
+    ring = {"name": "gaussian-mixture", "layout": "ring", "num_classes": 8}
+    guided = {"name": "autoguidance", "main": ring, "guide": {**ring, "std": 0.4}}
+    x, t, weight = torch.randn(6, 2), torch.full((6,), 0.5), torch.tensor([1.0, 1, 1, 1, 2, 2])
+    for choice in (ring, guided):
+        config = tiny(registry, teacher=choice)
+        teacher = Builder(registry, torch.device("cpu"), 0).teacher(config.teacher)
+        with counted_rows({}, teacher) as count, torch.no_grad():
+            teacher.guided_velocity(x, t, teacher.balanced_condition(torch.arange(6)), weight)
+        assert count == {"teacher": Rows(plain=8)}, "unconditional passes, and those of a guide, are passes"
+        assert not any("velocity" in vars(part) for part in teacher.modules())
+
+
+@given(st.integers(1, 6), st.integers(0, 7), st.data())
+def test_a_period_is_found_as_soon_as_it_was_seen_three_times(period, lead, data):
+    pattern = data.draw(st.lists(st.integers(0, 3), min_size=period, max_size=period))
+    steps = [9 + i for i in range(lead)] + pattern * 3
+    found = repeating(steps)
+    assert found is not None
+    assert found <= period
+    assert steps[-found:] == steps[-2 * found : -found] == steps[-3 * found : -2 * found]
+
+
+def test_no_period_is_made_up():
+    assert repeating([]) is None
+    assert repeating([1, 1]) is None
+    assert repeating(list(range(50))) is None
+    assert repeating([0, 0, 1, 0, 0, 1]) is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "forwards"),
+    [
+        ("freeflow-prediction", 6.0),  # student: 2 for a central difference, 1 with gradient; teacher: 1
+        ("flow-matching", 3.0),  # a gradient pass and nothing else
+    ],
+)
+def test_the_cost_of_known_objectives(registry, objective, forwards):
+    source = "gaussian-mixture" if objective == "flow-matching" else "prior"
+    options = {"derivative": "central"} if objective == "freeflow-prediction" else {}
+    config = tiny(registry, objective={"name": objective, **options}, source=source, codec="states")
+    cost = measure_cost(config, registry, speed=False)
+    assert cost.forwards_per_image == forwards
+    assert sum(rows.forwards for rows in cost.rows.values()) == forwards
+    assert cost.images_per_second == 0
+    student = 1000  # bytes of a network of this size, several times over: weights, gradients, moments, average
+    assert student < cost.peak_memory < 50_000_000
+
+
+def test_a_forward_mode_derivative_costs_two(registry):
+    config = tiny(registry, objective={"name": "freeflow-prediction", "derivative": "forward-mode"})
+    cost = measure_cost(config, registry, speed=False)
+    assert cost.rows["student"] == Rows(gradient=1, derivative=1)
+    assert cost.forwards_per_image == 1 + 3 + 2
+
+
+def test_networks_that_take_turns_are_averaged_over_whole_cycles(tmp_path):
+    file = Path(tmp_path / "alternating.py")
+    file.write_text(ALTERNATING)
+    registry = Registry(Manager.load([file]))
+    cost = measure_cost(tiny(registry, objective="alternating"), registry, speed=False)
+    assert set(cost.rows) == {"critic", "student", "teacher"}, "a weighting of two numbers is no network pass"
+    assert cost.rows["critic"] == Rows(gradient=1)
+    assert cost.rows["student"].gradient == pytest.approx(1 / 3)
+    assert cost.rows["teacher"].plain == pytest.approx(1 / 3)
+    assert cost.forwards_per_image == pytest.approx(3 + 1 + 1 / 3)
+
+
+def test_speed_is_measured_when_asked(registry, monkeypatch):
+    from freeflow_core.engine.compare import cost
+
+    monkeypatch.setattr(cost, "_SECONDS", 0.01)
+    assert cost.measure_cost(tiny(registry), registry, speed=True).images_per_second > 0
+
+
+def test_measuring_draws_nothing_that_training_would_miss(registry, tmp_path):
+    """A run after a measurement is the run without it."""
+    from freeflow_core import api
+    from freeflow_core.network_file import load_tensors
+
+    config = tiny(registry, "training.images=64", "evaluation.enabled=false")
+    before = api.distill(config, output=tmp_path / "before", manager=registry.manager)
+    measure_cost(config, registry, speed=False)
+    after = api.distill(config, output=tmp_path / "after", manager=registry.manager)
+    first, second = (load_tensors(run.folder / "student.safetensors")[0] for run in (before, after))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_a_budget_buys(registry):
+    config, cost = tiny(registry), Cost(6.0, {}, 0, images_per_second=100.0)
+
+    def bought(budget):
+        return images_for(None if budget is None else Budget.model_validate(budget), config, cost)
+
+    assert bought(None) == 1000
+    assert bought("images=777") == 777
+    assert bought("forwards=1000") == 1000 // 6 // 16 * 16 == 160
+    assert bought("seconds=2") == 192
+    for budget in ("forwards=95", "seconds=0.1"):
+        with pytest.raises(ConfigError, match="does not buy one step of freeflow-prediction"):
+            bought(budget)
+
+
+@given(st.integers(1, 10**6))
+def test_schedules_keep_their_share_of_the_run(images):
+    registry = Registry(Manager.load())
+    config = tiny(
+        registry,
+        "training.optimizer.warmup_images=100",
+        "training.optimizer.decay_images=500",
+        "training.ema.halflife_images=50",
+    )
+    run = with_length(config, images)
+    assert run.training.images == images
+    assert run.training.optimizer.warmup_images == max(1, round(0.1 * images))
+    assert run.training.optimizer.decay_images == max(1, round(0.5 * images))
+    assert run.training.ema.halflife_images == max(1, round(0.05 * images))
+    assert run.training.batch_size == config.training.batch_size
+    unset = with_length(tiny(registry), images)
+    assert (unset.training.optimizer.warmup_images, unset.training.optimizer.decay_images) == (0, None)

@@ -1,0 +1,227 @@
+"""Mean and spread over seeds, as rows, as text and as figures."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from freeflow_core.config import load_run_config
+from freeflow_core.engine.compare.cost import Cost
+from freeflow_core.engine.compare.files import cells, headers, teacher_lines, write_files
+from freeflow_core.engine.compare.manifest import Manifest, Record
+from freeflow_core.engine.compare.outcomes import Outcome, planned_runs
+from freeflow_core.engine.compare.passes import Rows
+from freeflow_core.engine.compare.plot import plot
+from freeflow_core.engine.compare.table import Estimate, default_score, lower_is_better, make_table
+from freeflow_core.engine.compare.variants import Variant
+
+TEACHER = {
+    "teacher": {"fd_data": 1.0},
+    "teacher_1_step": {"fd_data": 40.0, "fidelity_mse": 0.5},
+    "data": {"fd_data": 0.5},
+}
+
+
+def scores(value: float, few: bool) -> dict:
+    rows = {**TEACHER, "student": {"evaluations": 1.0, "fd_data": value, "fidelity_mse": value / 10}}
+    if few:
+        rows |= {"student_2_steps": {"fd_data": value / 2}, "student_4_steps": {"fd_data": value / 4}}
+    return rows
+
+
+@pytest.fixture
+def build(registry, tmp_path):
+    """``build({variant: [value of each seed, or an error]}, ...)``: a table, and what made it."""
+
+    def make(values: dict[str, list], *, few=("b",), sweep=None, swept=None, budget="images=640", score=None, **images):
+        config = load_run_config(registry, "distill", preset="digits")
+        variants = [Variant(name, name.split("-")[0], (swept or {}).get(name), config) for name in values]
+        settings = {"name": "mine", "seeds": 2, "budget": budget, "sweep": sweep and {"setting": sweep, "values": []}}
+        cost = Cost(4.0, {"student": Rows(0, 1, 0), "teacher": Rows(1, 0, 0)}, 3 * 2**20)
+        records = {
+            v.name: Record(v.objective, v.value, {}, cost, images.get(v.name.replace("-", "_"), 640)) for v in variants
+        }
+        manifest = Manifest(tmp_path, "key", settings, records)
+        runs = planned_runs(variants, max(map(len, values.values())), tmp_path)
+        outcomes = {}
+        for run in runs:
+            value = values[run.variant.name][run.seed]
+            if isinstance(value, str):
+                outcomes[run.name] = Outcome("failed", error=value)
+            elif value is None:
+                outcomes[run.name] = Outcome("waiting")
+            else:
+                outcomes[run.name] = Outcome("finished", scores(value, run.variant.objective in few), 100.0 + value)
+        table = make_table(
+            manifest, runs, outcomes, score=score, few_steps=(2, 4), batch_sizes=dict.fromkeys(values, 64)
+        )
+        return table, runs, outcomes
+
+    return make
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8))
+def test_estimates_are_the_mean_and_the_sample_deviation(values):
+    found = Estimate.of(values)
+    centre = sum(values) / len(values)
+    assert found.mean == pytest.approx(centre, abs=1e-6)
+    expected = math.sqrt(sum((v - centre) ** 2 for v in values) / (len(values) - 1))
+    assert found.deviation == pytest.approx(expected, rel=1e-6, abs=1e-4)
+
+
+def test_one_seed_has_no_spread_and_none_no_value():
+    assert Estimate.of([3.0, None]) == Estimate(3.0, None, 1)
+    assert Estimate.of([None]) is None
+    assert Estimate.of([]) is None
+
+
+def test_rows_hold_scores_by_steps_and_costs(build):
+    table, _, _ = build({"a": [2.0, 4.0], "b": [6.0, 8.0]})
+    a, b = table.rows
+    assert a.scores == {1: Estimate(3.0, pytest.approx(math.sqrt(2)), 2)}
+    assert {n: e.mean for n, e in b.scores.items()} == {1: 7.0, 2: 3.5, 4: 1.75}
+    assert a.fidelity.mean == pytest.approx(0.3)
+    assert (a.forwards_per_image, a.forwards_per_step, a.training_forwards) == (4.0, 256.0, 2560.0)
+    assert a.images_per_second.mean == 103.0
+    assert a.training_seconds == pytest.approx(640 / 103)
+    assert (a.status, table.score, table.errors) == ("2 of 2", "fd_data", {})
+    assert table.teacher_score("teacher_1_step") == 40.0
+
+
+def test_failed_and_waiting_runs_leave_gaps(build):
+    table, _, _ = build({"a": [2.0, "it broke."], "b": [None, None]})
+    a, b = table.rows
+    assert (a.status, b.status) == ("1 of 2, 1 failed", "0 of 2")
+    assert a.scores[1] == Estimate(2.0, None, 1)
+    assert b.scores == {}
+    assert b.training_seconds is None
+    assert table.errors == {"a-seed1": "it broke."}
+    assert cells(table, b)[1:5] == ["-", "-", "-", "-"]
+
+
+def test_a_table_without_any_finished_run_is_a_table(build, tmp_path):
+    table, runs, outcomes = build({"a": ["no.", "no."]})
+    assert table.score is None
+    assert plot(table, runs[0].variant.config.evaluation, tmp_path) == {}
+    assert write_files(table, runs, outcomes, {}, {}, tmp_path)["table"].is_file()
+
+
+def test_dashes_stand_where_the_student_has_no_such_mode(build):
+    table, runs, _ = build({"a": [2.0, 4.0], "b": [6.0, 8.0]})
+    assert headers(table)[:5] == ["objective", "1 step", "2 steps", "4 steps", "fidelity"]
+    assert cells(table, table.rows[0])[:4] == ["a", "3 ± 1.4", "-", "-"]
+    assert cells(table, table.rows[1])[:4] == ["b", "7 ± 1.4", "3.5 ± 0.71", "1.75 ± 0.35"]
+    assert cells(table, table.rows[0])[-2:] == ["3 MiB", "2 of 2"]
+    assert teacher_lines(table, runs[0].variant.config.evaluation)[1] == ("teacher, 1 step", "40", "0.5")
+
+
+def test_rows_of_the_teacher_that_runs_do_not_share_are_left_out(build):
+    _, runs, outcomes = build({"a": [2.0], "b": [3.0]})
+    outcomes["b-seed0"].scores["teacher"] = {"fd_data": 2.0}
+    manifest = Manifest(Path(), "k", {"name": "x", "seeds": 1, "budget": None, "sweep": None})
+    manifest.records = {name: Record(name, None, {}) for name in ("a", "b")}
+    table = make_table(manifest, runs, outcomes, score=None, few_steps=(), batch_sizes={"a": 1, "b": 1})
+    assert set(table.teacher) == {"teacher_1_step", "data"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["evaluations", "ms_per_image", "kd_data", "fd_data", "fd_teacher"], "fd_data"),
+        (["fd_teacher", "energy_data"], "energy_data"),
+        (["fid", "fd_teacher"], "fid"),
+        (["accuracy", "energy_teacher"], "energy_teacher"),
+        (["evaluations", "accuracy"], "accuracy"),
+        (["evaluations"], None),
+        ([], None),
+    ],
+)
+def test_the_score_that_is_compared_unless_one_is_named(names, expected):
+    assert default_score(names) == expected
+
+
+def test_the_score_that_is_named_is_used_where_it_is_known(build):
+    assert build({"a": [2.0]}, score="fidelity_mse")[0].score == "fidelity_mse"
+    assert build({"a": [2.0]}, score="nonsense")[0].score == "fd_data"
+    assert lower_is_better("fd_data")
+    assert lower_is_better("fidelity_mse")
+    assert not lower_is_better("accuracy")
+
+
+def test_files_can_be_read_again(build, tmp_path):
+    table, runs, outcomes = build({"a": [2.0, "it broke."], "b": [6.0, 8.0]})
+    costs = {"a": {"student": Rows(0, 1, 0)}, "b": {"student": Rows(1, 1, 0.5)}}
+    files = write_files(table, runs, outcomes, costs, {"title": tmp_path / "x.png"}, tmp_path)
+    with files["csv"].open(newline="") as file:
+        a, b = csv.DictReader(file)
+    assert (float(b["fd_data_1_step_mean"]), float(b["fd_data_4_steps_mean"])) == (7.0, 1.75)
+    assert float(b["fd_data_1_step_deviation"]) == pytest.approx(math.sqrt(2))
+    assert (a["fd_data_2_steps_mean"], a["finished"], a["failed"], a["peak_memory_bytes"]) == ("", "1", "1", "3145728")
+    with files["runs"].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["run"] for line in lines} == {"a-seed0", "a-seed1", "b-seed0", "b-seed1"}
+    (broken,) = [line for line in lines if line["run"] == "a-seed1"]
+    assert (broken["status"], broken["error"], broken["value"]) == ("failed", "it broke.", "")
+    text = files["table"].read_text()
+    assert "| b | 7 ± 1.4 | 3.5 ± 0.71 | 1.75 ± 0.35 |" in text
+    assert "| b | student 1 / 1 / 0.5 |" in text
+    assert "- `a-seed1`: it broke." in text
+    assert "![title](x.png)" in text
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_score_over_cost_is_a_picture(build, tmp_path):
+    table, runs, _ = build({"a": [2.0, 4.0], "b": [6.0, 8.0]}, b=128_000)
+    ((title, path),) = plot(table, runs[0].variant.config.evaluation, tmp_path).items()
+    assert (title, path.name) == ("fd_data over cost", "comparison.png")
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 600
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 50, "not an empty page"
+
+
+@pytest.mark.parametrize("values", [("0", "0.5", "1"), ("x", "y", "z")])
+def test_score_over_the_swept_setting_is_a_picture(build, tmp_path, values):
+    swept = {f"a-{n}": (float(v) if v[0] in "01" else v) for n, v in enumerate(values)}
+    table, runs, _ = build({**{name: [2.0, 3.0] for name in swept}, "b": [1.0, 1.5]}, sweep="source.s", swept=swept)
+    assert headers(table)[1] == "s"
+    assert [cells(table, row)[1] for row in table.rows] == [*(str(v) for v in swept.values()), "all"]
+    ((_, path),) = plot(table, runs[0].variant.config.evaluation, tmp_path).items()
+    with Image.open(path) as picture:
+        assert (path.name, picture.format) == ("sweep.png", "PNG")
+
+
+def test_figures_say_what_their_axes_are(build, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (drawn.append(self), Path(path).touch()))
+
+    def axes_of(table, runs):
+        plot(table, runs[0].variant.config.evaluation, tmp_path)
+        return drawn[-1].axes, {text.get_text() for text in drawn[-1].legends[0].get_texts()}
+
+    (left, right), legend = axes_of(*build({"a": [2.0, 4.0], "b": [6.0, 8.0]}, b=1280)[:2])
+    assert left.get_xlabel() == "training cost (network forwards)"
+    assert left.get_ylabel() == "fd_data (lower is better)"
+    assert right.get_xlabel() == "sampling cost (network evaluations per sample)"
+    assert [label.get_text() for label in right.get_xticklabels()] == ["1", "2", "4"]
+    assert legend == {"a", "b", "teacher, 100 steps", "teacher, 1 step", "training images (floor)"}
+
+    (left, _), _ = axes_of(*build({"a": [2.0], "b": [6.0]}, budget="forwards=1000")[:2])
+    assert left.get_xlabel() == "training time (s)", "equal forwards would stand one above the other"
+
+    swept = {"a-0": 0.0, "a-1": 1.0}
+    (axes,), legend = axes_of(
+        *build({"a-0": [2.0, 3.0], "a-1": [4.0, 9.0], "b": [1.0, 1.5]}, sweep="source.s", swept=swept)[:2]
+    )
+    assert axes.get_xlabel() == "source.s"
+    assert "b (not affected)" in legend
+    (line,) = [bars.lines[0] for bars in axes.containers]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 1.0], [2.5, 6.5])

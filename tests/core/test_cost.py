@@ -1,0 +1,313 @@
+"""What a run will cost: the step on tensors without memory holds and computes, byte for byte, what the real one does."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from freeflow_toy.config import GaussianMixtureConfig
+from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
+from torch import nn
+
+from freeflow_core import api
+from freeflow_core.engine.cost import Plan, estimate
+from freeflow_core.engine.cost.ledger import ACTIVATIONS, Ledger
+from freeflow_core.engine.cost.pretend import Pretence
+from freeflow_core.errors import ConfigError
+from freeflow_core.plugin import Component, Manager, hookimpl
+
+MIB = 2**20
+
+
+SMALL: dict[str, Any] = {
+    "teacher": {
+        "name": "sit", "initialise": "random", "depth": 1, "width": 32, "num_heads": 2, "patch_size": 8, "num_classes": 10
+    },
+    "reference": None,
+    "evaluation": {"enabled": False, "evaluators": []},
+    "trackers": [],
+    "runtime": {"device": "cpu"},
+    "training": {"batch_size": 8},
+}  # fmt: skip
+"""One block, 16 tokens: a plan in a second."""
+
+
+def plan(manager: Manager, *settings: str, num_processes: int = 1, **overrides: Any) -> Plan:
+    config = api.resolve_config(
+        "distill", preset="digits", overrides={**SMALL, **overrides}, settings=settings, manager=manager
+    )
+    return api.plan(config, num_processes=num_processes, manager=manager)
+
+
+def on_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_without_memory", lambda *_: estimate._Failure("a test says so"))
+
+
+# The ledger
+
+
+def test_the_ledger_follows_storages_until_they_are_freed():
+    x = torch.zeros(MIB // 4)
+    with Ledger() as ledger:
+        y = x + 1
+        z = y.view(2, -1)[0] + y.view(2, -1)[1]  # views take nothing, z half a MiB
+        del y
+        w = z * 2
+        assert ledger.peak == MIB + MIB // 2
+        ledger.restart()
+        assert ledger.peak == MIB
+        del z, w
+        _ = x + 1
+    assert ledger.peak == MIB
+    assert ledger.largest == {ACTIVATIONS: MIB}
+
+
+def test_the_ledger_keeps_kinds_apart_and_counts_shared_storages_once():
+    network = nn.Linear(256, 256, bias=False)
+    with Ledger() as ledger:
+        assert ledger.assign("weights", network.parameters()) == 256 * 256 * 4
+        ledger.restart()
+        out = network(torch.ones(1, 256))
+        out.sum().backward()
+        assert ledger.assign("gradients", [network.weight.grad, network.weight.grad.T]) == 2 * 256 * 256 * 4
+    assert ledger.largest["weights"] == ledger.largest["gradients"] == 256 * 256 * 4
+    assert ledger.peak >= 2 * 256 * 256 * 4
+
+
+def test_the_ledger_counts_operations_of_products_and_attention():
+    with Ledger() as ledger:
+        a = torch.ones(3, 4, requires_grad=True)
+        (a @ torch.ones(4, 5)).sum().backward()
+    assert ledger.flops == 2 * (2 * 3 * 4 * 5)
+    q = torch.ones(2, 3, 8, 16)
+    with Ledger() as ledger:
+        nn.functional.scaled_dot_product_attention(q, q, q)
+    assert ledger.flops == 2 * 2 * (2 * 3 * 8 * 8 * 16)
+
+
+# Tensors without memory
+
+
+def emptied(device: str, *, width: int = 64) -> tuple[Pretence, nn.Module]:
+    with torch.device("meta"):
+        network = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+    pretence = Pretence(device)
+    pretence.empty(network)
+    return pretence, network
+
+
+def test_values_stay_where_no_emptied_tensor_is_involved():
+    pretence, network = emptied("cpu")
+    with pretence.active():
+        t = torch.tensor([0.5, 1.0, 0.2])
+        rows = (t > 0.3).nonzero().flatten()
+        out = network(torch.ones(3, 64))[rows]
+        assert rows.tolist() == [0, 1]
+        assert out.shape == (2, 64)
+        assert out.sum().item() == 0.0  # there is no value; whoever reads one goes on with this
+    with pytest.raises((RuntimeError, TypeError)):
+        out.numpy()
+
+
+def test_huge_tensors_cost_nothing():
+    pretence, network = emptied("cpu", width=2**15)  # 4 GiB of weights
+    with pretence.active(), Ledger() as ledger:
+        network(torch.ones(1, 2**15)).sum().backward()
+    assert ledger.peak > 4 * 2**30
+    assert network[1].weight.grad.shape == (2**15, 2**15)
+
+
+def test_autocast_works_without_memory_and_cuda_runs_layer_norm_in_float32():
+    for device, expected in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
+        pretence, network = emptied(device)
+        with pretence.active(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert network(torch.ones(2, 64)).dtype is torch.bfloat16
+            assert network[0](torch.ones(2, 64, dtype=torch.bfloat16)).dtype is expected
+
+
+def test_attention_is_fused_unless_something_forbids_it():
+    """The (heads, T, T) matrix is there with the math kernel alone, which forward mode forces."""
+    shape, matrix = (1, 4, 512, 16), 4 * 512 * 512 * 4
+    for device, forbidden, found in (
+        ("cpu", False, False),
+        ("cuda", False, False),
+        ("mps", False, True),
+        ("cpu", True, True),
+    ):
+        pretence = Pretence(device)
+        network = nn.Linear(16, 16)
+        pretence.empty(network)
+        with pretence.active(), Ledger() as ledger, torch.no_grad():
+            q = network(torch.ones(shape))
+            if forbidden:
+                with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+                    nn.functional.scaled_dot_product_attention(q, q, q)
+            else:
+                nn.functional.scaled_dot_product_attention(q, q, q)
+        assert (ledger.peak > matrix) is found, (device, forbidden)
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("runtime.precision=bf16", "objective.derivative=central"),
+        ("runtime.activation_checkpointing=true", "runtime.precision=bf16", "objective.derivative=forward-mode"),
+        ("training.accumulation=2", "runtime.precision=float64"),
+    ],
+)
+def test_a_plan_without_memory_equals_one_that_takes_the_real_step(manager, monkeypatch, settings):
+    planned = plan(manager, *settings)
+    on_real_tensors(monkeypatch)
+    real = plan(manager, *settings)
+    assert planned.extrapolated_from is None
+    assert real.extrapolated_from == 8 // planned.accumulation
+    assert "a test says so" in real.warnings[-1]
+    same = {"free": None, "extrapolated_from": None, "warnings": ()}
+    assert dataclasses.replace(planned, **same) == dataclasses.replace(real, **same)
+
+
+def test_a_plan_has_passes_and_memory_of_every_network(manager):
+    found = plan(manager, "objective.derivative=central")
+    student, fake, teacher = (found.network(name) for name in ("student", "fake_velocity", "teacher"))
+    assert (student.gradient_passes, student.other_passes) == (1.0, 1.5)
+    assert (fake.gradient_passes, fake.other_passes) == (0.25, 0.0)
+    assert (teacher.gradient_passes, teacher.other_passes) == (0.0, 1.0)
+    assert student.gradients == 4 * student.parameters
+    assert student.optimizer == 2 * student.gradients + 4
+    assert student.average == student.weights
+    assert (teacher.gradients, teacher.optimizer, teacher.average, fake.average) == (0, 0, 0, 0)
+    assert list(found.memory) == [
+        "teacher", "weights", "gradients", "optimizer", "average", "fake_velocity", "activations", "buckets"
+    ]  # fmt: skip
+    assert found.total == sum(n.memory for n in found.networks) + found.activations
+    assert found.total - student.gradients - fake.gradients <= found.peak < found.total
+    assert found.flops == found.flops_per_step * found.steps
+    assert "tensors taken from the teacher" in (found.load_report or "")
+
+
+def test_checkpointing_and_accumulation_trade_passes_for_activations(manager):
+    settings = ("training.batch_size=64", "objective.adaptive=true", "teacher.depth=3")
+    whole = plan(manager, *settings)
+    checkpointed = plan(manager, *settings, "runtime.activation_checkpointing=true")
+    halved = plan(manager, *settings, "training.accumulation=2")
+    assert checkpointed.activations < 0.65 * whole.activations
+    assert 1.1 < checkpointed.flops_per_step / whole.flops_per_step < 1.3
+    assert halved.activations < 0.6 * whole.activations
+    assert halved.network("student").other_passes == 2 * 0.75 + 1
+    assert "once more without gradient" in halved.warnings[0]
+    assert not whole.warnings
+
+
+def test_two_micro_batches_tell_what_many_cost(manager, monkeypatch):
+    settings = ("training.batch_size=32", "training.accumulation=4", "objective.guidance_max=1.0")
+    short = plan(manager, *settings)
+    monkeypatch.setattr(estimate, "_shortened", lambda config, num_processes: config)
+    long = plan(manager, *settings)
+    assert (short.networks, short.flops_per_step, short.rows) == (long.networks, long.flops_per_step, long.rows)
+    assert short.peak == pytest.approx(long.peak, rel=1e-3)  # host indices of further rows
+    with pytest.raises(ConfigError, match="cannot be split evenly over 3 processes x 4"):
+        plan(manager, *settings, num_processes=3)
+
+
+def test_processes_share_the_batch_and_exchange_gradients(manager):
+    one, two = plan(manager, "training.batch_size=64"), plan(manager, "training.batch_size=64", num_processes=2)
+    assert (one.rows, two.rows) == (64, 32)
+    assert two.buckets == sum(network.gradients for network in two.networks)
+    assert two.memory["gradients"] == one.memory["gradients"]
+    assert two.activations < 0.6 * one.activations
+    assert two.flops_per_step == pytest.approx(one.flops_per_step, rel=1e-6)
+    with pytest.raises(ConfigError, match="cannot be split evenly over 3 processes"):
+        plan(manager, "training.batch_size=64", num_processes=3)
+
+
+def test_processes_are_those_that_a_launcher_started(manager, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = api.resolve_config("distill", preset="digits", overrides=SMALL, manager=manager)
+    assert api.plan(config, manager=manager).num_processes == 2
+
+
+def test_an_absent_device_can_be_planned_for(manager):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    found = plan(manager, "runtime.device=cuda", "runtime.precision=bf16", "objective.derivative=central")
+    assert (found.device, found.free, found.extrapolated_from) == ("cuda", None, None)
+    assert found.warnings == ()
+
+
+def test_what_does_not_fit_is_said_with_what_would_help(manager, monkeypatch):
+    needed = plan(manager).total
+    monkeypatch.setattr(estimate, "free_memory", lambda device: needed - 1)
+    (warning,) = plan(manager).warnings
+    assert warning.endswith(
+        "To save memory: runtime.activation_checkpointing=true, training.accumulation=2 or more, runtime.precision=bf16."
+    )
+    monkeypatch.setattr(estimate, "free_memory", lambda device: MIB)
+    (warning,) = plan(manager).warnings
+    assert "use a smaller student" in warning
+
+
+def test_a_plan_for_pretraining_has_no_teacher(manager):
+    config = api.resolve_config(
+        "pretrain", preset="digits", settings=["trackers=[]", "student.depth=1"], manager=manager
+    )
+    found = api.plan(config, manager=manager)
+    assert [network.name for network in found.networks] == ["student"]
+    assert found.load_report is None
+
+
+class StubbornTeacher(GaussianMixtureTeacher):
+    """Looks at values, which tensors without memory do not have."""
+
+    def velocity(self, x_t, t, condition):
+        if x_t.square().mean(dim=1).max().item() == 0:
+            raise ValueError("all states are zero")
+        return super().velocity(x_t, t, condition)
+
+
+@pytest.fixture
+def stubborn() -> Manager:
+    class Plugin:
+        @hookimpl
+        def freeflow_teachers(self):
+            target, config = f"{__name__}:StubbornTeacher", f"{GaussianMixtureConfig.__module__}:GaussianMixtureConfig"
+            return [Component("stubborn", target, config, "looks at values", "test")]
+
+    manager = Manager.load()
+    manager.register(Plugin(), "stubborn")
+    return manager
+
+
+def test_where_values_are_needed_a_few_real_rows_are_extrapolated(stubborn, monkeypatch):
+    choices = {"student": {"name": "mlp", "width": 64, "depth": 2}}
+    settings = ("training.batch_size=512",)
+    found = plan(stubborn, *settings, teacher={"name": "stubborn", "layout": "ring"}, **choices)
+    assert found.extrapolated_from == 16
+    assert "all states are zero" in found.warnings[-1]
+    exact = plan(stubborn, *settings, teacher={"name": "gaussian-mixture", "layout": "ring"}, **choices)
+    assert exact.extrapolated_from is None
+    assert found.activations == pytest.approx(exact.activations, rel=0.02)
+    assert found.peak == pytest.approx(exact.peak, rel=0.05)
+    assert found.flops_per_step == pytest.approx(exact.flops_per_step, rel=1e-6)
+    assert [n.gradient_passes for n in found.networks] == [n.gradient_passes for n in exact.networks]
+    monkeypatch.setattr(estimate, "free_memory", lambda device: 1000)
+    with pytest.raises(ConfigError, match="Plan it on the machine"):
+        plan(stubborn, *settings, teacher={"name": "stubborn", "layout": "ring"}, **choices)
+
+
+def test_xl2_at_batch_256_takes_seconds_and_no_memory(manager):
+    """674,816,272 weights and 118.6 billion multiplications an image: Peebles & Xie 2022, table 1 (118.64 GFLOPs)."""
+    found = plan(
+        manager, "training.batch_size=256", "runtime.precision=bf16", "runtime.device=cuda", "objective.derivative=central",
+        teacher={"name": "sit-repa", "initialise": "random"},
+    )  # fmt: skip
+    assert found.extrapolated_from is None
+    assert found.network("teacher").parameters == 674_816_272
+    passes = sum(3 * network.gradient_passes + network.other_passes for network in found.networks)
+    assert found.flops_per_step == pytest.approx(2 * 118.64e9 * 256 * passes, rel=0.02)
+    assert 100 * 2**30 < found.peak < 200 * 2**30

@@ -1,0 +1,218 @@
+"""sCM: the tangent against TrigFlow's own formula on any network, 0 at the exact map, normalisation and warm-up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from freeflow_baselines.config import ContinuousConsistencyConfig
+from freeflow_baselines.continuous_consistency import ContinuousConsistency, trigflow_tangent
+from freeflow_baselines.time_weight import TIME_WEIGHT, TimeWeight, weighted_losses
+from objective_helpers import (
+    ClassTeacher,
+    ExactGaussianStudent,
+    ExactGuidedStudent,
+    GivenDraws,
+    RandomStudent,
+    build,
+    gaussian_teacher,
+    losses,
+    models,
+    parameter_gradients,
+    progress,
+)
+from pydantic import ValidationError
+from torch import Tensor
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import StartTimes, derivatives
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.math.time_distributions import logit_normal
+
+ROWS = 256
+PLAIN: dict[str, Any] = {"weighting": "none", "tangent_normalisation": "none", "prior_weight": False}
+
+
+def scm(**options: Any) -> ContinuousConsistency:
+    return build(ContinuousConsistency, ContinuousConsistencyConfig(**options))
+
+
+def data(dims: int = 3, rows: int = ROWS) -> Tensor:
+    return GivenDraws(rows, seed=4).noise("x", (dims,))
+
+
+def test_contract() -> None:
+    assert scm().needs_data
+    assert scm().needs_teacher
+    assert not scm(velocity="data").needs_teacher
+    assert scm().start_times is StartTimes.ANY_TO_DATA
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
+def test_tangent_is_trigflows_on_any_network(std: float, warmup: float) -> None:
+    """-cos^2 (sd F - dx'/dtau) - r [cos sin x' + sd J_F(cos sin dx', cos sin)], with F made from u, by forward mode."""
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    t = logit_normal(GivenDraws(ROWS).uniform("t"), 0.0, 1.5)
+    x_t, ones = data(), torch.ones(ROWS, dtype=torch.float64)
+
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        return x - t[:, None] * student(x, t, 0 * t, None, ones)
+
+    def to_linear(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        t = std * tau.tan() / (1 + std * tau.tan())
+        return x * ((1 - t).square() + (t / std).square()).sqrt()[:, None], t
+
+    def network(x: Tensor, tau: Tensor) -> Tensor:  # F, from f = cos x' - sin sd F
+        return (tau.cos()[:, None] * x - f(*to_linear(x, tau))) / (std * tau.sin()[:, None])
+
+    tau = torch.atan(t / (std * (1 - t)))
+    cos, sin = tau.cos()[:, None], tau.sin()[:, None]
+    rho = ((1 - t).square() + (t / std).square()).sqrt()[:, None]
+    x, v = x_t / rho, teacher.velocity(x_t, t, None)
+    x_0, n = x_t - t[:, None] * v, x_t + (1 - t)[:, None] * v
+    along = -sin * x_0 + cos * std * n  # dx'/dtau: TrigFlow's noise has deviation sd, ours 1
+    with torch.no_grad():
+        value, jvp = torch.func.jvp(network, (x, tau), (cos * sin * along, (cos * sin)[:, 0]))
+        expected = -cos.square() * (std * value - along) - warmup * (cos * sin * x + std * jvp)
+        u, du_dt = torch.func.jvp(lambda a, b: student(a, b, 0 * b, None, ones), (x_t, t), (v, torch.ones_like(t)))
+        g, weight = trigflow_tangent(u, v, du_dt, t, std, warmup)
+    torch.testing.assert_close(g, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(weight, rho[:, 0])
+    if warmup == 1.0:  # cos df/dtau, for any network
+        tangent = torch.func.jvp(lambda a, b: f(*to_linear(a, b)), (x, tau), (along, torch.ones_like(tau)))[1]
+        torch.testing.assert_close(g, cos * tangent, rtol=1e-9, atol=1e-11)
+
+
+def residual(sign: float = 1.0, dtype: torch.dtype = torch.float64, **options: Any) -> float:
+    teacher = gaussian_teacher(sign=sign).to(dtype)
+    draws = GivenDraws(ROWS, dtype=dtype)
+    found = losses(
+        scm(**{**PLAIN, **options}), ExactGaussianStudent(teacher).to(dtype), teacher, draws, data(6).to(dtype)
+    )
+    return float(found["student"].per_sample.detach().max().sqrt())
+
+
+def test_the_exact_map_has_no_tangent() -> None:
+    assert residual() < 1e-12
+    assert residual(dtype=torch.float32) < 1e-5
+    assert residual(derivative="central", derivative_step=1e-4) < 1e-5
+    assert residual(weighting="learned", tangent_normalisation="norm", prior_weight=True) < 1e-9
+
+
+def test_wrong_signs_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert residual(sign=-1) > 0.1
+    right = derivatives.line_derivative
+    monkeypatch.setattr(derivatives, "line_derivative", lambda *a, **k: -right(*a, **k))
+    assert residual() > 0.1
+
+
+def test_guided_teacher() -> None:
+    teacher = ClassTeacher()
+    x, labels = teacher.data(ROWS)
+    made = scm(**PLAIN, guidance_min=2.5, guidance_max=2.5)
+    found = losses(made, ExactGuidedStudent(teacher), teacher, GivenDraws(ROWS), x, labels)["student"]
+    assert found.per_sample.detach().max().sqrt() < 1e-11
+
+
+def gradient_of(student: RandomStudent, at: Any = None, **options: Any) -> Tensor:
+    found = losses(scm(**{**PLAIN, **options}), student, gaussian_teacher(3), GivenDraws(ROWS), data(), at=at)[
+        "student"
+    ]
+    return parameter_gradients(found.per_sample, student)
+
+
+@pytest.mark.parametrize("kind", ["norm", "rms", "clip", "none"])
+def test_gradient_is_that_of_f_towards_the_normalised_tangent(kind: str) -> None:
+    # d/dtheta ||F - sg(F + g)||^2 / dim = -2 g . dF / dim, and dF = rho du.
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    draws = GivenDraws(ROWS)
+    t = logit_normal(draws.uniform("time"), -1.0, 1.4)
+    x_t = (1 - t)[:, None] * data() + t[:, None] * draws.noise("noise", (3,))
+    v, ones = teacher.velocity(x_t, t, None), torch.ones_like(t)
+    u, along = torch.func.jvp(lambda a, b: student(a, b, 0 * b, None, ones), (x_t, t), (v, ones))
+    g, rho = trigflow_tangent(u.detach(), v, along.detach(), t, 0.5, 1.0)
+    norm = g.norm(dim=1, keepdim=True)
+    step = {
+        "norm": g / (norm + 0.1),
+        "rms": g / (norm / math.sqrt(3) + 0.1),
+        "clip": g.clamp(-1, 1),
+        "none": g,
+    }[kind]
+    surrogate = (-2 / 3 * rho[:, None] * step * student(x_t, t, 0 * t, None, ones)).sum(1)
+    torch.testing.assert_close(
+        gradient_of(student, tangent_normalisation=kind), parameter_gradients(surrogate, student)
+    )
+
+
+def test_warmup_begins_with_flow_matching_and_ends_with_the_whole_tangent() -> None:
+    student = RandomStudent()
+    whole = gradient_of(student, tangent_warmup_fraction=0.0)
+    torch.testing.assert_close(gradient_of(student, progress(500), tangent_warmup_fraction=0.4), whole)
+    start = gradient_of(student, progress(0), tangent_warmup_fraction=0.4)
+    middle = gradient_of(student, progress(100), tangent_warmup_fraction=0.4)
+    torch.testing.assert_close(middle, 0.75 * start + 0.25 * whole)
+    assert (start - whole).norm() > 0.1 * whole.norm()
+
+
+def test_prior_weight_is_one_over_sigma() -> None:
+    student, teacher, draws = RandomStudent(), gaussian_teacher(3), GivenDraws(ROWS)
+    t = logit_normal(draws.uniform("time"), -1.0, 1.4)
+    plain = losses(scm(**PLAIN), student, teacher, draws, data())["student"].per_sample
+    weighted = losses(scm(**{**PLAIN, "prior_weight": True}), student, teacher, draws, data())["student"].per_sample
+    torch.testing.assert_close(weighted, plain * (1 - t) / t)
+
+
+def test_learned_weight_is_a_role_of_its_own() -> None:
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    roles = scm().roles(student, teacher)
+    assert roles.keys() == {TIME_WEIGHT}
+    assert roles[TIME_WEIGHT].trainable
+    assert scm(weighting="none").roles(student, teacher) == {}
+    found = losses(scm(), student, teacher, GivenDraws(ROWS), data())
+    assert found.keys() == {"student", TIME_WEIGHT}
+    plain = losses(scm(weighting="none"), student, teacher, GivenDraws(ROWS), data())
+    torch.testing.assert_close(found["student"].per_sample, plain["student"].per_sample)  # w = 0 at first
+
+
+def test_learned_weight_settles_at_the_log_of_the_loss_and_keeps_the_roles_apart() -> None:
+    student, network = RandomStudent(), TimeWeight(1.5).double()
+    t, s = GivenDraws(ROWS).uniform("t"), GivenDraws(ROWS).uniform("s")
+    assert torch.equal(network(t, s), torch.full((ROWS,), 1.5, dtype=torch.float64))
+    square = (data() * student.second.sum()).square().sum(1) + 0.1
+    weighted, extra = weighted_losses(models(student, **{TIME_WEIGHT: network}), square, t, s)
+    torch.testing.assert_close(weighted, math.exp(-1.5) * square)
+    weighted.mean().backward()
+    assert network.linear.bias.grad is None
+    student.zero_grad()
+    extra[TIME_WEIGHT].per_sample.mean().backward()
+    assert student.second.grad is None
+    assert network.linear.bias.grad is not None
+    with torch.no_grad():
+        network.linear.bias.fill_(float(square.mean().log()))
+    network.zero_grad()
+    weighted_losses(models(student, **{TIME_WEIGHT: network}), square, t, s)[1][
+        TIME_WEIGHT
+    ].per_sample.mean().backward()
+    assert network.linear.bias.grad.abs() < 1e-12
+
+
+def test_teacher_and_weight_get_no_gradient_from_the_student_and_parts_make_the_whole() -> None:
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    whole = PhiloxDraws(7, torch.arange(16), dtype=torch.float64)
+    full = losses(scm(), student, teacher, whole, data(rows=16))["student"].per_sample
+    for rows in torch.arange(16).split(4):
+        part = losses(scm(), student, teacher, whole.rows(rows), data(rows=16)[rows])["student"].per_sample
+        torch.testing.assert_close(part, full[rows], rtol=1e-12, atol=1e-14)
+    assert not any(b.requires_grad for b in teacher.buffers())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one-sided"):
+        build(ContinuousConsistency, ContinuousConsistencyConfig(derivative="one-sided"), "bf16")
+    with pytest.raises(ConfigError, match="source"):
+        losses(scm(), RandomStudent(), gaussian_teacher(3), GivenDraws(4))
+    with pytest.raises(ValidationError):
+        ContinuousConsistencyConfig(velocity="data", guidance_min=2.0, guidance_max=2.0)

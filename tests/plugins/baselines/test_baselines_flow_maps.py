@@ -1,0 +1,313 @@
+"""Lagrangian and Eulerian distillation: exact maps, any network, gradients against a double derivative, options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from freeflow_baselines.config import EulerianConfig, LagrangianConfig
+from freeflow_baselines.eulerian import Eulerian
+from freeflow_baselines.flow_map_rows import time_pairs
+from freeflow_baselines.lagrangian import Lagrangian
+from freeflow_baselines.time_weight import TIME_WEIGHT
+from objective_helpers import (
+    ClassTeacher,
+    ExactGaussianStudent,
+    ExactGuidedStudent,
+    GivenDraws,
+    LocalContext,
+    RandomStudent,
+    Spy,
+    build,
+    gaussian_teacher,
+    losses,
+    parameter_gradients,
+    progress,
+)
+from pydantic import ValidationError
+from torch import Tensor
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import Model, Models, StartTimes, derivatives
+from freeflow_core.math.line_derivative import Stencil
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.math.time_distributions import logit_normal
+from freeflow_core.types import Batch
+
+ROWS = 256
+PLAIN: dict[str, Any] = {"weighting": "none", "instant_share": 0.25}
+METHODS = [
+    ("lagrangian", {"gradient": "target"}),
+    ("lagrangian", {"gradient": "derivative", "derivative_step": 1e-4}),
+    ("lagrangian", {"gradient": "target", "start": "prior"}),
+    ("lagrangian", {"gradient": "derivative", "derivative_step": 1e-4, "times": "duration"}),
+    ("eulerian", {"gradient": "target"}),
+    ("eulerian", {"gradient": "target", "times": "duration"}),
+    ("eulerian", {"gradient": "full", "derivative_step": 1e-4}),
+    ("eulerian", {"gradient": "time", "derivative_step": 1e-4}),
+]
+
+
+def lagrangian(**options: Any) -> Lagrangian:
+    return build(Lagrangian, LagrangianConfig(**{**PLAIN, **options}))
+
+
+def eulerian(**options: Any) -> Eulerian:
+    return build(Eulerian, EulerianConfig(**{**PLAIN, **options}))
+
+
+def objective_of(name: str, **options: Any) -> Any:
+    return (lagrangian if name == "lagrangian" else eulerian)(**options)
+
+
+def data(dims: int = 3, rows: int = ROWS) -> Tensor:
+    return GivenDraws(rows, seed=4).noise("x", (dims,))
+
+
+def residual(name: str, sign: float = 1.0, dtype: torch.dtype = torch.float64, **options: Any) -> float:
+    teacher = gaussian_teacher(sign=sign).to(dtype)
+    student = ExactGaussianStudent(teacher).to(dtype)
+    found = losses(objective_of(name, **options), student, teacher, GivenDraws(ROWS, dtype=dtype), data(6).to(dtype))[
+        "student"
+    ]
+    return float(found.per_sample.detach().max().sqrt())
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_residual_of_the_exact_map(name: str, options: dict[str, Any]) -> None:
+    exact = options["gradient"] == "target"
+    assert residual(name, **options) < (1e-12 if exact else 1e-5)
+    if exact:
+        assert residual(name, dtype=torch.float32, **options) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_wrong_signs_show(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert residual(name, sign=-1, **options) > 0.1
+    right, apply = derivatives.line_derivative, Stencil.apply
+    monkeypatch.setattr(derivatives, "line_derivative", lambda *a, **k: -right(*a, **k))
+    monkeypatch.setattr(Stencil, "apply", lambda self, *a: -apply(self, *a))
+    assert residual(name, **options) > 0.1
+
+
+@pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
+def test_guided_teacher(name: str) -> None:
+    teacher = ClassTeacher()
+    x, labels = teacher.data(ROWS)
+    made = objective_of(name, gradient="target", guidance_min=1.0, guidance_max=3.0)
+    found = losses(made, ExactGuidedStudent(teacher), teacher, GivenDraws(ROWS), x, labels)["student"]
+    assert found.per_sample.detach().max().sqrt() < 1e-10
+
+
+def setting(student: Any, teacher: Any, config: Any) -> tuple[Tensor, ...]:
+    """x_t, t, s, and the teacher's velocity, as the objectives draw them."""
+    draws = GivenDraws(ROWS)
+    t, s = time_pairs(draws, config)
+    instant = draws.split(config.instant_share)[1]
+    s = s.index_copy(0, instant, t[instant])
+    x_t = (1 - t)[:, None] * data() + t[:, None] * draws.noise("noise", (3,))
+    return x_t, t, s, teacher.velocity(x_t, t, None)
+
+
+def test_eulerian_residual_is_that_of_the_flow_map_for_any_network() -> None:
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    x_t, t, s, v = setting(student, teacher, EulerianConfig(**PLAIN))
+    ones = torch.ones_like(t)
+
+    def jump(x: Tensor, t: Tensor) -> Tensor:
+        return x - (t - s)[:, None] * student(x, t, s, None, ones)
+
+    # d/dt X(x_t, t, s) + v . grad X, at s = t rows v - u.
+    expected = torch.func.jvp(jump, (x_t, t), (v, ones))[1].square().mean(1)
+    for options, limit in (({"gradient": "target"}, 1e-10), ({"gradient": "full", "derivative_step": 1e-4}, 1e-5)):
+        found = losses(eulerian(**options), student, teacher, GivenDraws(ROWS), data())["student"].per_sample
+        torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
+
+
+def reference_gradient(name: str, gradient: str, student: RandomStudent, teacher: Any) -> Tensor:
+    """The parameters' gradient by reverse over forward mode."""
+    config = LagrangianConfig(**PLAIN) if name == "lagrangian" else EulerianConfig(**PLAIN)
+    x_t, t, s, v = setting(student, teacher, config)
+    ones, length = torch.ones_like(t), (t - s)[:, None]
+    u = student(x_t, t, s, None, ones)
+    if name == "lagrangian":
+        du = torch.func.jvp(lambda b: student(x_t, t, b, None, ones), (s,), (ones,))[1]
+        x_s = (x_t - length * u).detach()
+        difference = u - length * (du if gradient == "derivative" else du.detach()) - teacher.velocity(x_s, s, None)
+    else:
+        total = torch.func.jvp(lambda a, b: student(a, b, s, None, ones), (x_t, t), (v, ones))[1]
+        partial = torch.func.jvp(lambda b: student(x_t, b, s, None, ones), (t,), (ones,))[1]
+        kept = {"full": total, "time": partial + (total - partial).detach(), "target": total.detach()}[gradient]
+        difference = v - u - length * kept
+    return parameter_gradients(difference.square().mean(1), student)
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient"),
+    [
+        (n, g)
+        for n, kinds in (("lagrangian", ("derivative", "target")), ("eulerian", ("full", "time", "target")))
+        for g in kinds
+    ],
+)
+def test_gradient_flows_where_the_option_says(name: str, gradient: str) -> None:
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    made = objective_of(name, gradient=gradient, derivative_step=1e-4)
+    found = losses(made, student, teacher, GivenDraws(ROWS), data())["student"].per_sample
+    mine = parameter_gradients(found, student)
+    expected = reference_gradient(name, gradient, student, teacher)
+    assert (mine - expected).norm() < 1e-5 * expected.norm()
+    others = {"lagrangian": ("derivative", "target"), "eulerian": ("full", "time", "target")}[name]
+    for other in others:
+        if other != gradient:
+            assert (mine - reference_gradient(name, other, student, teacher)).norm() > 1e-2 * expected.norm()
+
+
+def test_ayf_target_is_the_normalised_tangent_with_warmup() -> None:
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    x_t, t, s, v = setting(student, teacher, EulerianConfig(**PLAIN))
+    ones, length = torch.ones_like(t), (t - s)[:, None]
+    with torch.no_grad():
+        u, along = torch.func.jvp(lambda a, b: student(a, b, s, None, ones), (x_t, t), (v, ones))
+    for images, r in ((0, 0.0), (100, 0.5), (500, 0.99)):
+        g = v - u - r * length * along
+        step = torch.where((t > s)[:, None], g / (g.norm(dim=1, keepdim=True) + 0.1), g)
+        made = eulerian(tangent_normalisation=True, tangent_warmup_fraction=0.2, tangent_warmup_end=0.99)
+        found = losses(made, student, teacher, GivenDraws(ROWS), data(), at=progress(images))["student"].per_sample
+        torch.testing.assert_close(found, step.square().mean(1))
+    moved = parameter_gradients(found, student)
+    torch.testing.assert_close(
+        moved, parameter_gradients((-2 / 3 * step * student(x_t, t, s, None, ones)).sum(1), student)
+    )
+
+
+def test_contracts() -> None:
+    for made, needs_data, needs_teacher, start in (
+        (lagrangian(), True, True, StartTimes.ANY),
+        (lagrangian(start="prior"), False, True, StartTimes.PRIOR),
+        (lagrangian(velocity="data"), True, False, StartTimes.ANY),
+        (eulerian(), True, True, StartTimes.ANY),
+        (eulerian(velocity="data"), True, False, StartTimes.ANY),
+    ):
+        assert (made.needs_data, made.needs_teacher, made.start_times) == (needs_data, needs_teacher, start)
+
+
+def test_times() -> None:
+    draws = PhiloxDraws(0, torch.arange(8000))
+    t, s = time_pairs(draws, LagrangianConfig())
+    assert (s < t).all()
+    assert float(t.mean()) == pytest.approx(2 / 3, abs=0.01)  # uniform on the triangle
+    assert float(s.mean()) == pytest.approx(1 / 3, abs=0.01)
+    t, s = time_pairs(draws, EulerianConfig(times="duration", duration_location=-0.5, duration_scale=1.2))
+    torch.testing.assert_close(t - s, logit_normal(draws.uniform("time"), -0.5, 1.2))
+    torch.testing.assert_close(s / (1 - (t - s)), draws.uniform("end-time"))
+    assert t.max() < 1
+
+
+@pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
+def test_shares_passes_and_roles(name: str) -> None:
+    teacher, student = ClassTeacher(), RandomStudent(num_classes=2)
+    x, labels = teacher.data(ROWS)
+    for gradient, rows, bare_rows in (
+        ("target", ROWS, [ROWS // 4]),
+        ("derivative" if name == "lagrangian" else "full", ROWS + 2 * ROWS // 4, []),
+    ):
+        teacher.calls.clear()
+        wrapped, bare = Spy(student), Spy(student)
+        made = objective_of(name, gradient=gradient, instant_share=0.75)
+        found = made.losses(
+            Models({"student": Model(wrapped, bare)}, teacher),
+            Batch(x, labels),
+            GivenDraws(ROWS),
+            progress(),
+            LocalContext(),
+        )
+        ((_, t, s, _, _),) = wrapped.calls
+        assert len(t) == rows
+        assert int((t[:ROWS] == s[:ROWS]).sum()) == ROWS * 3 // 4
+        assert (s >= 0).all()
+        assert (t <= 1).all()
+        assert (s <= t).all()
+        assert [len(call[0]) for call in bare.calls] == bare_rows
+        assert not any(bare.gradient)
+        assert teacher.calls == [ROWS]
+        assert found["student"].per_sample.shape == (ROWS,)
+
+
+@pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
+def test_learned_weighting_takes_the_sum_over_dimensions(name: str) -> None:
+    student, teacher, draws = RandomStudent(), gaussian_teacher(3), GivenDraws(ROWS)
+    plain = losses(objective_of(name), student, teacher, draws, data())
+    learned = losses(objective_of(name, weighting="learned"), student, teacher, draws, data())
+    assert plain.keys() == {"student"}
+    assert learned.keys() == {"student", TIME_WEIGHT}
+    torch.testing.assert_close(learned["student"].per_sample, plain["student"].per_sample)  # exp(-log 3) of the sum
+    assert objective_of(name, weighting="none").roles(student, teacher) == {}
+    assert objective_of(name, weighting="learned").roles(student, teacher)[TIME_WEIGHT].trainable
+
+
+def test_from_the_prior_no_data_is_seen_and_conditions_come_from_the_teacher() -> None:
+    teacher, student = ClassTeacher(), RandomStudent(num_classes=2)
+    wrapped, bare = Spy(student), Spy(student)
+    networks = Models({"student": Model(wrapped, bare)}, teacher)
+    draws = GivenDraws(ROWS)
+    made = lagrangian(start="prior", gradient="target", instant_share=0.75)
+    made.losses(networks, Batch(None, None), draws, progress(), LocalContext())
+    ((x, t, s, condition, _),) = wrapped.calls
+    assert torch.equal(x, draws.noise("prior", (3,)))
+    assert (t == 1).all()
+    assert torch.equal(s, draws.uniform("end-time"))
+    assert torch.equal(condition, teacher.sample_condition(draws))
+    assert [len(call[0]) for call in bare.calls] == [ROWS]  # every row moves, whatever instant_share says
+
+
+def test_self_distillation_uses_its_own_velocity_at_the_end_point() -> None:
+    teacher = gaussian_teacher()
+    student, draws = ExactGaussianStudent(teacher), GivenDraws(ROWS)
+    found = losses(lagrangian(velocity="data", gradient="target"), student, None, draws, data(6))["student"].per_sample
+    moving, instant = draws.split(0.25)
+    assert found[moving].detach().max().sqrt() < 1e-12  # the exact map, although no teacher said so
+    t = time_pairs(draws, LagrangianConfig())[0][instant]
+    x, noise = data(6)[instant], draws.noise("noise", (6,))[instant]
+    x_t = (1 - t)[:, None] * x + t[:, None] * noise
+    torch.testing.assert_close(found[instant], (student(x_t, t, t, None, None) - (noise - x)).square().mean(1))
+
+
+@pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
+def test_parts_make_the_whole(name: str) -> None:
+    student, teacher = RandomStudent(), gaussian_teacher(3)
+    whole = PhiloxDraws(7, torch.arange(32), dtype=torch.float64)
+    made = objective_of(name, instant_share=0.5)
+    full = losses(made, student, teacher, whole, data(rows=32))["student"].per_sample
+    for rows in torch.arange(32).split(8):
+        part = losses(made, student, teacher, whole.rows(rows), data(rows=32)[rows])["student"].per_sample
+        torch.testing.assert_close(part, full[rows], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("gradient", ["full", "time"])
+def test_differences_with_gradient_run_in_full_precision_under_autocast(gradient: str) -> None:
+    student, teacher = RandomStudent(dtype=torch.float32), gaussian_teacher(3).float()
+    draws, x = GivenDraws(ROWS, dtype=torch.float32), data().float()
+    plain = losses(eulerian(gradient=gradient), student, teacher, draws, x)["student"].per_sample
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses(eulerian(gradient=gradient), student, teacher, draws, x)["student"].per_sample
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, plain, rtol=0.1, atol=0.1)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for target, config in ((Lagrangian, LagrangianConfig), (Eulerian, EulerianConfig)):
+        with pytest.raises(ConfigError, match="one-sided"):
+            build(target, config(derivative="one-sided"), "bf16")
+    with pytest.raises(ConfigError, match="source"):
+        losses(eulerian(), RandomStudent(), gaussian_teacher(3), GivenDraws(8))
+    for config, options in (
+        (LagrangianConfig, {"start": "prior", "velocity": "data"}),
+        (LagrangianConfig, {"velocity": "data", "guidance_max": 2.0}),
+        (EulerianConfig, {"gradient": "full", "tangent_normalisation": True}),
+        (EulerianConfig, {"gradient": "time", "tangent_warmup_fraction": 0.1}),
+        (EulerianConfig, {"instant_share": 1.0}),
+    ):
+        with pytest.raises(ValidationError):
+            config(**options)

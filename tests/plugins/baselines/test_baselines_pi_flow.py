@@ -1,0 +1,243 @@
+"""pi-Flow on isotropic Gaussian data, whose velocity is a policy of one component exactly."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from baselines_generative_helpers import (
+    MEAN,
+    NO_DATA,
+    SPREAD,
+    ExactPolicyStudent,
+    TeacherSpy,
+    build,
+    gaussian_data,
+    losses,
+    philox,
+    spied,
+)
+from freeflow_baselines.config_generative import PiFlowConfig
+from freeflow_baselines.pi_flow import PiFlow, segment_bounds
+from freeflow_toy.policy_student import MLPPolicyStudent
+from pydantic import ValidationError
+from torch import Tensor
+
+from freeflow_core.interfaces import PolicyStudent, StartTimes
+from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.policies import roll_policy, shifted_time
+from freeflow_core.testing.exact import GaussianTeacher
+from freeflow_core.types import Batch
+
+SPREADS = torch.tensor(SPREAD, dtype=torch.float64)
+
+
+def objective(**options: Any) -> PiFlow:
+    return build(PiFlow, PiFlowConfig, **options)
+
+
+def teacher(sign: float = 1.0) -> TeacherSpy:
+    return TeacherSpy(GaussianTeacher(MEAN, SPREADS), sign)
+
+
+def batch_for(states: str, num: int, start: int = 0) -> Batch:
+    return Batch(gaussian_data(num, start, std=SPREADS), None) if states == "data" else NO_DATA
+
+
+def mlp(**options: Any) -> MLPPolicyStudent:
+    torch.manual_seed(0)
+    return MLPPolicyStudent((3,), None, width=16, depth=2, num_components=4, num_substeps=16, **options).double()
+
+
+@pytest.mark.parametrize("states", ["data", "prior"])
+@pytest.mark.parametrize("num_segments", [1, 3])
+def test_the_exact_policy_is_a_stationary_point_and_a_wrong_sign_is_not(states: str, num_segments: int) -> None:
+    pi_flow = objective(states=states, num_segments=num_segments)
+    for sign, scale in ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0)):
+        student = ExactPolicyStudent(scale)
+        models, _, _ = spied(teacher(sign), student)
+        per_sample = losses(pi_flow, models, philox(256), batch_for(states, 256))["student"].per_sample
+        per_sample.mean().backward()
+        assert student.scale.grad is not None
+        if sign == scale == 1:
+            assert per_sample.max() < 1e-24
+            assert abs(float(student.scale.grad)) < 1e-11
+        else:
+            assert per_sample.mean() > 0.1
+            assert abs(float(student.scale.grad)) > 0.1
+
+
+@pytest.mark.parametrize("states", ["data", "prior"])
+@pytest.mark.parametrize("kind", ["gm", "dx"])
+def test_the_gradient_is_that_of_a_regression_on_fixed_states(states: str, kind: Any) -> None:
+    student, exact = mlp(policy=kind), teacher()
+    models, wrapped, _ = spied(exact, student)
+    pi_flow = objective(states=states, num_states=3, loss_scale=2.0)
+    loss = losses(pi_flow, models, philox(8), batch_for(states, 8))["student"]
+    loss.per_sample.mean().backward()
+    found = [parameter.grad.clone() for parameter in student.parameters() if parameter.grad is not None]
+
+    (x, t, s, condition, guidance), (states_seen, times, _, _) = wrapped.calls[0], exact.calls[0]
+    student.zero_grad()
+    policy = student.policy(student(x, t, s, condition, guidance), x, t, s)
+    residual = torch.stack(
+        [
+            policy.velocity(states_seen[m * 8 : (m + 1) * 8], times[m * 8 : (m + 1) * 8])
+            - exact.teacher.velocity(states_seen[m * 8 : (m + 1) * 8], times[m * 8 : (m + 1) * 8], None)
+            for m in range(3)
+        ]
+    )
+    expected = torch.stack([mean_square(part) for part in residual]).mean(0)  # 1/2 times loss_scale is 1
+    torch.testing.assert_close(loss.per_sample, expected)
+    expected.mean().backward()
+    for gradient, parameter in zip(found, student.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+@pytest.mark.parametrize("states", ["data", "prior"])
+def test_states_lie_where_the_policy_leads_at_rising_distance_from_the_start(states: str) -> None:
+    student, exact = mlp(shift=2.0), teacher()
+    models, wrapped, _ = spied(exact, student)
+    losses(objective(states=states, num_states=3, component_dropout=0.0), models, philox(16), batch_for(states, 16))
+    (x, t, s, condition, guidance), (reached, times, _, _) = wrapped.calls[0], exact.calls[0]
+    policy = student.policy(student(x, t, s, condition, guidance), x, t, s)
+    previous_x, previous_t = x, t
+    for m in range(3):
+        rows = slice(16 * m, 16 * (m + 1))
+        assert (times[rows] < previous_t).all()
+        assert (times[rows] > s).all()
+        expected = roll_policy(policy, previous_x, previous_t, times[rows], num_substeps=16, shift=2.0)
+        torch.testing.assert_close(reached[rows], expected, rtol=1e-9, atol=1e-9)
+        previous_x, previous_t = reached[rows], times[rows]
+
+
+def test_times_of_the_states_are_uniform_in_the_segment() -> None:
+    exact = teacher()
+    models, _, _ = spied(exact, ExactPolicyStudent(num_substeps=1))
+    losses(objective(states="prior", num_states=1), models, philox(4000))
+    times = exact.calls[0][1]
+    assert abs(float(times.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 4000)
+    assert abs(float(times.var()) - 1 / 12) < 0.005
+
+
+@pytest.mark.parametrize("states", ["data", "prior"])
+def test_one_gradient_pass_through_the_wrapper_and_one_call_of_the_teacher(states: str) -> None:
+    for num_segments in (1, 3):
+        exact = teacher()
+        models, wrapped, bare = spied(exact, mlp())
+        losses(objective(states=states, num_segments=num_segments), models, philox(8), batch_for(states, 8))
+        chain = num_segments if states == "prior" else 1
+        assert [len(call[0]) for call in wrapped.calls] == [8 * chain]
+        assert wrapped.gradient == [True]
+        assert bare.gradient == [False] * (chain - 1)
+        assert [len(call[0]) for call in exact.calls] == [2 * 8 * chain]
+
+
+def test_segments_of_data_are_chosen_by_their_length_and_begin_at_noised_data() -> None:
+    student = mlp(shift=3.0)
+    models, wrapped, _ = spied(teacher(), student)
+    num = 4000
+    pi_flow = objective(num_segments=3, final_segment_scale=0.5)
+    losses(pi_flow, models, philox(num), batch_for("data", num))
+    x, t, s = wrapped.calls[0][:3]
+    bounds = shifted_time(segment_bounds(3, 0.5), 3.0)
+    for k, share in enumerate((0.4, 0.4, 0.2)):
+        chosen = (t - bounds[k]).abs() < 1e-12
+        assert abs(int(chosen.sum()) - share * num) < 4 * math.sqrt(num * share * (1 - share))
+        torch.testing.assert_close(s[chosen], bounds[k + 1].expand(int(chosen.sum())))
+    noise = philox(num).noise("noise", (3,))
+    torch.testing.assert_close(x, (1 - t[:, None]) * batch_for("data", num).x + t[:, None] * noise)
+
+
+def test_segments_from_noise_follow_each_other_and_count_by_their_length() -> None:
+    student, exact = mlp(), teacher()
+    models, wrapped, _ = spied(exact, student)
+    pi_flow = objective(states="prior", num_segments=2, final_segment_scale=0.5, component_dropout=0.0, num_states=1)
+    loss = losses(pi_flow, models, philox(6))["student"]
+    x, t, s, condition, guidance = wrapped.calls[0]
+    torch.testing.assert_close(x[:6], philox(6).noise("prior", (3,)))
+    torch.testing.assert_close(t, torch.tensor([1.0] * 6 + [1 / 3] * 6, dtype=torch.float64))
+    torch.testing.assert_close(s, torch.tensor([1 / 3] * 6 + [0.0] * 6, dtype=torch.float64))
+    torch.testing.assert_close(x[6:], student.flow_map(x[:6], t[:6], s[:6], condition, guidance[:6]))
+    policy = student.policy(student(x, t, s, condition, guidance), x, t, s)
+    reached, times = exact.calls[0][:2]
+    each = 1.5 * mean_square(policy.velocity(reached, times) - exact.teacher.velocity(reached, times, None))
+    torch.testing.assert_close(loss.per_sample, 2 / 3 * each[:6] + 1 / 3 * each[6:])
+
+
+def test_dropped_components_change_the_path_and_nothing_else() -> None:
+    seen = []
+    for share in (0.0, 0.5):
+        exact = teacher()
+        models, _, _ = spied(exact, mlp())
+        losses(objective(states="prior", component_dropout=share), models, philox(64))
+        seen.append(exact.calls[0])
+    moved = (seen[0][0] != seen[1][0]).any(1)
+    assert torch.equal(seen[0][1], seen[1][1])
+    # A row keeps its path when none of 4 components goes, or all would: 1/16 each.
+    assert 0.75 < float(moved.double().mean()) < 1.0
+    student, exact = mlp(policy="dx"), teacher()
+    models, _, _ = spied(exact, student)
+    assert losses(objective(states="prior", component_dropout=0.5), models, philox(8))["student"].per_sample.isfinite().all()
+
+
+def test_guidance_is_drawn_and_holds_in_its_interval_alone() -> None:
+    exact = TeacherSpy(GaussianTeacher(MEAN, SPREADS), num_classes=4)
+    models, wrapped, _ = spied(exact, ExactPolicyStudent())
+    options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.2, 0.6)}
+    losses(objective(states="prior", **options), models, philox(100))
+    guidance = wrapped.calls[0][4]
+    assert guidance.min() >= 2
+    assert guidance.max() <= 3
+    _, times, condition, weight = exact.calls[0]
+    inside = (times >= 0.2) & (times <= 0.6)
+    torch.testing.assert_close(weight, torch.where(inside, guidance.repeat(2), torch.ones(200, dtype=torch.float64)))
+    assert isinstance(condition, Tensor)
+    assert torch.equal(condition, philox(100).integers("label", 4).repeat(2))
+
+
+@pytest.mark.parametrize("states", ["data", "prior"])
+def test_a_batch_is_the_sum_of_its_parts(states: str) -> None:
+    models, _, _ = spied(teacher(), mlp())
+    pi_flow = objective(states=states, num_segments=2, component_dropout=0.3)
+    whole = losses(pi_flow, models, philox(9), batch_for(states, 9))["student"].per_sample
+    parts = [
+        losses(pi_flow, models, philox(stop - start, start), batch_for(states, stop - start, start))["student"]
+        for start, stop in ((0, 4), (4, 9))
+    ]
+    torch.testing.assert_close(whole, torch.cat([part.per_sample for part in parts]), rtol=1e-10, atol=1e-12)
+
+
+def test_losses_are_float32_under_bf16_autocast() -> None:
+    models, _, _ = spied(teacher(), mlp().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = losses(objective(states="prior"), models, philox(8, dtype=torch.float32))["student"]
+    assert loss.per_sample.dtype is torch.float32
+    assert loss.per_sample.isfinite().all()
+    assert all(term.ndim == 0 and not term.requires_grad for term in loss.terms.values())
+
+
+def test_contract() -> None:
+    assert PiFlow.requires is PolicyStudent
+    assert objective().roles(mlp(), None) == {}
+    assert (objective().needs_data, objective(states="prior").needs_data) == (True, False)
+    assert objective().needs_teacher
+    assert objective(num_segments=1).start_times is StartTimes.PRIOR
+    assert objective(num_segments=2).start_times is StartTimes.ANY
+
+
+def test_segments_cover_the_unit_interval() -> None:
+    torch.testing.assert_close(segment_bounds(1, 1.0), torch.tensor([1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(segment_bounds(4, 1.0), torch.linspace(1, 0, 5, dtype=torch.float64))
+    lengths = segment_bounds(4, 0.5).diff().neg()
+    torch.testing.assert_close(lengths, torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64) / 7)
+
+
+@pytest.mark.parametrize(
+    "options", [{"states": "both"}, {"num_segments": 0}, {"final_segment_scale": 0.0}, {"component_dropout": 1.0}]
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PiFlowConfig(**options)

@@ -1,0 +1,293 @@
+"""Progressive distillation: two half steps in closed form, rounds that follow each other, and a resumed run."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import torch
+from baselines_generative_helpers import (
+    MEAN,
+    STD,
+    TeacherSpy,
+    build,
+    gaussian_data,
+    losses,
+    philox,
+    progress,
+    spied,
+    teacher_and_student,
+)
+from freeflow_baselines.config_generative import ProgressiveConfig
+from freeflow_baselines.progressive import PREVIOUS, Progressive, round_bounds
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from freeflow_core import api
+from freeflow_core.config import ComponentConfig, load_run_config
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Teacher
+from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.plugin import Manager, Registry
+from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
+from freeflow_core.types import Batch, Condition, LoadReport, NetworkState
+
+
+def objective(**options: Any) -> Progressive:
+    return build(Progressive, ProgressiveConfig, **options)
+
+
+def in_round(progressive: Progressive, number: int) -> Progressive:
+    progressive.load_state_dict({"round": torch.tensor(number)})
+    return progressive
+
+
+def data(num: int, start: int = 0) -> Batch:
+    return Batch(gaussian_data(num, start), None)
+
+
+class TwoEulerSteps(AverageVelocityStudent):
+    """The average velocity of two Euler half steps of a teacher, times ``scale`` (trainable)."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.sample_shape = teacher.sample_shape
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+        middle = (t + s) / 2
+        first = self.teacher.velocity(x_t, t, None)
+        second = self.teacher.velocity(average_velocity_jump(x_t, first, t, middle), middle, None)
+        return self.scale * (first + second) / 2
+
+    def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return output
+
+    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return average_velocity_jump(x_t, output, t, s)
+
+    def load_teacher(self, teacher: Teacher) -> LoadReport:
+        raise NotImplementedError
+
+    def network_state(self) -> NetworkState:
+        raise NotImplementedError
+
+    @classmethod
+    def from_state(cls, state: NetworkState) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("states", ["data", "prior"])
+def test_first_round_two_half_steps_of_the_teacher_are_stationary_and_a_wrong_sign_is_not(states: Any) -> None:
+    teacher = GaussianTeacher(MEAN, STD)
+    for sign in (1.0, -1.0):
+        student = TwoEulerSteps(teacher)
+        models, _, _ = spied(TeacherSpy(teacher, sign), student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
+        batch = data(500) if states == "data" else Batch(None, None)
+        loss = losses(objective(states=states), models, philox(500), batch)["student"]
+        loss.per_sample.mean().backward()
+        assert student.scale.grad is not None
+        if sign == 1:
+            assert loss.per_sample.max() < 1e-24
+            assert abs(float(student.scale.grad)) < 1e-12
+        else:
+            assert loss.per_sample.mean() > 0.1
+            assert abs(float(student.scale.grad)) > 0.1
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_later_rounds_the_exact_map_is_stationary_and_a_wrong_sign_is_not(number: int) -> None:
+    teacher, student = teacher_and_student()
+    for previous in (GaussianStudent(MEAN, STD), GaussianStudent(-MEAN, STD)):
+        spy = TeacherSpy(teacher)
+        models, _, _ = spied(spy, student, **{PREVIOUS: previous})
+        loss = losses(in_round(objective(), number), models, philox(500), data(500))["student"]
+        student.zero_grad()
+        loss.per_sample.mean().backward()
+        gradient = max(float(p.grad.abs().max()) for p in student.parameters() if p.grad is not None)
+        assert spy.calls == []  # only the first round asks the teacher
+        assert all(p.grad is None for p in previous.parameters())
+        if torch.equal(previous.mean, MEAN):
+            assert loss.per_sample.max() < 1e-24
+            assert gradient < 1e-12
+        else:
+            assert loss.per_sample.mean() > 0.1
+            assert gradient > 0.1
+
+
+def test_the_first_rounds_error_halves_when_the_steps_double() -> None:
+    teacher = GaussianTeacher(MEAN, STD)
+    student, z = TwoEulerSteps(teacher), philox(500).noise("prior", (3,))
+    one = torch.ones(500, dtype=torch.float64)
+    exact, errors = teacher.exact_flow_map(z, one, 0 * one), []
+    with torch.no_grad():
+        for num in (16, 32, 64):
+            x = z
+            for k in range(num, 0, -1):
+                x = student.flow_map(x, one * k / num, one * (k - 1) / num, None, None)
+            errors.append((x - exact).norm())
+    for coarse, fine in itertools.pairwise(errors):
+        assert 1.8 < coarse / fine < 2.2
+
+
+def test_weight_is_the_truncated_ratio_of_signal_to_noise() -> None:
+    teacher, student = teacher_and_student(std=1.2 * STD)
+    models, wrapped, _ = spied(teacher, student, **{PREVIOUS: student})
+    loss = losses(objective(start_steps=8), models, philox(200), data(200))["student"]
+    x_t, t, s, condition, guidance = wrapped.calls[0]
+    u, target = student(x_t, t, s, condition, guidance), TwoEulerSteps(teacher)(x_t, t, s, None, None)
+    ratio = ((1 - t) / t).square().clamp_min(1)  # max(SNR, 1) of the implied data points x_t - t u
+    torch.testing.assert_close(loss.per_sample, ratio * mean_square(t[:, None] * (u - target)))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_times_are_those_of_the_rounds_grid_alone(number: int) -> None:
+    teacher, student = teacher_and_student()
+    models, wrapped, _ = spied(teacher, student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
+    losses(in_round(objective(start_steps=16), number), models, philox(2000), data(2000))
+    steps = 16 >> number
+    x_t, t, s = wrapped.calls[0][:3]
+    torch.testing.assert_close(t - s, torch.full_like(t, 1 / steps))
+    places, counts = (t * steps).round().unique(return_counts=True)
+    assert torch.equal(places, torch.arange(1, steps + 1).double())
+    assert counts.min() > 0.6 * 2000 / steps
+    noise = philox(2000).noise("noise", (3,))
+    torch.testing.assert_close(x_t, (1 - t[:, None]) * gaussian_data(2000) + t[:, None] * noise)
+
+
+def test_without_data_states_lie_on_the_students_own_path() -> None:
+    teacher, student = teacher_and_student(std=1.2 * STD)
+    models, wrapped, bare = spied(teacher, student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
+    losses(objective(start_steps=4, states="prior"), models, philox(64))
+    x_t, t = wrapped.calls[0][:2]
+    x, one = philox(64).noise("prior", (3,)), torch.ones(64, dtype=torch.float64)
+    for k in (4, 3, 2, 1):
+        rows = (t * 4).round() == k
+        torch.testing.assert_close(x_t[rows], x[rows])
+        x = student.flow_map(x, one * k / 4, one * (k - 1) / 4, None, None)
+    assert not any(bare.gradient)
+    assert sum(len(call[0]) for call in bare.calls) == int((4 - (t * 4).round()).sum())  # no row is moved in vain
+
+
+def test_the_first_rounds_teacher_is_guided() -> None:
+    teacher, student = teacher_and_student()
+    spy = TeacherSpy(teacher, num_classes=3)
+    models, wrapped, _ = spied(spy, student, **{PREVIOUS: student})
+    options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.3, 0.8)}
+    losses(objective(**options), models, philox(64), Batch(gaussian_data(64), torch.arange(64) % 3))
+    guidance = wrapped.calls[0][4]
+    assert len(spy.calls) == 2
+    for _, times, _, weight in spy.calls:
+        inside = (times >= 0.3) & (times <= 0.8)
+        torch.testing.assert_close(weight, torch.where(inside, guidance, torch.ones(64, dtype=torch.float64)))
+
+
+def test_rounds_follow_each_other_and_survive_a_restart() -> None:
+    progressive = objective(start_steps=8)  # four rounds of 250 images
+    seen = []
+    for images in range(0, 1000, 50):
+        (*changes,) = progressive.transitions(progress(images=images))
+        if changes:
+            (change,) = changes
+            assert (change.copy_from, change.copy_to) == ("student", PREVIOUS)
+            assert (change.reset_optimizer, change.reset_ema) == (("student",), ("student",))
+            assert progressive.transitions(progress(images=images)) == ()
+            again = objective(start_steps=8)
+            again.load_state_dict(progressive.state_dict())
+            assert again.num_steps == progressive.num_steps
+            assert again.transitions(progress(images=images)) == ()
+        seen.append(progressive.num_steps)
+        assert progressive.schedule_span(progress(images=images)) == (images // 250 * 250, (images // 250 + 1) * 250)
+    assert seen == [8] * 5 + [4] * 5 + [2] * 5 + [1] * 5
+
+
+def test_no_round_is_skipped_however_short() -> None:
+    progressive = objective(start_steps=4, round_images=(1, 1, 1))
+    assert progressive.transitions(progress(images=0)) == ()
+    for steps in (2, 1):
+        assert len(progressive.transitions(progress(images=500))) == 1
+        assert progressive.num_steps == steps
+    assert progressive.transitions(progress(images=500)) == ()
+
+
+def test_lengths_of_rounds() -> None:
+    assert round_bounds(ProgressiveConfig(start_steps=8), 1000) == [0, 250, 500, 750, 1000]
+    assert round_bounds(ProgressiveConfig(start_steps=4, final_steps=2), 1000) == [0, 500, 1000]
+    config = ProgressiveConfig(start_steps=4, round_images=(100, 200, 300))
+    assert round_bounds(config, 1000) == [0, 100, 300, 1000]
+    with pytest.raises(ConfigError, match="begin at image 300, but the run ends at image 300"):
+        round_bounds(config, 300)
+    with pytest.raises(ConfigError, match=r"lengthen training\.images"):
+        objective(start_steps=4, round_images=(100, 200, 300)).transitions(progress(total=300))
+
+
+@pytest.mark.parametrize("states", ["data", "prior"])
+def test_a_batch_is_the_sum_of_its_parts(states: Any) -> None:
+    teacher, student = teacher_and_student(std=1.1 * STD)
+    models, _, _ = spied(teacher, student, **{PREVIOUS: student})
+
+    def part(start: int, stop: int) -> Tensor:
+        batch = data(stop - start, start) if states == "data" else Batch(None, None)
+        loss = losses(objective(states=states, start_steps=4), models, philox(stop - start, start), batch)["student"]
+        assert all(term.ndim == 0 and not term.requires_grad for term in loss.terms.values())
+        return loss.per_sample
+
+    torch.testing.assert_close(part(0, 9), torch.cat([part(0, 4), part(4, 9)]))
+
+
+def test_contract() -> None:
+    assert (objective().needs_data, objective(states="prior").needs_data) == (True, False)
+    assert objective().needs_teacher
+    assert objective().requires is AverageVelocityStudent
+    assert objective().start_times is StartTimes.PRIOR
+    assert objective(final_steps=4).start_times is StartTimes.ANY
+    _, student = teacher_and_student()
+    ((name, role),) = objective().roles(student, None).items()
+    assert (name, role.trainable, role.ema) == (PREVIOUS, False, False)
+    assert role.network is not student
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start_steps": 12}, {"final_steps": 3}, {"start_steps": 2, "final_steps": 4}, {"round_images": (100,)}],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ProgressiveConfig(**options)
+
+
+def run(registry: Registry, manager: Manager, output: Path, *assignments: str, resume: bool = False) -> Any:
+    settings = {
+        "name": "rounds",
+        "teacher": {"name": "gaussian-mixture", "layout": "ring"},
+        "student": {"name": "mlp", "width": 16, "depth": 1},
+        "objective": {"name": "progressive", "states": "prior", "start_steps": 4},
+        "training": {"images": 240, "batch_size": 16, "optimizer": {"learning_rate": 1e-2}},
+        "logging": {"every_images": 80},
+        "evaluation": {"enabled": False},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    config = load_run_config(registry, "distill", overrides=settings, assignments=assignments)
+    return api.distill(config, output=output, resume=resume, manager=manager)
+
+
+def test_a_run_resumed_in_any_round_ends_as_one_that_was_not_stopped(
+    registry: Registry, manager: Manager, tmp_path: Path
+) -> None:
+    whole = run(registry, manager, tmp_path / "whole")
+    expected = api.load_student(whole.folder, manager=manager).student.state_dict()
+    for stop in (64, 80, 176):  # within the first round, at its end, in the last
+        folder = tmp_path / f"stopped-{stop}"
+        run(registry, manager, folder, f"training.stop_at_images={stop}")
+        result = run(registry, manager, folder, resume=True)
+        found = api.load_student(result.folder, manager=manager).student.state_dict()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, found[name]), f"{name} after stopping at {stop}"

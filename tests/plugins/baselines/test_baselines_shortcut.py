@@ -1,0 +1,219 @@
+"""Shortcut models: halves of the exact map make the whole; sizes, shares and labels by counts; guidance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from freeflow_baselines.config import ShortcutConfig
+from freeflow_baselines.shortcut import TARGET, Shortcut, shortcut_times
+from objective_helpers import (
+    ClassTeacher,
+    ExactGaussianStudent,
+    ExactGuidedStudent,
+    GivenDraws,
+    LocalContext,
+    RandomStudent,
+    Spy,
+    build,
+    gaussian_teacher,
+    losses,
+    progress,
+)
+from pydantic import ValidationError
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import Model, Models, StartTimes
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.types import Batch
+
+ROWS = 256
+KEEP = {"label-dropout": torch.ones(ROWS, dtype=torch.float64)}
+
+
+def shortcut(**options: Any) -> Shortcut:
+    return build(Shortcut, ShortcutConfig(**{"clip": None, **options}))
+
+
+def data(dims: int = 3, rows: int = ROWS) -> torch.Tensor:
+    return GivenDraws(rows, seed=4).noise("x", (dims,))
+
+
+def spied(objective: Shortcut, teacher: Any, draws: GivenDraws) -> tuple[Spy, Spy, Any]:
+    student, other = RandomStudent(num_classes=2), RandomStudent(seed=1, num_classes=2)
+    wrapped, target = Spy(student), Spy(other)
+    x, labels = (teacher or ClassTeacher()).data(len(draws.index))
+    networks = Models({"student": Model(wrapped, student), TARGET: Model(target, target)}, teacher)
+    found = objective.losses(networks, Batch(x, labels), draws, progress(), LocalContext())
+    return wrapped, target, found["student"]
+
+
+def test_contract() -> None:
+    assert shortcut().needs_data
+    assert shortcut().needs_teacher
+    assert not shortcut(velocity="data").needs_teacher
+    assert shortcut().start_times is StartTimes.ANY
+    role = shortcut(target_halflife_images=500).roles(RandomStudent(), None)[TARGET]
+    assert (role.trainable, role.ema, role.follows, role.follow_halflife_images) == (False, False, "student", 500)
+    assert shortcut(target_halflife_images=None).roles(RandomStudent(), None) == {}
+    assert 0.5 ** (256 / ShortcutConfig().target_halflife_images) == pytest.approx(0.999, abs=1e-5)
+
+
+def residual(sign: float = 1.0, dtype: torch.dtype = torch.float64) -> float:
+    teacher = gaussian_teacher(sign=sign).to(dtype)
+    student = ExactGaussianStudent(teacher).to(dtype)
+    draws = GivenDraws(ROWS, dtype=dtype)
+    found = losses(shortcut(bootstrap_share=0.5), student, teacher, draws, data(6).to(dtype))["student"]
+    return float(found.per_sample.detach().max().sqrt())
+
+
+def test_two_halves_of_the_exact_map_make_the_whole() -> None:
+    assert residual() < 1e-12
+    assert residual(dtype=torch.float32) < 1e-5
+    assert residual(sign=-1) > 0.1
+
+
+def test_a_wrong_sign_of_the_half_steps_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from freeflow_baselines import shortcut as module
+
+    def backwards(x, u, t, s):
+        return x + (t - s)[:, None] * u
+
+    monkeypatch.setattr(module, "average_velocity_jump", backwards)
+    assert residual() > 0.1
+
+
+def test_guided_teacher_needs_no_guidance_of_the_bootstrap() -> None:
+    teacher = ClassTeacher()
+    x, labels = teacher.data(ROWS)
+    made = shortcut(guidance_min=2.5, guidance_max=2.5, bootstrap_share=0.5)
+    found = losses(made, ExactGuidedStudent(teacher), teacher, GivenDraws(ROWS), x, labels)["student"]
+    assert found.per_sample.detach().max().sqrt() < 1e-11
+
+
+def test_sizes_are_powers_of_two_alike_often_and_times_lie_on_their_grids() -> None:
+    draws = PhiloxDraws(0, torch.arange(16_000))
+    bootstrap = draws.split(0.5)[1]
+    t, d = shortcut_times(draws, bootstrap, 128)
+    sizes = torch.bincount((-torch.log2(d[bootstrap])).long(), minlength=7)
+    assert len(sizes) == 7
+    assert sizes.min() > 1000
+    assert sizes.max() < 1290
+    assert (d > 0).sum() == 8000
+    assert torch.equal((1 - t[bootstrap]) / d[bootstrap], ((1 - t[bootstrap]) / d[bootstrap]).round())
+    assert (t - d >= 0).all()
+    plain = t[d == 0] * 128
+    assert torch.equal(plain, plain.round())
+    assert set(plain.long().tolist()) == set(range(1, 129))
+    smallest = t[d == 2 / 128] * 64
+    assert set(smallest.long().tolist()) <= set(range(1, 65))
+
+
+def test_shares_and_passes() -> None:
+    teacher = ClassTeacher()
+    wrapped, target, loss = spied(shortcut(), teacher, GivenDraws(ROWS))
+    ((_, t, s, _, _),) = wrapped.calls
+    assert int((t > s).sum()) == ROWS // 8
+    assert (t[: ROWS * 7 // 8] == s[: ROWS * 7 // 8]).all()
+    assert teacher.calls == [ROWS * 7 // 8]  # only the flow-matching rows ask the teacher
+    assert [len(call[0]) for call in target.calls] == [ROWS // 8] * 2
+    assert wrapped.gradient == [True]
+    assert not any(target.gradient)
+    loss.per_sample.mean().backward()
+    assert all(p.grad is None for p in target.parameters())
+    first, second = target.calls
+    half = (first[1] - first[2]).clone()
+    assert torch.equal(second[1], first[2])
+    torch.testing.assert_close(second[1] - second[2], half)
+    torch.testing.assert_close(second[2], s[ROWS * 7 // 8 :])
+
+
+def test_clipping_of_target_and_mid_state() -> None:
+    student, teacher, x = RandomStudent(), gaussian_teacher(3), 3 * data()
+    draws = GivenDraws(ROWS)
+    rows = draws.split(0.5)[1]
+    t, d = shortcut_times(draws, rows, 128)
+    x_t = ((1 - t)[:, None] * x + t[:, None] * draws.noise("noise", (3,)))[rows]
+    t, d = t[rows], d[rows]
+    ones, c = torch.ones_like(t), 0.3
+    with torch.no_grad():
+        u1 = student(x_t, t, t - d / 2, None, ones)
+        x_mid = (x_t - (d / 2)[:, None] * u1).clamp(-c, c)
+        u2 = student(x_mid, t - d / 2, t - d, None, ones)
+        expected = (student(x_t, t, t - d, None, ones) - ((u1 + u2) / 2).clamp(-c, c)).square().mean(1)
+    made = shortcut(clip=c, bootstrap_share=0.5, target_halflife_images=None)
+    found = losses(made, student, teacher, draws, x)["student"].per_sample[ROWS // 2 :]
+    torch.testing.assert_close(found, expected)
+
+
+def test_from_data_plain_rows_are_unguided_and_drop_labels() -> None:
+    wrapped, _, _ = spied(
+        shortcut(velocity="data", guidance_min=3.0, guidance_max=3.0, bootstrap_share=0.5), None, GivenDraws(4000)
+    )
+    ((_, _, _, condition, guidance),) = wrapped.calls
+    assert (guidance[:2000] == 1).all()
+    assert (guidance[2000:] == 3).all()
+    dropped = condition == 2
+    assert not dropped[2000:].any()
+    assert abs(float(dropped[:2000].double().mean()) - 0.1) < 0.03
+    wrapped, _, _ = spied(shortcut(), ClassTeacher(), GivenDraws(4000))
+    assert not (wrapped.calls[0][3] == 2).any()
+
+
+def test_from_data_the_smallest_size_bootstraps_from_guidance_and_larger_ones_inherit_it() -> None:
+    made = shortcut(velocity="data", guidance_min=2.5, guidance_max=2.5, base_steps=8, bootstrap_share=0.5)
+    draws = GivenDraws(ROWS, KEEP)
+    rows = draws.split(0.5)[1]
+    t, d = shortcut_times(draws, rows, 8)
+    smallest = d[rows] == 2 / 8
+    wrapped, target, found = spied(made, None, draws)
+    x, labels = ClassTeacher().data(ROWS)
+    x_t = ((1 - t)[:, None] * x + t[:, None] * draws.noise("noise", (3,)))[rows]
+    t, d, labels = t[rows], d[rows], labels[rows]
+    for call in target.calls:
+        assert len(call[0]) == len(rows) + int(smallest.sum())
+        assert torch.equal(call[4][: len(rows)] == 1, smallest)
+        assert (call[3][len(rows) :] == 2).all()
+        assert (call[4][len(rows) :] == 1).all()
+
+    one, g = torch.ones_like(t), torch.full_like(t, 2.5)
+    network = target.network
+
+    def step(x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        plain, null = network(x, t, s, labels, one), network(x, t, s, torch.full_like(labels, 2), one)
+        return torch.where(smallest[:, None], null + 2.5 * (plain - null), network(x, t, s, labels, g))
+
+    with torch.no_grad():
+        u1 = step(x_t, t, t - d / 2)
+        u2 = step(x_t - (d / 2)[:, None] * u1, t - d / 2, t - d)
+        expected = (wrapped.network(x_t, t, t - d, labels, g) - (u1 + u2) / 2).square().mean(1)
+    torch.testing.assert_close(found.per_sample[ROWS // 2 :], expected)
+
+
+def test_parts_make_the_whole() -> None:
+    student, teacher = RandomStudent(num_classes=2), ClassTeacher()
+    x, labels = teacher.data(32)
+    whole = PhiloxDraws(7, torch.arange(32), dtype=torch.float64)
+    made = shortcut(velocity="data")
+    full = losses(made, student, None, whole, x, labels)["student"].per_sample
+    order = torch.cat(whole.split(0.125))
+    by_row = torch.empty_like(full).index_copy(0, order, full)
+    for rows in torch.arange(32).split(8):
+        part_draws = whole.rows(rows)
+        part = losses(made, student, None, part_draws, x[rows], labels[rows])["student"].per_sample
+        part = torch.empty_like(part).index_copy(0, torch.cat(part_draws.split(0.125)), part)
+        torch.testing.assert_close(part, by_row[rows], rtol=1e-12, atol=1e-14)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    made = shortcut(velocity="data", guidance_max=3.0, bootstrap_share=0.5)
+    with pytest.raises(ConfigError, match="classes"):
+        losses(made, RandomStudent(), None, GivenDraws(ROWS), data())
+    with pytest.raises(ConfigError, match="source"):
+        losses(shortcut(), RandomStudent(), gaussian_teacher(3), GivenDraws(8))
+    for options in ({"base_steps": 100}, {"base_steps": 1}, {"bootstrap_share": 0.0}):
+        with pytest.raises(ValidationError):
+            ShortcutConfig(**options)
+    with pytest.raises(ValidationError):
+        ShortcutConfig(velocity="data", guidance_max=2.0, label_dropout=0.0)

@@ -1,0 +1,230 @@
+"""One MeanFlow step: who is asked what, by counts; weights, times, options, and independence of the split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from freeflow_meanflow.config import ImprovedMeanFlowConfig, MeanFlowConfig
+from freeflow_meanflow.improved import ImprovedMeanFlow
+from freeflow_meanflow.meanflow import MeanFlow
+from freeflow_meanflow.times import time_pairs
+from objective_helpers import ClassTeacher, GivenDraws, LocalContext, RandomStudent, Spy, build, losses, progress
+from pydantic import ValidationError
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import AverageVelocityStudent, Model, Models, StartTimes
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.math.time_distributions import logit_normal
+from freeflow_core.plugin import Registry
+from freeflow_core.types import Batch
+
+ROWS = 64
+
+
+def mean_flow(**options: Any) -> MeanFlow:
+    return build(MeanFlow, MeanFlowConfig(**options))
+
+
+def improved(**options: Any) -> ImprovedMeanFlow:
+    return build(ImprovedMeanFlow, ImprovedMeanFlowConfig(**options))
+
+
+def spied(objective: Any, teacher: ClassTeacher | None, rows: int = ROWS, **given: Any) -> tuple[Spy, Spy, Any]:
+    student = RandomStudent(num_classes=2)
+    wrapped, bare = Spy(student), Spy(student)
+    x, labels = (teacher or ClassTeacher()).data(rows)
+    networks = Models({"student": Model(wrapped, bare)}, teacher)
+    draws = GivenDraws(rows, given)
+    return wrapped, bare, objective.losses(networks, Batch(x, labels), draws, progress(), LocalContext())["student"]
+
+
+def test_contract(registry: Registry) -> None:
+    assert registry.component("objective", "meanflow").load_target() is MeanFlow
+    assert registry.component("objective", "improved-meanflow").load_target() is ImprovedMeanFlow
+    for objective, needs_teacher in ((mean_flow(), True), (mean_flow(velocity="data"), False), (improved(), False)):
+        assert objective.needs_data
+        assert objective.needs_teacher is needs_teacher
+        assert objective.requires is AverageVelocityStudent
+        assert objective.start_times is StartTimes.ANY
+        assert not objective.uses_batch_means
+        assert objective.roles(RandomStudent(), None) == {}
+
+
+def test_one_gradient_pass_one_teacher_call_and_a_derivative_of_the_moving_rows_alone() -> None:
+    teacher = ClassTeacher()
+    wrapped, bare, loss = spied(mean_flow(guidance_min=2.0, guidance_max=2.0, derivative="central"), teacher)
+    assert [len(call[0]) for call in wrapped.calls] == [ROWS]
+    assert wrapped.gradient == [True]
+    assert teacher.calls == [2 * ROWS]  # conditional and unconditional, at once
+    assert not any(bare.gradient)
+    edges = len(bare.calls[0][0]) - 2 * ROWS // 4  # 25 % of the rows move, at two points each
+    assert len(bare.calls) == 1
+    assert 0 <= edges <= ROWS // 4
+    loss.per_sample.mean().backward()
+    assert wrapped.network.first.grad is not None
+    assert not any(p.requires_grad for p in teacher.parameters())
+    guidance = wrapped.calls[0][4]
+    assert torch.equal(guidance, torch.full((ROWS,), 2.0, dtype=torch.float64))
+
+
+def test_share_of_instants_and_the_distribution_of_times() -> None:
+    draws = PhiloxDraws(0, torch.arange(4000))
+    t, s, moving = time_pairs(draws, MeanFlowConfig())
+    assert int((t == s).sum()) == 3000
+    assert len(moving) == 1000
+    assert (s[moving] < t[moving]).all()
+    first = logit_normal(draws.uniform("time"), -0.4, 1.0)
+    second = logit_normal(draws.uniform("end-time"), -0.4, 1.0)
+    assert torch.equal(t, torch.maximum(first, second))
+    assert torch.equal(s[moving], torch.minimum(first, second)[moving])
+    t, s, moving = time_pairs(
+        draws, MeanFlowConfig(instant_share=0.25, time_location=-0.6, time_scale=1.6, end_location=-4.0)
+    )
+    assert torch.equal(t, logit_normal(draws.uniform("time"), -0.6, 1.6))
+    assert (s <= t).all()
+    assert torch.equal(s[moving], logit_normal(draws.uniform("end-time"), -4.0, 1.6)[moving])
+    assert len(time_pairs(draws, ImprovedMeanFlowConfig())[2]) == 2000
+
+
+def test_reduction_is_a_sum_with_the_power_law_weight() -> None:
+    x = GivenDraws(ROWS, seed=2).noise("x", (3,))
+    student = RandomStudent()
+    plain = losses(mean_flow(velocity="data", weight_power=0.0), student, None, GivenDraws(ROWS), x)["student"]
+    loss = losses(
+        mean_flow(velocity="data", weight_power=0.75, weight_epsilon=1e-3), student, None, GivenDraws(ROWS), x
+    )
+    square = plain.per_sample
+    torch.testing.assert_close(loss["student"].per_sample, square / (square.detach() + 1e-3) ** 0.75)
+    torch.testing.assert_close(plain.terms["residual"], (square.mean() / 3).sqrt().detach())
+    wide = losses(
+        mean_flow(velocity="data", weight_power=0.0),
+        Doubled(student),
+        None,
+        GivenDraws(ROWS, {"noise": GivenDraws(ROWS).noise("noise", (3,)).repeat(1, 2)}),
+        x.repeat(1, 2),
+    )
+    torch.testing.assert_close(wide["student"].per_sample, 2 * square)  # a sum over dimensions, not a mean
+
+
+class Doubled(RandomStudent):
+    """Two copies of a student side by side."""
+
+    def __init__(self, student: RandomStudent) -> None:
+        super().__init__()
+        self.student, self.sample_shape = student, (6,)
+
+    def forward(self, x_t, t, s, condition, guidance):
+        return torch.cat([self.student(part, t, s, condition, guidance) for part in x_t.chunk(2, 1)], 1)
+
+
+def test_share_of_labels_dropped_counts_from_data_alone() -> None:
+    for objective, expected in (
+        (mean_flow(velocity="data", instant_share=0.75), 0.1),
+        (improved(), 0.1),
+        (mean_flow(), 0.0),
+        (mean_flow(velocity="data", label_dropout=0.0), 0.0),
+    ):
+        wrapped, _, _ = spied(objective, ClassTeacher() if objective.needs_teacher else None, rows=4000)
+        dropped = wrapped.calls[0][3] == 2
+        assert abs(float(dropped.double().mean()) - expected) < 0.02, objective
+
+
+def test_passes_for_guidance_from_data() -> None:
+    kept = {"label-dropout": torch.ones(ROWS, dtype=torch.float64)}
+    guided = {"guidance_min": 3.0, "guidance_max": 3.0, "instant_share": 0.5, "derivative": "forward-mode"}
+    _, bare, _ = spied(mean_flow(velocity="data", **guided), None, **kept)
+    assert len(bare.calls[0][0]) == ROWS  # the null class alone
+    assert (bare.calls[0][3] == 2).all()
+    _, bare, _ = spied(mean_flow(velocity="data", guidance_mixing=0.5, **guided), None, **kept)
+    assert len(bare.calls[0][0]) == 2 * ROWS
+    assert torch.equal(bare.calls[0][4][ROWS:], torch.ones(ROWS, dtype=torch.float64))
+    _, bare, _ = spied(improved(**guided), None, **kept)
+    assert len(bare.calls[0][0]) == 2 * ROWS
+    _, bare, _ = spied(improved(instant_share=0.5), None, **kept)
+    assert len(bare.calls[0][0]) == ROWS // 2  # the tangent of the moving rows
+    _, bare, _ = spied(mean_flow(velocity="data", instant_share=0.5), None, **kept)
+    assert len(bare.calls) == 1  # the derivative
+    assert len(bare.calls[0][0]) == ROWS // 2
+
+
+def test_guidance_draws() -> None:
+    draws = GivenDraws(4000)
+    g = improved(guidance_min=1.0, guidance_max=8.0).draw_guidance(draws)
+    torch.testing.assert_close(g.log() / torch.log(torch.tensor(8.0).double()), draws.uniform("guidance").neg() + 1)
+    uniform = mean_flow(guidance_min=1.0, guidance_max=3.0).draw_guidance(draws)
+    assert uniform.min() >= 1
+    assert uniform.max() <= 3
+    assert abs(float(uniform.mean()) - 2) < 0.05
+
+
+def test_warmup_scales_the_derivative_term() -> None:
+    student, x, draws = RandomStudent(), GivenDraws(ROWS, seed=2).noise("x", (3,)), GivenDraws(ROWS)
+
+    def at(images: int, **options: Any) -> torch.Tensor:
+        made = mean_flow(velocity="data", weight_power=0.0, instant_share=0.0, **options)
+        return losses(made, student, None, draws, x, at=progress(images))["student"].per_sample
+
+    half = at(250, derivative_warmup_fraction=0.5)
+    assert (half - at(250)).abs().median() > 1e-3
+    torch.testing.assert_close(at(500, derivative_warmup_fraction=0.5), at(500))
+    start = at(0, derivative_warmup_fraction=0.5)  # flow matching of the average velocity
+    t, s, _ = time_pairs(draws, MeanFlowConfig(instant_share=0.0))
+    noise = draws.noise("noise", (3,))
+    u = student((1 - t)[:, None] * x + t[:, None] * noise, t, s, None, torch.ones_like(t))
+    torch.testing.assert_close(start, (u - (noise - x)).square().sum(1))
+
+
+@pytest.mark.parametrize("objective", [mean_flow(velocity="data", instant_share=0.5), improved()])
+def test_a_batch_is_the_sum_of_its_parts(objective: Any) -> None:
+    student, x = RandomStudent(num_classes=2), GivenDraws(32, seed=2).noise("x", (3,))
+    labels = torch.arange(32) % 2
+    whole = PhiloxDraws(7, torch.arange(32), dtype=torch.float64)
+    full = losses(objective, student, None, whole, x, labels)["student"].per_sample
+    for rows in torch.arange(32).split(8):
+        part = losses(objective, student, None, whole.rows(rows), x[rows], labels[rows])["student"].per_sample
+        torch.testing.assert_close(part, full[rows], rtol=1e-12, atol=1e-14)
+
+
+def test_loss_is_float32_under_bf16_autocast() -> None:
+    student = RandomStudent(dtype=torch.float32)
+    x = GivenDraws(ROWS, seed=2, dtype=torch.float32).noise("x", (3,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses(improved(), student, None, GivenDraws(ROWS, dtype=torch.float32), x)["student"]
+    assert found.per_sample.dtype is torch.float32
+    assert all(term.ndim == 0 and not term.requires_grad for term in found.terms.values())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    draws = GivenDraws(8)
+    with pytest.raises(ConfigError, match="source"):
+        losses(mean_flow(velocity="data"), RandomStudent(), None, draws)
+    plain, guided, x = mean_flow(velocity="data"), mean_flow(velocity="data", guidance_max=2.0), draws.noise("x", (3,))
+    with pytest.raises(ConfigError, match="classes"):
+        losses(guided, RandomStudent(), None, draws, x)
+    with pytest.raises(ConfigError, match="label_dropout=0"):
+        losses(plain, RandomStudent(num_classes=2), None, draws, x, {"text": x})
+    with pytest.raises(ConfigError, match="one-sided"):
+        build(MeanFlow, MeanFlowConfig(derivative="one-sided"), "bf16")
+    with pytest.raises(ConfigError, match="one-sided"):
+        build(ImprovedMeanFlow, ImprovedMeanFlowConfig(derivative="one-sided"), "bf16")
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (MeanFlowConfig, {"guidance_min": 3.0, "guidance_max": 2.0}),
+        (MeanFlowConfig, {"guidance_interval": (0.6, 0.4)}),
+        (MeanFlowConfig, {"guidance_mixing": 0.5}),
+        (MeanFlowConfig, {"velocity": "data", "guidance_max": 2.0, "label_dropout": 0.0}),
+        (MeanFlowConfig, {"end_scale": 1.0}),
+        (MeanFlowConfig, {"instant_share": 1.0}),
+        (ImprovedMeanFlowConfig, {"guidance_max": 2.0, "label_dropout": 0.0}),
+        (ImprovedMeanFlowConfig, {"guidance_min": 0.0}),
+        (ImprovedMeanFlowConfig, {"velocity": "teacher"}),
+    ],
+)
+def test_options_out_of_range_are_refused(config: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        config(**options)

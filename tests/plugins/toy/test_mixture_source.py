@@ -1,0 +1,116 @@
+"""The mixture as data: exact, resumable, with the teacher's classes, and never the run's own random numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from freeflow_metrics.energy import energy_distance
+from freeflow_toy.config import GaussianMixtureConfig, MixtureSourceConfig
+from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
+from freeflow_toy.mixture_source import MixtureSource
+from freeflow_toy.states_codec import StatesCodec
+
+from freeflow_core.config import ComponentConfig
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.plugin import Registry
+
+CONTEXT = BuildContext(torch.device("cpu"), 0, lambda *_: None)
+OPTIONS = {"layout": "ring", "num_modes": 4, "std": 0.05, "num_classes": 2}
+
+
+def source(**options) -> MixtureSource:
+    return MixtureSource.from_config(MixtureSourceConfig(**{**OPTIONS, **options}), CONTEXT)
+
+
+def first(made: MixtureSource, count: int, start: int = 0):
+    batch = next(made.batches(start, count, 0, 1))
+    return batch.x, batch.condition
+
+
+def test_registered_and_coded_by_states(registry: Registry) -> None:
+    assert registry.component("source", "gaussian-mixture").load_target() is MixtureSource
+    assert registry.component("codec", "states").load_target() is StatesCodec
+    assert MixtureSource.encoded_by == "states"
+    assert MixtureSource.has_data
+
+
+def test_sample_i_depends_on_the_seed_and_i_alone() -> None:
+    made = source()
+    x, labels = first(made, 24)
+    for split in (1, 2, 4):
+        for world in (1, 2):
+            size = 24 // split // world
+            seen = [list(itertools.islice(made.batches(0, size, rank, world), split)) for rank in range(world)]
+            parts = [seen[rank][step] for step in range(split) for rank in range(world)]
+            assert torch.equal(torch.cat([p.x for p in parts]), x)
+            assert torch.equal(torch.cat([p.condition for p in parts]), labels)
+    resumed, _ = first(made, 8, start=16)
+    assert torch.equal(resumed, x[16:])
+    assert not torch.equal(first(source(seed=1), 24)[0], x)
+
+
+def test_states_are_exact_samples_of_their_class() -> None:
+    made = source()
+    x, labels = first(made, 4000)
+    assert x.dtype is torch.float32
+    assert made.num_classes == 2
+    angle = torch.atan2(x[:, 1], x[:, 0])
+    mode = torch.round(angle / (math.pi / 2)).long() % 4
+    assert torch.equal(mode % 2, labels)  # component i has class i mod 2, as the teacher says
+    centre = 2 * torch.stack([torch.cos(mode * math.pi / 2), torch.sin(mode * math.pi / 2)], 1)
+    assert abs(float((x - centre).std()) - 0.05) < 0.002
+    assert abs(float(labels.double().mean()) - 0.5) < 0.03
+    assert torch.bincount(mode, minlength=4).min() > 850
+
+
+def test_the_distribution_is_the_teachers() -> None:
+    teacher = GaussianMixtureTeacher.from_config(GaussianMixtureConfig(**OPTIONS), CONTEXT).double()
+    draws = PhiloxDraws(5, torch.arange(3000), dtype=torch.float64)
+    exact = teacher.sample_data(draws, teacher.sample_condition(draws))
+    near = energy_distance(first(source(), 3000)[0], exact)
+    far = energy_distance(first(source(radius=2.3), 3000)[0], exact)
+    assert abs(near) < 0.01
+    assert far > 5 * abs(near)
+    assert far > 0.02
+
+
+def test_equal_seeds_do_not_give_the_runs_own_numbers() -> None:
+    teacher = GaussianMixtureTeacher.from_config(GaussianMixtureConfig(**OPTIONS), CONTEXT)
+    run = teacher.sample_condition(PhiloxDraws(0, torch.arange(200)))
+    assert 40 < int((run != first(source(seed=0), 200)[1]).sum()) < 160
+
+
+def test_held_out_samples_are_others() -> None:
+    assert source().held_out() is None
+    x, labels = source(held_out=50).held_out()
+    assert x.shape == (50, 2)
+    assert labels.shape == (50,)
+    assert torch.cdist(x.double(), first(source(), 200)[0].double()).min() > 0
+    assert torch.equal(source(held_out=50).held_out()[0], x)
+    assert torch.equal(source(held_out=20).held_out()[0], x[:20])
+
+
+def test_unconditional_mixtures_have_no_condition() -> None:
+    made = source(num_classes=None)
+    assert first(made, 3)[1] is None
+    assert made.num_classes is None
+
+
+@pytest.mark.parametrize(("start", "size", "rank", "world"), [(-1, 4, 0, 1), (0, 0, 0, 1), (0, 4, 2, 2)])
+def test_places_no_process_can_have(start: int, size: int, rank: int, world: int) -> None:
+    with pytest.raises(ValueError, match="0 <= rank < world_size"):
+        source().batches(start, size, rank, world)
+
+
+def test_states_codec_passes_floats_and_refuses_images() -> None:
+    codec = StatesCodec.from_config(ComponentConfig(), CONTEXT)
+    x = torch.randn(3, 2)
+    assert codec.encode(x) is x
+    with pytest.raises(ConfigError, match="codec: pixels"):
+        codec.encode(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert codec.decode(torch.tensor([-2.0, -1, 0, 1, 9])).tolist() == [0, 0, 128, 255, 255]
