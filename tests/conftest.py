@@ -35,6 +35,7 @@ def golden() -> Path:
         pytest.skip("the golden files are not beside this checkout")
     return folder
 
+
 # A busy machine may be many times slower: how long an example takes says nothing about the code.
 settings.register_profile("freeflow", deadline=None)
 settings.load_profile("freeflow")

@@ -73,7 +73,7 @@ class DXPolicy(Policy):
 
 @final
 class GMPolicy(Policy):
-    """The velocity of the Gaussian mixture that the network believes the data point x_0 to come from (pi-Flow's GM policy).
+    """The velocity of the Gaussian mixture that the network believes x_0 to come from (GM policy of pi-Flow).
 
     At (x_t, t) it emits the posterior of x_0: means mu_k, weights, and one variance S. At another (x, r) the same
     belief, with the evidence of x_t replaced by that of x (GMFlow: Chen et al. 2025, arXiv 2504.05304), is again a

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -207,3 +209,16 @@ def test_a_comparison_is_read_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_documented_file_is_a_comparison(registry, tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "compare.md"
+    (text,) = re.findall(
+        r'^```yml title="my-comparison\.yml"\n(.*?)^```$', page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    file = tmp_path / "my-comparison.yml"
+    file.write_text(text, "utf-8")
+    config = load_compare_config(registry, file=file)
+    assert (config.name, config.comparison.objectives) == ("my-comparison", ("shortcut", "eulerian", "freeflow"))
+    assert objective_config(registry, config, "eulerian").training.optimizer.learning_rate == 5e-4
+    assert objective_config(registry, config, "freeflow").training.batch_size == 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_samplers_take_policy_students(registry: Registry, manager: Manager, tmp
         samples = sampler.sample(student, z, grid, labels, Guidance(weight))
         assert samples.num_evaluations == steps  # substeps call no network
         x = z
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        for t, s in itertools.pairwise(grid):
             x = student.flow_map(x, t.expand(6), s.expand(6), labels, weight)
         torch.testing.assert_close(samples.x, x)
 

@@ -180,7 +180,11 @@ def test_dropped_components_change_the_path_and_nothing_else() -> None:
     assert 0.75 < float(moved.double().mean()) < 1.0
     student, exact = mlp(policy="dx"), teacher()
     models, _, _ = spied(exact, student)
-    assert losses(objective(states="prior", component_dropout=0.5), models, philox(8))["student"].per_sample.isfinite().all()
+    assert (
+        losses(objective(states="prior", component_dropout=0.5), models, philox(8))["student"]
+        .per_sample.isfinite()
+        .all()
+    )
 
 
 def test_guidance_is_drawn_and_holds_in_its_interval_alone() -> None:
