@@ -431,6 +431,7 @@ def compare(
     budget: str | None = None,
     source: str | None = None,
     preset: str | None = None,
+    config_file: Path | None = None,
     settings: Iterable[str] = (),
     settings_for: Iterable[str] = (),
     sweep: str | None = None,
@@ -443,8 +444,8 @@ def compare(
     The same call again goes on where an earlier one stopped; what is finished is not repeated.
 
     Args:
-        config: a resolved comparison; None to resolve the arguments up to ``sweep`` here, over ``preset`` (default
-            ``"digits"``).
+        config: a resolved comparison; None to resolve the arguments up to ``sweep`` here, over ``preset`` and
+            ``config_file`` (without either: ``"digits"``).
         objectives: names.
         seeds: runs of each objective; None: the preset's, else 3.
         budget: ``"images=N"``, ``"seconds=N"`` or ``"forwards=N"`` of training; None: the preset's.
@@ -464,7 +465,8 @@ def compare(
         names = {"teacher": teacher, "source": source}
         config = load_compare_config(
             Registry(manager),
-            preset=preset or "digits",
+            preset=preset if preset or config_file else "digits",
+            file=config_file,
             overrides={kind: {"name": name} for kind, name in names.items() if name},
             comparison={
                 "objectives": tuple(objectives) or None,

@@ -62,7 +62,8 @@ class DXPolicy(Policy):
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         state = _full(x)
         num = self._points.shape[1]
-        place = ((raw_time(t, self._shift) - self._raw_s) / self._span).clamp(0, 1) * (num - 1)
+        raw_s, span = self._raw_s.to(t), self._span.to(t)
+        place = ((raw_time(t, self._shift) - raw_s) / span).clamp(0, 1) * (num - 1)
         # Weights of a piecewise linear function: a row touches the two points around its place.
         hats = (1 - (place.unsqueeze(1) - torch.arange(num, device=t.device)).abs()).clamp_min(0)
         with _no_autocast(state):
@@ -144,15 +145,17 @@ def roll_policy(
         num_substeps: per unit of raw time.
         shift: see above.
     """
-    raw_t, raw_s = raw_time(t, shift), raw_time(s, shift)
-    span = raw_t - raw_s
+    raw_t = raw_time(t, shift)
+    span = raw_t - raw_time(s, shift)
     count = (span * num_substeps).round().clamp_min(1)
+    steps = torch.arange(int(count.max()) if len(count) else 0, device=t.device, dtype=t.dtype).unsqueeze(1)
+    begun = torch.minimum(steps, count - 1)  # rows that have arrived repeat their last substep, with length 0
+    times = shifted_time(raw_t - span * (begun / count), shift)
+    lengths = times - shifted_time(raw_t - span * ((begun + 1) / count), shift)
     state = _full(x)
-    for step in range(int(count.max()) if len(count) else 0):
-        begun = count.sub(1).clamp_max(step)  # rows that have arrived repeat their last substep, with length 0
-        time = shifted_time(raw_t - span * (begun / count), shift)
-        after = shifted_time(raw_t - span * ((begun + 1) / count), shift)
-        length = torch.where(count > step, time - after, torch.zeros_like(time))
+    # All times travel to the device at once.
+    times, lengths = (values.to(state, non_blocking=True) for values in (times, lengths * (steps < count)))
+    for time, length in zip(times, lengths, strict=True):
         state = state - expand_times(length, state) * policy.velocity(state, time)
     return state
 

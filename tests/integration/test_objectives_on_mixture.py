@@ -48,7 +48,23 @@ FLOW_MAPS = {
 PROOFS = {"freeflow-prediction": PREDICTION, **FLOW_MAPS, **GENERATIVE_PROOFS}
 
 
-@pytest.mark.parametrize("name", PROOFS)
+# Ten seconds each: one of every kind in the suite, all of them in the long tests.
+SUITE = {
+    "meanflow",
+    "consistency",
+    "shortcut",
+    "lagrangian-from-prior",
+    "pi-flow-prior",
+    "score-distillation-dmd",
+    "pairs-endpoint",
+    "progressive-prior",
+}
+assert PROOFS.keys() >= SUITE
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SUITE else pytest.mark.long) for name in PROOFS]
+)
 def test_student_reaches_a_tenth_of_the_teachers_euler_step(name: str, tmp_path: Path, manager: Manager) -> None:
     _check(PROOFS[name], tmp_path, manager, seed=0)
 

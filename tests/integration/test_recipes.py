@@ -27,7 +27,11 @@ def test_a_recipe_is_planned_without_weights_device_or_memory(preset, monkeypatc
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("preset", RECIPES)
+# Half a minute and gigabytes each on a CPU.
+TRAINED = [pytest.param(name, marks=() if name == "sit-repa-xl2-256" else pytest.mark.long) for name in RECIPES]
+
+
+@pytest.mark.parametrize("preset", TRAINED)
 def test_a_recipe_takes_steps_on_a_small_network_of_the_same_format(preset, tmp_path):
     settings = (
         "teacher.initialise=random",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.compare.passes import Count, Rows, counted_rows
 from freeflow_core.engine.cost.process import PlannedProcess
 from freeflow_core.engine.cost.step import measure_step
-from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.device import planned_device_type, start_accelerator
 from freeflow_core.engine.state import STUDENT, TrainingState, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.plugin import Registry
 
+_log = logging.getLogger(__name__)
 _MOST_STEPS = 60  # the least common multiple of 1 to 6: whole cycles of all usual update ratios
 _NEGLIGIBLE = 0.01
 _SECONDS = 2.0
@@ -42,7 +44,7 @@ class Cost:
 
     forwards_per_image: float
     rows: Mapping[str, Rows]
-    peak_memory: int
+    peak_memory: int | None
     images_per_second: float = 0.0
 
 
@@ -59,9 +61,10 @@ def measure_cost(config: RunConfig, registry: Registry, *, speed: bool) -> Cost:
         ConfigError: whatever the run itself would refuse.
     """
     plain = config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": False})})
-    peak = _Rehearsal(plain, registry).peak_memory()
+    held = _Rehearsal(plain, registry).bytes_held() if planned_device_type(config.runtime) != "cuda" else None
     rehearsal = _Rehearsal(plain, registry)
     rows = rehearsal.count()
+    peak = rehearsal.bytes_allocated() if held is None else held
     per_second = 0.0
     if speed:
         per_second = (_Rehearsal(config, registry) if config.runtime.compile else rehearsal).images_per_second()
@@ -85,14 +88,17 @@ class _Rehearsal:
         self._state: TrainingState = build_state(config, self._components, self._accelerator)
         self._trainer = Trainer(config, self._components, self._state, self._accelerator)
 
-    def peak_memory(self) -> int:
-        """Of a step; the first there is."""
-        if self._device.type == "cuda":
-            self._trainer.step()
-            self._trainer.step()  # the optimizer's moments are there from now on
-            return int(torch.cuda.max_memory_allocated(self._device))
-        process = PlannedProcess(1, self._device)
-        return measure_step(self._config, self._components, self._state, process).peak
+    def bytes_held(self) -> int | None:
+        """Of all tensors at most, in a step; it leaves the parts unfit for more. None where they cannot be followed."""
+        try:
+            return measure_step(self._config, self._components, self._state, PlannedProcess(1, self._device)).peak
+        except Exception:  # a step that fails will do so again where it is counted
+            _log.debug("the memory of a step cannot be measured", exc_info=True)
+            return None
+
+    def bytes_allocated(self) -> int | None:
+        """On a GPU, by the steps taken so far."""
+        return int(torch.cuda.max_memory_allocated(self._device)) if self._device.type == "cuda" else None
 
     def count(self) -> Count:
         """Rows through each network per image."""

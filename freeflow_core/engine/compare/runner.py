@@ -83,6 +83,7 @@ class Comparison:
         self._runs = planned_runs(self._variants, config.comparison.seeds, self.folder)
         self._shared: dict[str, SharedRows] = {}
         self._files: dict[str, Path] = {}
+        self._finished: dict[str, Outcome] = {}
 
     def plan(self) -> CompareResult:
         """Measure what each objective costs; write and train nothing. Raises ``ConfigError``."""
@@ -202,7 +203,10 @@ class Comparison:
             self._files["plot"] = path
 
     def _outcomes(self, manifest: Manifest) -> dict[str, Outcome]:
-        return {run.name: outcome(run, manifest.errors) for run in self._runs}
+        for run in self._runs:
+            if run.name not in self._finished and (found := outcome(run, manifest.errors)).status == FINISHED:
+                self._finished[run.name] = found
+        return {run.name: self._finished.get(run.name) or outcome(run, manifest.errors) for run in self._runs}
 
     def _num_finished(self, manifest: Manifest) -> int:
         return sum(found.status == FINISHED for found in self._outcomes(manifest).values())

@@ -52,7 +52,6 @@ class ParentRun:
         }
         info = RunInfo(config.name, COMMAND, folder, yaml.safe_load(text), text, resumed, key=key, tags=tags)
         trackers: list[Tracker] = [builder.build("tracker", choice) for choice in base.trackers]
-        self._num_runs = len(runs)
         self._events = Events(manager, trackers, info, active=True)
 
     def started(self) -> None:
@@ -73,7 +72,7 @@ class ParentRun:
         return Membership(self._parent, tags)
 
     def finished(self, status: str, table: Table | None, files: Iterable[Path]) -> None:
-        """Hand over the table, as numbers and as files; always called."""
+        """Hand over the table, as numbers (at a step that counts finished runs) and as files; always called."""
         if table is not None and table.score is not None:
             scores = {
                 f"{row.name}/{table.score}_{steps}_step{'s' * (steps > 1)}": estimate.mean
@@ -81,7 +80,7 @@ class ParentRun:
                 for steps, estimate in row.scores.items()
             }
             done = sum(row.finished for row in table.rows)
-            self._events.evaluated(Progress(done, done, self._num_runs), scores)
+            self._events.evaluated(Progress(done, done, max(1, done)), scores)
         for path in files:
             self._events.filed(path)
         self._events.finished(status)
