@@ -199,7 +199,14 @@ def start(folder: Path, server: FileServer, *prefix: str) -> subprocess.Popen[st
     plugin = folder / "publisher.py"
     plugin.write_text(_PLUGIN.format(url=f"{server.address}/one.pt"), "utf-8")
     command = [sys.executable, *prefix, "--plugin", str(plugin), "fetch", "one"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    # A shell's background job ignores Ctrl-C, and so would its children: this one is to hear it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_cli_fetch_imports_nothing_heavy(tmp_path, server, cache):

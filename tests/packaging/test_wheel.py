@@ -18,6 +18,8 @@ PACKAGES = {
     "freeflow_transformers",
     "freeflow_predictor_corrector",
     "freeflow_baselines",
+    "freeflow_guidance",
+    "freeflow_meanflow",
     "freeflow_samplers",
     "freeflow_data",
     "freeflow_metrics",

@@ -151,14 +151,13 @@ class Comparison:
         if outcome(run, manifest.errors).status == FINISHED:
             _log.info("%s: %s is finished.", place, run.name)
             return
-        record = manifest.records[run.variant.name]
-        if record.images is None:
-            manifest.errors[run.name] = record.error or "its cost could not be measured"
-            return
         _log.info("%s: %s", place, run.name)
         manifest.errors.pop(run.name, None)
-        config = run.config(with_length(run.variant.config, record.images))
+        record = manifest.records[run.variant.name]
         try:
+            if record.images is None:
+                raise FreeflowError(record.error or "Its cost could not be measured.")
+            config = run.config(with_length(run.variant.config, record.images))
             _clear_leftovers(run.folder)
             Run(
                 config,
