@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ from freeflow_cli.results import MLFLOW_DATABASE, print_files, print_line, print
 if TYPE_CHECKING:
     from freeflow_core.api import CompareResult
 
+_GAP = 3
+_BREAK = re.compile(r"(?<=[/_])| ")
+
 
 def print_comparison(result: CompareResult) -> None:
     """Two tables, since together they are wider than most terminals: scores, then what they cost."""
@@ -30,10 +34,13 @@ def print_comparison(result: CompareResult) -> None:
     planned = result.status == "planned"
     if not planned:
         print_line(console, f"{table.score or 'No score yet'}: mean ± standard deviation over seeds")
-        console.print(_table([*titles[:scores], titles[-1]], [[*row[:scores], row[-1]] for row in rows], keys))
+        console.print(
+            _table([*titles[:scores], titles[-1]], [[*row[:scores], row[-1]] for row in rows], keys, console.width)
+        )
         for title, score, fidelity in result.teacher_lines:
             print_line(console, f"{title}: {table.score} {score}, fidelity {fidelity}")
-    console.print(_table([*titles[:keys], *titles[scores:-1]], [[*row[:keys], *row[scores:-1]] for row in rows], keys))
+    costs = [[*row[:keys], *row[scores:-1]] for row in rows]
+    console.print(_table([*titles[:keys], *titles[scores:-1]], costs, keys, console.width))
     if planned:
         runs = sum(row.planned for row in table.rows)
         print_line(console, f"Dry run: {runs} runs would go to {formats.path(result.folder)}; nothing was trained.")
@@ -46,10 +53,15 @@ def print_comparison(result: CompareResult) -> None:
     print_next(console, _next_commands(result))
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], keys: int) -> Table:
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], keys: int, width: int) -> Table:
+    """Titles are broken when the table would be wider than ``width``; what identifies a row never is."""
+    columns = zip(titles, *rows, strict=True)
+    if sum(max(map(len, column)) + _GAP for column in columns) > width:
+        titles = [_BREAK.sub("\n", title) for title in titles]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for number, title in enumerate(titles):
-        table.add_column(Text(title), justify="left" if number < keys else "right", overflow="fold")
+        first = number < keys
+        table.add_column(Text(title), justify="left" if first else "right", overflow="fold", no_wrap=first)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

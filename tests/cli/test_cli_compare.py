@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_cli_compare_fits_into_eighty_columns(
     text = freeflow("compare", "--objectives", "freeflow,shortcut").output
     assert all(len(line) <= 80 for line in text.splitlines() if "/" not in line)
     assert "3.25 ± 0.5" in text
+
+
+def test_cli_compare_breaks_titles_rather_than_names(
+    freeflow: Freeflow, api: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    name = "continuous_consistency"
+    api.setting, api.rows = "source.augment_strength", (dataclasses.replace(row("x", 0.25), objective=name),)
+    lines = freeflow("compare", "--preset", "mismatch").output.splitlines()
+    assert [line.split()[:2] for line in lines if name in line] == [[name, "0.25"]] * 2
+    assert any(line.split() == ["augment_", "images/", "forwards/", "forwards/"] for line in lines)
 
 
 def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow: Freeflow, api: StandIn) -> None:

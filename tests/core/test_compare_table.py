@@ -121,13 +121,19 @@ def test_dashes_stand_where_the_student_has_no_such_mode(build):
     assert teacher_lines(table, runs[0].variant.config.evaluation)[1] == ("teacher, 1 step", "40", "0.5")
 
 
-def test_rows_of_the_teacher_that_runs_do_not_share_are_left_out(build):
+def test_rows_of_the_teacher_are_left_out_where_runs_do_not_share_it(build):
     _, runs, outcomes = build({"a": [2.0], "b": [3.0]})
-    outcomes["b-seed0"].scores["teacher"] = {"fd_data": 2.0}
     manifest = Manifest(Path(), "k", {"name": "x", "seeds": 1, "budget": None, "sweep": None})
     manifest.records = {name: Record(name, None, {}) for name in ("a", "b")}
-    table = make_table(manifest, runs, outcomes, score=None, few_steps=(), batch_sizes={"a": 1, "b": 1})
-    assert set(table.teacher) == {"teacher_1_step", "data"}
+
+    def rows(one_teacher):
+        sizes = {"a": 1, "b": 1}
+        return make_table(
+            manifest, runs, outcomes, score=None, few_steps=(), batch_sizes=sizes, one_teacher=one_teacher
+        ).teacher
+
+    assert rows(True) == TEACHER
+    assert rows(False) == {}
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_the_same_command_again_repeats_nothing(watched, folder):
 
     more = api.compare(comparison(manager, "freeflow", "shortcut", "eulerian", seeds=3), output=folder, manager=manager)
     assert [row.status for row in more.table.rows] == ["3 of 3"] * 3
+    assert len([row for _, row in watcher.scored if row == "teacher_1_step"]) == 1, "a second start takes the first's"
+    assert more.table.teacher == first.table.teacher != {}
     assert len(watcher.started) == 2 + 3 + 2  # two parents, three runs of eulerian, two third seeds
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(ConfigError, match=r"learning_rate: 0\.001 -> 0\.01"):

@@ -29,7 +29,7 @@ from freeflow_core.engine.compare.table import Table, make_table
 from freeflow_core.engine.compare.tracking import ParentRun
 from freeflow_core.engine.compare.variants import Planner, Variant
 from freeflow_core.engine.device import choose_device
-from freeflow_core.engine.evaluation import SharedRows
+from freeflow_core.engine.evaluation import DATA, TEACHER_1, SharedRows
 from freeflow_core.engine.run import Run
 from freeflow_core.engine.run_folder import DEFAULT_PARENT
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
@@ -166,7 +166,7 @@ class Comparison:
                 output=run.folder,
                 resume=(run.folder / "config.yaml").is_file(),
                 membership=parent.membership(run),
-                shared=self._shared.setdefault(_evaluation_key(config), SharedRows()),
+                shared=self._shared_rows(config, manifest),
             ).execute()
         except Interrupted:
             raise
@@ -178,6 +178,19 @@ class Comparison:
         _free()
         self._write_manifest(manifest)
         self._write(self._table(manifest), manifest)
+
+    def _shared_rows(self, config: RunConfig, manifest: Manifest) -> SharedRows:
+        """What all runs scored alike have in common; a finished run, perhaps of an earlier start, has the rows already.
+
+        The teacher's samples themselves are nowhere on disk and are drawn again by the first run of a start.
+        """
+        key = _evaluation_key(config)
+        if key not in self._shared:
+            alike = (run.name for run in self._runs if _evaluation_key(run.variant.config) == key)
+            outcomes = self._outcomes(manifest)
+            scores = next((o.scores for name in alike if (o := outcomes[name]).status == FINISHED), {})
+            self._shared[key] = SharedRows(rows={row: scores[row] for row in (TEACHER_1, DATA) if row in scores})
+        return self._shared[key]
 
     def _fix_lengths(self, manifest: Manifest) -> None:
         fix_lengths(manifest, self._variants, self._config.comparison.budget, self._registry)
@@ -193,6 +206,7 @@ class Comparison:
             score=self._config.comparison.score,
             few_steps=self._runs[0].variant.config.evaluation.few_steps,
             batch_sizes={variant.name: variant.config.training.batch_size for variant in self._variants},
+            one_teacher=len({_evaluation_key(variant.config) for variant in self._variants}) == 1,
         )
 
     def _write(self, table: Table, manifest: Manifest, pictures: Mapping[str, Path] | None = None) -> None:

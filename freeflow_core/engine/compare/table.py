@@ -118,6 +118,7 @@ def make_table(
     score: str | None,
     few_steps: Sequence[int],
     batch_sizes: Mapping[str, int],
+    one_teacher: bool = True,
 ) -> Table:
     """Gather what is there; runs that are not finished leave gaps.
 
@@ -125,6 +126,7 @@ def make_table(
         outcomes: by the runs' names.
         score: wanted; one that no run has is replaced by the default.
         batch_sizes: images a step, by the variants' names.
+        one_teacher: all runs have the same teacher and are scored alike; not so where a sweep changes either.
     """
     finished = [outcomes[run.name] for run in runs if outcomes[run.name].status == FINISHED]
     names = list(dict.fromkeys(name for found in finished for name in found.scores.get(STUDENT, {})))
@@ -141,7 +143,7 @@ def make_table(
         steps=steps,
         budget=manifest.settings["budget"] or "the preset's number of images",
         rows=tuple(rows),
-        teacher=_common_rows(finished),
+        teacher=_teacher_rows(finished) if one_teacher else {},
         errors={run.name: error for run in runs if (error := outcomes[run.name].error) is not None},
     )
 
@@ -186,9 +188,6 @@ def _row(
     )
 
 
-def _common_rows(finished: Sequence[Outcome]) -> Scores:
-    """Rows of teacher and data, where all runs have the same; a sweep may change even these."""
-    if not finished:
-        return {}
-    shared = {row: finished[0].scores[row] for row in (TEACHER, TEACHER_1, DATA) if row in finished[0].scores}
-    return {row: scores for row, scores in shared.items() if all(f.scores.get(row) == scores for f in finished)}
+def _teacher_rows(finished: Sequence[Outcome]) -> Scores:
+    """Rows of teacher and data, as the first finished run has them."""
+    return {row: found for row in (TEACHER, TEACHER_1, DATA) for f in finished[:1] if (found := f.scores.get(row))}
