@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, Preset, WeightFile, hookimpl
 
+freeflow_api = "1"
+
 
 @hookimpl
 def freeflow_sources() -> Iterable[Component]:
@@ -89,6 +91,18 @@ def freeflow_presets() -> Iterable[Preset]:
             resource="freeflow_data:presets/pretrain-mnist.yaml",
             command="pretrain",
             summary="A SiT of MNIST's digits, 28x28 in patches of 4, trained from data by flow matching",
+        ),
+        Preset(
+            name="mnist",
+            resource="freeflow_data:presets/mnist.yaml",
+            command="distill",
+            summary="Data-free one-step student of the MNIST teacher that `freeflow pretrain --preset mnist` makes",
+        ),
+        Preset(
+            name="mnist",
+            resource="freeflow_data:presets/compare-mnist.yaml",
+            command="compare",
+            summary="Six objectives on the MNIST teacher with the same number of network passes",
         ),
         Preset(
             name="fashion-mnist",

@@ -9,7 +9,8 @@ import torch
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import BuildContext, EvaluationBatch, EvaluationContext, Evaluator
-from freeflow_metrics.digits_features import DigitsFeatures
+from freeflow_metrics.config import ClassAccuracyConfig
+from freeflow_metrics.feature_choice import build_classifier
 from freeflow_metrics.features import FeatureNetwork, batch_features
 from freeflow_metrics.rows import class_labels
 
@@ -32,7 +33,8 @@ class ClassAccuracyEvaluator(Evaluator):
 
     @classmethod
     def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls(DigitsFeatures.packaged())
+        assert isinstance(config, ClassAccuracyConfig)
+        return cls(build_classifier(config))
 
     def prepare(self, context: EvaluationContext) -> None:
         self._network.to(context.device)

@@ -10,11 +10,33 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from freeflow_core.config.component import ComponentConfig
 
 
+class ClassifierOptions(ComponentConfig):
+    """Which network names the class of an image; Inception has no classifier here."""
+
+    features: Literal["digits", "mnist", "file"] = Field(
+        "digits",
+        description="digits, mnist: small packaged networks, for 8x8 digits and for MNIST; file: yours, features_file.",
+    )
+    features_file: Path | None = Field(
+        None, description="With features: file, a network that `python -m freeflow_metrics.train_features` wrote."
+    )
+
+    @model_validator(mode="after")
+    def _file_is_given(self) -> ClassifierOptions:
+        _check_file(self.features, self.features_file)
+        return self
+
+
 class FeatureOptions(ComponentConfig):
     """Which network turns images into features."""
 
-    features: Literal["digits", "inception"] = Field(
-        "digits", description="digits: small packaged network for 8x8 digits; inception: clean-fid's, for FID and KID."
+    features: Literal["digits", "mnist", "file", "inception"] = Field(
+        "digits",
+        description="digits, mnist: small packaged networks for 8x8 digits and for MNIST; file: your own, "
+        "features_file; inception: clean-fid's, for FID and KID.",
+    )
+    features_file: Path | None = Field(
+        None, description="With features: file, a network that `python -m freeflow_metrics.train_features` wrote."
     )
     inception_path: Path | None = Field(
         None,
@@ -29,6 +51,7 @@ class FeatureOptions(ComponentConfig):
     def _path_needs_inception(self) -> FeatureOptions:
         if self.inception_path is not None and self.features != "inception":
             raise ValueError(f"inception_path is set but features is {self.features!r}; set features: inception")
+        _check_file(self.features, self.features_file)
         return self
 
 
@@ -56,10 +79,8 @@ class KernelConfig(FeatureOptions):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the subsets, the same for every row.")
 
 
-class ClassAccuracyConfig(ComponentConfig):
+class ClassAccuracyConfig(ClassifierOptions):
     """Share of samples that a classifier takes for the class they were asked to be."""
-
-    features: Literal["digits"] = Field("digits", description="The network with a classifier; Inception has none here.")
 
 
 class SpreadConfig(ComponentConfig):
@@ -101,10 +122,8 @@ class EnergyDistanceConfig(ComponentConfig):
     )
 
 
-class ClassProbabilityConfig(ComponentConfig):
+class ClassProbabilityConfig(ClassifierOptions):
     """A classifier's probability of the class asked for."""
-
-    features: Literal["digits"] = Field("digits", description="The network with a classifier; Inception has none here.")
 
 
 class FeatureCentroidConfig(FeatureOptions):
@@ -117,5 +136,15 @@ class CallableVerifierConfig(ComponentConfig):
     function: str = Field(
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
         description="module:function of (images, condition) that returns (N,) scores, higher is better. "
-        "The module is imported, which runs it: name only code you trust.",
+        "The module is imported, which runs it, and so needs --trust.",
     )
+
+
+def _check_file(features: str, features_file: Path | None) -> None:
+    if (features == "file") != (features_file is not None):
+        wrong = (
+            "features is 'file' but features_file is not set"
+            if features == "file"
+            else (f"features_file is set but features is {features!r}")
+        )
+        raise ValueError(f"{wrong}; set both, features: file and features_file: PATH, or neither")

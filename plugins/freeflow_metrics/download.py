@@ -9,14 +9,9 @@ import urllib.request
 from pathlib import Path
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.weights import offline_variable
 
 _TIMEOUT_SECONDS = 30
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/freeflow``, by default ``~/.cache/freeflow``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "freeflow"
 
 
 def fetch_once(url: str, folder: Path, remedy: str) -> Path:
@@ -26,11 +21,13 @@ def fetch_once(url: str, folder: Path, remedy: str) -> Path:
     and processes that download at the same time do not disturb each other.
 
     Raises:
-        ConfigError: no network, no such file, or no room; ``remedy`` says what to do instead.
+        ConfigError: no network or none allowed, no such file, or no room; ``remedy`` says what to do instead.
     """
     path = folder / url.rsplit("/", 1)[-1]
     if path.is_file():
         return path
+    if (variable := offline_variable()) is not None:
+        raise ConfigError(f"{url} is not in {folder}, and {variable} is set, so it is not downloaded. {remedy}")
     temporary: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)

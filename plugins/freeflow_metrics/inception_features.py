@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.weights import cache_folder
 from freeflow_metrics import cleanfid_adapter
-from freeflow_metrics.download import cache_folder, fetch_once
+from freeflow_metrics.download import fetch_once
 from freeflow_metrics.features import FeatureNetwork
 
 
@@ -21,7 +22,8 @@ class InceptionFeatures(FeatureNetwork):
 
     Args:
         path: the file ``inception-2015-12-05.pt`` or its folder; None for the plugin's own download, made once into
-            ``~/.cache/freeflow``. The file is TorchScript, and loading it runs it: no other place is ever looked at.
+            the cache of published weights. The file is TorchScript, and loading it runs it: no other place is ever
+            looked at.
         resize: ``clean``: clean-fid's anti-aliased bicubic; ``legacy-tensorflow``: inside the network, as the original
             TensorFlow code and hence ADM's reference statistics have it.
 

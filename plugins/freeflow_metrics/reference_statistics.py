@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.weights import cache_folder
 from freeflow_metrics import cleanfid_adapter
 from freeflow_metrics.config import FrechetConfig
-from freeflow_metrics.download import cache_folder, fetch_once
+from freeflow_metrics.download import fetch_once
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError, PluginError
 from freeflow_core.interfaces import BuildContext, EvaluationContext, Verifier
 from freeflow_core.types import Condition
-from freeflow_metrics.config import CallableVerifierConfig, FeatureCentroidConfig
-from freeflow_metrics.digits_features import DigitsFeatures
-from freeflow_metrics.feature_choice import build_features
+from freeflow_metrics.config import CallableVerifierConfig, ClassProbabilityConfig, FeatureCentroidConfig
+from freeflow_metrics.feature_choice import build_classifier, build_features
 from freeflow_metrics.features import FeatureNetwork, image_features
 from freeflow_metrics.rows import class_labels
 
@@ -36,7 +35,8 @@ class ClassProbability(Verifier):
 
     @classmethod
     def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls(DigitsFeatures.packaged())
+        assert isinstance(config, ClassProbabilityConfig)
+        return cls(build_classifier(config))
 
     def prepare(self, context: EvaluationContext) -> None:
         self._network.to(context.device)
@@ -106,7 +106,11 @@ class FeatureCentroid(Verifier):
 
 @final
 class CallableVerifier(Verifier):
-    """Any function ``f(images, condition) -> (N,) scores``, named as ``module:function``. This imports the module."""
+    """Any function ``f(images, condition) -> (N,) scores``, named as ``module:function``. Importing it runs it.
+
+    Raises:
+        ConfigError: the session is not trusted (``--trust``), or there is no such function.
+    """
 
     def __init__(self, function: Callable[[Tensor, Condition], Any], name: str) -> None:
         self._function = function
@@ -115,6 +119,7 @@ class CallableVerifier(Verifier):
     @classmethod
     def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
         assert isinstance(config, CallableVerifierConfig)
+        context.require_trust("The verifier 'callable'", f"import and call {config.function}")
         module, _, name = config.function.partition(":")
         try:
             function = getattr(importlib.import_module(module), name)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import pytest
 import torch
-from freeflow_metrics.train_digits_features import digits_source
+from freeflow_metrics.train_features import make_source
 from torch import Tensor
 
 from freeflow_core.config import ComponentConfig
@@ -49,7 +49,7 @@ class HeldOutSource(Source):
 @pytest.fixture(scope="session")
 def digits() -> Source:
     """The digits with their default split."""
-    return digits_source()
+    return make_source("digits", {})
 
 
 @pytest.fixture

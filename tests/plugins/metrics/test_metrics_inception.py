@@ -61,7 +61,8 @@ def no_network(monkeypatch, tmp_path):
         raise OSError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FREEFLOW_OFFLINE", "0")
 
 
 def images(channels: int = 3) -> Tensor:
@@ -191,8 +192,19 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
 
 def test_only_the_named_or_the_own_file_is_ever_loaded(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FREEFLOW_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name, appauthor: str(tmp_path / name))
     monkeypatch.setattr(inception_features, "fetch_once", lambda url, folder, remedy: asked.append(folder) or Path("x"))
     with pytest.raises(ConfigError):
         InceptionFeatures(None)
     assert asked == [tmp_path / "freeflow"]
+    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "mine"))
+    with pytest.raises(ConfigError):
+        InceptionFeatures(None)
+    assert asked[1:] == [tmp_path / "mine"]
+
+
+def test_nothing_is_downloaded_where_that_is_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"FREEFLOW_OFFLINE is set, so it is not downloaded\. Copy it\."):
+        fetch_once("https://example.invalid/file.bin", tmp_path, "Copy it.")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from freeflow_metrics.config import KernelConfig
-from freeflow_metrics.digits_features import DigitsFeatures
 from freeflow_metrics.kernel import FeatureBuffer, kernel_distance
 from freeflow_metrics.kernel_evaluator import KernelEvaluator
+from freeflow_metrics.small_features import SmallFeatures
 
 from freeflow_core.interfaces import EvaluationBatch
 
@@ -77,7 +77,7 @@ def test_the_buffer_keeps_the_first_rows_whatever_the_batches():
 
 def test_evaluator_scores_data_and_teacher(digits, evaluation_context, score_row):
     training, held_out = digits.training_images()[0], digits.held_out()[0]
-    evaluator = KernelEvaluator(DigitsFeatures.packaged(), "kd", KernelConfig(num_subsets=10, max_samples=400))
+    evaluator = KernelEvaluator(SmallFeatures.packaged(), "kd", KernelConfig(num_subsets=10, max_samples=400))
     evaluator.prepare(evaluation_context(held_out))
     noise = torch.randint(0, 256, (300, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert set(score_row(evaluator, "data", training)) == {"kd_data"}

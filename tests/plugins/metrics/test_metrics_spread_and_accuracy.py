@@ -7,7 +7,7 @@ import torch
 from freeflow_metrics.class_accuracy import ClassAccuracyEvaluator
 from freeflow_metrics.class_spread import ClassSpread
 from freeflow_metrics.config import ClassAccuracyConfig, SpreadConfig
-from freeflow_metrics.digits_features import DigitsFeatures
+from freeflow_metrics.small_features import SmallFeatures
 from freeflow_metrics.spread import SpreadEvaluator
 
 from freeflow_core.interfaces import EvaluationBatch
@@ -43,7 +43,7 @@ def test_accuracy_leaves_out_what_has_no_label(accuracy, digits, score_row):
 
 
 def test_accuracy_is_left_out_without_a_classifier(monkeypatch, digits, score_row):
-    network = DigitsFeatures.packaged()
+    network = SmallFeatures.packaged()
     network.num_classes = None
     assert score_row(ClassAccuracyEvaluator(network), "student", *digits.held_out()) == {}
 

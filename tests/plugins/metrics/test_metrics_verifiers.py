@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
 import pytest
 import torch
-from freeflow_metrics.config import CallableVerifierConfig, FeatureCentroidConfig
+from freeflow_metrics.config import CallableVerifierConfig, ClassProbabilityConfig, FeatureCentroidConfig
 from freeflow_metrics.verifiers import CallableVerifier, ClassProbability, FeatureCentroid
 
 from freeflow_core.config import ComponentChoice
@@ -46,7 +47,7 @@ def test_class_probability_prefers_the_class_asked_for(builder, digits):
 
 
 def test_class_probability_refuses_samples_without_a_class(builder, digits):
-    verifier = ClassProbability.from_config(None, None)  # type: ignore[arg-type]
+    verifier = ClassProbability.from_config(ClassProbabilityConfig(), None)  # type: ignore[arg-type]
     for condition in (None, torch.full((200,), 10)):
         with pytest.raises(ConfigError, match="a class label from 0 to 9"):
             verifier.score(digits[1], condition)
@@ -68,14 +69,25 @@ def test_centroids_need_real_images(builder):
         verifier.prepare(context())
 
 
-def test_a_function_ranks(monkeypatch):
+def test_a_function_is_imported_only_where_the_session_is_trusted(monkeypatch, build_context):
+    module = types.ModuleType("my_verifier")
+    module.ones = lambda images, condition: torch.ones(len(images))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_verifier", module)
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail("imported without a permission"))
+    with pytest.raises(ConfigError, match=r"import and call my_verifier:ones.*--trust"):
+        CallableVerifier.from_config(CallableVerifierConfig(function="my_verifier:ones"), build_context)
+
+
+def test_a_function_ranks(monkeypatch, build_context):
     module = types.ModuleType("my_verifier")
     module.brightness = lambda images, condition: images.float().flatten(1).mean(1)  # type: ignore[attr-defined]
     module.total = lambda images, condition: images.sum()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_verifier", module)
 
+    trusted = dataclasses.replace(build_context, trusted=True)
+
     def build(name: str) -> CallableVerifier:
-        return CallableVerifier.from_config(CallableVerifierConfig(function=name), None)  # type: ignore[arg-type]
+        return CallableVerifier.from_config(CallableVerifierConfig(function=name), trusted)
 
     images = torch.stack([torch.full((1, 4, 4), v, dtype=torch.uint8) for v in (3, 200)])
     assert build("my_verifier:brightness").score(images, None).tolist() == [3.0, 200.0]

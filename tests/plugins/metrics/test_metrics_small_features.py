@@ -1,17 +1,23 @@
-"""The packaged digits features, and what their distances mean."""
+"""The packaged features of small images, a user's own, and what their distances mean."""
 
 from __future__ import annotations
 
 import importlib.resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from freeflow_metrics.config import FrechetConfig
-from freeflow_metrics.digits_features import ASSET, DigitsFeatures
+import typer
+from freeflow_metrics.class_accuracy import ClassAccuracyEvaluator
+from freeflow_metrics.config import ClassAccuracyConfig, ClassProbabilityConfig, FrechetConfig
 from freeflow_metrics.features import batch_features
 from freeflow_metrics.frechet_evaluator import FrechetEvaluator
-from freeflow_metrics.train_digits_features import train, training_digest
+from freeflow_metrics.small_features import ASSETS, SmallFeatures
+from freeflow_metrics.small_network import FAMILY
+from freeflow_metrics.train_features import main, make_network, make_source, train, training_digest
+from freeflow_metrics.verifiers import ClassProbability
+from typer.testing import CliRunner
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import EvaluationBatch
@@ -20,8 +26,14 @@ from freeflow_core.types import NetworkState
 
 
 @pytest.fixture(scope="module")
-def network() -> DigitsFeatures:
-    return DigitsFeatures.packaged()
+def network() -> SmallFeatures:
+    return SmallFeatures.packaged()
+
+
+def application() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(main)
+    return app
 
 
 def uniform_noise(count: int) -> torch.Tensor:
@@ -29,7 +41,7 @@ def uniform_noise(count: int) -> torch.Tensor:
 
 
 def test_the_asset_is_small_and_names_held_out_digits(network, digits):
-    asset = importlib.resources.files("freeflow_metrics") / ASSET
+    asset = importlib.resources.files("freeflow_metrics") / ASSETS["digits"]
     assert len(asset.read_bytes()) <= 300_000
     images, labels = digits.held_out()
     predicted = network.logits(network.features(images)).argmax(1)
@@ -37,14 +49,14 @@ def test_the_asset_is_small_and_names_held_out_digits(network, digits):
 
 
 def test_the_asset_was_trained_on_today_s_training_split_alone(digits):
-    with importlib.resources.as_file(importlib.resources.files("freeflow_metrics") / ASSET) as path:
+    with importlib.resources.as_file(importlib.resources.files("freeflow_metrics") / ASSETS["digits"]) as path:
         _, facts = load_network(path)
     assert facts["training_digest"] == training_digest(digits.training_images()[0])
 
 
 def test_distances_order_real_collapsed_and_random_images(digits, evaluation_context, score_row):
     (training, labels), (held_out, _) = digits.training_images(), digits.held_out()
-    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator = FrechetEvaluator(SmallFeatures.packaged())
     evaluator.prepare(evaluation_context(held_out))
     floor = score_row(evaluator, "data", training)["fd_data"]
     missing_class = score_row(evaluator, "student", training[labels != 3])["fd_data"]
@@ -55,7 +67,7 @@ def test_distances_order_real_collapsed_and_random_images(digits, evaluation_con
 
 
 def test_scores_do_not_depend_on_the_batches(digits, evaluation_context, score_row):
-    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator = FrechetEvaluator(SmallFeatures.packaged())
     evaluator.prepare(evaluation_context(digits.held_out()[0]))
     images = digits.training_images()[0]
     one, other = (score_row(evaluator, "data", images, batch_size=size)["fd_data"] for size in (1200, 77))
@@ -64,7 +76,7 @@ def test_scores_do_not_depend_on_the_batches(digits, evaluation_context, score_r
 
 def test_teacher_s_distance_and_what_is_left_out(digits, evaluation_context, score_row):
     images = digits.training_images()[0]
-    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator = FrechetEvaluator(SmallFeatures.packaged())
     evaluator.prepare(evaluation_context())
     assert score_row(evaluator, "student", images) == {}
     evaluator.observe_reference(EvaluationBatch(images[:600], None))
@@ -76,7 +88,7 @@ def test_teacher_s_distance_and_what_is_left_out(digits, evaluation_context, sco
 
 
 def test_preparing_again_forgets_the_teacher(digits, evaluation_context, score_row):
-    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator = FrechetEvaluator(SmallFeatures.packaged())
     evaluator.prepare(evaluation_context())
     evaluator.observe_reference(EvaluationBatch(uniform_noise(100), None))
     evaluator.prepare(evaluation_context())
@@ -84,7 +96,7 @@ def test_preparing_again_forgets_the_teacher(digits, evaluation_context, score_r
 
 
 def test_few_samples_warn(digits, evaluation_context, score_row):
-    evaluator = FrechetEvaluator(DigitsFeatures.packaged())
+    evaluator = FrechetEvaluator(SmallFeatures.packaged())
     evaluator.prepare(evaluation_context(digits.held_out()[0]))
     with pytest.warns(UserWarning, match="30 samples in the row 'student' for 48 feature dimensions"):
         score_row(evaluator, "student", digits.training_images()[0][:30])
@@ -94,7 +106,7 @@ def test_few_samples_warn(digits, evaluation_context, score_row):
 def test_stored_statistics_give_the_same_distance_as_held_out_images(
     tmp_path, digits, evaluation_context, score_row, build_context
 ):
-    features = DigitsFeatures.packaged().features(digits.held_out()[0]).double().numpy()
+    features = SmallFeatures.packaged().features(digits.held_out()[0]).double().numpy()
     np.savez(tmp_path / "stats.npz", arr_0=features[:1], mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     config = FrechetConfig(reference_statistics=str(tmp_path / "stats.npz"))
     evaluator = FrechetEvaluator.from_config(config, build_context)
@@ -128,8 +140,8 @@ def test_cleanfid_s_statistics_need_inception(build_context):
 def test_features_are_computed_once_per_batch(network, monkeypatch):
     batch = EvaluationBatch(uniform_noise(3), None)
     first = batch_features(network, batch)
-    monkeypatch.setattr(DigitsFeatures, "features", lambda *_: pytest.fail("computed twice"))
-    assert batch_features(DigitsFeatures.packaged(), batch) is first
+    monkeypatch.setattr(SmallFeatures, "features", lambda *_: pytest.fail("computed twice"))
+    assert batch_features(SmallFeatures.packaged(), batch) is first
     assert first.dtype == torch.float64
 
 
@@ -141,14 +153,81 @@ def test_other_images_are_refused(network, images):
 
 def test_another_network_s_file_is_refused():
     with pytest.raises(CheckpointError, match="family"):
-        DigitsFeatures(NetworkState("other", {}, {}))
+        SmallFeatures(NetworkState("other", {}, {}), "x")
+
+
+@pytest.mark.parametrize("config", [{"pockets": 3}, {"widths": [1, 2]}])
+def test_a_configuration_of_no_use_is_refused(config):
+    with pytest.raises(CheckpointError, match="configuration of no use"):
+        SmallFeatures(NetworkState(FAMILY, config, {}), "x")
+
+
+@pytest.mark.parametrize("part", ["train", "t10k"])
+def test_the_mnist_asset_names_digits_it_has_not_seen(part):
+    folder = Path(__file__).parents[4] / "shared" / "data" / "mnist"
+    if not folder.is_dir():
+        pytest.skip("MNIST's files are not beside this checkout")
+    features = SmallFeatures.packaged("mnist")
+    source = make_source("mnist", {"path": str(folder)})
+    images, labels = source.training_images() if part == "train" else source.held_out()
+    predicted = features.logits(features.features(images[:2000])).argmax(1)
+    assert (predicted == labels[:2000]).double().mean() >= 0.98
+    asset = importlib.resources.files("freeflow_metrics") / ASSETS["mnist"]
+    with importlib.resources.as_file(asset) as path:
+        assert path.stat().st_size <= 500_000
+        _, facts = load_network(path)
+    assert (facts["training_digest"] == training_digest(images)) == (part == "train")
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 17, 30)])
+def test_networks_of_any_small_shape(shape):
+    network = make_network(shape, 7)
+    features = network(torch.zeros(2, *shape))
+    assert network.logits(features).shape == (2, 7)
+    assert sum(p.numel() for p in network.parameters()) < 150_000
+
+
+def test_a_network_of_one_s_own_serves_every_evaluator_that_takes_one(tmp_path, digits, build_context, score_row):
+    path = tmp_path / "mine.safetensors"
+    run = CliRunner().invoke(application(), ["--output", str(path), "--steps", "150", "--source", "digits"])
+    assert run.exit_code == 0, run.output
+    options = {"features": "file", "features_file": path}
+    frechet = FrechetEvaluator.from_config(FrechetConfig(**options), build_context)
+    accuracy = ClassAccuracyEvaluator.from_config(ClassAccuracyConfig(**options), build_context)
+    verifier = ClassProbability.from_config(ClassProbabilityConfig(**options), build_context)
+    images, labels = digits.held_out()
+    assert score_row(accuracy, "data", images, labels)["accuracy"] > 0.9
+    assert verifier.score(images, labels).mean() > verifier.score(images, (labels + 1) % 10).mean()
+    assert frechet._network.name == accuracy._network.name != "digits"
+
+
+@pytest.mark.parametrize("options", [{"features": "file"}, {"features_file": "x.safetensors"}])
+@pytest.mark.parametrize("config", [FrechetConfig, ClassAccuracyConfig])
+def test_a_file_and_its_choice_belong_together(config, options):
+    with pytest.raises(ValueError, match="set both"):
+        config(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "prior"], "no labelled images"),
+        (["--source", "mnist", "--set", "path=nowhere"], "no folder nowhere"),
+        (["--source", "digitz"], "digits"),
+    ],
+)
+def test_sources_without_a_use_are_explained(tmp_path, arguments, message):
+    run = CliRunner().invoke(application(), ["--output", str(tmp_path / "x"), "--steps", "1", *arguments])
+    assert run.exit_code == 1
+    assert message in run.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_is_deterministic_and_leaves_the_global_generator_alone(digits):
     images, labels = digits.training_images()
     state = torch.random.get_rng_state()
-    one, two = (train(images, labels, steps=3, seed=0).state_dict() for _ in range(2))
+    one, two = (train(images, labels, num_classes=10, steps=3, seed=0).state_dict() for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    other = train(images, labels, steps=3, seed=1).state_dict()
+    other = train(images, labels, num_classes=10, steps=3, seed=1).state_dict()
     assert not torch.equal(one["embed.weight"], other["embed.weight"])
