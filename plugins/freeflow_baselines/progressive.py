@@ -53,8 +53,8 @@ class Progressive(Objective):
     Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512, algorithm 2): u_1 and u_2 are the velocities of two
     half steps from x_t; in the first round Euler steps of the (guided) teacher, which on the linear path are its DDIM
     steps, later jumps of the student as the round before left it. The weight is their truncated SNR, max(SNR, 1) on the
-    implied data point. Each round starts from its predecessor's weights, with fresh moments and average; the rate's
-    schedule runs over the round where the engine takes ``schedule_span`` up.
+    implied data point. Each round starts from its predecessor's weights, with fresh moments and average, and the
+    learning rate's schedule runs over the round.
 
     Fixed point: round by round the teacher's 2 ``start_steps``-step Euler sampler, not its exact trajectory: an error
     of O(1 / start_steps). Cost: 2F + F + B (5F; 7F in the first round, guided); states: prior (N - 1) / 2 F more.

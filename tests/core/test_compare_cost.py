@@ -105,17 +105,27 @@ def test_the_teacher_is_counted_through_its_velocity_alone_and_left_as_it_was(re
 def test_a_period_is_found_as_soon_as_it_was_seen_three_times(period, lead, data):
     pattern = data.draw(st.lists(st.integers(0, 3), min_size=period, max_size=period))
     steps = [9 + i for i in range(lead)] + pattern * 3
-    found = repeating(steps)
+    found = repeating(steps, [frozenset()] * len(steps), frozenset())
     assert found is not None
     assert found <= period
     assert steps[-found:] == steps[-2 * found : -found] == steps[-3 * found : -2 * found]
 
 
-def test_no_period_is_made_up():
-    assert repeating([]) is None
-    assert repeating([1, 1]) is None
-    assert repeating(list(range(50))) is None
-    assert repeating([0, 0, 1, 0, 0, 1]) is None
+@pytest.mark.parametrize("steps", [[], [1, 1], list(range(50)), [0, 0, 1, 0, 0, 1]])
+def test_no_period_is_made_up(steps):
+    assert repeating(steps, [frozenset()] * len(steps), frozenset()) is None
+
+
+@pytest.mark.parametrize("critic_updates", [1, 2, 3, 5, 6])
+def test_many_steps_of_the_critic_in_a_row_are_no_period(critic_updates):
+    """The end looks alike three times long before the student has had its turn."""
+    cycle = ["critic"] * (critic_updates - 1) + ["both"]
+    steps = (cycle * 4)[:-1]
+    updated = [frozenset({"critic", "student"} if step == "both" else {"critic"}) for step in steps]
+    trained = frozenset({"critic", "student"})
+    found = [repeating(steps[:n], updated[:n], trained) for n in range(1, len(steps) + 1)]
+    assert next(period for period in found if period is not None) == critic_updates
+    assert all(period is None for period in found[: 3 * critic_updates - 1])
 
 
 @pytest.mark.parametrize(

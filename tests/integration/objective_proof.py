@@ -42,6 +42,7 @@ class Proof:
         steps: steps the student is sampled with; above 1 where the paper says so.
         four_steps: measure four steps too.
         renoise: sample as consistency models do, with fresh noise between steps.
+        velocity: sample with Euler steps of u(x, t, t): the method teaches a velocity and no jumps.
         images, batch_size, learning_rate: the budget.
         student: options of the mlp.
         overrides: further run settings, ``{"training": {...}}``, laid over the rest.
@@ -55,6 +56,7 @@ class Proof:
     steps: int = 1
     four_steps: bool = False
     renoise: bool = False
+    velocity: bool = False
     images: int = 200_000
     batch_size: int = 256
     learning_rate: float = 2e-3
@@ -139,7 +141,7 @@ def prove(proof: Proof, output: Path, manager: Manager, seed: int = 0) -> Outcom
     z, labels = noise_and_labels(teacher, seed=3)
     one = torch.ones(len(z), dtype=torch.float64)
     euler = z - teacher.velocity(z, one, labels)
-    x = sample_student(student, z, labels, proof.steps, renoise=proof.renoise)
+    x = sample_student(student, z, labels, proof.steps, renoise=proof.renoise, velocity=proof.velocity)
     four = math.nan
     if proof.four_steps:
         few = sample_student(student, z, labels, 4, renoise=proof.renoise)
@@ -177,9 +179,19 @@ def exact_samples(teacher: GaussianMixtureTeacher, seed: int) -> Tensor:
 
 @torch.no_grad()
 def sample_student(
-    student: Student, z: Tensor, labels: Any, steps: int, *, renoise: bool = False, guidance: float = 1.0
+    student: Student,
+    z: Tensor,
+    labels: Any,
+    steps: int,
+    *,
+    renoise: bool = False,
+    velocity: bool = False,
+    guidance: float = 1.0,
 ) -> Tensor:
-    """Deterministic jumps along a uniform grid, or jumps to 0 with fresh noise in between; float32, as trained."""
+    """Deterministic jumps along a uniform grid, or jumps to 0 with fresh noise in between; float32, as trained.
+
+    ``velocity``: Euler steps along that grid in place of jumps.
+    """
     x = z.float()
     weight = torch.full((len(x),), guidance, dtype=torch.float64)
     for i in range(steps):
@@ -189,6 +201,8 @@ def sample_student(
             x = student.flow_map(x, t, torch.zeros_like(s), labels, weight)
             noise = PhiloxDraws(11 + i, torch.arange(len(x))).noise("proof-renoise", tuple(x.shape[1:]))
             x = linear_interpolate(x, noise, s)
+        elif velocity:
+            x = x - student.average_velocity(student(x, t, t, labels, weight), x, t, t) / steps
         else:
             x = student.flow_map(x, t, s, labels, weight)
     return x.double()

@@ -51,8 +51,8 @@ class Cost:
 def measure_cost(config: RunConfig, registry: Registry, *, speed: bool) -> Cost:
     """Build what a run would, take a few steps, and forget it all.
 
-    Steps are counted until their pattern repeats (an objective may update its networks in turn) and every network has
-    been updated twice, at most 60 of them; where rows are drawn at random, all 60.
+    Steps are counted until their pattern repeats, with an update of every network in it (an objective may update them
+    in turn), at most 60 of them; where rows are drawn at random, all 60.
 
     Args:
         speed: measure images per second too, compiled if the run is to be.
@@ -103,15 +103,17 @@ class _Rehearsal:
     def count(self) -> Count:
         """Rows through each network per image."""
         networks = self._networks()
+        trained = {name: role for name, role in self._state.roles.items() if role.optimizer is not None}
         steps: list[Count] = []
-        updates = {name: role.updates for name, role in self._state.roles.items() if role.optimizer is not None}
+        updated: list[frozenset[str]] = []
         with counted_rows(networks, self._components.teacher) as count:
             for _ in range(_MOST_STEPS):
                 count.clear()
+                before = {name: role.updates for name, role in trained.items()}
                 self._trainer.step()
                 steps.append(dict(count))
-                updated = all(self._state.roles[name].updates >= before + 2 for name, before in updates.items())
-                if updated and (period := repeating(steps)) is not None:
+                updated.append(frozenset(name for name, role in trained.items() if role.updates > before[name]))
+                if (period := repeating(steps, updated, frozenset(trained))) is not None:
                     steps = steps[-period:]
                     break
         images = self._config.training.batch_size * len(steps)
@@ -151,11 +153,18 @@ class _Rehearsal:
             torch.cuda.synchronize(self._device)
 
 
-def repeating(steps: Sequence[Any]) -> int | None:
-    """The shortest period with which the end of ``steps`` repeats, seen three times; None while there is none."""
+def repeating(steps: Sequence[Any], updated: Sequence[frozenset[str]], trained: frozenset[str]) -> int | None:
+    """The shortest period with which the end of ``steps`` repeats, seen three times; None while there is none.
+
+    Args:
+        steps: what each step did.
+        updated: the networks that each step updated.
+        trained: networks that a period must update, each at least once: several critic steps in a row are no period.
+    """
     for period in range(1, len(steps) // 3 + 1):
         last = steps[-period:]
-        if steps[-2 * period : -period] == last and steps[-3 * period : -2 * period] == last:
+        again = steps[-2 * period : -period] == last and steps[-3 * period : -2 * period] == last
+        if again and trained <= frozenset().union(*updated[-period:]):
             return period
     return None
 
