@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from freeflow_core.errors import PluginError
@@ -23,6 +23,10 @@ KINDS: tuple[str, ...] = (
 )
 """Every kind of component; the hook for a kind is ``freeflow_<kind>s`` (``freeflow_codecs``, ...)."""
 
+PRESET_COMMANDS: tuple[str, ...] = ("distill", "pretrain", "compare")
+"""Commands that presets are for."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,6 +40,9 @@ class Component:
         config: ``"package.config:Class"``; a :class:`freeflow_core.config.ComponentConfig`.
         summary: one line for ``freeflow plugins list``.
         source: paper, repository or empty.
+
+    Raises:
+        PluginError: a name that cannot be typed, or a field that is no text.
     """
 
     name: str
@@ -43,6 +50,9 @@ class Component:
     config: str
     summary: str
     source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "Component")
 
     def load_config_class(self) -> type[Any]:
         """The configuration class. Raises :class:`PluginError` when it cannot be imported."""
@@ -64,6 +74,9 @@ class Preset:
             settings of its runs, and may name the ``distill`` preset that they are laid over (``preset: NAME``).
         summary: one line; ``scores`` says what the run reaches and where that was measured.
         teacher: name of the teacher that this preset is the default for: what ``--teacher NAME`` alone runs.
+
+    Raises:
+        PluginError: a name that cannot be typed, another command, or a field that is no text.
     """
 
     name: str
@@ -72,6 +85,14 @@ class Preset:
     summary: str
     scores: str = ""
     teacher: str = ""
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "Preset")
+        if self.command not in PRESET_COMMANDS:
+            raise PluginError(
+                f"The Preset {self.name!r} is for the command {self.command!r}; expected one whose command is one of "
+                f"{', '.join(PRESET_COMMANDS)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,9 @@ class WeightFile:
         repository: ``"owner/name"`` on the Hugging Face hub, or None. Without ``url`` and ``repository`` the file has
             to be got by hand from ``source``.
         revision: branch, tag or commit of ``repository``.
+        pattern: regular expression for the path in ``repository``, where the publisher's name for it is not known: the
+            one weight file there that it finds, without regard to case, is fetched. ``filename`` then names the copy in
+            the cache alone.
         size: bytes, where known.
         sha256: hex digest in lower case, where known.
         licence: of the weights, as their authors state it, or empty.
@@ -101,6 +125,7 @@ class WeightFile:
     url: str | None = None
     repository: str | None = None
     revision: str = "main"
+    pattern: str | None = None
     size: int | None = None
     sha256: str | None = None
     licence: str = ""
@@ -111,6 +136,8 @@ class WeightFile:
         problems = [
             ("url and repository", self.url and self.repository, "at most one of the two"),
             ("url", self.url is not None and not self.url.startswith(("https://", "http://")), "an http(s) address"),
+            ("pattern and repository", self.pattern is not None and not self.repository, "a repository to look in"),
+            ("pattern", self.pattern is not None and not _compiles(self.pattern), "a regular expression"),
             ("filename", "\\" in self.filename or {"", ".", ".."} & set(parts), "a relative path with / between parts"),
             ("sha256", self.sha256 is not None and not _SHA256.fullmatch(self.sha256), "64 hex digits in lower case"),
             ("size", self.size is not None and self.size < 1, "a number of bytes"),
@@ -119,6 +146,29 @@ class WeightFile:
             if wrong:
                 values = ", ".join(repr(getattr(self, name)) for name in field.split(" and "))
                 raise PluginError(f"The weights {self.name!r} declare {field} {values}; expected {expected}.")
+
+
+def _check_fields(item: Component | Preset, what: str) -> None:
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if not isinstance(value, str):
+            raise PluginError(
+                f"A {what} was declared with {field.name}={value!r}; expected text. A class is named as "
+                "'package.module:Class', so that listing imports nothing."
+            )
+    if not _NAME.fullmatch(item.name):
+        raise PluginError(
+            f"A {what} was declared with name={item.name!r}; expected letters, digits, '.', '_' and '-', with "
+            "a letter or digit first, e.g. 'my-flow'."
+        )
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def load_object(path: str, what: str) -> Any:

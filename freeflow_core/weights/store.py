@@ -112,7 +112,7 @@ class WeightStore:
         if not force and (found := self.find(weight)) is not None:
             return found
         self._check_online(weight, place)
-        address = address_of(weight)
+        address = address_of(weight, self._options)
         with self._writing(weight, place, on_progress):
             if not force and (found := self.find(weight)) is not None:
                 return found  # another process has fetched it meanwhile
@@ -186,10 +186,10 @@ class WeightStore:
         variable = offline_variable()
         if variable is None:
             return
-        if weight.url is None and weight.repository is None:
+        if weight.pattern is not None or (weight.url is None and weight.repository is None):
             way = by_hand(weight)
         else:
-            way = f"download {address_of(weight).url} by hand to that place, or {bypass()}"
+            way = f"download {address_of(weight, self._options).url} by hand to that place, or {bypass()}"
         there = _size(place.file) is not None
         state = f"can only be downloaded, not taken from {place.file}" if there else f"are not at {place.file}"
         raise DownloadError(

@@ -17,7 +17,7 @@ def data_size(num_bytes: int) -> str:
 
 def bypass() -> str:
     """How to do without the cache."""
-    return "name a copy of your own in the settings (for a teacher: --set teacher.checkpoint=PATH)"
+    return "name a copy of your own: --set teacher.checkpoint=PATH, and student.checkpoint or codec.checkpoint likewise"
 
 
 def by_hand(weight: WeightFile) -> str:

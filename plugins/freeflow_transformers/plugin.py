@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from freeflow_core.plugin import Component, Preset, WeightFile, hookimpl
 from freeflow_transformers.released.published import PUBLISHED
 
+freeflow_api = "1"
+
 
 @hookimpl
 def freeflow_teachers() -> Iterable[Component]:

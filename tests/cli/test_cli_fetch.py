@@ -161,7 +161,7 @@ def test_cli_fetch_draws_a_bar_on_a_terminal(freeflow, declared, monkeypatch):
 def test_cli_fetch_tells_misspelt_names_before_any_work(freeflow, server):
     result = freeflow("one", "sharde")
     assert result.exit_code == 2
-    assert "Unknown weights 'sharde'. Did you mean 'shared'?" in result.stderr
+    assert "Unknown weight file 'sharde'. Did you mean 'shared'?" in result.stderr
     assert "`freeflow fetch --list` shows all of them." in result.stderr
     assert server.requests == []
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from weights_server import Answer, FileServer, content, file_server, sha256
 
-from freeflow_core.errors import DownloadError
+from freeflow_core.errors import DownloadError, PluginError
 from freeflow_core.plugin import WeightFile
 from freeflow_core.weights import TransferOptions, WeightStore
 
@@ -110,3 +111,69 @@ def test_our_own_switch_outweighs_the_hubs(hub, store, monkeypatch):
     monkeypatch.setenv("FREEFLOW_OFFLINE", "0")
     hub.serve(PATH, Answer(BODY))
     assert store.fetch(WEIGHT).read_bytes() == BODY
+
+
+LISTED = WeightFile("listed", "Listed.", "listed.pt", repository="somebody/model", pattern=r"^(?!.*sit).*256")
+LISTING = "/api/models/somebody/model/revision/main"
+
+
+def listing(hub: FileServer, *paths: str) -> None:
+    siblings = [{"rfilename": path} for path in paths]
+    hub.serve(LISTING, Answer(json.dumps({"siblings": siblings}).encode(), content_type="application/json"))
+
+
+def test_a_file_of_unknown_name_is_found_by_its_pattern(hub, store):
+    listing(hub, "README.md", "a-256.md", "large_512.pt", "SiT_256.pt", "sub/Large_256.pth")
+    hub.serve("/somebody/model/resolve/main/sub/Large_256.pth", Answer(BODY))
+    path = store.fetch(LISTED)
+    assert path.read_bytes() == BODY
+    assert path.name == "listed.pt"
+    assert all(headers["Authorization"] == "Bearer hf_secret" for _, headers in hub.requests)
+    assert store.fetch(LISTED) == path
+    assert len(hub.requests) == 2, "the second call finds it in the cache and asks nobody"
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (("a_256.pt", "b_256.pt"), r"2 of the weight files.*There are: a_256.pt, b_256.pt"),
+        (("a_512.pt", "README_256.md"), r"none of the weight files.*There are: a_512.pt\. "),
+        ((), r"There are: none\. "),
+        (tuple(f"x{i:02}.pt" for i in range(20)), r"x11.pt and 8 more\. "),
+    ],
+)
+def test_a_pattern_that_does_not_mean_one_file_lists_what_there_is(hub, store, paths, message):
+    listing(hub, *paths)
+    with pytest.raises(DownloadError, match=message):
+        store.fetch(LISTED)
+    assert [path for path, _ in hub.requests] == [LISTING]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer(b"<html>", content_type="text/html"), "other than a list of files"),
+        (Answer(b'{"siblings": 3}', content_type="application/json"), "other than a list of files"),
+        (Answer(status=404), "The hub has no"),
+        (Answer(status=503), "cannot deliver"),
+    ],
+)
+def test_a_repository_that_cannot_be_listed_is_explained(hub, store, answer, message):
+    hub.serve(LISTING, answer)
+    with pytest.raises(DownloadError, match=message):
+        store.fetch(LISTED)
+
+
+def test_no_network_is_said_of_a_listing_too(hub, store, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="refused the connection"):
+        store.fetch(LISTED)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"pattern": "256"}, "a repository to look in"), ({"pattern": "(", "repository": "a/b"}, "a regular expression")],
+)
+def test_a_pattern_that_cannot_work_is_refused(options, message):
+    with pytest.raises(PluginError, match=message):
+        WeightFile("x", "X.", "x.pt", **options)

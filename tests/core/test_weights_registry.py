@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,8 @@ def test_duplicate_weights_name_both_distributions():
     manager = Manager()
     manager.register(Publishes(ONE), "first", "dist-one", "1")
     manager.register(Publishes(ONE), "second", "dist-two", "1")
-    with pytest.raises(PluginError, match=r"weight file 'sit-xl-2-256'.*dist-one.*dist-two"):
-        Registry(manager)
+    (line,) = Registry(manager).warnings
+    assert re.search(r"weights? (file )?'sit-xl-2-256'.*dist-one.*dist-two", line), line
 
 
 def test_a_misspelt_name_gets_a_suggestion():
@@ -52,8 +53,9 @@ def test_a_misspelt_name_gets_a_suggestion():
 
 
 def test_something_else_is_refused():
-    with pytest.raises(PluginError, match="'publisher' returned 'sit' as a weight file; expected a WeightFile"):
-        registry_of("sit")
+    (line,) = registry_of("sit").warnings
+    assert "'sit'" in line
+    assert "WeightFile" in line
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_the_doctor_knows_the_cache(publisher, monkeypatch, tmp_path):
     assert "holds 1 file(s), " in line().detail
     monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
     assert line().detail.endswith("; offline by FREEFLOW_OFFLINE")
-    monkeypatch.setattr("freeflow_core.engine.diagnose.tempfile.NamedTemporaryFile", _refuse)
+    monkeypatch.setattr("freeflow_core.engine.doctor.storage.tempfile.NamedTemporaryFile", _refuse)
     assert line().status == "warning"
     assert "not writable" in line().detail
 

@@ -99,13 +99,13 @@ def _without_checkpoint(
 ) -> LoadedTeacher:
     """Random weights, or shapes alone."""
     architecture = _with_convention(_architecture_from_options(config, family), config, family)
+    origin = "random weights" if config.initialise == "random" else "published weights (not read here)"
     if shapes_only:
-        network, origin = DiffusionTransformer(architecture, device="meta"), "shapes alone"
+        network = DiffusionTransformer(architecture, device="meta")
     else:
         generator = torch.Generator().manual_seed(context.seed)
         network = DiffusionTransformer(architecture, generator)
         fill_with_random_weights(network, generator)
-        origin = "random weights"
     provenance = f"{family.name}, {origin}: {describe(architecture)}; {_conventions(config, family, architecture)}"
     channels = _guidance_channels(config, family.guidance_channels)
     return LoadedTeacher(network, channels, provenance, codec=LATENT_CODEC)

@@ -1,8 +1,8 @@
 """Where the published checkpoints are. Never imports torch.
 
 Sizes and digests are those the hosts themselves show for the file, or that several independent copies agree on; they
-are left out where neither is the case. A file without an address is one whose name could not be confirmed: the source
-says where to look.
+are left out where neither is the case. A file whose name could not be confirmed is found by a pattern in its
+repository.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import re
 from freeflow_core.plugin import WeightFile
 
 _SIT = "https://huggingface.co/nyu-visionx/SiT-collections"
-_FREEFLOW = "https://huggingface.co/nyu-visionx/FreeFlow"
+_FREEFLOW_REPOSITORY = "nyu-visionx/FreeFlow"
+_FREEFLOW = f"https://huggingface.co/{_FREEFLOW_REPOSITORY}"
 _DIT_LICENCE = "CC BY-NC 4.0"
 
 
@@ -43,8 +44,10 @@ PUBLISHED: tuple[WeightFile, ...] = (
         name="sit-xl-2-512",
         summary="SiT-XL/2, ImageNet 512",
         filename="SiT-XL-2-512.pt",
+        repository="nyu-visionx/SiT-collections",
+        pattern=r"xl.*512",  # the authors say that it is there; its name is not confirmed
         licence="MIT",
-        source=f"{_SIT} (the authors say that it is there; the file's name is not confirmed)",
+        source=_SIT,
     ),
     WeightFile(
         name="sit-repa-xl-2-256",
@@ -85,21 +88,25 @@ PUBLISHED: tuple[WeightFile, ...] = (
         name="freeflow-xl-2-256",
         summary="FreeFlow one-step student of sit-repa-xl-2-256, FID 1.45",
         filename="freeflow-xl-2-256.pt",
+        repository=_FREEFLOW_REPOSITORY,
+        pattern=r"^(?!.*sit(?!.*repa)).*256",  # the publisher's name for it is not confirmed
         licence="MIT",
-        source=f"{_FREEFLOW} (the file's name is not confirmed)",
+        source=_FREEFLOW,
     ),
     WeightFile(
         name="freeflow-sit-xl-2-256",
         summary="FreeFlow one-step student of sit-xl-2-256, FID 1.69",
         filename="freeflow-sit-xl-2-256.pt",
+        repository=_FREEFLOW_REPOSITORY,
+        pattern=r"^(?!.*repa)(?=.*256).*sit",
         licence="MIT",
-        source=f"{_FREEFLOW} (the file's name is not confirmed)",
+        source=_FREEFLOW,
     ),
     WeightFile(
         name="freeflow-xl-2-512",
         summary="FreeFlow one-step student of SiT-XL/2 with REPA at 512 pixels, FID 1.49",
         filename="FreeFlow_512.pt",
-        repository="nyu-visionx/FreeFlow",
+        repository=_FREEFLOW_REPOSITORY,
         revision="88a8120534b6514525a883cd2bff6931d396cce6",
         size=2_717_071_257,
         sha256="8551ca554818a46b5a8d79e1e23546d113240065041790a36ee53113dd2ad72f",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
+import re
 from pathlib import Path
 from typing import Any
 
@@ -273,9 +274,23 @@ def test_the_published_files() -> None:
     assert "sit-repa-xl-2-256" not in published_names("sit")
     for file in PUBLISHED:
         assert file.source.startswith("https://")
-        if file.url is None and file.repository is None:
-            assert "not confirmed" in file.source, file.name
+        assert (file.url is None) != (file.repository is None), file.name
         assert file.filename.endswith(".pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("freeflow-xl-2-256", "FreeFlow_256.pt"),
+        ("freeflow-xl-2-256", "FreeFlow_SiT_REPA_256.pt"),
+        ("freeflow-sit-xl-2-256", "FreeFlow_SiT_256.pt"),
+        ("freeflow-sit-xl-2-256", "sit/xl-256.pt"),
+        ("sit-xl-2-512", "SiT-XL-2-512.pt"),
+    ],
+)
+def test_a_pattern_finds_its_own_file_and_not_its_neighbours(name: str, path: str) -> None:
+    found = [file.name for file in PUBLISHED if file.pattern and re.search(file.pattern, path, re.IGNORECASE)]
+    assert found == [name]
 
 
 # --- without weights -----------------------------------------------------------------------------------------------
