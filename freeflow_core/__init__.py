@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _API = (
     "RunResult",
+    "check_teacher",
+    "compare",
     "distill",
     "encode",
     "evaluate",

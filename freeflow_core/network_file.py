@@ -18,6 +18,7 @@ from freeflow_core.errors import CheckpointError
 from freeflow_core.types import NetworkState
 
 _METADATA_KEY = "freeflow"
+_MOST_LISTED = 6
 
 
 def save_network(
@@ -89,19 +90,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
-    """Raise :class:`CheckpointError` listing missing, unexpected and misshapen tensors; silent when they agree."""
-    problems = [f"missing: {', '.join(sorted(expected.keys() - found.keys()))}"] * bool(expected.keys() - found.keys())
-    problems += [f"unexpected: {', '.join(sorted(found.keys() - expected.keys()))}"] * bool(
-        found.keys() - expected.keys()
-    )
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].shape != expected[name].shape
-    ]
-    problems += [f"wrong shape: {'; '.join(shapes)}"] * bool(shapes)
+    """Raise :class:`CheckpointError` with missing, unexpected and misshapen tensors, some of each; silent when none."""
+    differences = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "wrong shape": [
+            f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & found.keys())
+            if found[name].shape != expected[name].shape
+        ],
+    }
+    problems = [f"{kind}: {_some(names)}" for kind, names in differences.items() if names]
     if problems:
         raise CheckpointError(f"The {what} does not fit: {'. '.join(problems)}.")
+
+
+def _some(names: list[str]) -> str:
+    more = f"; ... ({len(names)} in all)" if len(names) > _MOST_LISTED else ""
+    return "; ".join(names[:_MOST_LISTED]) + more
 
 
 def sync_file(path: Path) -> None:

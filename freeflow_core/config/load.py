@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from freeflow_core.config.beside import plugins_beside
 from freeflow_core.config.component import ComponentChoice, ComponentConfig
 from freeflow_core.config.run import RunConfig
 from freeflow_core.errors import ConfigError
@@ -56,11 +57,11 @@ def load_run_config(
         layers.append(parse_yaml(registry.preset_text(registry.preset(command, preset)), f"preset {preset!r}"))
     layers.append(file_layer)
     layers.append(overrides or {})
-    layers.extend(parse_assignment(text) for text in assignments)
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, layer)
-    return resolve(registry, merged)
+    with plugins_beside(file):
+        return resolve(registry, lay_settings(merged, assignments))
 
 
 def resolve(registry: Registry, values: Mapping[str, Any]) -> RunConfig:
@@ -116,6 +117,35 @@ def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def lay_settings(values: Mapping[str, Any], settings: Iterable[str], *, closed: bool = False) -> dict[str, Any]:
+    """Lay ``a.b=c`` strings over nested values, one after the other.
+
+    Args:
+        closed: refuse those whose ``a`` is not there already.
+
+    Raises:
+        ConfigError: a string of another form, or one refused.
+    """
+    laid = dict(values)
+    for text in settings:
+        layer = parse_assignment(text)
+        if closed and (unknown := sorted(layer.keys() - laid.keys())):
+            raise ConfigError(
+                f"--set {text!r}: there is no {unknown[0]!r} here. Settings start with: {', '.join(laid)}."
+            )
+        laid = merge(laid, layer)
+    return laid
+
+
+def split_settings(
+    settings: Iterable[str], parts: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """``parts`` with the ``part.option=value`` strings laid over them, and the other strings as they came."""
+    texts = tuple(settings)
+    ours = [text for text in texts if text.partition(".")[0] in parts]
+    return lay_settings(parts, ours), tuple(text for text in texts if text not in ours)
 
 
 def parse_assignment(text: str) -> dict[str, Any]:

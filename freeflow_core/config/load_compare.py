@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from freeflow_core.config.beside import plugins_beside
 from freeflow_core.config.compare import SECTION, CompareConfig, ComparisonConfig
-from freeflow_core.config.load import _explain, merge, parse_assignment, parse_yaml, read_config_file, resolve
+from freeflow_core.config.load import (
+    _explain,
+    lay_settings,
+    merge,
+    parse_assignment,
+    parse_yaml,
+    read_config_file,
+    resolve,
+)
 from freeflow_core.config.run import RunConfig
 from freeflow_core.errors import ConfigError, UnknownComponent
 
@@ -49,9 +58,7 @@ def load_compare_config(
     """
     own_layers, base_layers = _layers(registry, preset, file)
     own_layers.append(dict(overrides or {}))
-    settings: dict[str, Any] = {}
-    for text in assignments:
-        settings = merge(settings, parse_assignment(text))
+    settings = lay_settings({}, assignments)
     section: dict[str, Any] = {}
     for layer in (*own_layers, settings):
         section = _merged(section, layer.pop(SECTION, {}))
@@ -67,7 +74,8 @@ def load_compare_config(
         raise ConfigError(_explain(error, ComparisonConfig, f"{SECTION}.")) from None
     named = next((layer["name"] for layer in (settings, *reversed(own_layers)) if "name" in layer), None)
     config = CompareConfig(str(named or _teacher_name(base, settings)), checked, base, settings)
-    _check(registry, config)
+    with plugins_beside(file):
+        _check(registry, config)
     return config
 
 
@@ -88,6 +96,9 @@ def objective_config(registry: Registry, config: CompareConfig, objective: str, 
     values["name"] = objective
     try:
         return resolve(registry, values)
+    except UnknownComponent as error:
+        error.args = (f"In the runs of {objective}: {error}",)
+        raise
     except ConfigError as error:
         raise ConfigError(f"In the runs of {objective}: {error}") from None
 

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice
-from freeflow_core.config.load import merge, parse_assignment, resolve_choice
+from freeflow_core.config.load import lay_settings, resolve_choice
 from freeflow_core.engine.interrupt import StopRequest
 from freeflow_core.engine.latents_folder import LatentsFolder, StoredType
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
@@ -42,12 +42,7 @@ class Encoded:
 
 def encode_choices(registry: Registry, source: str, codec: str, settings: Iterable[str]) -> dict[str, ComponentChoice]:
     """Source and codec with validated options. Raises ``ConfigError``, also for a setting of anything else."""
-    chosen: dict[str, Any] = {"source": {"name": source}, "codec": {"name": codec}}
-    for text in settings:
-        layer = parse_assignment(text)
-        if unknown := sorted(layer.keys() - chosen.keys()):
-            raise ConfigError(f"--set {text!r}: there is no {unknown[0]!r} here. Settings start with source or codec.")
-        chosen = merge(chosen, layer)
+    chosen = lay_settings({"source": {"name": source}, "codec": {"name": codec}}, settings, closed=True)
     return {
         kind: resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)
         for kind, choice in chosen.items()

@@ -203,6 +203,7 @@ class Evaluation:
             guidance_low=self.config.guidance_low,
             guidance_high=self.config.guidance_high,
             jump_to=self.config.jump_to,
+            precision=self._builder.precision,
         )
 
 

@@ -117,7 +117,8 @@ class Generator:
         reference = next(self.networks[0].parameters(), None)
         buffers = next(self.networks[0].buffers(), None) if reference is None else reference
         device = torch.device("cpu") if buffers is None else buffers.device
-        dtype = torch.float32 if buffers is None else buffers.dtype
+        # Networks of 16 bits sample in 32: the states gather many small steps.
+        dtype = torch.float32 if buffers is None else torch.promote_types(buffers.dtype, torch.float32)
         draws = PhiloxDraws(self.seed, index, device=device, dtype=dtype)
         noise = draws if noise_index is None else PhiloxDraws(self.seed, noise_index, device=device, dtype=dtype)
         z = noise.noise("prior", self.sample_shape)

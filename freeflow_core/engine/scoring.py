@@ -198,6 +198,7 @@ class Scoring:
             guidance_weight=evaluation.guidance_weight,
             guidance_low=evaluation.guidance_low,
             guidance_high=evaluation.guidance_high,
+            precision=self._builder.precision,
         )
 
     def _columns(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freeflow_core.config import load_run_config, to_yaml
-from freeflow_core.config.load import merge, parse_assignment
+from freeflow_core.config.load import lay_settings, merge, parse_assignment, split_settings
 from freeflow_core.errors import ConfigError, UnknownComponent
 
 BASE = {
@@ -81,6 +81,23 @@ def test_another_component_drops_the_old_ones_options():
     assert merged == {"objective": {"name": "b"}}
     assert merge({"objective": {"name": "a", "k": 1}}, {"objective": {"k": 2}})["objective"] == {"name": "a", "k": 2}
     assert merge({"objective": {"name": "a", "k": 1}}, {"objective": "a"})["objective"] == {"name": "a", "k": 1}
+
+
+def test_settings_are_laid_one_after_the_other():
+    values = {"sampler": {"name": "heun", "steps": 3}, "codec": {}}
+    laid = lay_settings(values, ["sampler.steps=4", "codec.tiling=true", "sampler.steps=5"], closed=True)
+    assert laid == {"sampler": {"name": "heun", "steps": 5}, "codec": {"tiling": True}}
+    assert values == {"sampler": {"name": "heun", "steps": 3}, "codec": {}}
+    with pytest.raises(ConfigError, match=r"no 'teacher' here. Settings start with: sampler, codec\."):
+        lay_settings(values, ["teacher.size=S"], closed=True)
+    assert lay_settings(values, ["teacher.size=S"])["teacher"] == {"size": "S"}
+
+
+def test_settings_of_a_part_are_told_from_the_others():
+    texts = ["student.size=S", "a.b=1", "student.size=B", "students.size=L", "student=x"]
+    parts, rest = split_settings(texts, {"student": {"name": "mlp"}})
+    assert parts == {"student": {"name": "mlp", "size": "B"}}
+    assert rest == ("a.b=1", "students.size=L", "student=x")
 
 
 def test_unreadable_files(registry, tmp_path):

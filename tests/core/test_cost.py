@@ -189,6 +189,7 @@ def test_a_plan_has_passes_and_memory_of_every_network(manager):
     assert found.total - student.gradients - fake.gradients <= found.peak < found.total
     assert found.flops == found.flops_per_step * found.steps
     assert "tensors taken from the teacher" in (found.load_report or "")
+    assert found.teacher.startswith("sit, random weights: 1 blocks of width 32")
 
 
 def test_checkpointing_and_accumulation_trade_passes_for_activations(manager):

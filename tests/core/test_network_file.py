@@ -67,3 +67,5 @@ def test_differences_are_listed():
     with pytest.raises(CheckpointError, match=r"missing: a.*unexpected: d.*b is \(4,\), expected \(3,\)"):
         check_tensors(expected, found, "thing")
     check_tensors(expected, expected, "thing")
+    with pytest.raises(CheckpointError, match=r"missing: n00; n01; n02; n03; n04; n05; \.\.\. \(30 in all\)\.$"):
+        check_tensors({f"n{i:02d}": torch.zeros(1) for i in range(30)}, {}, "thing")

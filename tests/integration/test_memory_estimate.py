@@ -78,6 +78,7 @@ def test_the_estimate_for_s2_is_within_15_percent_of_resident_memory(manager, tm
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # minutes on a busy machine
 def test_the_estimate_for_b2_is_within_15_percent_of_resident_memory(manager, tmp_path):
     config = configuration(manager, "B")
     assert api.plan(config, manager=manager).total == pytest.approx(growth(config, tmp_path), rel=0.15)

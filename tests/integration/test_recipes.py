@@ -31,6 +31,7 @@ def test_a_recipe_is_planned_without_weights_device_or_memory(preset, monkeypatc
 TRAINED = [pytest.param(name, marks=() if name == "sit-repa-xl2-256" else pytest.mark.long) for name in RECIPES]
 
 
+@pytest.mark.timeout(1200)  # many minutes on a busy machine
 @pytest.mark.parametrize("preset", TRAINED)
 def test_a_recipe_takes_steps_on_a_small_network_of_the_same_format(preset, tmp_path):
     settings = (

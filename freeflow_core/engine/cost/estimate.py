@@ -81,6 +81,7 @@ def make_plan(config: RunConfig, registry: Registry, num_processes: int = 1) -> 
         load_report=None if found.components.teacher is None else str(found.components.load_report),
         free=free_memory(device_type),
         extrapolated_from=found.measured_rows,
+        teacher=found.components.teacher.provenance if found.components.teacher is not None else "",
     )
     return dataclasses.replace(plan, warnings=warnings_for(plan, config, found.components.objective, found.reason))
 

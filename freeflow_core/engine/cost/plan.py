@@ -40,10 +40,12 @@ class Plan:
     """What one run needs. Memory in bytes per process, as torch holds it: its own start-up comes on top.
 
     Args:
-        device, precision: what was planned for; the device need not be there.
+        device: what was planned for; it need not be there.
+        precision: of the networks' passes.
         num_processes: processes that share the batch.
         batch_size: global; ``rows`` of it pass through the networks at once, ``accumulation`` times per step.
-        images, steps: length of the run.
+        images: length of the run, in images seen.
+        steps: the same in steps.
         networks: the teacher, if there is one, and all roles.
         activations: largest amount held beside the networks' own memory: what backward passes need, temporaries,
             low-precision copies of weights.
@@ -56,6 +58,7 @@ class Plan:
         extrapolated_from: None when the whole step was gone through; else the number of rows that were run on real
             data, and from which activations and operations were extrapolated.
         warnings: what to know before starting.
+        teacher: where the teacher's weights come from and how they are read, in words, or empty.
     """
 
     device: str
@@ -75,6 +78,7 @@ class Plan:
     free: int | None
     extrapolated_from: int | None
     warnings: tuple[str, ...] = ()
+    teacher: str = ""
 
     def network(self, name: str) -> RolePlan:
         """The network of that name. Raises ``KeyError``."""

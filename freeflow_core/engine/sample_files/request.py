@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 
 from freeflow_core.config import ComponentChoice, ComponentConfig
-from freeflow_core.config.load import merge, parse_assignment, resolve_choice
+from freeflow_core.config.load import lay_settings, merge, resolve_choice
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.sample_files.manifest import network_digest
 from freeflow_core.engine.sampling import Generator, Labels
@@ -72,7 +71,7 @@ class SampleRequest:
             chosen["teacher"] = {"name": self.teacher}
         elif student is not None and student.teacher is not None:
             chosen["teacher"] = student.teacher.model_dump(mode="json")
-        return _lay(chosen, self.assignments)
+        return lay_settings(chosen, self.assignments, closed=True)
 
 
 @final
@@ -158,16 +157,3 @@ class PreparedSamples:
 
 def _resolved(registry: Registry, kind: str, choice: Any) -> ComponentChoice:
     return resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)
-
-
-def _lay(choices: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """``kind.option=value`` strings over component choices. Raises ``ConfigError`` for a kind not used here."""
-    merged = dict(choices)
-    for text in assignments:
-        layer = parse_assignment(text)
-        if unknown := sorted(layer.keys() - merged.keys()):
-            raise ConfigError(
-                f"--set {text!r}: there is no {unknown[0]!r} here. Settings start with: {', '.join(merged)}."
-            )
-        merged = merge(merged, layer)
-    return merged

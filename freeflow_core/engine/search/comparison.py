@@ -177,6 +177,7 @@ class Search:
             guidance_weight=weight,
             guidance_low=evaluation.guidance_low,
             guidance_high=evaluation.guidance_high,
+            precision=self._builder.precision,
         )
 
 

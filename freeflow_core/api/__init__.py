@@ -1,0 +1,56 @@
+"""What the command line and notebooks call.
+
+>>> import freeflow_core as freeflow
+>>> result = freeflow.distill(preset="digits")            # doctest: +SKIP
+>>> result.scores["student"]                              # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from freeflow_core.api.checking import TeacherCheck, check_teacher
+from freeflow_core.api.comparing import compare
+from freeflow_core.api.encoding import encode
+from freeflow_core.api.health import diagnose
+from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
+from freeflow_core.api.sampling import SampleResult, sample
+from freeflow_core.api.scoring import evaluate
+from freeflow_core.api.searching import search
+from freeflow_core.api.training import distill, plan, pretrain, resolve_config
+from freeflow_core.config.compare import CompareConfig
+from freeflow_core.engine.compare.runner import CompareResult
+from freeflow_core.engine.cost import Plan, RolePlan
+from freeflow_core.engine.diagnose import Check
+from freeflow_core.engine.encode_latents import Encoded
+from freeflow_core.engine.run import RunResult
+from freeflow_core.engine.search.job import SearchResult
+from freeflow_core.weights import WeightStatus
+
+__all__ = [
+    "Check",
+    "CompareConfig",
+    "CompareResult",
+    "Encoded",
+    "Plan",
+    "RolePlan",
+    "RunResult",
+    "SampleResult",
+    "SearchResult",
+    "TeacherCheck",
+    "WeightStatus",
+    "check_teacher",
+    "compare",
+    "diagnose",
+    "distill",
+    "encode",
+    "evaluate",
+    "export",
+    "fetch",
+    "list_weights",
+    "load_student",
+    "load_teacher",
+    "plan",
+    "pretrain",
+    "resolve_config",
+    "sample",
+    "search",
+]

@@ -1,0 +1,138 @@
+"""Samples of a student, a teacher, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from freeflow_core.api.networks import load_student
+from freeflow_core.config import RuntimeConfig
+from freeflow_core.config.load import split_settings
+from freeflow_core.engine.pictures import grid_image, save_image
+from freeflow_core.engine.sample_files.formats import sample_format
+from freeflow_core.engine.sample_files.grid import grid_samples
+from freeflow_core.engine.sample_files.request import Precision, PreparedSamples, SampleRequest
+from freeflow_core.engine.sample_files.team import Team
+from freeflow_core.engine.sample_files.writer import OnSamples, SampleWriter
+from freeflow_core.engine.sampling import Generator
+from freeflow_core.errors import ConfigError
+from freeflow_core.plugin import Manager, Registry
+
+ImageFormat = Literal["grid", "npz", "png", "webp"]
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Samples on disk, and what they cost.
+
+    ``evaluations`` of the network per image, guided ones counted twice. ``seconds_per_image`` on one device, of
+    sampling and decoding, without files and without each process's first batch, which loads and compiles (unless there
+    is no other). ``reused`` samples were there from an earlier start. ``images`` holds a grid's; others are on disk.
+    """
+
+    folder: Path
+    files: list[Path]
+    evaluations: float
+    seconds_per_image: float
+    reused: int = 0
+    images: Tensor | None = field(default=None, repr=False)
+
+
+def sample(
+    *,
+    student: str | Path | None = None,
+    teacher: str | None = None,
+    num: int = 100,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance_weight: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    jump_to: float = 0.5,
+    labels: Iterable[int] | Literal["balanced", "random"] | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    output: Path = Path("samples"),
+    image_format: ImageFormat = "grid",
+    precision: Precision = "float32",
+    settings: Iterable[str] = (),
+    device: str = "auto",
+    manager: Manager | None = None,
+    on_progress: OnSamples | None = None,
+) -> SampleResult:
+    """Draw samples from a student, a teacher, or a student's jump followed by its teacher.
+
+    Sample i depends on the seed and i alone. All formats but the grid are written block by block, by as many processes
+    as were launched, and the same call goes on where an earlier one stopped.
+
+    Args:
+        student: whatever :func:`load_student` takes; without one the teacher is sampled.
+        teacher: a teacher's name; with a student, the one that goes on after the jump (default: its own).
+        sampler: default ``one-step`` with a student, ``heun`` without.
+        steps: default 1 with a student, 100 with a teacher, 4 after a jump.
+        guidance_interval: times [low, high] where a teacher is guided.
+        labels: classes, cycled; ``"balanced"`` or None: all in turn; ``"random"``: drawn for each index from p(c).
+        settings: ``teacher.option=value``, ``sampler.option=value`` and ``codec.option=value`` strings.
+        on_progress: called with the number done and the total after each batch, on the main process.
+
+    Raises:
+        ConfigError: parts or numbers that do not fit, or an output folder with other samples.
+        Interrupted: Ctrl-C; what is finished stays.
+        FreeflowError: the disk is full or another process failed; what is finished stays.
+    """
+    if student is None and teacher is None:
+        raise ConfigError("Nothing to sample from: name a --student file or run folder, or a --teacher.")
+    if num < 1 or batch_size < 1:
+        raise ConfigError(f"The number of samples and the batch size must be at least 1, got {num} and {batch_size}.")
+    low, high = guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise ConfigError(f"The guidance interval must be low,high with 0 <= low <= high <= 1, got {low:g},{high:g}.")
+    manager = manager or Manager.load()
+    own, settings = split_settings(settings, {"student": {}})
+    request = SampleRequest(
+        student=load_student(student, options=own["student"], manager=manager) if student is not None else None,
+        teacher=teacher,
+        num=num,
+        sampler=sampler,
+        steps=steps,
+        guidance_weight=guidance_weight,
+        guidance_interval=(low, high),
+        jump_to=jump_to,
+        labels=labels if isinstance(labels, str) else "balanced" if labels is None else tuple(labels),
+        seed=seed,
+        precision=precision,
+        assignments=settings,
+    )
+    team = Team.join(RuntimeConfig.model_validate({"device": device, "precision": precision}))
+    prepared = PreparedSamples(request, Registry(manager), team.device)
+    if image_format == "grid":
+        return _write_grid(prepared.generator, num, batch_size, output, team)
+    written = SampleWriter(
+        output,
+        num,
+        sample_format(image_format, prepared.generator.sample_shape),
+        lambda: {"format": image_format, **prepared.settings()},
+        batch_size,
+        team,
+        on_progress,
+    ).write(prepared.generator)
+    return SampleResult(output, written.files, written.evaluations, written.seconds_per_image, written.reused)
+
+
+def _write_grid(generator: Generator, num: int, batch_size: int, output: Path, team: Team) -> SampleResult:
+    """One picture, drawn by the main process alone: it must fit into memory anyway."""
+    if not team.is_main:
+        return SampleResult(output, [], 0.0, 0.0)
+    images, cost = grid_samples(generator, num, batch_size)
+    output.mkdir(parents=True, exist_ok=True)
+    if images.ndim == 4:
+        path = output / "grid.png"
+        save_image(grid_image(images, min(10, num)), path)
+    else:
+        path = output / "samples.npz"
+        np.savez(path, arr_0=images.numpy())
+    return SampleResult(output, [path], cost.evaluations_each, cost.seconds_each, images=images)

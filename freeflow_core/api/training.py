@@ -1,0 +1,106 @@
+"""Training: a configuration resolved, planned and run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from freeflow_core.config import RunConfig, load_run_config
+from freeflow_core.config.load import lay_settings, resolve
+from freeflow_core.engine.cost import Plan, make_plan
+from freeflow_core.engine.run import Run, RunResult
+from freeflow_core.errors import ConfigError
+from freeflow_core.plugin import Manager, Registry
+
+
+def resolve_config(
+    command: str,
+    *,
+    manager: Manager | None = None,
+    preset: str | None = None,
+    config_file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    settings: Iterable[str] = (),
+) -> RunConfig:
+    """Preset, file, overrides and ``a.b=c`` settings as one validated configuration. Raises ``ConfigError``."""
+    registry = Registry(manager or Manager.load())
+    return load_run_config(
+        registry, command, preset=preset, file=config_file, overrides=overrides, assignments=settings
+    )
+
+
+def distill(
+    config: RunConfig | None = None,
+    *,
+    preset: str | None = None,
+    settings: Iterable[str] = (),
+    output: Path | None = None,
+    resume: bool = False,
+    manager: Manager | None = None,
+) -> RunResult:
+    """Train a student from a teacher, evaluate it, and write the run folder.
+
+    Args:
+        config: a resolved configuration; None to start from ``preset`` (default ``"digits"``).
+        settings: ``a.b=c`` strings laid over it.
+        output: run folder; None for ``runs/<name>``.
+        resume: go on from the newest checkpoint of ``output`` (or of the newest run of that name).
+
+    Raises:
+        ConfigError: settings, names or parts that do not fit.
+        FreeflowError: interruption, a non-finite step, or a folder that cannot be written.
+    """
+    return _run("distill", config, preset, settings, output, resume, manager)
+
+
+def pretrain(
+    config: RunConfig | None = None,
+    *,
+    preset: str | None = None,
+    settings: Iterable[str] = (),
+    output: Path | None = None,
+    resume: bool = False,
+    manager: Manager | None = None,
+) -> RunResult:
+    """Train a teacher from data; arguments and errors as for :func:`distill`."""
+    return _run("pretrain", config, preset, settings, output, resume, manager)
+
+
+def plan(config: RunConfig, *, num_processes: int | None = None, manager: Manager | None = None) -> Plan:
+    """What a run would cost (``--dry-run``): parameters, memory by kind, passes and operations per step.
+
+    Nothing is trained, written or started: neither the device nor the memory nor published weights need to be there.
+
+    Args:
+        num_processes: processes that share the batch; None for as many as a launcher started (``WORLD_SIZE``), or one.
+
+    Raises:
+        ConfigError: whatever the run itself would refuse.
+    """
+    if num_processes is None:
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return make_plan(config, Registry(manager or Manager.load()), num_processes)
+
+
+def _run(
+    command: str,
+    config: RunConfig | None,
+    preset: str | None,
+    settings: Iterable[str],
+    output: Path | None,
+    resume: bool,
+    manager: Manager | None,
+) -> RunResult:
+    manager = manager or Manager.load()
+    if config is None:
+        config = resolve_config(command, manager=manager, preset=preset or "digits", settings=settings)
+    elif preset is not None:
+        raise ConfigError(
+            f"Got a complete configuration and also the preset {preset!r}, which would replace it. Give one of the "
+            "two; settings can change either."
+        )
+    elif settings := tuple(settings):
+        config = resolve(Registry(manager), lay_settings(config.model_dump(mode="json"), settings))
+    return Run(config, command, manager, output=output, resume=resume).execute()

@@ -1,0 +1,52 @@
+"""What `distill` and `pretrain` make of a configuration, a preset and settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from freeflow_core import api
+from freeflow_core.api import training
+from freeflow_core.errors import ConfigError
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Configurations of the runs that would have been started."""
+    found = []
+
+    class Run:
+        def __init__(self, config, command, manager, *, output, resume):
+            found.append((command, config))
+
+        def execute(self):
+            return "result"
+
+    monkeypatch.setattr(training, "Run", Run)
+    return found
+
+
+def test_a_configuration_is_taken_as_it_is(manager, started):
+    config = api.resolve_config("distill", preset="digits-guided", manager=manager)
+    assert api.distill(config, manager=manager) == "result"
+    assert started == [("distill", config)]
+
+
+def test_settings_change_a_configuration(manager, started):
+    config = api.resolve_config("pretrain", preset="digits", manager=manager)
+    api.pretrain(config, settings=iter(["training.batch_size=16", "student.depth=2"]), manager=manager)
+    (command, changed) = started[0]
+    assert command == "pretrain"
+    assert (changed.training.batch_size, changed.student.options.depth) == (16, 2)
+    assert changed.training.images == config.training.images
+
+
+def test_a_configuration_and_a_preset_exclude_each_other(manager, started):
+    config = api.resolve_config("distill", preset="digits", manager=manager)
+    with pytest.raises(ConfigError, match="also the preset 'digits-guided', which would replace it"):
+        api.distill(config, preset="digits-guided", manager=manager)
+    assert not started
+
+
+def test_without_either_it_is_the_digits(manager, started):
+    api.distill(settings=["seed=7"], manager=manager)
+    assert (started[0][1].name, started[0][1].seed) == ("digits-freeflow", 7)
