@@ -3,62 +3,90 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pluggy
 
-from freeflow_core.errors import PluginError
+from freeflow_core.errors import PluginError, suggest
+from freeflow_core.plugin.loading import import_entry_point, import_file, one_line
 from freeflow_core.plugin.spec import PROJECT, SPECIFICATIONS
+from freeflow_core.plugin.version import needed_version, refusal
 
 DISABLED_VARIABLE = "FREEFLOW_DISABLED_PLUGINS"
+OWN_DISTRIBUTION = "freeflow-distill"
+"""Its plugins, the built-in ones, keep their names when another distribution's plugin claims one."""
 
 
 @dataclass(frozen=True)
 class LoadedPlugin:
-    """A plugin as found: its name, distribution, version, and why it was not loaded (or ``None``)."""
+    """A plugin as found.
+
+    Args:
+        name: of its entry point.
+        distribution: what was installed, or the file of a one-file plugin.
+        version: of the distribution.
+        problem: why it, or one of its hooks, was left out; None: all is well.
+        api: version of the plugin API that it declares to need; empty when it was not loaded.
+        loaded: registered, and so asked for components; a ``problem`` is then one of its hooks.
+    """
 
     name: str
     distribution: str
     version: str
     problem: str | None = None
+    api: str = ""
+    loaded: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({f'{self.distribution} {self.version}'.strip()})"
 
 
 class Manager:
-    """A pluggy manager over the ``freeflow`` entry-point group. There is no module-global instance."""
+    """A pluggy manager over the ``freeflow`` entry-point group. There is no module-global instance.
+
+    Attributes:
+        trusted: the user lets this session run code that a configuration names (an importable function, a file that
+            holds a program). A permission of the session: no configuration can give it.
+    """
 
     def __init__(self) -> None:
+        self.trusted = False
         self._pluggy = pluggy.PluginManager(PROJECT)
         for specification in SPECIFICATIONS:
             self._pluggy.add_hookspecs(specification)
-        self._loaded: list[LoadedPlugin] = []
+        self._registered: dict[str, LoadedPlugin] = {}
+        self._left_out: list[LoadedPlugin] = []
+        self._failed_hooks: set[tuple[str, str]] = set()
+        self._warnings: list[str] = []
 
     @classmethod
-    def load(cls, files: Iterable[Path] = ()) -> Manager:
+    def load(cls, files: Iterable[Path] = (), *, trust: bool = False) -> Manager:
         """Every installed plugin (entry points of group ``freeflow``), then one-file plugins asked for by path.
 
-        ``FREEFLOW_DISABLED_PLUGINS`` (comma separated entry-point names) keeps plugins out.
+        ``FREEFLOW_DISABLED_PLUGINS`` (comma separated names of entry points or distributions) keeps plugins out.
+        ``trust`` lets components run code that a configuration names, see :attr:`trusted`.
+
+        Raises:
+            PluginError: one of ``files`` cannot be used. An installed plugin that cannot is a problem, not an error.
         """
         manager = cls()
+        manager.trusted = trust
         disabled = {part.strip() for part in os.environ.get(DISABLED_VARIABLE, "").split(",") if part.strip()}
-        entry_points = sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda point: point.name)
-        for point in entry_points:
-            distribution = point.dist.name if point.dist else "unknown"
-            version = point.dist.version if point.dist else ""
-            if point.name in disabled:
-                manager._loaded.append(
-                    LoadedPlugin(point.name, distribution, version, f"disabled by {DISABLED_VARIABLE}")
-                )
-                continue
-            try:
-                manager.register(point.load(), point.name, distribution, version)
-            except Exception as error:
-                manager._loaded.append(LoadedPlugin(point.name, distribution, version, _one_line(error)))
+        found = [(point, _found(point)) for point in importlib.metadata.entry_points(group=PROJECT)]
+        found.sort(key=lambda pair: (pair[1].name, pair[1].distribution != OWN_DISTRIBUTION, pair[1].distribution))
+        manager._check_disabled(disabled, [plugin for _, plugin in found])
+        enabled = [plugin for _, plugin in found if not disabled & {plugin.name, plugin.distribution}]
+        for point, plugin in found:
+            if plugin not in enabled:
+                manager._left_out.append(replace(plugin, problem=f"disabled by {DISABLED_VARIABLE}"))
+            elif rivals := [other for other in enabled if other.name == plugin.name and other != plugin]:
+                manager._load_rival(point, plugin, rivals)
+            else:
+                manager._load_entry_point(point, plugin)
         for path in files:
             manager.load_file(path)
         return manager
@@ -67,52 +95,58 @@ class Manager:
         """Register a module or object that implements hooks.
 
         Raises:
-            PluginError: a hook whose name or arguments no specification has.
+            PluginError: a name that is taken, a hook whose name or arguments no specification has, or another version
+                of the plugin API.
         """
         if self._pluggy.has_plugin(name):
             raise PluginError(f"A plugin named {name!r} is registered already; two need different names.")
+        needed = needed_version(plugin)
+        if reason := refusal(needed):
+            raise PluginError(f"Plugin {name!r} cannot be used: {reason}.")
         try:
             self._pluggy.register(plugin, name)
             self._pluggy.check_pending()
         except Exception as error:
             if self._pluggy.has_plugin(name):
                 self._pluggy.unregister(name=name)
-            raise PluginError(f"Plugin {name!r} cannot be registered: {_one_line(error)}") from error
-        self._loaded.append(LoadedPlugin(name, distribution or name, version))
+            raise PluginError(f"Plugin {name!r} cannot be registered: {one_line(error)}") from error
+        self._registered[name] = LoadedPlugin(name, distribution or name, version, api=needed, loaded=True)
 
     def unregister(self, name: str) -> None:
         """Take a plugin out again. Raises :class:`PluginError` when there is none of that name."""
         if not self._pluggy.has_plugin(name):
             raise PluginError(f"There is no plugin named {name!r} to unregister.")
         self._pluggy.unregister(name=name)
-        self._loaded = [p for p in self._loaded if p.name != name]
+        del self._registered[name]
 
     def load_file(self, path: Path) -> None:
-        """Load a one-file plugin. This runs the file: only ever called for a path the user named."""
-        if not path.is_file():
-            raise PluginError(f"The plugin file {path} does not exist.")
+        """Load a one-file plugin. This runs the file: only ever called for a path the user named.
+
+        Raises:
+            PluginError: it does not exist, fails to load, needs another version, or one of its name is loaded already.
+        """
         name = f"freeflow_file_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise PluginError(f"The plugin file {path} is not a Python module.")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # its components name it as "freeflow_file_<stem>:Class"
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise PluginError(f"The plugin file {path} failed to load: {_one_line(error)}") from error
-        self.register(module, name, str(path))
+        if self._pluggy.has_plugin(name):
+            raise PluginError(
+                f"The plugin file {path} cannot be loaded beside {self._registered[name].distribution}: both would be "
+                f"the plugin {name!r}. Name each file once, or rename one."
+            )
+        self.register(import_file(path, name), name, str(path))
 
     @property
     def plugins(self) -> tuple[LoadedPlugin, ...]:
         """All plugins found, loaded or not."""
-        return tuple(self._loaded)
+        return (*self._registered.values(), *self._left_out)
 
     @property
     def problems(self) -> tuple[LoadedPlugin, ...]:
-        """Plugins that could not be loaded (those disabled on purpose are not problems)."""
-        return tuple(p for p in self._loaded if p.problem and not p.problem.startswith("disabled by"))
+        """Plugins that could not be loaded, or have a hook that failed (those disabled on purpose are no problem)."""
+        return tuple(p for p in self.plugins if p.problem and not p.problem.startswith("disabled by"))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong besides single plugins: names in ``FREEFLOW_DISABLED_PLUGINS`` that are nobody's."""
+        return tuple(self._warnings)
 
     @property
     def hook(self) -> Any:
@@ -120,25 +154,71 @@ class Manager:
         return self._pluggy.hook
 
     def collect(self, hook_name: str) -> list[tuple[LoadedPlugin, Any]]:
-        """Call a discovery hook plugin by plugin, in order of name; pairs of plugin and item."""
+        """Call a discovery hook plugin by plugin, in order of name; pairs of plugin and item.
+
+        A hook that raises, or returns no list, is not called again and becomes its plugin's ``problem``.
+        """
         found: list[tuple[LoadedPlugin, Any]] = []
-        by_name = {p.name: p for p in self._loaded}
         hook = getattr(self._pluggy.hook, hook_name)
         for implementation in sorted(hook.get_hookimpls(), key=lambda i: i.plugin_name):
-            plugin = by_name[implementation.plugin_name]
-            if plugin.problem is not None:
+            name = implementation.plugin_name
+            if (name, hook_name) in self._failed_hooks:
                 continue
             try:
-                items = list(implementation.function())
+                items = _items(implementation.function())
             except Exception as error:
-                self._loaded[self._loaded.index(plugin)] = LoadedPlugin(
-                    plugin.name, plugin.distribution, plugin.version, f"{hook_name}: {_one_line(error)}"
-                )
+                self._failed_hooks.add((name, hook_name))
+                self._add_problem(name, f"{hook_name}: {one_line(error)}")
                 continue
-            found.extend((plugin, item) for item in items)
+            found.extend((self._registered[name], item) for item in items)
         return found
 
+    def _load_entry_point(self, point: importlib.metadata.EntryPoint, plugin: LoadedPlugin) -> None:
+        try:
+            self.register(import_entry_point(point), plugin.name, plugin.distribution, plugin.version)
+        except Exception as error:
+            self._left_out.append(replace(plugin, problem=one_line(error)))
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    def _load_rival(
+        self, point: importlib.metadata.EntryPoint, plugin: LoadedPlugin, rivals: list[LoadedPlugin]
+    ) -> None:
+        """One of several plugins of the same name: a built-in one is loaded, of others none."""
+        if plugin.distribution == OWN_DISTRIBUTION:
+            self._load_entry_point(point, plugin)
+            return
+        own = any(rival.distribution == OWN_DISTRIBUTION for rival in rivals)
+        outcome = "the built-in one is used" if own else "none of them is used"
+        others = " and ".join(rival.distribution for rival in rivals)
+        self._left_out.append(
+            replace(
+                plugin,
+                problem=f"{others} has a plugin of this name too; {outcome}. Uninstall one, or disable it by its "
+                f"distribution, {DISABLED_VARIABLE}={plugin.distribution}",
+            )
+        )
+
+    def _check_disabled(self, disabled: set[str], plugins: list[LoadedPlugin]) -> None:
+        known = {name for plugin in plugins for name in (plugin.name, plugin.distribution)}
+        if unknown := sorted(disabled - known):
+            names = ", ".join(repr(name) for name in unknown)
+            self._warnings.append(
+                f"{DISABLED_VARIABLE} names {names}: no such plugin is installed."
+                f"{suggest(unknown[0], known)} `freeflow plugins list` shows all of them."
+            )
+
+    def _add_problem(self, name: str, text: str) -> None:
+        plugin = self._registered[name]
+        self._registered[name] = replace(plugin, problem=f"{plugin.problem}; {text}" if plugin.problem else text)
+
+
+def _found(point: importlib.metadata.EntryPoint) -> LoadedPlugin:
+    if point.dist is None:
+        return LoadedPlugin(point.name, "unknown", "")
+    return LoadedPlugin(point.name, point.dist.name, point.dist.version)
+
+
+def _items(returned: Any) -> list[Any]:
+    if isinstance(returned, (str, bytes)) or not isinstance(returned, Iterable):
+        shown = repr(returned) if len(repr(returned)) < 80 else f"a {type(returned).__name__}"
+        raise PluginError(f"it returned {shown}; expected a list")
+    return list(returned)

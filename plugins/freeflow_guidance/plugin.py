@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, hookimpl
 
+freeflow_api = "1"
+
 
 @hookimpl
 def freeflow_teachers() -> Iterable[Component]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from freeflow_core.plugin import Component, hookimpl
 
+freeflow_api = "1"
+
 
 @hookimpl
 def freeflow_trackers() -> list[Component]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, hookimpl
 
+freeflow_api = "1"
+
 _SOURCE = "Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428"
 
 

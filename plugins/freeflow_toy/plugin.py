@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from freeflow_core.plugin import Component, hookimpl
 
+freeflow_api = "1"
+
 
 @hookimpl
 def freeflow_teachers() -> list[Component]:

@@ -14,11 +14,14 @@ from rich.text import Text
 
 from freeflow_cli.catalogue import Entry, PluginEntry, check_kind, entries, find, plugin_entries
 from freeflow_cli.commands import options
+from freeflow_cli.commands.plugins_check import check_plugin
+from freeflow_cli.commands.plugins_new import new_plugin
 from freeflow_cli.console import output
 from freeflow_cli.model_options import ModelOption, model_options
 from freeflow_cli.results import print_line
 from freeflow_cli.session import Session
 from freeflow_core.plugin import Component, Registry
+from freeflow_core.plugin.version import api_version
 
 Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="teacher, student, ..., or preset.")]
 
@@ -28,6 +31,8 @@ def application() -> typer.Typer:
     app = typer.Typer(help="Look at plugins, components and presets.", no_args_is_help=True)
     app.command("list")(list_plugins)
     app.command("show")(show_plugin)
+    app.command("new")(new_plugin)
+    app.command("check")(check_plugin)
     return app
 
 
@@ -38,12 +43,19 @@ def list_plugins(context: typer.Context, kind: Kind = None, as_json: options.AsJ
     found = [entry for entry in entries(session.registry()) if kind in (None, entry.kind)]
     plugins = plugin_entries(session.manager)
     if as_json:
-        _print_json({"components": [e.as_dict() for e in found], "plugins": [p.as_dict() for p in plugins]})
+        _print_json(
+            {
+                "api_version": api_version(),
+                "components": [e.as_dict() for e in found],
+                "plugins": [p.as_dict() for p in plugins],
+            }
+        )
         return
     console = output()
     _print_components(console, found)
     if kind is None:
         _print_plugins(console, plugins)
+        print_line(console, f"This freeflow has version {api_version()} of the plugin API.")
 
 
 def show_plugin(
@@ -73,8 +85,10 @@ def show_plugin(
     for plugin in named:
         print_line(console, f"plugin {plugin.name}, {_origin(plugin)}")
         print_line(console, f"Hooks: {', '.join(plugin.hooks) or 'none'}")
+        if plugin.api:
+            print_line(console, f"Needs version {plugin.api} of the plugin API; this freeflow has {api_version()}.")
         if plugin.problem:
-            print_line(console, f"Not available: {plugin.problem}")
+            print_line(console, f"{'Works in part only' if plugin.api else 'Not available'}: {plugin.problem}")
         _print_components(console, [entry for entry in everything if entry.plugin == plugin.name])
 
 
@@ -119,10 +133,11 @@ def _print_plugins(console: Console, plugins: Iterable[PluginEntry]) -> None:
     table.add_column("plugin", style="bold", overflow="fold")
     table.add_column("distribution", overflow="fold")
     table.add_column("version")
+    table.add_column("API")
     table.add_column("hooks", ratio=1)
     for plugin in plugins:
         hooks = Text(plugin.problem, style="yellow") if plugin.problem else Text(_short(plugin.hooks))
-        table.add_row(Text(plugin.name), Text(plugin.distribution), Text(plugin.version), hooks)
+        table.add_row(Text(plugin.name), Text(plugin.distribution), Text(plugin.version), Text(plugin.api), hooks)
     console.print(table)
 
 

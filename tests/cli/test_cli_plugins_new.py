@@ -1,0 +1,191 @@
+"""``freeflow plugins new``: what it writes, what it refuses, and that nothing half-written is left."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from freeflow_cli.commands.plugins_new import next_commands
+from freeflow_cli.scaffold import package as scaffold
+from freeflow_cli.scaffold.kinds import TEMPLATES
+from freeflow_cli.scaffold.names import Names
+from freeflow_cli.scaffold.package import package_files
+from typer.testing import Result
+
+from freeflow_core.config import load_run_config
+from freeflow_core.plugin import KINDS, Manager, Registry
+from freeflow_core.plugin.version import needed_in_source, refusal
+
+Freeflow = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def generated(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """All kinds, each importable."""
+    for kind in TEMPLATES:
+        result = freeflow("plugins", "new", f"zeta-{kind}", "--kind", kind)
+        assert result.exit_code == 0, result.output
+        monkeypatch.syspath_prepend(str(here / f"zeta-{kind}"))
+    yield here
+    for name in [name for name in sys.modules if name.split(".")[0].startswith("zeta_")]:
+        del sys.modules[name]
+
+
+def test_new_covers_every_kind_that_a_run_can_name() -> None:
+    assert set(TEMPLATES) == set(KINDS) - {"interpolant"}
+
+
+def test_new_writes_an_installable_package(freeflow: Freeflow, here: Path) -> None:
+    result = freeflow("plugins", "new", "my-flow", "--kind", "teacher")
+    assert result.exit_code == 0
+    files = {path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()}
+    assert files == {
+        f"my-flow/{name}"
+        for name in (
+            "pyproject.toml",
+            "README.md",
+            ".gitignore",
+            "example.yaml",
+            "my_flow/__init__.py",
+            "my_flow/plugin.py",
+            "my_flow/config.py",
+            "my_flow/teacher.py",
+            "tests/test_contract.py",
+        )
+    }
+    project = tomllib.loads((here / "my-flow/pyproject.toml").read_text())
+    assert project["project"]["name"] == "my-flow"
+    assert project["project"]["entry-points"] == {"freeflow": {"my-flow": "my_flow.plugin"}}
+    assert project["build-system"]["build-backend"] == "hatchling.build"
+    assert "class TestMyFlow(TeacherContract):" in (here / "my-flow/tests/test_contract.py").read_text()
+    for command in next_commands("my-flow", "teacher", Path("my-flow")):
+        assert f"\n  {command}\n" in result.stdout
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_new_fills_every_placeholder(kind: str) -> None:
+    for path, text in package_files(Names("zeta-nine"), kind).items():
+        assert "{{" not in text.replace("{{}}", ""), path
+        if path.endswith(".py"):
+            ast.parse(text)
+            imported = {
+                line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import", "from"))
+            }
+            assert ("torch" in imported) == path.endswith(f"/{kind}.py"), path
+    assert refusal(needed_in_source(package_files(Names("zeta-nine"), kind)["zeta_nine/plugin.py"])) is None
+
+
+def test_new_packages_are_clean_and_their_examples_valid(generated: Path) -> None:
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."], cwd=generated, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+    manager = Manager.load()
+    for kind in TEMPLATES:
+        manager.register(importlib.import_module(f"zeta_{kind}.plugin"), f"zeta-{kind}", f"zeta-{kind}", "0.1.0")
+    registry = Registry(manager)
+    assert not registry.warnings
+    assert not manager.problems
+    for kind in TEMPLATES:
+        component = registry.component(kind, f"zeta-{kind}")
+        assert component.load_target().__name__ == f"Zeta{kind.capitalize()}"
+        for option in component.load_config_class().model_fields.values():
+            assert option.description
+        config = load_run_config(registry, "distill", file=generated / f"zeta-{kind}" / "example.yaml")
+        used = kind == "verifier" or f"'zeta-{kind}'" in repr(config.model_dump(exclude={"name"}))
+        assert used, f"the example of the {kind} does not use it"
+        assert config.training.images <= 25_600
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("My_Flow", "e.g. 'my-flow'"),
+        ("MyFlow", "e.g. 'my-flow'"),
+        ("2moons", "a letter first"),
+        ("my--flow", "e.g. 'my-flow'"),
+        ("-x", "words joined by '-'"),
+        ("../up", "e.g. 'up'"),
+        ("x" * 41, "at most 40 characters"),
+        ("class", "a word of the Python language"),
+        ("match", "a word of the Python language"),
+        ("json", "a module of Python itself"),
+        ("numpy", "can be imported already"),
+        ("freeflow-core", "can be imported already"),
+        ("pytest-timeout", "can be imported already"),
+        ("freeflow-distill", "distribution 'freeflow-distill' is installed"),
+        ("wise", "There is a teacher 'wise' already, of plugin 'example' (freeflow-example 1.2)"),
+        ("example", "There is a plugin 'example' (freeflow-example 1.2) already"),
+    ],
+)
+def test_new_refuses_names(freeflow: Freeflow, here: Path, name: str, words: str) -> None:
+    result = freeflow("plugins", "new", "--kind", "teacher", "--", name)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split()).replace("│ ", "").replace(" │", "")
+    assert not list(here.iterdir())
+
+
+def test_new_refuses_unknown_kinds(freeflow: Freeflow, here: Path) -> None:
+    result = freeflow("plugins", "new", "my-flow", "--kind", "objektive")
+    assert result.exit_code == 2
+    assert "Did you mean 'objective'?" in result.stderr
+    assert freeflow("plugins", "new", "my-flow", "--kind", "interpolant").exit_code == 2
+    assert freeflow("plugins", "new", "my-flow").exit_code == 2
+    assert not list(here.iterdir())
+
+
+def test_new_never_overwrites(freeflow: Freeflow, here: Path) -> None:
+    (here / "my-flow").mkdir()
+    assert freeflow("plugins", "new", "my-flow", "--kind", "codec").exit_code == 0  # empty: nothing is lost
+    (here / "my-flow/my_flow/codec.py").write_text("mine")
+    result = freeflow("plugins", "new", "my-flow", "--kind", "codec")
+    assert result.exit_code == 2
+    assert "exists already" in result.stderr
+    assert (here / "my-flow/my_flow/codec.py").read_text() == "mine"
+    (here / "file").write_text("mine")
+    assert freeflow("plugins", "new", "my-flow", "--kind", "codec", "--output", "file").exit_code == 2
+    assert sorted(path.name for path in here.iterdir()) == ["file", "my-flow"]
+
+
+def test_new_leaves_nothing_half_written(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    write_text = Path.write_text
+
+    def full_disk(path: Path, text: str, encoding: str) -> int:
+        written.append(path)
+        if len(written) == 4:
+            raise OSError(28, "No space left on device")
+        return write_text(path, text, encoding)
+
+    monkeypatch.setattr(scaffold.Path, "write_text", full_disk)
+    result = freeflow("plugins", "new", "my-flow", "--kind", "codec", "--output", "deep/my-flow")
+    assert result.exit_code == 2
+    assert "No space left" in result.stderr
+    assert len(written) == 4
+    assert list((here / "deep").iterdir()) == []
+
+
+def test_new_writes_where_it_is_told(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = freeflow("plugins", "new", "my-flow", "--kind", "codec", "--output", "some where/else")
+    assert (here / "some where/else/my_flow/codec.py").is_file()
+    assert "  pip install -e './some where/else'\n" in result.stdout
+    assert "  freeflow pretrain --config 'some where/else/example.yaml'\n" in result.stdout
+    (here / "empty").mkdir()
+    monkeypatch.chdir(here / "empty")
+    result = freeflow("plugins", "new", "my-flow", "--kind", "codec", "--output", ".")
+    assert (here / "empty/my_flow/codec.py").is_file()
+    assert "  pip install -e .\n" in result.stdout
+    assert "  freeflow pretrain --config example.yaml\n" in result.stdout

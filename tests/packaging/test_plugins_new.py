@@ -1,0 +1,233 @@
+"""The plugin author's first hour, by machine: generate every kind, install, list, check, distil, search."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from freeflow_cli.arguments import take_plugin_files
+from freeflow_cli.main import build_app
+from freeflow_cli.scaffold.kinds import TEMPLATES
+from freeflow_cli.scaffold.names import Names
+from freeflow_cli.scaffold.package import package_files, write_package
+from typer.testing import CliRunner
+
+from freeflow_core.plugin import Manager
+
+DOCS = Path(__file__).parents[2] / "docs"
+TUTORIAL, HOW_TO = DOCS / "tutorial" / "first-plugin.md", DOCS / "how-to" / "write-a-plugin.md"
+INSTALL = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+NAMES = {kind: f"own-{kind}" for kind in TEMPLATES}
+
+ALL = """
+name: all
+teacher: {name: own-teacher, num_classes: 3}
+student: {name: own-student, width: 32}
+objective: {name: own-objective, num_steps: 4}
+codec: {name: own-codec, scale: 0.5}
+reference: {name: own-source, held_out: 50}
+training: {images: 640, optimizer: {learning_rate: 3.0e-3}}
+samples: {per_class: 2}
+evaluation:
+  num_samples: 50
+  reference_sampler: own-sampler
+  reference_steps: 4
+  jump_steps: 2
+  evaluators: [own-evaluator]
+trackers: [own-tracker]
+"""
+FROM_DATA = """
+name: data
+source: {name: own-source}
+student: {name: own-student, width: 32, sample_shape: [2]}
+objective: {name: meanflow, velocity: data}
+codec: states
+training: {images: 256}
+evaluation: {enabled: false}
+"""
+
+# One process for everything that needs torch: importing it costs more than any of this. Each line of arguments is a
+# command line, which goes through the installed `freeflow` command's own entry point.
+DRIVER = """
+import json, sys
+import pytest
+from freeflow_cli.main import main
+
+assert pytest.main(["-q", "--import-mode=importlib", "-p", "no:cacheprovider", *json.loads(sys.argv[1])]) == 0
+for line in json.loads(sys.argv[2]):
+    sys.argv = ["freeflow", *line]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (line, end.code)
+"""
+
+
+class Environment:
+    """A fresh environment that shares this one's packages, and a folder to work in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        venv.create(folder / "env", symlinks=True)
+        variables = {"base": str(folder / "env"), "platbase": str(folder / "env")}
+        packages = Path(sysconfig.get_path("purelib", "venv", variables))
+        shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        # addsitedir and not a plain path: the editable installation of this repository is itself a .pth file.
+        lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(shared)]
+        (packages / "shared.pth").write_text("".join(lines), "utf-8")
+        binaries = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin")
+        self._python = binaries / "python"
+
+    def __call__(self, *arguments: str) -> str:
+        """Run its Python; what it printed."""
+        done = subprocess.run([self._python, *arguments], cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{arguments}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """All kinds, generated and installed in an environment of their own, offline."""
+    environment = Environment(tmp_path_factory.mktemp("first-hour"))
+    lines = [["plugins", "new", name, "--kind", kind] for kind, name in NAMES.items()]
+    environment("-c", DRIVER, json.dumps(["--version"]), json.dumps(lines))
+    environment("-m", *INSTALL, *(f"./{name}" for name in NAMES.values()))
+    return environment
+
+
+def test_all_kinds_are_listed_pass_their_contracts_and_distil(installed: Environment) -> None:
+    listed = json.loads(installed("-m", "freeflow_cli", "plugins", "list", "--json"))
+    ours = {
+        (entry["kind"], entry["distribution"]) for entry in listed["components"] if entry["name"].startswith("own-")
+    }
+    assert ours == set(NAMES.items())
+    found = {plugin["name"]: plugin for plugin in listed["plugins"]}
+    for name in NAMES.values():
+        assert (found[name]["version"], found[name]["api"], found[name]["problem"]) == ("0.1.0", "1", None)
+
+    (installed.folder / "all.yaml").write_text(ALL, "utf-8")
+    (installed.folder / "data.yaml").write_text(FROM_DATA, "utf-8")
+    lines = [
+        ["distill", "--config", "all.yaml"],
+        ["distill", "--config", "data.yaml"],
+        [
+            "search",
+            "--run",
+            "runs/all",
+            "--verifier",
+            "own-verifier",
+            "--sampler",
+            "own-sampler",
+            "--steps",
+            "2",
+            "--num",
+            "4",
+            "-N",
+            "4",
+        ],
+    ]
+    tests = [f"{name}/tests" for name in NAMES.values()]
+    installed("-c", DRIVER, json.dumps(tests), json.dumps(lines))
+
+    run = installed.folder / "runs" / "all"
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["student"]["own_evaluator_mean_error"] >= 0
+    assert scores["teacher"]["evaluations"] == 8  # four midpoint steps
+    table = (run / "own_tracker.csv").read_text().splitlines()
+    assert table[0] == "images,name,value"
+    assert table[-1] == "640,status,finished"
+    assert any(line.startswith("640,student/loss,") for line in table)
+    assert (installed.folder / "runs" / "data" / "student.safetensors").is_file()
+    searched = json.loads((installed.folder / "search" / "search.json").read_text())
+    best = [max(sample["scores"]) for sample in searched["first_samples"]]
+    assert all(max(sample["scores"]) > min(sample["scores"]) for sample in searched["first_samples"])
+    assert max(best) <= 0
+
+
+def tutorial(language: str) -> list[tuple[str, str]]:
+    """Fenced blocks of the tutorial in one language: title and text."""
+    found = re.findall(rf'^```{language}(?: title="([^"]+)")?\n(.*?)^```$', TUTORIAL.read_text("utf-8"), re.M | re.S)
+    assert found
+    return found
+
+
+def change(folder: Path) -> None:
+    """Make the tutorial's changes to the package that it generates."""
+    for title, text in tutorial("diff"):
+        before, after = (
+            "".join(f"{line[1:]}\n" for line in text.splitlines() if line[0] in kept) for kept in (" -", " +")
+        )
+        file = folder / title
+        source = file.read_text("utf-8")
+        assert source.count(before) == 1, (title, before)
+        file.write_text(source.replace(before, after), "utf-8")
+
+
+def test_the_tutorials_changes_fit_what_is_generated(tmp_path: Path) -> None:
+    write_package(tmp_path / "rings", package_files(Names("rings"), "teacher"))
+    change(tmp_path)
+    for file in (tmp_path / "rings").rglob("*.py"):
+        ast.parse(file.read_text("utf-8"))
+    assert 'turn: float = Field(0.0, ge=-360, le=360, description="' in (tmp_path / "rings/rings/config.py").read_text()
+    listed = next(text for _, text in tutorial("text"))
+    for path in (path for path in (tmp_path / "rings").rglob("*") if path.is_file() and path.name != ".gitignore"):
+        assert re.search(rf"^ *{re.escape(path.name)}(  |$)", listed, re.M), path.name
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_tutorials_commands_run_as_they_stand(installed: Environment) -> None:
+    lines = [shlex.split(line) for _, text in tutorial("bash") for line in text.splitlines()]
+    install = lines.index(["pip", "install", "-e", "./rings"])
+    changed = lines.index(["freeflow", "plugins", "show", "rings"], install + 5)
+    assert all(line[0] == "freeflow" for line in lines[:install] + lines[install + 1 :])
+    commands = [line[1:] for line in lines]
+    installed("-c", DRIVER, json.dumps(["--version"]), json.dumps(commands[:install]))
+    installed("-m", *INSTALL, "-e", "./rings")
+    installed("-c", DRIVER, json.dumps(["--version"]), json.dumps(commands[install + 1 : changed]))
+    change(installed.folder)
+    installed("-c", DRIVER, json.dumps(["rings/tests"]), json.dumps(commands[changed:]))
+    config = (installed.folder / "runs" / "turned" / "config.yaml").read_text("utf-8")
+    assert "turn: 45.0" in config
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_examples_run_as_they_are_printed(installed: Environment) -> None:
+    from freeflow_cli.commands.plugins_new import next_commands
+
+    lines = []
+    for kind, name in NAMES.items():
+        _, _, *commands = (shlex.split(line)[1:] for line in next_commands(name, kind, Path(name)))
+        lines += commands
+    installed("-c", DRIVER, json.dumps(["--version"]), json.dumps(lines))
+    for name in NAMES.values():
+        assert (installed.folder / "runs" / name / "student.safetensors").is_file()
+
+
+def test_the_commands_of_the_how_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = HOW_TO.read_text("utf-8")
+    for title, content in re.findall(r'^```\w+ title="(my_plugin\.py|blob\.yaml)"\n(.*?)^```$', text, re.M | re.S):
+        (tmp_path / title).write_text(content, "utf-8")
+    lines = [line for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S) for line in block.splitlines()]
+    assert len(lines) >= 4
+    for line in lines:
+        arguments, files = take_plugin_files(shlex.split(line)[1:])
+        small = {"distill": ["--set", "training.images=128"], "sample": ["--num", "4"]}.get(arguments[0], [])
+        result = CliRunner().invoke(build_app(Manager.load(files)), [*arguments, *small])
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+        sys.modules.pop("freeflow_file_my_plugin", None)
+    assert (tmp_path / "my-flow" / "my_flow" / "teacher.py").is_file()
+    assert (tmp_path / "runs" / "blob" / "student.safetensors").is_file()
+    unasked = CliRunner().invoke(build_app(Manager.load()), ["distill", "--config", "blob.yaml"])
+    assert unasked.exit_code == 2
+    assert "add --plugin my_plugin.py" in " ".join(unasked.stderr.split()).replace("│ ", "").replace(" │", "")
