@@ -38,9 +38,10 @@ class NonFiniteError(FreeflowError):
 
 
 class UnknownComponent(ConfigError):
-    """A name that no plugin registered under this kind; ``listed_by`` is the command that shows all of them."""
+    """A ``name`` that no plugin registered under this kind; ``listed_by`` is the command that shows all of them."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], listed_by: str = "freeflow plugins list") -> None:
+        self.name = name
         known = sorted(known)
         super().__init__(
             f"Unknown {kind} {name!r}.{suggest(name, known)} "

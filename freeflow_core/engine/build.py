@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -18,7 +20,7 @@ from freeflow_core.types import LoadReport
 from freeflow_core.weights import weights_by_name
 
 _log = logging.getLogger("freeflow")
-_INTERFACES: dict[str, type[Any]] = {
+INTERFACES: dict[str, type[Any]] = {
     "teacher": interfaces.Teacher,
     "student": interfaces.Student,
     "objective": interfaces.Objective,
@@ -30,6 +32,7 @@ _INTERFACES: dict[str, type[Any]] = {
     "tracker": interfaces.Tracker,
     "verifier": interfaces.Verifier,
 }
+"""The class that a component of each kind is an instance of."""
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 """Precision of the weights; bf16 is autocast over float32 weights."""
 
@@ -38,16 +41,26 @@ DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.floa
 class Builder:
     """Builds components by kind and name.
 
+    Args:
+        weights: where published weights lie, by name; None: in the cache, fetched on first use.
+
     Raises:
         PluginError: a component is not what its kind promises, or its constructor broke.
     """
 
-    def __init__(self, registry: Registry, device: torch.device, seed: int, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        device: torch.device,
+        seed: int,
+        precision: str = "float32",
+        weights: Callable[[str], Path] | None = None,
+    ) -> None:
         self.registry = registry
         self.device = device
         self.seed = seed
         self.precision = precision
-        self._weights = weights_by_name(registry)
+        self._weights = weights_by_name(registry) if weights is None else weights
 
     def build(
         self, kind: str, choice: ComponentChoice, *, teacher: Teacher | None = None, source: Source | None = None
@@ -59,9 +72,18 @@ class Builder:
         def nested(kind: str, name: str, options: dict[str, Any]) -> Any:
             return self.build(kind, ComponentChoice(name=name, options=options), teacher=teacher, source=source)
 
-        context = BuildContext(self.device, self.seed, nested, teacher, source, self.precision, weights=self._weights)
+        context = BuildContext(
+            self.device,
+            self.seed,
+            nested,
+            teacher,
+            source,
+            self.precision,
+            weights=self._weights,
+            trusted=self.registry.manager.trusted,
+        )
         built = target.from_config(resolved.options, context)
-        expected = _INTERFACES.get(kind)
+        expected = INTERFACES.get(kind)
         if expected is not None and not isinstance(built, expected):
             plugin = self.registry.origin(kind, choice.name)
             raise PluginError(

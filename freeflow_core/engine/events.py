@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 from torch import Tensor
@@ -37,7 +38,7 @@ class Events:
         """A logging interval has passed."""
         for tracker in self._trackers:
             self._track(tracker, "log_metrics", metrics, progress.images)
-        self._observe("freeflow_step_finished", run=self._run, progress=progress, metrics=metrics)
+        self._observe("freeflow_step_finished", run=self._run, progress=progress, metrics=_frozen(metrics))
 
     def advanced(self, row: str, done: int, total: int) -> None:
         """An evaluation has scored ``done`` of ``total`` samples of a row."""
@@ -47,7 +48,7 @@ class Events:
         """An evaluation is complete."""
         for tracker in self._trackers:
             self._track(tracker, "log_metrics", scores, progress.images)
-        self._observe("freeflow_evaluation_finished", run=self._run, progress=progress, scores=scores)
+        self._observe("freeflow_evaluation_finished", run=self._run, progress=progress, scores=_frozen(scores))
 
     def pictured(self, name: str, image: Tensor, images_seen: int) -> None:
         """A picture was made."""
@@ -88,10 +89,15 @@ class Events:
         for implementation in getattr(self._hook, hook).get_hookimpls():  # one by one: none can silence another
             try:
                 implementation.function(*(arguments[name] for name in implementation.argnames))
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # Ctrl-C is the user's, and passes
                 self._warn_once(f"the observer {implementation.plugin_name!r}", hook, error)
 
-    def _warn_once(self, who: str, what: str, error: Exception) -> None:
+    def _warn_once(self, who: str, what: str, error: BaseException) -> None:
         if (key := f"{who} {what}") not in self._failed:
             self._failed.add(key)
             _log.warning("%s failed in %s: %s: %s. The run goes on.", who, what, type(error).__name__, error)
+
+
+def _frozen(values: Mapping[str, float]) -> Mapping[str, float]:
+    """A copy that an observer keeps, or tries to write to, without any effect on what others are told."""
+    return MappingProxyType(dict(values))

@@ -18,6 +18,7 @@ from freeflow_core.engine.context import reduce_mean
 from freeflow_core.engine.device import peak_memory, start_accelerator
 from freeflow_core.engine.evaluation import Scores, SharedRows
 from freeflow_core.engine.events import Events
+from freeflow_core.engine.first_step import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.interrupt import StopRequest
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.engine.scoring import Scoring
@@ -91,6 +92,7 @@ class Run:
         self.components = build_components(builder, config)
         self.state = build_state(config, self.components, self.accelerator)
         self._main = self.accelerator.is_main_process
+        self._told_of_idle_roles = False
         trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
         self.folder = self._open_folder(output, resume)
         self._tracker_states = self._load_latest() if resume else []
@@ -187,6 +189,9 @@ class Run:
     def _train(self, stop: StopRequest) -> None:
         config = self.config
         end = min(config.training.images, config.training.stop_at_images or config.training.images)
+        if self.state.images == 0:
+            first = self.trainer.peek()
+            check_first_step(config, self.components, first.batch, first.draws)
         self.trainer.restart_clock()
         while self.state.images < end:
             before = self.state.images
@@ -194,6 +199,7 @@ class Run:
             last = self.state.images >= end
             if last or self._passed(before, config.logging.every_images):
                 self._log()
+                self._look_for_idle_roles(last)
             if self._stop_asked(stop, before):
                 self._interrupt()
             if last or self._passed(before, config.checkpointing.every_images):
@@ -227,6 +233,12 @@ class Run:
         if self._main:
             self.folder.append_metrics(self.state.images, metrics)
         self.events.stepped(self.trainer.progress, metrics)
+
+    def _look_for_idle_roles(self, last: bool) -> None:
+        """Once, after a while or at the end: trainable roles that no loss has come for."""
+        if self._main and not self._told_of_idle_roles and (last or self.state.step >= PATIENCE):
+            self._told_of_idle_roles = True
+            warn_of_idle_roles(self.config.objective.name, self.state)
 
     def _checkpoint(self) -> Path | None:
         if self.trainer.meter.pending:

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from freeflow_core.config import RunConfig
-from freeflow_core.engine.build import Components
+from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.optimizer import RoleOptimizer
+from freeflow_core.engine.role_checks import check_roles
 from freeflow_core.errors import CheckpointError, PluginError
 from freeflow_core.interfaces import Model, Models, Role
 from freeflow_core.network_file import check_tensors
@@ -89,7 +90,9 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
     if config.runtime.activation_checkpointing:
         components.student.enable_activation_checkpointing()  # before the objective copies it
     roles = {STUDENT: Role(components.student, trainable=True, ema=True)}
-    for name, role in components.objective.roles(components.student, components.teacher).items():
+    asked = components.objective.roles(components.student, components.teacher)
+    check_roles(config.objective.name, asked, components.student, components.teacher)
+    for name, role in asked.items():
         if name in roles:
             raise PluginError(f"The objective {config.objective.name!r} may not define a role named {name!r}.")
         roles[name] = role
@@ -103,7 +106,7 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
 
 
 def _start_role(config: RunConfig, role: Role, accelerator: Accelerator) -> RoleState:
-    network = role.network.to(accelerator.device)
+    network = role.network.to(device=accelerator.device, dtype=DTYPES[config.runtime.precision])
     network.train(role.trainable)
     network.requires_grad_(role.trainable)
     ema = copy.deepcopy(network).eval().requires_grad_(False) if role.ema else None

@@ -12,13 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from freeflow_core.config import RunConfig
+from freeflow_core.config import OptimizerConfig, RunConfig
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.context import CollectingContext, ProcessContext, ReplayingContext, reduce_mean
 from freeflow_core.engine.device import autocast, memory_in_use
+from freeflow_core.engine.first_step import check_losses
 from freeflow_core.engine.meter import Meter
 from freeflow_core.engine.optimizer import learning_rate
-from freeflow_core.engine.state import STUDENT, TrainingState
+from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models
 from freeflow_core.math.averaging import ema_decay, update_average
@@ -69,6 +70,10 @@ class Trainer:
         updates = {name: role.updates for name, role in self.state.roles.items()}
         return Progress(self.state.images, self.state.step, self.config.training.images, updates)
 
+    def peek(self) -> MicroBatch:
+        """The first rows of the next step, without taking it."""
+        return next(self._open_stream())
+
     def step(self) -> None:
         """One optimizer step of every role that has a loss. No host sync."""
         self._apply_transitions()
@@ -108,9 +113,7 @@ class Trainer:
         elapsed = max(now - self._last_read, 1e-9)
         means["images_per_second"] = (self.state.images - self._images_at_read) / elapsed
         means["memory_gib"] = memory_in_use(self.accelerator.device) / 2**30
-        means["learning_rate"] = learning_rate(
-            self.config.training.optimizer, self.state.images, self.config.training.images
-        )
+        means["learning_rate"] = self._learning_rate(self.config.training.optimizer, self.progress)
         self._last_read, self._images_at_read = now, self.state.images
         return means
 
@@ -120,8 +123,11 @@ class Trainer:
 
     def _losses(self, micro: MicroBatch, progress: Progress, context: Context) -> dict[str, Loss]:
         with autocast(self.accelerator.device, self.config.runtime.precision):
-            losses = self.components.objective.losses(self._models, micro.batch, micro.draws, progress, context)
-        _check_losses(self.config.objective.name, losses, self.state)
+            try:
+                losses = self.components.objective.losses(self._models, micro.batch, micro.draws, progress, context)
+            except PluginError as error:
+                raise PluginError(f"The objective {self.config.objective.name!r}: {error}") from error
+        check_losses(self.config.objective.name, losses, self.state, len(micro.draws.index))
         return losses
 
     def _update(self, trained: Collection[str], metrics: dict[str, Tensor], progress: Progress) -> None:
@@ -142,7 +148,7 @@ class Trainer:
             if optimizer is None:
                 continue
             role = self.state.roles[name]
-            optimizer.step(learning_rate(optimizer.config, progress.images, progress.total_images), norms[name], skip)
+            optimizer.step(self._learning_rate(optimizer.config, progress), norms[name], skip)
             role.updates += 1
             if role.ema is not None:
                 step = ((1 - decay) * finite).to(norms[name].dtype)
@@ -154,6 +160,11 @@ class Trainer:
                 decay = 0.0 if halflife is None else 0.5 ** (training.batch_size / halflife)
                 update_average(role.parameters, self.state.roles[role.follows].parameters, (1 - decay) * finite)
         self.meter.add(metrics, skip)
+
+    def _learning_rate(self, config: OptimizerConfig, progress: Progress) -> float:
+        """The schedule runs over the whole run, or over a round of an objective that has rounds."""
+        first, last = self.components.objective.schedule_span(progress)
+        return learning_rate(config, progress.images - first, last - first)
 
     def _context(self, micro_batches: list[MicroBatch], progress: Progress) -> Context:
         """With accumulation, means that enter the gradient need a first pass without gradient over all rows."""
@@ -240,19 +251,3 @@ def _collect(metrics: dict[str, Tensor], losses: Mapping[str, Loss], share: floa
         for name, value in terms.items():
             part = value if share == 1 else share * value
             metrics[name] = metrics[name] + part if name in metrics else part
-
-
-def _check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState) -> None:
-    for role, loss in losses.items():
-        if role not in state.roles or state.roles[role].optimizer is None:
-            raise PluginError(
-                f"The objective {objective!r} returned a loss for {role!r}, which is not a trainable role. "
-                f"Trainable: {', '.join(n for n, r in state.roles.items() if r.optimizer is not None)}."
-            )
-        if loss.per_sample.ndim != 1:
-            raise PluginError(
-                f"The objective {objective!r} returned a {role!r} loss of shape {tuple(loss.per_sample.shape)}; "
-                "expected one value per sample, (N,), not a mean over the batch."
-            )
-    if not losses:
-        raise PluginError(f"The objective {objective!r} returned no loss; expected one for {STUDENT!r} or a role.")

@@ -2,6 +2,7 @@
 
 from freeflow_core.interfaces.build import Buildable, BuildContext
 from freeflow_core.interfaces.codec import Codec
+from freeflow_core.interfaces.convertible import ConvertibleTeacher
 from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator
 from freeflow_core.interfaces.interpolant import Interpolant, LinearInterpolant
 from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role, Transition
@@ -18,6 +19,7 @@ __all__ = [
     "Buildable",
     "Codec",
     "Context",
+    "ConvertibleTeacher",
     "EvaluationBatch",
     "EvaluationContext",
     "Evaluator",

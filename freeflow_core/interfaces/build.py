@@ -35,6 +35,7 @@ class BuildContext:
         weights: ``weights(name)`` is the path of published weights, a :class:`freeflow_core.plugin.WeightFile` by
             name, fetched into the cache on first use.
         component: ``component(kind, name, options)`` builds another component, so that no plugin imports another.
+        trusted: the user lets this session run code that a configuration names; see :meth:`require_trust`.
     """
 
     device: torch.device
@@ -44,6 +45,26 @@ class BuildContext:
     source: Source | None = None
     precision: str = "float32"
     weights: Callable[[str], Path] = _no_weights
+    trusted: bool = False
+
+    def require_trust(self, what: str, action: str) -> None:
+        """Call before running code that a configuration names, and before importing or reading any of it.
+
+        A configuration may be somebody else's, the one stored with their weights included, so the permission belongs
+        to the session: ``--trust`` on the command line, ``Manager.load(trust=True)`` in Python.
+
+        Args:
+            what: asks for it, e.g. ``"The teacher 'callable'"``.
+            action: what would happen, e.g. ``"import my_module and call its function"``.
+
+        Raises:
+            ConfigError: the user has not allowed it.
+        """
+        if not self.trusted:
+            raise ConfigError(
+                f"{what} would {action}, which can do anything that you can do on this machine. If you trust that "
+                "code, say so: --trust on the command line, or manager=Manager.load(trust=True) from Python."
+            )
 
 
 class Buildable(ABC):

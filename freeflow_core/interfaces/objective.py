@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from freeflow_core.config.run import OptimizerConfig
+from freeflow_core.errors import PluginError
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.interfaces.student import StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
@@ -56,6 +57,12 @@ class Models(dict[str, Model]):
     def __init__(self, models: Mapping[str, Model], teacher: Teacher | None) -> None:
         super().__init__(models)
         self._teacher = teacher
+
+    def __missing__(self, role: str) -> Model:
+        raise PluginError(
+            f"losses() asked for the role {role!r}, which roles() did not return. There are: {', '.join(self)}. Add it "
+            "to what roles() returns."
+        )
 
     @property
     def teacher(self) -> Teacher:

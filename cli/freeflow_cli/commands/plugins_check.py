@@ -1,0 +1,140 @@
+"""``freeflow plugins check``: the contract of a component's kind, with what it expects and what came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from freeflow_cli.catalogue import PRESET, Entry, check_kind, entries, find, plugin_entries
+from freeflow_cli.commands import options
+from freeflow_cli.console import output
+from freeflow_cli.results import print_line
+from freeflow_cli.session import Session
+from freeflow_core.config import ComponentChoice
+from freeflow_core.config.load import merge, parse_assignment, resolve_choice
+from freeflow_core.errors import ConfigError, UnknownComponent
+from freeflow_core.plugin import Registry
+
+if TYPE_CHECKING:
+    from freeflow_core.testing.contracts import CheckResult
+
+_STYLES = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
+_WITH_TEACHER = ("student", "objective", "evaluator", "verifier")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The checks of one component."""
+
+    kind: str
+    name: str
+    results: list[CheckResult]
+
+    def count(self, status: str) -> int:
+        """Checks that ended so."""
+        return sum(result.status == status for result in self.results)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON output."""
+        return {"kind": self.kind, "name": self.name, "checks": [asdict(result) for result in self.results]}
+
+
+def check_plugin(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A component, or a plugin for all of its components.")],
+    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="teacher, student, ...")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="An option of the component. Repeatable."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="NAME", help="Teacher to put beside a student or an objective.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="A teacher that is not trained: leave out the direction of time.")
+    ] = False,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Check a component, or all of a plugin, against the contract of its kind. Exit code 1 when a check fails."""
+    check_kind(kind)
+    session = Session.of(context)
+    registry = session.registry()
+    if teacher is not None:
+        registry.component("teacher", teacher)
+    found = _components(name, kind, registry, session)
+    given: Mapping[str, Any] = {}
+    for text in assignments or ():
+        given = merge(given, parse_assignment(text))
+    if given and len(found) > 1:
+        raise ConfigError(
+            f"{name!r} stands for {len(found)} components, so --set is ambiguous. Check one of them: "
+            f"{', '.join(f'{entry.name} --kind {entry.kind}' for entry in found)}."
+        )
+    console, reports = output(), []
+    for entry in found:
+        results = list(_check(registry, entry, given, teacher, random_weights, alone=len(found) == 1))
+        reports.append(Report(entry.kind, entry.name, results))
+        if not as_json:
+            _print(console, reports[-1])
+    if as_json:
+        typer.echo(json.dumps({"components": [report.as_dict() for report in reports]}, indent=2, ensure_ascii=False))
+    if any(report.count("failed") for report in reports):
+        raise typer.Exit(1)
+
+
+def _components(name: str, kind: str | None, registry: Registry, session: Session) -> list[Entry]:
+    everything, plugins = entries(registry), plugin_entries(session.manager)
+    components = [entry for entry in everything if entry.kind != PRESET]
+    matching = find(name, kind, components, plugins)
+    if not matching:
+        matching = [entry for entry in components if entry.plugin == name and kind in (None, entry.kind)]
+    if not matching:
+        raise UnknownComponent(kind or "component with a contract", name, {entry.name for entry in components})
+    return matching
+
+
+def _check(
+    registry: Registry,
+    entry: Entry,
+    given: Mapping[str, Any],
+    teacher: str | None,
+    random_weights: bool,
+    *,
+    alone: bool,
+) -> Iterable[CheckResult]:
+    from freeflow_core.testing.contracts import CONTRACTS, CheckResult, run_contract
+
+    if not alone:
+        try:
+            resolve_choice(registry, entry.kind, ComponentChoice(name=entry.name), entry.kind)
+        except ConfigError as error:
+            command = f"freeflow plugins check {entry.name} --kind {entry.kind} --set OPTION=VALUE"
+            return [CheckResult("builds from its configuration", "skipped", f"{error} Check it by itself: {command}")]
+    attributes: dict[str, Any] = {}
+    if teacher is not None and entry.kind in _WITH_TEACHER:
+        attributes["teacher"] = teacher
+    if random_weights and entry.kind == "teacher":
+        attributes["trained"] = False
+    return run_contract(CONTRACTS[entry.kind], component=entry.name, options=given, registry=registry, **attributes)
+
+
+def _print(console: Console, report: Report) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for result in report.results:
+        text = Text(result.check)
+        if result.message:
+            text.append(f"\n{result.message}", style="default" if result.status == "failed" else "dim")
+        table.add_row(Text(result.status, style=_STYLES[result.status]), text)
+    print_line(console, f"{report.kind} {report.name}")
+    console.print(table)
+    counts = ", ".join(f"{report.count(status)} {status}" for status in _STYLES)
+    print_line(console, f"{counts}\n")

@@ -1,0 +1,1 @@
+"""What `freeflow doctor` looks at, one file a subject."""

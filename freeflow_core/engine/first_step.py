@@ -1,0 +1,218 @@
+"""What a plugin author gets wrong first, looked for once, before the first step, while waiting for the device is cheap.
+
+A run asks its teacher and its student once, on a few rows and without gradient, and judges what comes back. Nothing
+here is part of a later step, except :func:`check_losses`, which looks at shapes and names alone and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from freeflow_core.config import RunConfig
+from freeflow_core.engine.build import Components
+from freeflow_core.engine.describe import describe
+from freeflow_core.engine.device import autocast
+from freeflow_core.engine.direction import Reading, check_direction
+from freeflow_core.engine.state import STUDENT, TrainingState
+from freeflow_core.errors import FreeflowError, PluginError
+from freeflow_core.interfaces import Student, Teacher
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.types import Batch, Condition, Draws, Loss, index_condition
+
+_log = logging.getLogger("freeflow")
+_ROWS = 4
+_DIRECTION_ROWS = 256
+_DIRECTION_NUMBERS = 1_024
+_CERTAINLY_WRONG = 0.3
+PATIENCE = 1_000
+"""Steps that a trainable role may go without a loss before a warning."""
+
+
+def check_first_step(config: RunConfig, components: Components, batch: Batch, draws: Draws) -> None:
+    """Ask the teacher and the student once, on the first rows of the first batch.
+
+    Raises:
+        PluginError: a shape, dtype, device, condition, gradient or direction of time that is not as the interfaces
+            say; the message names the component, what was expected and what came.
+    """
+    teacher, rows = components.teacher, torch.arange(min(_ROWS, len(draws.index)))
+    few = draws.rows(rows)
+    if teacher is not None and config.teacher is not None:
+        given_by = f"source {config.source.name!r}" if batch.x is not None else f"teacher {config.teacher.name!r}"
+        _check_condition(given_by, config.teacher.name, teacher.num_classes, batch.condition, len(draws.index))
+    condition = index_condition(batch.condition, rows)
+    with torch.random.fork_rng(devices=_cuda_devices(draws.device)), autocast(draws.device, config.runtime.precision):
+        if teacher is not None and config.teacher is not None:
+            _check_teacher(f"teacher {config.teacher.name!r}", teacher, condition, few, config.runtime.precision)
+        _check_student(f"student {config.student.name!r}", components.student, condition, few, config.runtime.precision)
+    if teacher is not None and config.teacher is not None:
+        _check_direction(config.teacher.name, teacher, draws.device, draws.dtype)
+
+
+def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState, rows: int) -> None:
+    """Names, types and shapes of what ``losses`` returned; nothing is read from the device.
+
+    Args:
+        rows: of the micro-batch.
+
+    Raises:
+        PluginError: a loss that cannot be trained on.
+    """
+    trainable = [name for name, role in state.roles.items() if role.optimizer is not None]
+    returned = f"The objective {objective!r} returned"
+    if not isinstance(losses, Mapping):
+        raise PluginError(
+            f"{returned} {describe(losses)}; expected a dict of one Loss a role, such as {{'student': ...}}."
+        )
+    if not losses:
+        raise PluginError(f"{returned} no loss; expected one for {STUDENT!r} or a role.")
+    for role, loss in losses.items():
+        if role not in trainable:
+            frozen = ", for it is frozen" if role in state.roles else ""
+            raise PluginError(
+                f"{returned} a loss for {role!r}, which is not a trainable role{frozen}. Trainable: "
+                f"{', '.join(trainable)}. Name the role in roles(), with trainable=True."
+            )
+        if not isinstance(loss, Loss) or not isinstance(loss.per_sample, Tensor):
+            came = loss.per_sample if isinstance(loss, Loss) else loss
+            raise PluginError(
+                f"{returned} {describe(came)} for {role!r}; expected a freeflow_core.types.Loss whose per_sample is "
+                f"a tensor of one value per sample, ({rows},)."
+            )
+        value = loss.per_sample
+        if value.ndim != 1 or (role == STUDENT and len(value) == 1 < rows):
+            raise PluginError(
+                f"{returned} a {role!r} loss of shape {tuple(value.shape)}; expected one value per sample, ({rows},), "
+                "not a mean over the batch. Average over the dimensions of each sample alone, as "
+                "freeflow_core.math.broadcast.mean_square does."
+            )
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise PluginError(
+                f"{returned} a {role!r} loss without gradient; expected one that reaches the weights of {role!r}. Pass "
+                f"through models[{role!r}].wrapped, outside of torch.no_grad, and do not detach the result."
+            )
+
+
+def warn_of_idle_roles(objective: str, state: TrainingState) -> list[str]:
+    """Warn of trainable roles that no loss has come for so far; their names."""
+    idle = [name for name, role in state.roles.items() if role.optimizer is not None and role.updates == 0]
+    for name in idle:
+        _log.warning(
+            f"The objective {objective!r} has returned no loss for its trainable role {name!r} in {state.step:,} "
+            "steps, so that its weights are those it started with. Expected one from losses() now and then, or "
+            "Role(..., trainable=False)."
+        )
+    return idle
+
+
+def _check_condition(given_by: str, teacher: str, classes: int | None, condition: Condition, rows: int) -> None:
+    if condition is None:
+        if classes is not None:
+            raise PluginError(
+                f"The teacher {teacher!r} has num_classes={classes}, but the {given_by} gave no condition (None); "
+                f"expected labels, int64 ({rows},), from sample_condition(draws), such as "
+                "draws.integers('label', self.num_classes)."
+            )
+        return
+    for name, part in condition.items() if isinstance(condition, dict) else (("", condition),):
+        what = f" {name!r}" if name else ""
+        if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != rows:
+            raise PluginError(
+                f"The {given_by} gave a condition{what} of {describe(part)}; expected one row for each of {rows} "
+                "samples."
+            )
+    if classes is not None and isinstance(condition, Tensor) and not condition.is_floating_point():
+        low, high = int(condition.min()), int(condition.max())
+        if low < 0 or high > classes:  # the null class is one past the last
+            raise PluginError(
+                f"The {given_by} gave labels from {low} to {high}; the teacher {teacher!r} has num_classes={classes}, "
+                f"so expected 0 to {classes - 1}."
+            )
+
+
+def _check_teacher(who: str, teacher: Teacher, condition: Condition, draws: Draws, precision: str) -> None:
+    x = draws.noise("first-step", tuple(teacher.sample_shape))
+    low, high = teacher.time_range
+    t = torch.linspace(low, high, len(x), dtype=torch.float64).to(x)
+    with _asked(f"The {who}", "velocity", x, t, condition):
+        v = teacher.velocity(x, t, condition)
+    _check_states(f"The {who}", "velocity", v, x, precision)
+    if v.requires_grad:
+        raise PluginError(
+            f"The {who} gave velocities with a gradient; expected none, for a teacher is never trained. Its parameters "
+            "are frozen by the engine: keep other tensors as buffers, and detach what autograd computed inside."
+        )
+
+
+def _check_student(who: str, student: Student, condition: Condition, draws: Draws, precision: str) -> None:
+    x = draws.noise("first-step", tuple(student.sample_shape))
+    t = torch.linspace(0.5, 1.0, len(x), dtype=torch.float64).to(x)
+    s, weight = t / 2, torch.ones_like(t)
+    training = student.training
+    student.eval()  # statistics of the batch must not see these rows
+    with torch.no_grad(), _asked(f"The {who}", "forward and jump", x, t, condition):
+        jumped = student.jump(student(x, t, s, condition, weight), x, t, s)
+    student.train(training)
+    _check_states(f"The {who}", "jump", jumped, x, precision)
+
+
+def _check_states(who: str, method: str, found: object, x: Tensor, precision: str) -> None:
+    """Shape, device, dtype and finiteness of what a network gave for states ``x``."""
+    expected = f"expected {describe(x)}, as the states it was given"
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        raise PluginError(f"{who} gave {describe(found)} from {method}(); {expected}.")
+    if found.device != x.device:
+        raise PluginError(
+            f"{who} gave {describe(found)} from {method}(); {expected}. Register tensors as parameters or buffers, so "
+            "that they move with the network, and make new ones on x_t's device."
+        )
+    if found.dtype != x.dtype and precision != "bf16":  # autocast's results are cast where they are used
+        raise PluginError(
+            f"{who} gave {describe(found)} from {method}(); {expected}. Cast constants and times with .to(x_t), as "
+            "freeflow_core.math.broadcast.expand_times does; runtime.precision sets the precision."
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise PluginError(f"{who} gave NaN or infinity from {method}() for states of unit size; expected numbers.")
+
+
+def _check_direction(name: str, teacher: Teacher, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a field that is certainly reversed; say nothing of one that is merely imperfect."""
+    rows = max(8, min(_DIRECTION_ROWS, _DIRECTION_NUMBERS // math.prod(teacher.sample_shape)))
+    draws = PhiloxDraws(0, torch.arange(rows), device=device, dtype=dtype)
+    try:
+        condition = teacher.sample_condition(draws)
+    except FreeflowError:
+        return  # conditions come with the data, so that there are none to integrate with
+    found = check_direction(teacher, condition, draws, num_steps=8, tolerance=0.15)
+    wrong = {reading: error for reading, error in found.errors.items() if reading is not Reading.AS_GIVEN}
+    given = found.errors[Reading.AS_GIVEN]
+    if given > _CERTAINLY_WRONG and min(wrong.values(), default=given) < found.tolerance:
+        raise PluginError(
+            f"The teacher {name!r}: expected a velocity dx/dt with t = 0 data and t = 1 noise; what came does not "
+            f"explain the path of its own samples (inconsistency {given:.2g}, at most {found.tolerance:g} expected), "
+            f"and {found.diagnosis}."
+        )
+
+
+@contextmanager
+def _asked(who: str, method: str, x: Tensor, t: Tensor, condition: Condition) -> Iterator[None]:
+    """Errors of a network's own code, with its name and what it was given."""
+    try:
+        yield
+    except FreeflowError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{who} failed in {method}() with {type(error).__name__}: {' '.join(str(error).split())}. It was given "
+            f"states {describe(x)}, times {describe(t)} and the condition {describe(condition)}."
+        ) from error
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []

@@ -1,0 +1,32 @@
+"""One contract a kind: what ours pass, and yours should."""
+
+from freeflow_core.testing.contracts.base import ComponentContract, ContractFailure
+from freeflow_core.testing.contracts.codec import CodecContract
+from freeflow_core.testing.contracts.evaluator import EvaluatorContract
+from freeflow_core.testing.contracts.interpolant import InterpolantContract
+from freeflow_core.testing.contracts.objective import ObjectiveContract
+from freeflow_core.testing.contracts.runner import CONTRACTS, CheckResult, run_contract
+from freeflow_core.testing.contracts.sampler import SamplerContract
+from freeflow_core.testing.contracts.source import SourceContract
+from freeflow_core.testing.contracts.student import StudentContract
+from freeflow_core.testing.contracts.teacher import TeacherContract
+from freeflow_core.testing.contracts.tracker import TrackerContract
+from freeflow_core.testing.contracts.verifier import VerifierContract
+
+__all__ = [
+    "CONTRACTS",
+    "CheckResult",
+    "CodecContract",
+    "ComponentContract",
+    "ContractFailure",
+    "EvaluatorContract",
+    "InterpolantContract",
+    "ObjectiveContract",
+    "SamplerContract",
+    "SourceContract",
+    "StudentContract",
+    "TeacherContract",
+    "TrackerContract",
+    "VerifierContract",
+    "run_contract",
+]

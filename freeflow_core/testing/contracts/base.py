@@ -1,0 +1,164 @@
+"""What every kind of component is checked for, and the words in which a check fails."""
+
+from __future__ import annotations
+
+import functools
+import unittest
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+
+from freeflow_core.config import ComponentChoice, ComponentConfig
+from freeflow_core.config.load import resolve_choice
+from freeflow_core.engine.build import Builder
+from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.interfaces import Source, Teacher
+from freeflow_core.plugin import Manager, Registry
+from freeflow_core.weights import WeightStore
+
+SEED = 20
+
+
+class ContractFailure(AssertionError):
+    """A component that breaks its contract: which one, what was expected, what came."""
+
+
+class ComponentContract:
+    """Base of the contracts: subclass the one of your kind as ``Test...`` and pytest finds its checks.
+
+    Attributes:
+        component: the name under which it is registered.
+        options: its options, as a configuration file would give them.
+        plugin: a one-file plugin that registers it; None: an installed plugin does.
+        registry: where components are looked up; None: what is installed, and ``plugin``.
+        kind: of the component; each contract sets it.
+    """
+
+    kind: ClassVar[str]
+    component: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
+    plugin: ClassVar[Path | str | None] = None
+    registry: ClassVar[Registry | None] = None
+
+    # -- Checks ---------------------------------------------------------------------------------------------------
+
+    def test_builds_from_its_configuration(self) -> None:
+        """``from_config`` makes an object of the kind's interface from validated options."""
+        self.build()
+
+    def test_configuration_survives_a_file(self) -> None:
+        """Options written to YAML, as every run folder keeps them, read back as the same options."""
+        config = self.config()
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        again = type(config).model_validate(yaml.safe_load(text))
+        self.expect(
+            again == config,
+            "options that read back from YAML as they were",
+            f"{again!r} from {config!r}",
+            "Use types that pydantic writes and reads: numbers, strings, enums, tuples, paths.",
+        )
+
+    def test_configuration_refuses_unknown_options(self) -> None:
+        """A misspelt option is an error, never silently ignored."""
+        values = {**dict(self.options), "no_such_option": 1}
+        try:
+            resolve_choice(self._registry(), self.kind, ComponentChoice(name=self.component, options=values), self.kind)
+        except ConfigError:
+            return
+        self.fail(
+            "a configuration class that refuses the unknown option 'no_such_option'",
+            "one that took it",
+            "Derive it from freeflow_core.config.ComponentConfig, which forbids extra fields.",
+        )
+
+    def test_every_option_is_described(self) -> None:
+        """``freeflow plugins show`` prints the descriptions."""
+        model = self._registry().component(self.kind, self.component).load_config_class()
+        bare = [name for name, field in model.model_fields.items() if not (field.description or "").strip()]
+        self.expect(
+            not bare,
+            "a description of every option",
+            f"none of {', '.join(bare)}",
+            "Write Field(default, description=...).",
+        )
+
+    # -- For the checks of each kind ------------------------------------------------------------------------------
+
+    def expect(self, holds: bool, expected: str, came: str, advice: str = "") -> None:
+        """Fail with a message that names the component unless ``holds``."""
+        if not holds:
+            self.fail(expected, came, advice)
+
+    def fail(self, expected: str, came: str, advice: str = "") -> None:
+        """Fail: what was expected, what came, and what to do."""
+        text = f"The {self.kind} {self.component!r}: expected {expected}; got {came}."
+        raise ContractFailure(f"{text} {advice}".rstrip())
+
+    def skip(self, reason: str) -> None:
+        """End a check that has nothing to look at here."""
+        raise unittest.SkipTest(reason)
+
+    def config(self) -> ComponentConfig:
+        """The validated options."""
+        choice = resolve_choice(self._registry(), self.kind, self._choice(), self.kind)
+        assert isinstance(choice.options, ComponentConfig)
+        return choice.options
+
+    def build(self, device: str = "cpu", *, teacher: Teacher | None = None, source: Source | None = None) -> Any:
+        """The component, built as a run would build it."""
+        return self.build_other(self.kind, self.component, dict(self.options), device, teacher=teacher, source=source)
+
+    def build_other(
+        self,
+        kind: str,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        *,
+        teacher: Teacher | None = None,
+        source: Source | None = None,
+    ) -> Any:
+        """Any registered component, such as a teacher for a student."""
+        choice = ComponentChoice(name=name, options=dict(options or {}))
+        return self.builder(device).build(kind, choice, teacher=teacher, source=source)
+
+    def builder(self, device: str = "cpu", precision: str = "float32") -> Builder:
+        """Builds components without downloading anything."""
+        registry = self._registry()
+        return Builder(registry, torch.device(device), SEED, precision, weights=_cached_weights(registry))
+
+    def need_cuda(self) -> None:
+        """Skip without a CUDA device."""
+        if not torch.cuda.is_available():
+            self.skip("there is no CUDA device here")
+
+    def _choice(self) -> ComponentChoice:
+        return ComponentChoice(name=self.component, options=dict(self.options))
+
+    def _registry(self) -> Registry:
+        if not self.component:
+            raise FreeflowError(
+                f"{type(self).__name__} does not say what to check. Set `component` to the name under which the "
+                f"{self.kind} is registered."
+            )
+        if self.registry is not None:
+            return self.registry
+        return _load_registry(None if self.plugin is None else Path(self.plugin))
+
+
+@functools.cache
+def _load_registry(plugin: Path | None) -> Registry:
+    return Registry(Manager.load(() if plugin is None else (plugin,)))
+
+
+def _cached_weights(registry: Registry) -> Callable[[str], Path]:
+    def weights(name: str) -> Path:
+        found = WeightStore().find(registry.weight(name))
+        if found is None:
+            raise unittest.SkipTest(f"the published weights {name!r} are not here; get them with freeflow fetch {name}")
+        return found
+
+    return weights

@@ -1,0 +1,133 @@
+"""What a codec promises."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from freeflow_core.engine.describe import describe
+from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.interfaces import Codec
+from freeflow_core.testing.contracts.base import ComponentContract
+from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
+
+_ROWS = 4
+
+
+class CodecContract(ComponentContract):
+    """Checks of a codec.
+
+    Attributes:
+        image_shape: (C, H, W) of images it can encode.
+        tolerance: greatest mean difference of a round trip, in grey values of 255; None: it is lossy without a bound.
+            One that refuses uint8 images by a ``ConfigError`` is given float states, and has no round trip.
+    """
+
+    kind: ClassVar[str] = "codec"
+    image_shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
+    tolerance: ClassVar[float | None] = 12.0
+
+    def test_encodes_to_float32_states(self) -> None:
+        """(N, *D) float32, finite, of the shape that ``state_shape`` tells beforehand."""
+        codec = self.codec()
+        images = self.pictures(codec)
+        x = codec.encode(images)
+        good = len(x) == _ROWS and x.dtype is torch.float32 and bool(torch.isfinite(x).all())
+        self.expect(good, f"{_ROWS} finite float32 states", describe(x))
+        told = codec.state_shape(self.image_shape)
+        self.expect(
+            told is None or tuple(told) == tuple(x.shape[1:]),
+            f"state_shape({self.image_shape}) = {tuple(x.shape[1:])}, or None",
+            str(told),
+        )
+
+    def test_decodes_to_uint8_images(self) -> None:
+        """uint8 (N, C, H, W) from states, also from float64 ones and from ones far out of range."""
+        codec = self.codec()
+        images = self.pictures(codec)
+        x = codec.encode(images)
+        for states in (x, x.double(), 50 * x):
+            decoded = codec.decode(states)
+            self.expect(
+                decoded.dtype is torch.uint8 and len(decoded) == len(images) and decoded.ndim == images.ndim,
+                f"uint8 images, {_ROWS} of them",
+                describe(decoded),
+            )
+        if not images.is_floating_point():
+            shape = tuple(codec.decode(x).shape)
+            self.expect(shape == tuple(images.shape), f"images of shape {tuple(images.shape)}", str(shape))
+
+    def test_out_of_range_states_are_clamped(self) -> None:
+        """A state beyond black or white stays black or white; uint8 would wrap around."""
+        codec = self.codec()
+        white = torch.full_like(self._bounded(codec), 255)
+        found = codec.decode(1.5 * codec.encode(white))
+        self.expect(int(found.min()) > 200, "white from states beyond white", f"grey values down to {int(found.min())}")
+
+    def test_round_trip(self) -> None:
+        """decode(encode(images)) differs from the images by at most ``tolerance``."""
+        codec = self.codec()
+        images = self._bounded(codec)
+        error = float((codec.decode(codec.encode(images)).float() - images.float()).abs().mean())
+        limit = float(self.tolerance or 0.0)
+        self.expect(
+            error <= limit,
+            f"images back to {limit:g} grey values of 255 on average",
+            f"{error:.1f}",
+            "Set tolerance of the contract for a codec that is lossy; None for one without a bound.",
+        )
+
+    def test_moments_fit(self) -> None:
+        """Mean and deviation of the states, both like them; the deviation may be None."""
+        codec = self.codec()
+        images = self.pictures(codec)
+        mean, std = codec.moments(images)
+        shape = codec.encode(images).shape
+        self.expect(mean.shape == shape, f"means {tuple(shape)}", describe(mean))
+        if std is not None:
+            self.expect(std.shape == shape and bool((std >= 0).all()), f"deviations {tuple(shape)} >= 0", describe(std))
+
+    def test_same_image_same_state(self) -> None:
+        """Twice, and beside other images; torch's global generator is not used."""
+        codec = self.codec()
+        images = self.pictures(codec)
+        with watched_random_state() as used:
+            first, second = codec.encode(images), codec.encode(images)
+        self.expect(
+            torch.equal(first, second) and not used[0],
+            "the same states for the same images",
+            "global random numbers drawn" if used[0] else "other states",
+        )
+        error = relative_difference(codec.encode(images[2:3]), first[2:3])
+        self.expect(error < 1e-3, "a state that does not depend on its batch", f"a relative difference of {error:.2g}")
+
+    def codec(self) -> Codec:
+        """The codec, with its networks loaded."""
+        built: Codec = self.build()
+        try:
+            built.prepare()
+        except FreeflowError as error:
+            self.skip(str(error))
+        return built
+
+    def pictures(self, codec: Codec) -> Tensor:
+        """uint8 images with smooth and sharp parts; float states for a codec that refuses those."""
+        draws = draws_of(_ROWS)
+        c, h, w = self.image_shape
+        ramp = torch.linspace(0, 1, w).expand(_ROWS, c, h, w) * torch.linspace(0.2, 1, h).reshape(1, 1, h, 1)
+        noise = 0.05 * draws.noise("image", self.image_shape)
+        shade = torch.linspace(0.3, 1, _ROWS).reshape(-1, 1, 1, 1)
+        images = (255 * (shade * ramp + noise).clamp(0, 1)).round().to(torch.uint8)
+        try:
+            codec.encode(images[:1])
+        except ConfigError:
+            return draws.noise("state", self.image_shape)
+        return images
+
+    def _bounded(self, codec: Codec) -> Tensor:
+        images = self.pictures(codec)
+        if self.tolerance is None or images.is_floating_point():
+            self.skip("it takes states, not images" if images.is_floating_point() else "it is lossy without a bound")
+        return images

@@ -1,0 +1,302 @@
+"""What an objective promises."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from freeflow_core.engine.checkpoint import Checkpoints
+from freeflow_core.engine.describe import describe
+from freeflow_core.engine.first_step import check_losses
+from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.interfaces import Role, StartTimes, Student
+from freeflow_core.testing.contracts.objective_scene import ROWS, ObjectiveScenes, Scene, exact_losses
+from freeflow_core.testing.contracts.tensors import watched_random_state
+from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
+
+_MOST_STEPS = 8
+_MEAN, _STD = (0.5, -1.0), (0.6, 1.4)
+_BATCHES, _EXACT_ROWS = 8, 256
+
+
+class ObjectiveContract(ObjectiveScenes):
+    """Checks of an objective, in a tiny run of a few steps.
+
+    Attributes:
+        stationary: what holds at the exact flow map of a Gaussian, where nothing is left to learn. True: the student's
+            gradient vanishes in every batch. ``"limit"``: it is small against that of a student a tenth away, as for
+            objectives that are right on average or in the limit of many steps. False: neither is promised.
+    """
+
+    stationary: ClassVar[bool | Literal["limit"]] = "limit"
+
+    # -- What it says of itself -----------------------------------------------------------------------------------
+
+    def test_builds_from_its_configuration(self) -> None:
+        """``from_config`` makes an objective from validated options, beside a teacher."""
+        self.objective()
+
+    def test_declares_what_it_needs(self) -> None:
+        """``requires`` is a class of student, ``start_times`` one of ``StartTimes``."""
+        objective = self.objective()
+        self.expect(
+            isinstance(objective.requires, type) and issubclass(objective.requires, Student),
+            "requires: a class of freeflow_core.interfaces.Student",
+            repr(objective.requires),
+        )
+        self.expect(
+            isinstance(objective.start_times, StartTimes),
+            "start_times: one of freeflow_core.interfaces.StartTimes",
+            repr(objective.start_times),
+        )
+
+    def test_finds_a_student_to_train(self) -> None:
+        """A run can be set up: with a student of the class it requires, and data only when it needs some."""
+        self.scene()
+
+    def test_roles_are_networks_of_their_own(self) -> None:
+        """Each is a ``Role`` whose network shares no weight with the student, the teacher or another role."""
+        scene = self.scene()
+        components = scene.components
+        roles = components.objective.roles(components.student, components.teacher)
+        owners: dict[int, str] = {}
+        named: dict[str, nn.Module] = {"student": components.student}
+        if components.teacher is not None:
+            named["teacher"] = components.teacher
+        for name, role in roles.items():
+            self.expect(isinstance(role, Role), f"a Role for {name!r} from roles()", describe(role))
+            named[name] = role.network
+        for name, network in named.items():
+            for p in network.parameters():
+                other = owners.setdefault(p.data_ptr(), name)
+                self.expect(
+                    other == name or p.numel() == 0,
+                    f"a role {name!r} with weights of its own",
+                    f"one that shares them with {other!r}",
+                    "Give it copy.deepcopy(student).",
+                )
+
+    # -- Losses ---------------------------------------------------------------------------------------------------
+
+    def test_losses_are_one_number_a_sample(self) -> None:
+        """Each role's ``per_sample`` is (n,), finite, with gradient; ``terms`` are detached scalars."""
+        scene = self.scene()
+        losses = scene.losses()
+        check_losses(self.component, losses, scene.state, ROWS)
+        for role, loss in losses.items():
+            self.expect(
+                bool(torch.isfinite(loss.per_sample).all()),
+                f"finite losses for {role!r}",
+                f"{int((~torch.isfinite(loss.per_sample)).sum())} of {loss.per_sample.numel()} that are not",
+            )
+            for name, term in loss.terms.items():
+                self.expect(
+                    isinstance(term, Tensor) and term.ndim == 0 and not term.requires_grad,
+                    f"the term {name!r} of {role!r} as a detached 0-d tensor",
+                    f"{describe(term)}{', with gradient' if isinstance(term, Tensor) and term.requires_grad else ''}",
+                    "Return value.detach().mean(), without .item(): reading it would wait for the device.",
+                )
+
+    def test_losses_depend_on_their_draws_alone(self) -> None:
+        """Asked twice for the same rows, it gives the same losses; torch's global generator is not used."""
+        scene = self.scene()
+        micro = scene.micro_batch()
+        with watched_random_state() as used:
+            first, second = scene.losses(micro), scene.losses(micro)
+        same = all(torch.equal(first[role].per_sample, second[role].per_sample) for role in first)
+        self.expect(
+            same and first.keys() == second.keys() and not used[0],
+            "the same losses for the same batch, draws and progress",
+            "global random numbers drawn" if used[0] else "other losses the second time",
+            "Take every random number from draws: draws.noise('name', shape), draws.uniform('name').",
+        )
+
+    def test_every_trainable_role_gets_its_loss(self) -> None:
+        """Within 8 steps, and no other role does."""
+        scene = self.scene()
+        for _ in range(_MOST_STEPS):
+            scene.trainer.step()
+        idle = [name for name, role in scene.state.roles.items() if role.optimizer is not None and not role.updates]
+        self.expect(
+            not idle,
+            f"a loss for every trainable role within {_MOST_STEPS} steps",
+            f"none for {', '.join(idle)}",
+            "Return one in losses(), or give the role trainable=False.",
+        )
+
+    def test_gradients_reach_their_own_role_alone(self) -> None:
+        """A role's loss gives its own weights a finite gradient, and no other network, frozen ones included, any."""
+        scene = self.scene()
+        losses = scene.losses()
+        networks: dict[str, nn.Module] = {name: role.network for name, role in scene.state.roles.items()}
+        if scene.components.teacher is not None:
+            networks["teacher"] = scene.components.teacher
+        for role, loss in losses.items():
+            loss.per_sample.mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            for name, network in networks.items():
+                gradients = [p.grad for p in network.parameters() if p.grad is not None]
+                if name == role:
+                    finite = bool(gradients) and all(bool(torch.isfinite(g).all()) for g in gradients)
+                    self.expect(finite, f"a finite gradient of {role!r} from its loss", "none, or one with NaN")
+                else:
+                    moved = any(bool((g != 0).any()) for g in gradients)
+                    self.expect(
+                        not moved,
+                        f"the loss of {role!r} to train {role!r} alone",
+                        f"a gradient in {name!r}",
+                        "All losses are added up and go backward once: detach() what the other network gave.",
+                    )
+                network.zero_grad(set_to_none=True)
+
+    def test_nothing_else_trains(self) -> None:
+        """After three steps the teacher and roles that are frozen and follow none are bit for bit as before."""
+        scene = self.scene()
+        still: dict[str, nn.Module] = {
+            name: role.network
+            for name, role in scene.state.roles.items()
+            if role.optimizer is None and role.follows is None
+        }
+        if scene.components.teacher is not None:
+            still["teacher"] = scene.components.teacher
+        before = {name: _copies(network) for name, network in still.items()}
+        copied = {change.copy_to for change in scene.components.objective.transitions(scene.trainer.progress)}
+        student = _copies(scene.components.student)
+        for _ in range(3):
+            scene.trainer.step()
+        for name, network in still.items():
+            if name not in copied:
+                self.expect(
+                    _same(before[name], _copies(network)), f"{name!r}, which is frozen, unchanged", "changed weights"
+                )
+        moved = scene.state.roles["student"].updates == 0 or not _same(student, _copies(scene.components.student))
+        self.expect(moved, "a student that learns", "the same weights after three steps")
+
+    def test_means_are_the_same_however_the_batch_is_split(self) -> None:
+        """One micro-batch of 16 rows and two of 8 give the same loss and gradient, in float64."""
+        found = []
+        for accumulation in (1, 2):
+            scene = self.scene(accumulation=accumulation, precision="float64")
+            scene.trainer.step()
+            metrics = scene.trainer.read_metrics()
+            found.append({k: v for k, v in metrics.items() if k.endswith(("/loss", "/gradient_norm"))})
+        whole, split = found
+        for name, value in whole.items():
+            error = abs(split.get(name, float("inf")) - value) / max(abs(value), 1e-9)
+            self.expect(
+                error < 1e-6,
+                f"{name} = {value:.6g} however the batch is split",
+                f"{split.get(name, float('nan')):.6g} from two micro-batches",
+                "Choose rows by draws.split, and take means over the batch from context.mean, with uses_batch_means.",
+            )
+
+    # -- Running --------------------------------------------------------------------------------------------------
+
+    def test_resumes_bit_for_bit(self) -> None:
+        """5 steps, a checkpoint, and 5 more from it, are 10 steps: weights, averages, moments, its own state."""
+        through = self.scene()
+        for _ in range(10):
+            through.trainer.step()
+        first = self.scene()
+        for _ in range(5):
+            first.trainer.step()
+        again = self.scene()
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = Checkpoints(Path(folder), 1)
+            path = checkpoints.save(first.state, first.components.objective.state_dict(), {})
+            own, _ = checkpoints.load(path, again.state)
+        again.components.objective.load_state_dict(own)
+        resumed = _restarted(again)
+        for _ in range(5):
+            resumed.trainer.step()
+        expected, found = through.state.tensors(), resumed.state.tensors()
+        expected["its own state"] = dict(through.components.objective.state_dict())
+        found["its own state"] = dict(resumed.components.objective.state_dict())
+        for name, tensors in expected.items():
+            self.expect(
+                _same(tensors, found[name]),
+                f"{name} after a restart to be what it is without one",
+                "other numbers",
+                "Keep what losses() remembers between steps in state_dict() and load_state_dict().",
+            )
+
+    def test_runs_in_bf16(self) -> None:
+        """A step under autocast is finite, or refused by a ``ConfigError``."""
+        try:
+            scene = self.scene(precision="bf16")
+            scene.trainer.step()
+        except ConfigError:
+            self.skip("it refuses bf16 by a ConfigError")
+        scene.trainer.read_metrics()
+
+    def test_runs_on_cuda(self) -> None:
+        """A step on the GPU, where there is one."""
+        self.need_cuda()
+        scene = self.scene(device="cuda")
+        scene.trainer.step()
+        scene.trainer.read_metrics()
+
+    # -- The solution ---------------------------------------------------------------------------------------------
+
+    def test_the_exact_map_is_a_stationary_point(self) -> None:
+        """At the exact flow map of a Gaussian the student's gradient vanishes as far as ``stationary`` says."""
+        if self.stationary is False:
+            self.skip("the contract says that it promises none (stationary = False)")
+        at_solution, away = self._gradients(0.0), self._gradients(0.1)
+        size = max(float(away.mean(0).norm()), 1e-30)
+        if self.stationary is True:
+            worst = float(at_solution.norm(dim=1).max()) / size
+            self.expect(
+                worst < 1e-6,
+                "no gradient at the exact flow map, in any batch",
+                f"up to {worst:.2g} of that a tenth away",
+                "Set stationary = 'limit' where it only vanishes on average or for many steps.",
+            )
+            return
+        noise = float(at_solution.std(0).norm()) / len(at_solution) ** 0.5
+        left = max(float(at_solution.mean(0).norm()) - 3 * noise, 0.0) / size
+        self.expect(
+            left < 0.25,
+            "a small gradient at the exact flow map, against that of a student whose mean and deviation are 0.1 off",
+            f"{left:.2g} of it",
+            "Look for a wrong sign or time, or a missing factor. Set stationary = False for an objective whose "
+            "solution is another.",
+        )
+
+    def _gradients(self, offset: float) -> Tensor:
+        """(batches, parameters) gradients of the student's loss, ``offset`` away from the exact map."""
+        mean, std = torch.tensor(_MEAN, dtype=torch.float64), torch.tensor(_STD, dtype=torch.float64)
+        teacher = GaussianTeacher(mean, std)
+        rows = []
+        for batch in range(_BATCHES):
+            student = GaussianStudent(mean + offset, std + offset)
+            objective = self.objective(precision="float64")
+            if not issubclass(objective.requires, Student) or not isinstance(student, objective.requires):
+                self.skip(f"it trains a {objective.requires.__name__}, of which there is no exact one here")
+            try:
+                losses = exact_losses(objective, teacher, student, _EXACT_ROWS, batch * _EXACT_ROWS)
+            except FreeflowError as error:
+                self.skip(f"it does not train on a plain Gaussian: {error}")
+            if "student" not in losses:
+                self.skip("its student has no loss at this step")
+            found = torch.autograd.grad(losses["student"].per_sample.mean(), list(student.parameters()))
+            rows.append(torch.cat([g.flatten() for g in found]))
+        return torch.stack(rows)
+
+
+def _restarted(scene: Scene) -> Scene:
+    """The same run with a trainer that begins where its state stands."""
+    trainer = type(scene.trainer)(scene.config, scene.components, scene.state, scene.trainer.accelerator)
+    return Scene(scene.config, scene.components, scene.state, trainer)
+
+
+def _copies(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

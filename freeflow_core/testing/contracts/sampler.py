@@ -1,0 +1,234 @@
+"""What a sampler promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from freeflow_core.engine.describe import describe
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import FlowMapSampler, HybridSampler, Sampler, StartTimes, VelocitySampler
+from freeflow_core.math.time_grids import uniform_grid
+from freeflow_core.testing.contracts.base import ComponentContract
+from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
+from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
+from freeflow_core.types import Guidance, Samples
+
+_MEAN, _STD = (0.5, -1.0, 0.0), (0.6, 1.4, 1.0)
+_ROWS = 8
+_KINDS = (VelocitySampler, FlowMapSampler, HybridSampler)
+
+
+class SamplerContract(ComponentContract):
+    """Checks of a sampler, on an exact teacher and student of a Gaussian.
+
+    Attributes:
+        num_steps: a number of steps that it can take.
+        exact_error: greatest relative error of its end points with 64 steps (or ``num_steps``, for student jumps).
+    """
+
+    kind: ClassVar[str] = "sampler"
+    num_steps: ClassVar[int | None] = None
+    exact_error: ClassVar[float] = 0.05
+
+    def test_is_one_of_three_kinds(self) -> None:
+        """It integrates a teacher, jumps with a student, or both."""
+        sampler = self.sampler()
+        names = ", ".join(kind.__name__ for kind in _KINDS)
+        self.expect(isinstance(sampler, _KINDS), f"a subclass of {names}", f"a {type(sampler).__name__}")
+
+    def test_default_grid_falls_from_noise_to_data(self) -> None:
+        """None, or (num_steps + 1,) float64 times on the host, strictly falling from 1 to 0."""
+        sampler = self.sampler()
+        for steps in (1, 4):
+            grid = sampler.default_grid(steps)
+            if grid is None:
+                continue
+            good = grid.shape == (steps + 1,) and grid.dtype is torch.float64 and grid.device.type == "cpu"
+            self.expect(good, f"a float64 grid of {steps + 1} times on the host", describe(grid))
+            falls = bool((grid.diff() < 0).all()) and float(grid[0]) == 1 and abs(float(grid[-1])) < 1e-12
+            self.expect(falls, "times that fall from 1 (noise) to 0 (data)", str(grid.tolist()))
+
+    def test_samples_have_the_shape_and_dtype_of_the_noise(self) -> None:
+        """``Samples.x`` is (N, *D), in float32 as in float64, and the noise is not written to."""
+        for dtype in (torch.float32, torch.float64):
+            z = _noise(dtype=dtype)
+            kept = z.clone()
+            samples = self.run_on(z)
+            self.expect(isinstance(samples, Samples), "a freeflow_core.types.Samples", describe(samples))
+            x = samples.x
+            good = x.shape == z.shape and x.dtype is dtype and bool(torch.isfinite(x).all())
+            self.expect(good, f"finite samples like the noise, {describe(z)}", describe(x))
+            self.expect(torch.equal(z, kept), "the noise as it was", "a changed one")
+            self.expect(not x.requires_grad, "samples without gradient", "a gradient: put @torch.no_grad() on sample()")
+
+    def test_same_noise_same_samples(self) -> None:
+        """Randomness comes from ``draws`` alone."""
+        z = _noise()
+        with watched_random_state() as used:
+            first, second = self.run_on(z).x, self.run_on(z).x
+        self.expect(
+            torch.equal(first, second) and not used[0],
+            "the same samples for the same noise and draws",
+            "global random numbers drawn" if used[0] else "other samples",
+            "Take fresh noise from draws.noise('name', shape).",
+        )
+
+    def test_rows_do_not_depend_on_each_other(self) -> None:
+        """A sample is the same whatever stands beside it, to 0.1 % where step sizes are shared."""
+        z = _noise(torch.float64)
+        rows = torch.tensor([5, 2])
+        error = relative_difference(self.run_on(z[rows], rows=rows).x, self.run_on(z).x[rows])
+        self.expect(error < 1e-3, "samples that do not depend on their batch", f"a relative difference of {error:.2g}")
+
+    def test_counts_its_evaluations(self) -> None:
+        """``num_evaluations`` is the network rows asked for, per sample."""
+        for weight in (1.0, 2.0):
+            asked: list[int] = []
+            samples = self.run_on(_noise(), weight=weight, asked=asked)
+            real = sum(asked) / _ROWS
+            self.expect(
+                abs(samples.num_evaluations - real) < 1e-9,
+                f"num_evaluations={real:g}, the rows that went through networks per sample (guidance {weight:g})",
+                f"{samples.num_evaluations:g}",
+                "An unguided evaluation counts one, a guided one two.",
+            )
+
+    def test_reports_its_steps_in_order(self) -> None:
+        """``on_step(i, time, x)`` counts from 0, with the grid's own times."""
+        calls: list[tuple[int, float, tuple[int, ...]]] = []
+        z, grid = _noise(), self.grid()
+        self.run_on(z, on_step=lambda i, time, x: calls.append((i, float(time), tuple(x.shape))))
+        numbers, times = [call[0] for call in calls], [call[1] for call in calls]
+        self.expect(numbers == list(range(len(calls))) and calls != [], "on_step from 0 on", f"steps {numbers}")
+        same = len(times) == len(grid) - 1 and all(
+            abs(a - b) < 1e-9 for a, b in zip(times, grid[1:].tolist(), strict=True)
+        )
+        self.expect(same, f"on_step at the grid's times {grid[1:].tolist()}", str(times))
+        self.expect(all(call[2] == z.shape for call in calls), f"states {tuple(z.shape)}", str(calls[0][2]))
+
+    def test_a_rising_grid_is_refused(self) -> None:
+        """Time runs from noise to data: a grid the other way round is a ``ConfigError``."""
+        try:
+            self.run_on(_noise(), grid=self.grid().flip(0))
+        except (ConfigError, ValueError):
+            return
+        self.fail("a ConfigError for a grid that rises from 0 to 1", "samples", "Check the grid before the first step.")
+
+    def test_reaches_the_data(self) -> None:
+        """On the exact field or map of a Gaussian it ends where the exact flow does."""
+        sampler = self.sampler()
+        steps = 64 if isinstance(sampler, VelocitySampler | HybridSampler) else self.steps()
+        z = _noise(torch.float64)
+        teacher, zero = _teacher(torch.float64), torch.zeros(_ROWS, dtype=torch.float64)
+        exact = teacher.exact_flow_map(z, zero + 1, zero)
+        found = self.run_on(z, grid=uniform_grid(steps)).x
+        if isinstance(sampler, FlowMapSampler) and steps > 1 and _uses_draws(self, z):
+            self.skip("it adds fresh noise between its jumps, so its samples follow no one path")
+        error = relative_difference(found, exact)
+        away = relative_difference(found, z)
+        self.expect(
+            error < self.exact_error,
+            f"the end of the exact flow, to {self.exact_error:.0%}",
+            "the noise itself" if away < 1e-6 else f"a relative error of {error:.2g}",
+            "A step from t to s <= t is x + (s - t) v, or x - (t - s) u.",
+        )
+
+    def test_students_that_cannot_are_refused(self) -> None:
+        """A student trained from the prior alone has no few-step mode: more than one jump is a ``ConfigError``."""
+        if not isinstance(self.sampler(), FlowMapSampler):
+            self.skip("it does not chain jumps of a student")
+        try:
+            self.run_on(_noise(), grid=uniform_grid(4), start_times=StartTimes.PRIOR)
+        except ConfigError:
+            return
+        self.fail(
+            "a ConfigError for four steps of a student with start_times=prior",
+            "samples",
+            "Compare model.start_times with StartTimes.PRIOR when the grid has several steps.",
+        )
+
+    # -- Helpers --------------------------------------------------------------------------------------------------
+
+    def sampler(self) -> Sampler:
+        """The sampler."""
+        built: Sampler = self.build()
+        return built
+
+    def steps(self) -> int:
+        """Steps that it can take: ``num_steps``, or the first of 4, 2, 1 that it does not refuse."""
+        if self.num_steps is not None:
+            return self.num_steps
+        for steps in (4, 2):
+            try:
+                self._sample(self.sampler(), _noise(), uniform_grid(steps))
+                return steps
+            except ConfigError:
+                continue
+        return 1
+
+    def grid(self) -> Tensor:
+        """An uneven grid with that many steps: a sampler follows the grid it is given."""
+        return uniform_grid(self.steps()) ** 1.5
+
+    def run_on(self, z: Tensor, **changes: Any) -> Samples:
+        """Samples from the noise ``z``."""
+        grid = changes.pop("grid", None)
+        return self._sample(self.sampler(), z, self.grid() if grid is None else grid, **changes)
+
+    def _sample(
+        self,
+        sampler: Any,
+        z: Tensor,
+        grid: Tensor,
+        *,
+        weight: float = 1.0,
+        rows: Tensor | None = None,
+        asked: list[int] | None = None,
+        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+        start_times: StartTimes = StartTimes.ANY,
+        seed: int = 5,
+    ) -> Samples:
+        teacher, student = _teacher(z.dtype), GaussianStudent(torch.tensor(_MEAN), torch.tensor(_STD)).to(z.dtype)
+        student.start_times = start_times
+        if asked is not None:
+            _count(teacher, "velocity", asked)
+            student.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+        model: Any = (student, teacher)
+        if isinstance(sampler, VelocitySampler):
+            model = teacher
+        elif isinstance(sampler, FlowMapSampler):
+            model = student
+        draws = draws_of(_ROWS, z.dtype, seed=seed)
+        guidance = Guidance(torch.full((len(z),), weight, dtype=torch.float64))
+        with torch.no_grad():
+            result: Samples = sampler.sample(
+                model, z, grid, None, guidance, draws if rows is None else draws.rows(rows), on_step
+            )
+        return result
+
+
+def _uses_draws(contract: SamplerContract, z: Tensor) -> bool:
+    return not torch.equal(contract.run_on(z, seed=5).x, contract.run_on(z, seed=6).x)
+
+
+def _teacher(dtype: torch.dtype) -> GaussianTeacher:
+    return GaussianTeacher(torch.tensor(_MEAN), torch.tensor(_STD)).to(dtype)
+
+
+def _noise(dtype: torch.dtype = torch.float32) -> Tensor:
+    return draws_of(_ROWS, dtype).noise("prior", (len(_MEAN),))
+
+
+def _count(teacher: GaussianTeacher, method: str, asked: list[int]) -> None:
+    plain = getattr(teacher, method)
+
+    def counting(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+        asked.append(len(x_t))
+        found: Tensor = plain(x_t, t, condition)
+        return found
+
+    vars(teacher)[method] = counting

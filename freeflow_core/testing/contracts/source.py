@@ -1,0 +1,169 @@
+"""What a source promises."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from freeflow_core.engine.describe import describe
+from freeflow_core.interfaces import Source
+from freeflow_core.testing.contracts.base import ComponentContract
+from freeflow_core.testing.contracts.tensors import rows_of, same_condition, watched_random_state
+from freeflow_core.types import Batch, Condition, concatenate_conditions
+
+_SIZE = 4
+_MOST_IMAGES = 3_000
+
+
+class SourceContract(ComponentContract):
+    """Checks of a source."""
+
+    kind: ClassVar[str] = "source"
+
+    def test_batches_are_what_it_says(self) -> None:
+        """``batch_size`` rows of uint8 images or, where ``encoded_by`` says so, float states; nothing for a prior."""
+        source = self.source()
+        for batch in itertools.islice(source.batches(0, _SIZE, 0, 1), 3):
+            self.expect(isinstance(batch, Batch), "a freeflow_core.types.Batch", describe(batch))
+            if not source.has_data:
+                self.expect(
+                    batch.x is None and batch.condition is None,
+                    "batches without states and conditions from a source with has_data = False",
+                    f"{describe(batch.x)} and {describe(batch.condition)}",
+                )
+                continue
+            x = batch.x
+            if x is None:
+                self.fail("states in every batch of a source with has_data = True", "None")
+            assert x is not None
+            self.expect(len(x) == _SIZE, f"{_SIZE} rows for batch_size={_SIZE}", describe(x))
+            if source.encoded_by is None and x.dtype is not torch.float32:
+                self.expect(
+                    x.dtype is torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3),
+                    "uint8 images (N, 1|3, H, W), or float32 states with the codec they need",
+                    describe(x),
+                )
+            else:
+                self.expect(x.is_floating_point() and bool(torch.isfinite(x).all()), "finite float states", describe(x))
+            if source.image_shape is not None:
+                self.expect(
+                    tuple(x.shape[1:]) == tuple(source.image_shape),
+                    f"states of image_shape={tuple(source.image_shape)}",
+                    describe(x),
+                )
+
+    def test_labels_are_in_range(self) -> None:
+        """int64 from 0 to ``num_classes - 1``; None where there are no classes."""
+        source = self.source()
+        if not source.has_data:
+            self.skip("it has no data")
+        _, condition = self.first(source, 8)
+        if source.num_classes is None:
+            self.expect(
+                condition is None or not isinstance(condition, Tensor) or condition.is_floating_point(),
+                "num_classes, the number of classes, of a source that gives labels",
+                "None",
+            )
+            return
+        labels = condition
+        good = isinstance(labels, Tensor) and labels.dtype is torch.int64 and labels.shape == (8 * _SIZE,)
+        self.expect(good, f"int64 labels, one for each of {8 * _SIZE} rows", describe(labels))
+        assert isinstance(labels, Tensor)
+        low, high = int(labels.min()), int(labels.max())
+        self.expect(
+            low >= 0 and high < source.num_classes,
+            f"labels from 0 to {source.num_classes - 1}",
+            f"labels from {low} to {high}",
+        )
+
+    def test_goes_on_where_it_was(self) -> None:
+        """``batches(start)`` yields what ``batches(0)`` yields from image ``start`` on: a restart changes nothing."""
+        source = self.source()
+        through, labels = self.first(source, 6)
+        for skipped in (1, 3):
+            again, their_labels = self.first(source, 6 - skipped, start=skipped * _SIZE)
+            same = _same_rows(through, labels, again, their_labels, skipped * _SIZE)
+            self.expect(
+                same,
+                f"batches({skipped * _SIZE}, ...) to begin with image {skipped * _SIZE}",
+                "other images",
+                "Make image i a function of the seed and i alone.",
+            )
+
+    def test_two_processes_share_the_rows(self) -> None:
+        """Blocks of rank 0 and rank 1 in turn are the blocks of one process: each row goes to one of them."""
+        source = self.source()
+        whole, labels = self.first(source, 4)
+        iterators = [source.batches(0, _SIZE, rank, 2) for rank in (0, 1)]
+        blocks = [next(iterators[block % 2]) for block in range(4)]
+        found, their_labels = _joined(blocks)
+        self.expect(
+            _same_rows(whole, labels, found, their_labels, 0),
+            "block k of rank r of 2 to be block 2 k + r of a single process",
+            "other images",
+            "Image numbers of a block are start + (k * world_size + rank) * batch_size + 0, 1, ...",
+        )
+
+    def test_built_again_it_is_the_same(self) -> None:
+        """Same options, same images in the same order; torch's global generator is not used."""
+        with watched_random_state() as used:
+            first, labels = self.first(self.source(), 3)
+            second, their_labels = self.first(self.source(), 3)
+        self.expect(
+            _same_rows(first, labels, second, their_labels, 0) and not used[0],
+            "the same batches from the same options",
+            "global random numbers drawn" if used[0] else "other batches",
+            "Draw the order from a generator of its own, seeded by an option.",
+        )
+
+    def test_held_out_images_are_apart(self) -> None:
+        """uint8 images with their labels, like the training images in shape, and none of them among these."""
+        source = self.source()
+        held = source.held_out()
+        if held is None:
+            self.skip("it holds nothing out")
+        assert held is not None
+        images, labels = held
+        self.expect(len(images) > 0, "held-out images, or None instead of no image", describe(images))
+        self.expect(rows_of(labels) in (None, len(images)), f"{len(images)} labels, or None", describe(labels))
+        if source.image_shape is not None:
+            same = tuple(images.shape[1:]) == tuple(source.image_shape)
+            self.expect(same, f"held-out images of shape {tuple(source.image_shape)}", describe(images))
+        training = source.training_images()
+        if training is None or len(training[0]) > _MOST_IMAGES or len(images) > _MOST_IMAGES:
+            return
+        seen = {image.numpy().tobytes() for image in training[0].cpu()}
+        shared = sum(image.numpy().tobytes() in seen for image in images.cpu())
+        self.expect(shared == 0, "held-out images that are not trained on", f"{shared} of {len(images)} that are")
+
+    def source(self) -> Source:
+        """The source."""
+        built: Source = self.build()
+        return built
+
+    def first(self, source: Source, num: int, start: int = 0) -> tuple[Tensor | None, Condition]:
+        """States and conditions of ``num`` batches from image ``start`` on, of a single process."""
+        return _joined(list(itertools.islice(source.batches(start, _SIZE, 0, 1), num)))
+
+
+def _joined(batches: list[Batch]) -> tuple[Tensor | None, Condition]:
+    condition = batches[0].condition
+    for batch in batches[1:]:
+        condition = concatenate_conditions(condition, batch.condition)
+    states = [batch.x for batch in batches if batch.x is not None]
+    return (torch.cat(states) if states else None), condition
+
+
+def _same_rows(whole: Tensor | None, labels: Condition, part: Tensor | None, theirs: Condition, skipped: int) -> bool:
+    if whole is None or part is None:
+        return whole is part and labels is theirs
+    if not torch.equal(whole[skipped:], part):
+        return False
+    if isinstance(labels, dict):
+        labels = {name: value[skipped:] for name, value in labels.items()}
+    elif labels is not None:
+        labels = labels[skipped:]
+    return same_condition(labels, theirs)

@@ -1,0 +1,271 @@
+"""A one-file plugin of small components of seven kinds, each with one mistake by option; with none they are right."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from freeflow_core.config import ComponentConfig
+from freeflow_core.interfaces import (
+    BuildContext,
+    Codec,
+    EvaluationBatch,
+    EvaluationContext,
+    Evaluator,
+    Interpolant,
+    Source,
+    Tracker,
+    VelocitySampler,
+    Verifier,
+)
+from freeflow_core.math.broadcast import expand_times
+from freeflow_core.plugin import Component, hookimpl
+from freeflow_core.testing.exact import GaussianStudent
+from freeflow_core.types import Batch, Condition, Samples
+
+
+class Config(ComponentConfig):
+    """What is wrong."""
+
+    mistake: str = Field("none", description="The mistake; none: nothing.")
+
+
+class Undescribed(Config):
+    """An option that says nothing of itself."""
+
+    silent: int = 1
+
+
+class Mistaken:
+    """Keeps the mistake."""
+
+    mistake = "none"
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Any:
+        built = cls()
+        built.mistake = config.mistake  # type: ignore[attr-defined]
+        return built
+
+
+class BrokenStudent(GaussianStudent):
+    """An exact student."""
+
+    mistake = "none"
+
+    @classmethod
+    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+        built = cls(torch.tensor([0.5, -1.0]), torch.tensor([0.6, 1.4]))
+        built.mistake = config.mistake  # type: ignore[attr-defined]
+        return built
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+        u = super().forward(x_t, t, s, condition, guidance)
+        if self.mistake == "batch":
+            u = u - u.mean(0)
+        return u.detach() if self.mistake == "detached" else u
+
+    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        if self.mistake == "outside":
+            return super().jump(output, x_t, t, s) + 0 * self.mean
+        return super().jump(-output if self.mistake == "sign" else output, x_t, t, s)
+
+
+class BrokenSampler(Mistaken, VelocitySampler):
+    """Euler."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: Any,
+        z: Tensor,
+        grid: Tensor,
+        condition: Condition,
+        guidance: Any,
+        draws: Any = None,
+        on_step: Any = None,
+    ) -> Samples:
+        times = grid.tolist()
+        if any(a <= b for a, b in itertools.pairwise(times)) and self.mistake != "any-grid":
+            raise ValueError("the grid must fall")
+        x, asked = z, 0.0
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
+            now = torch.full((len(x),), t, dtype=torch.float64)
+            weight = guidance.at(now)
+            x = x + (t - s if self.mistake == "direction" else s - t) * model.guided_velocity(x, now, condition, weight)
+            if self.mistake == "random":
+                x = x + 1e-3 * torch.randn_like(x)
+            asked += 1 if self.mistake == "count" else 1 + float((weight != 1).double().mean())
+            if on_step is not None:
+                on_step(i, grid[i + 1], x)
+        return Samples(x.double() if self.mistake == "dtype" else x, asked)
+
+
+class BrokenInterpolant(Mistaken, Interpolant):
+    """The linear path."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t if self.mistake == "reversed" else 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 1 - self.alpha(t)
+
+    def interpolate(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return expand_times(self.alpha(t), x) * x + expand_times(self.sigma(t), x) * noise
+
+    def velocity(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return x - noise if self.mistake == "sign" else noise - x
+
+
+class BrokenCodec(Mistaken, Codec):
+    """Pixels."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        x = images.float() / 127.5 - 1
+        return x.double() if self.mistake == "dtype" else x
+
+    def decode(self, x: Tensor) -> Tensor:
+        values = (x.float() + (0.7 if self.mistake == "shift" else 1)) * 127.5
+        return (values % 256 if self.mistake == "wrap" else values.round().clamp(0, 255)).to(torch.uint8)
+
+
+class BrokenSource(Mistaken, Source):
+    """Image i shows i."""
+
+    image_shape = (1, 4, 4)
+    num_classes = 5
+
+    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        first = 0 if self.mistake == "start" else start
+        block = 0 if self.mistake == "rank" else rank
+        stride = 1 if self.mistake == "rank" else world_size
+        while True:
+            index = first + block * batch_size + torch.arange(batch_size)
+            images = (index % 251).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
+            labels = index % 5 + (1 if self.mistake == "labels" else 0)
+            if self.mistake == "random":
+                images = torch.randint_like(images, 0, 255)
+            yield Batch(images[:-1] if self.mistake == "rows" else images, labels)
+            block += stride
+
+    def held_out(self) -> tuple[Tensor, Condition] | None:
+        return None
+
+
+class BrokenEvaluator(Mistaken, Evaluator):
+    """Mean grey value."""
+
+    total, count = 0.0, 0
+
+    def prepare(self, context: EvaluationContext) -> None:
+        pass
+
+    def reset(self, subject: str) -> None:
+        if self.mistake != "reset":
+            self.total, self.count = 0.0, 0
+
+    def update(self, batch: EvaluationBatch) -> None:
+        mean = float(batch.images.float().mean())
+        self.total += mean if self.mistake == "batches" else mean * len(batch.images)
+        self.count += 1 if self.mistake == "batches" else len(batch.images)
+        if self.mistake == "batches":
+            self.total += len(batch.images) ** 2
+        if self.mistake == "writes":
+            batch.images.zero_()
+
+    def compute(self) -> Mapping[str, float]:
+        return {"grey": float("nan") if self.mistake == "nan" else self.total / self.count}
+
+
+class BrokenVerifier(Mistaken, Verifier):
+    """Smoothness: noise scores low."""
+
+    def prepare(self, context: EvaluationContext) -> None:
+        pass
+
+    def score(self, images: Tensor, condition: Condition) -> Tensor:
+        rough = images.float().diff(dim=3).square().flatten(1).mean(1) - images.float().flatten(1).var(1)
+        score = rough if self.mistake == "sign" else -rough
+        if self.mistake == "batch":
+            score = score - score.mean()
+        return score.mean() if self.mistake == "shape" else score
+
+
+class BrokenTracker(Mistaken, Tracker):
+    """Keeps nothing."""
+
+    def start(self, run: Any, state: Mapping[str, Any]) -> None:
+        pass
+
+    def log_metrics(self, metrics: Mapping[str, float], images: int) -> None:
+        if self.mistake == "names" and any(" " in name for name in metrics):
+            raise ValueError("what a name")
+
+    def log_images(self, name: str, images: Tensor, images_seen: int) -> None:
+        pass
+
+    def log_file(self, path: Any, folder: str = "") -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {"folder": {1, 2}} if self.mistake == "state" else {"folder": "here"}
+
+    def finish(self, status: str) -> None:
+        pass
+
+
+def _component(kind: str, config: str = "Config") -> list[Component]:
+    return [Component(f"broken-{kind}", f"{__name__}:Broken{kind.capitalize()}", f"{__name__}:{config}", "Broken")]
+
+
+@hookimpl
+def freeflow_students() -> list[Component]:
+    """The student."""
+    return _component("student")
+
+
+@hookimpl
+def freeflow_samplers() -> list[Component]:
+    """The sampler."""
+    return _component("sampler")
+
+
+@hookimpl
+def freeflow_interpolants() -> list[Component]:
+    """The interpolant."""
+    return _component("interpolant", "Undescribed")
+
+
+@hookimpl
+def freeflow_codecs() -> list[Component]:
+    """The codec."""
+    return _component("codec")
+
+
+@hookimpl
+def freeflow_sources() -> list[Component]:
+    """The source."""
+    return _component("source")
+
+
+@hookimpl
+def freeflow_evaluators() -> list[Component]:
+    """The evaluator."""
+    return _component("evaluator")
+
+
+@hookimpl
+def freeflow_verifiers() -> list[Component]:
+    """The verifier."""
+    return _component("verifier")
+
+
+@hookimpl
+def freeflow_trackers() -> list[Component]:
+    """The tracker."""
+    return _component("tracker")

@@ -1,0 +1,61 @@
+"""Every registered component against the contract of its kind, one test a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from contract_table import CASES, Case
+
+from freeflow_core.plugin import Manager, Registry
+from freeflow_core.testing.contracts import CONTRACTS
+from freeflow_core.testing.contracts.runner import check_names
+
+REGISTRY = Registry(Manager.load(trust=True))
+_MADE: dict[tuple[str, str], Case] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``test_it_keeps_its_contract(kind_of_component, name, check)`` becomes a test for each component and check."""
+    kind = getattr(metafunc.module, "KIND", None)
+    if "check" in metafunc.fixturenames and kind is not None:
+        pairs = [(name, check) for name in REGISTRY.components(kind) for check in check_names(CONTRACTS[kind])]
+        metafunc.parametrize(("name", "check"), pairs, ids=[f"{name}-{check[5:]}" for name, check in pairs])
+
+
+@pytest.fixture(scope="session")
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Case]:
+    """The options of a component, its files made once."""
+
+    def find(kind: str, name: str) -> Case:
+        key = (kind, name)
+        if key not in _MADE:
+            _MADE[key] = CASES[key](tmp_path_factory.mktemp(f"{kind}-{name}")) if key in CASES else Case()
+        return _MADE[key]
+
+    return find
+
+
+@pytest.fixture
+def run_check(case_of: Callable[[str, str], Case]) -> Callable[[str, str, str], None]:
+    """Run one check of one component."""
+
+    def run(kind: str, name: str, check: str) -> None:
+        case = case_of(kind, name)
+        values = {"component": name, "options": case.options, "registry": REGISTRY, **case.attributes}
+        getattr(type("Contract", (CONTRACTS[kind],), values)(), check)()
+
+    return run
+
+
+@pytest.fixture
+def one_file_plugin(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a one-file plugin."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "one_file_plugin.py"
+        path.write_text(text, "utf-8")
+        return path
+
+    return write

@@ -1,0 +1,9 @@
+"""A verifier function for the component ``callable``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def brightness(images: Tensor, condition: object) -> Tensor:
+    return images.float().flatten(1).mean(1)

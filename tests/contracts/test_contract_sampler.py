@@ -1,0 +1,11 @@
+"""Every registered sampler keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+KIND = "sampler"
+
+
+def test_it_keeps_its_contract(run_check: Callable[[str, str, str], None], name: str, check: str) -> None:
+    run_check(KIND, name, check)
