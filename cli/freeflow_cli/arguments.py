@@ -1,7 +1,7 @@
-"""The two global options that are understood anywhere on the line, read before the application is built.
+"""The global options that are understood anywhere on the line, read before the application is built.
 
-``--plugin`` has to come first because a plugin may add commands; ``--debug`` because it is what one adds to the end of
-a line that has just failed.
+``--plugin`` has to come first because a plugin may add commands; ``--debug`` and ``--trust`` because they are what one
+adds to the end of a line that has just failed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from freeflow_core.errors import ConfigError
 DEBUG = "--debug"
 DEBUG_VARIABLE = "FREEFLOW_DEBUG"
 PLUGIN = "--plugin"
+TRUST = "--trust"
 
 
 def wants_debug(arguments: Sequence[str]) -> bool:
@@ -23,11 +24,11 @@ def wants_debug(arguments: Sequence[str]) -> bool:
     return DEBUG in ours or os.environ.get(DEBUG_VARIABLE, "").lower() not in ("", "0", "false", "no", "off")
 
 
-def hoist_debug(arguments: Sequence[str]) -> list[str]:
-    """``--debug`` moved in front of the sub-command, where the parser knows it."""
+def hoist_flags(arguments: Sequence[str]) -> list[str]:
+    """``--debug`` and ``--trust`` moved in front of the sub-command, where the parser knows them."""
     ours, rest = _split(arguments)
-    others = [argument for argument in ours if argument != DEBUG]
-    return [DEBUG] * (len(others) < len(ours)) + others + rest
+    flags = [flag for flag in (DEBUG, TRUST) if flag in ours]
+    return [*flags, *(argument for argument in ours if argument not in flags), *rest]
 
 
 def take_plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from freeflow_core.errors import ConfigError, suggest
 from freeflow_core.plugin import KINDS, Component, Manager, Preset, Registry
+from freeflow_core.plugin.component import PRESET_COMMANDS
 from freeflow_core.plugin.manager import LoadedPlugin
 from freeflow_core.plugin.spec import SPECIFICATIONS
 
@@ -34,11 +35,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class PluginEntry:
-    """One plugin, the hooks it implements, and why it is not there (or ``None``)."""
+    """One plugin, the API it needs (empty: not loaded), its hooks, and why it or a hook is not there (or ``None``)."""
 
     name: str
     distribution: str
     version: str
+    api: str
     hooks: tuple[str, ...]
     problem: str | None
 
@@ -54,8 +56,11 @@ def entries(registry: Registry) -> list[Entry]:
         for kind in KINDS
         for name, item in registry.components(kind).items()
     ]
-    presets = sorted(registry.manager.collect("freeflow_presets"), key=lambda pair: (pair[1].command, pair[1].name))
-    found += [_entry(PRESET, f"[{item.command}] {item.summary}", plugin, item) for plugin, item in presets]
+    found += [
+        _entry(PRESET, f"[{command}] {item.summary}", registry.preset_origin(command, name), item)
+        for command in sorted(PRESET_COMMANDS)
+        for name, item in registry.presets(command).items()
+    ]
     return found
 
 
@@ -68,7 +73,9 @@ def plugin_entries(manager: Manager) -> list[PluginEntry]:
                 for implementation in getattr(manager.hook, name).get_hookimpls():
                     hooks.setdefault(implementation.plugin_name, []).append(name)
     return [
-        PluginEntry(p.name, p.distribution, p.version, tuple(hooks.get(p.name, ())), p.problem)
+        PluginEntry(
+            p.name, p.distribution, p.version, p.api, tuple(hooks.get(p.name, ())) if p.loaded else (), p.problem
+        )
         for p in sorted(manager.plugins, key=lambda p: p.name)
     ]
 

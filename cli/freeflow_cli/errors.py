@@ -24,7 +24,7 @@ def reported_errors(debug: bool) -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as error:
         _trace(debug)
         say(
-            str(error) or "If the run saved a checkpoint, the same command with --resume goes on.",
+            str(error) or "Give the same command again; a training run that saved a checkpoint goes on with --resume.",
             title="Interrupted",
             style="yellow",
         )

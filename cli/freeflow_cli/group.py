@@ -1,4 +1,4 @@
-"""The root command: reports errors, accepts ``--debug`` anywhere, and names plugins that failed."""
+"""The root command: reports errors, accepts ``--debug`` and ``--trust`` anywhere, and names plugins that failed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, final
 
 from typer.core import TyperGroup
 
-from freeflow_cli.arguments import hoist_debug, wants_debug
+from freeflow_cli.arguments import hoist_flags, wants_debug
 from freeflow_cli.errors import reported_errors
 from freeflow_core.errors import Interrupted
 
@@ -28,9 +28,9 @@ class FreeflowGroup(TyperGroup):
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         if not standalone_mode:
-            return super().main(hoist_debug(arguments), prog_name, complete_var, False, windows_expand_args, **extra)
+            return super().main(hoist_flags(arguments), prog_name, complete_var, False, windows_expand_args, **extra)
         with reported_errors(wants_debug(arguments)):
-            return super().main(hoist_debug(arguments), prog_name, complete_var, True, windows_expand_args, **extra)
+            return super().main(hoist_flags(arguments), prog_name, complete_var, True, windows_expand_args, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # Here rather than in the callback, so that --help names a broken plugin too; shell completion stays silent.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from freeflow_cli.arguments import DEBUG, DEBUG_VARIABLE, PLUGIN, take_plugin_files, wants_debug
+from freeflow_cli.arguments import DEBUG, DEBUG_VARIABLE, PLUGIN, TRUST, take_plugin_files, wants_debug
 from freeflow_cli.commands import register_commands
 from freeflow_cli.errors import reported_errors
 from freeflow_cli.group import FreeflowGroup
@@ -57,6 +57,10 @@ def _options(
         list[Path] | None,
         typer.Option(PLUGIN, metavar="FILE", help="Load a one-file plugin; this runs the file. Repeatable, anywhere."),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(TRUST, help="Let components run code that a setting names, e.g. the teacher callable. Anywhere."),
+    ] = False,
     debug: Annotated[
         bool, typer.Option(DEBUG, envvar=DEBUG_VARIABLE, help="Show the traceback of an error. Anywhere on the line.")
     ] = False,
@@ -64,6 +68,8 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    session = Session.of(context)
+    session.manager.trusted = session.manager.trusted or trust
     # main() has already taken --plugin off the line; an application that is called directly still gets it here.
     for path in plugin or ():
-        Session.of(context).manager.load_file(path)
+        session.manager.load_file(path)

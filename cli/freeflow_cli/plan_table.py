@@ -59,6 +59,8 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "batch", f"{plan.batch_size:,} images: {processes} x {passes} of {plan.rows:,}"
     yield "length", f"{plan.images:,} images, {plan.steps:,} steps"
     yield "work", f"{_flops(plan.flops_per_step)} per step, {_flops(plan.flops)} in all"
+    if plan.teacher:
+        yield "teacher", plan.teacher
     if plan.load_report is not None:
         yield "from the teacher", plan.load_report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
@@ -46,21 +46,20 @@ class Session:
                 self._command_problems.append(f"plugin {implementation.plugin_name!r} adds no commands: {text}")
 
     def registry(self) -> Registry:
-        """What the plugins offer. A plugin whose hook fails costs one warning line."""
+        """What the plugins offer. What a plugin does wrong costs one warning line."""
         registry = Registry(self.manager)
-        self.warn_about_plugins()
+        self.warn_about_plugins(registry.warnings)
         return registry
 
-    def warn_about_plugins(self) -> None:
-        """One line for each problem of a plugin that was not told before."""
+    def warn_about_plugins(self, others: Iterable[str] = ()) -> None:
+        """One line for each problem of a plugin, and each of ``others``, that was not told before."""
         if not is_main_process():
             return
         problems = [
-            f"plugin {plugin.name!r} ({f'{plugin.distribution} {plugin.version}'.strip()}) is not available: "
-            f"{plugin.problem}"
+            f"plugin {plugin} {'works in part only' if plugin.loaded else 'is not available'}: {plugin.problem}"
             for plugin in self.manager.problems
         ]
-        for text in (*problems, *self._command_problems):
+        for text in (*self.manager.warnings, *problems, *others, *self._command_problems):
             if text not in self._warned:
                 self._warned.add(text)
                 warn(text)

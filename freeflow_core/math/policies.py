@@ -49,7 +49,8 @@ class DXPolicy(Policy):
     Args:
         velocities: (N, K, *D) what the network emits; point k is x_0 = x_t - t velocities[:, k].
         x_t: (N, *D) where it was asked.
-        t, s: (N,) the segment, s <= t.
+        t: (N,) start of the segment.
+        s: (N,) its end, s <= t.
         shift: of the raw time in which the points are spaced, see :func:`roll_policy`.
     """
 
@@ -141,7 +142,8 @@ def roll_policy(
     Args:
         policy: what is followed.
         x: (N, *D) start.
-        t, s: (N,) with s <= t; on the host, or the device is waited for.
+        t: (N,) on the host, or the device is waited for.
+        s: (N,) likewise, s <= t.
         num_substeps: per unit of raw time.
         shift: see above.
     """

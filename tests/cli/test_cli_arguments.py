@@ -1,24 +1,32 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from freeflow_cli.arguments import hoist_debug, take_plugin_files, wants_debug
+from freeflow_cli.arguments import hoist_flags, take_plugin_files, wants_debug
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import Result
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.plugin import Manager
 
-WORDS = st.lists(st.sampled_from(["distill", "--seed", "3", "--debug", "--", "--set", "a=b"]), max_size=8)
+WORDS = st.lists(st.sampled_from(["distill", "--seed", "3", "--debug", "--trust", "--", "--set", "a=b"]), max_size=8)
 
 
 @given(WORDS)
-def test_cli_hoisting_debug_only_moves_it(arguments: list[str]) -> None:
-    hoisted = hoist_debug(arguments)
+def test_cli_hoisting_flags_only_moves_them(arguments: list[str]) -> None:
+    hoisted = hoist_flags(arguments)
     assert wants_debug(hoisted) == wants_debug(arguments)
-    assert hoist_debug(hoisted) == hoisted
+    assert hoist_flags(hoisted) == hoisted
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    assert [word for word in hoisted if word != "--debug"] == [word for word in arguments if word != "--debug"]
+    flags = {"--debug", "--trust"}
+    assert [word for word in hoisted if word not in flags] == [word for word in arguments if word not in flags]
+    assert set(hoisted) == set(arguments)
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    num_flags = len(flags & set(before))
+    assert set(hoisted[:num_flags]) == flags & set(before)
     assert arguments[end:] == (hoisted[hoisted.index("--") :] if "--" in hoisted else [])
 
 
@@ -41,3 +49,10 @@ def test_cli_plugin_files_after_a_double_dash_are_not_ours() -> None:
 def test_cli_plugin_without_a_file_is_refused() -> None:
     with pytest.raises(ConfigError, match="--plugin needs a file"):
         take_plugin_files(["plugins", "list", "--plugin"])
+
+
+def test_cli_trust_is_a_permission_of_the_session(freeflow: Callable[..., Result], manager: Manager) -> None:
+    assert freeflow("plugins", "list").exit_code == 0
+    assert not manager.trusted
+    assert freeflow("plugins", "list", "--trust").exit_code == 0
+    assert manager.trusted

@@ -46,3 +46,5 @@ def test_cli_plan_facts_say_what_was_planned_for_and_the_work() -> None:
     assert "free now" not in found
     assert dict(facts(small_plan(free=2**31)))["free now"] == "2.00 GiB (cuda)"
     assert "from the teacher" not in dict(facts(small_plan(load_report=None)))
+    assert "teacher" not in found
+    assert dict(facts(small_plan(teacher="sit from a.pt")))["teacher"] == "sit from a.pt"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,3 +110,10 @@ def test_cli_doctor_fails_only_on_errors(freeflow: Freeflow, api: FakeApi, statu
     result = freeflow("doctor")
     assert result.exit_code == code
     assert any(line.split() == [status, "disk", "[full]"] for line in result.stdout.splitlines())
+
+
+def test_cli_doctor_prints_json(freeflow: Freeflow, api: FakeApi) -> None:
+    api.checks = [SimpleNamespace(name="disk", status="error", detail="[full]")]
+    result = freeflow("doctor", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == [{"name": "disk", "status": "error", "detail": "[full]"}]

@@ -17,6 +17,7 @@ from freeflow_cli.commands import (
     pretrain,
     sample,
     search,
+    teacher,
 )
 
 
@@ -33,4 +34,5 @@ def register_commands(app: typer.Typer) -> None:
     app.command("fetch")(fetch.fetch)
     app.add_typer(plugins.application(), name="plugins")
     app.add_typer(config.application(), name="config")
+    app.add_typer(teacher.application(), name="teacher")
     app.command("doctor")(doctor.doctor)

@@ -58,7 +58,9 @@ def search(
             registry.component(kind, name)  # a misspelt name is told before torch is imported
     if config is None and preset is None:
         config = saved_config(student)
-    parts, settings = split_assignments(assignments or [], {"verifier": verifier, "sampler": sampler})
+    from freeflow_core.config.load import split_settings
+
+    parts, settings = split_settings(assignments or [], {"verifier": {"name": verifier}, "sampler": {"name": sampler}})
     request = Request("distill", preset=preset, file=config, components={"teacher": teacher}, assignments=settings)
     resolved = request.load(session)
     from freeflow_core import api
@@ -89,21 +91,3 @@ def search(
         console.print(table)
     print_line(console, f"{num} samples, {formats.number(result.evaluations)} network evaluations each.")
     print_files(console, dict(result.files))
-
-
-def split_assignments(
-    assignments: list[str], names: dict[str, str]
-) -> tuple[dict[str, dict[str, object]], tuple[str, ...]]:
-    """``verifier.X=`` and ``sampler.X=`` as options of those components, and the other settings, of the run."""
-    from freeflow_core.config.load import merge, parse_assignment
-
-    parts: dict[str, dict[str, object]] = {kind: {"name": name} for kind, name in names.items()}
-    rest = []
-    for text in assignments:
-        kind = text.partition(".")[0]
-        if kind in parts:
-            layer = parse_assignment(text)[kind]
-            parts[kind] = merge(parts[kind], layer)
-        else:
-            rest.append(text)
-    return parts, tuple(rest)

@@ -1,0 +1,151 @@
+"""One call of somebody else's network: arguments as it wants them, its answer as a tensor like the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from freeflow_core.errors import ConfigError
+from freeflow_networks.conditions import Conditions
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def keeps_dtype(wanted: torch.dtype | None, own: torch.dtype | None) -> bool:
+    """Whether a network stays as it is in a run of another precision: it was asked to, or it is of 16 bits."""
+    return wanted is not None or own in (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a network is called; fields as in :class:`freeflow_networks.config.OwnNetworkOptions`."""
+
+    arguments: tuple[str, ...] = ("x", "t", "condition")
+    condition_argument: str | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    integer_times: bool = False
+    drop_channels: bool = False
+
+
+@final
+class ForeignNetwork(nn.Module):
+    """A frozen network with its conditions, in evaluation mode whatever the run asks for.
+
+    Args:
+        function: what is called; its tensors move with this module where it is a torch module.
+        form: see :class:`CallForm`.
+        conditions: what labels stand for.
+        name: of the network, in errors.
+        dtype: of its tensors and inputs, whatever the run's; None: as they come, following a run from float32 to
+            float64 and back. 16 bits stay so.
+        is_program: a saved program, whose dtype is part of it; torch.export's refuse ``eval()`` too.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        form: CallForm,
+        conditions: Conditions,
+        name: str,
+        dtype: torch.dtype | None = None,
+        *,
+        is_program: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conditions = conditions
+        self._form = form
+        self._name = name
+        self._function = function  # registered by torch where it is a module
+        if isinstance(function, nn.Module):
+            for parameter in function.parameters():  # TorchScript has no requires_grad_ of its own
+                parameter.requires_grad_(False)
+            if not is_program:
+                function.eval()
+            if dtype is not None:
+                function.to(dtype)
+        self._wanted = dtype
+        self._keeps_dtype = is_program or keeps_dtype(dtype, self._own_dtype())
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        """The answer (N, *D) for own states ``x`` (N, *D), own times (N,) and labels (N,).
+
+        Raises ``ConfigError`` for an answer that is not like the state.
+        """
+        dtype = self._wanted or self._own_dtype() or x.dtype
+        time = time.to(x.device)
+        values: dict[str, Any] = {
+            "x": x.to(dtype),
+            "t": time.round().long() if self._form.integer_times else time.to(dtype),
+        }
+        keywords = dict(self._form.keywords)
+        if labels is not None and self.conditions.num_classes is not None:
+            keywords |= self._place_condition(values, labels, x.device, dtype)
+        positional = [values[name] for name in self._form.arguments if name in values]
+        return self._checked(self._function(*positional, **keywords), x).to(x.dtype)
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: a teacher's network never trains, and exported programs refuse to be asked."""
+        self.training = False
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move, and convert only where the dtype is no part of the network."""
+        if not self._keeps_dtype:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)  # type: ignore[no-untyped-call]
+
+    def _place_condition(
+        self, values: dict[str, Any], labels: Tensor, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Put the condition among the positional values, or return it as keywords."""
+        found = self.conditions.rows(labels, device, dtype)
+        if len(found) > 1:
+            return found
+        condition = next(iter(found.values())) if found else labels.to(device, non_blocking=True)
+        if self._form.condition_argument is not None:
+            return {self._form.condition_argument: condition}
+        values["condition"] = condition
+        return {}
+
+    def _own_dtype(self) -> torch.dtype | None:
+        if not isinstance(self._function, nn.Module):
+            return None
+        tensors = [*self._function.parameters(), *self._function.buffers()]
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+
+    def _checked(self, answer: Any, x: Tensor) -> Tensor:
+        if isinstance(answer, (tuple, list)) and answer:
+            answer = answer[0]
+        if not isinstance(answer, Tensor):
+            raise ConfigError(
+                f"The network {self._name} answered with a {type(answer).__name__}; expected a tensor like the states, "
+                f"{tuple(x.shape)}, or a tuple that begins with one. For diffusers models set "
+                "teacher.keywords={return_dict: false}."
+            )
+        if answer.shape == x.shape:
+            return answer
+        wider = (
+            answer.ndim == x.ndim >= 2
+            and answer.shape[1] > x.shape[1]
+            and answer.shape[:1] + answer.shape[2:] == x.shape[:1] + x.shape[2:]
+        )
+        if wider and self._form.drop_channels:
+            return answer[:, : x.shape[1]]
+        remedy = (
+            "If the channels beyond the state's are variances, set teacher.extra_channels=drop"
+            if wider
+            else "Check teacher.sample_shape and teacher.arguments"
+        )
+        raise ConfigError(
+            f"The network {self._name} answered states of shape {tuple(x.shape)} with {tuple(answer.shape)}; expected "
+            f"the same shape. {remedy}."
+        )

@@ -1,0 +1,169 @@
+"""Options. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from freeflow_core.config import ComponentConfig
+
+DType = Literal["float32", "float64", "bf16", "float16"]
+ScheduleName = Literal["linear", "cosine", "vp", "ddpm", "ddpm-scaled-linear", "ve"]
+Argument = Literal["x", "t", "condition"]
+
+
+class ConventionOptions(ComponentConfig):
+    """How a network is asked, and what its answer means. `freeflow teacher check` says whether they fit."""
+
+    prediction: Literal["data", "noise", "velocity", "v-prediction", "score"] = Field(
+        "velocity",
+        description="What it estimates of x_own = alpha x + sigma n: x, n, the path's derivative, alpha n - sigma x "
+        "(Salimans & Ho), or grad log p.",
+    )
+    time_direction: Literal["data-at-0", "data-at-1"] = Field(
+        "data-at-0", description="Which end of the network's own time is data."
+    )
+    sign: Literal["noise-minus-data", "data-minus-noise"] | None = Field(
+        None,
+        description="Where a velocity or v-prediction points; null: as the network's time runs, so noise-minus-data "
+        "with data-at-0.",
+    )
+    schedule: ScheduleName = Field("linear", description="The path of the network's own states.")
+    num_steps: int = Field(1000, ge=2, description="ddpm schedules: steps, and the default time_scale.")
+    schedule_start: PositiveFloat | None = Field(
+        None, description="First beta (ddpm), beta_min (vp) or sigma_min (ve); null: 1e-4, 0.00085, 0.1, 0.002."
+    )
+    schedule_end: PositiveFloat | None = Field(
+        None, description="Last beta (ddpm), beta_max (vp) or sigma_max (ve); null: 0.02, 0.012, 20, 80."
+    )
+    time_scale: PositiveFloat | None = Field(
+        None, description="The network is fed time_scale x time + time_offset; null: 1, and num_steps with ddpm."
+    )
+    time_offset: float = Field(0.0, description="Added to the time fed.")
+    time_type: Literal["float", "int"] = Field("float", description="int: rounded, for tables of step embeddings.")
+    output_scale: float = Field(1.0, description="The answer is multiplied by this first.")
+    data_std: PositiveFloat | None = Field(
+        None,
+        description="Feed states divided by sqrt(alpha^2 data_std^2 + sigma^2), of unit variance; null: as they are.",
+    )
+    time_low: float | None = Field(
+        None, ge=0, lt=1, description="Linear time below which the field is held; null: as the prediction needs."
+    )
+    time_high: float | None = Field(
+        None, gt=0, le=1, description="Linear time above which the field is held; null: as the prediction needs."
+    )
+
+    @model_validator(mode="after")
+    def _check_convention(self) -> ConventionOptions:
+        discrete = self.schedule.startswith("ddpm")
+        if self.sign is not None and self.prediction not in ("velocity", "v-prediction"):
+            raise ValueError(f"sign is for velocities; a prediction of the {self.prediction} takes output_scale=-1")
+        if self.prediction == "velocity" and discrete:
+            raise ValueError(
+                "a schedule of discrete steps has no velocity; Stable Diffusion's is prediction=v-prediction"
+            )
+        if self.schedule == "ve" and self.time_direction != "data-at-0":
+            raise ValueError("schedule=ve feeds the network sigma, which is 0 at data; leave time_direction out")
+        if self.output_scale == 0:
+            raise ValueError("output_scale must not be 0")
+        start, end = self.schedule_start, self.schedule_end
+        if start is not None and end is not None and start >= end:
+            raise ValueError(f"schedule_start={start:g} must be less than schedule_end={end:g}")
+        if discrete and max(start or 0, end or 0) >= 1:
+            raise ValueError("betas lie below 1")
+        low, high = self.time_low or 0.0, 1.0 if self.time_high is None else self.time_high
+        if low >= high:
+            raise ValueError(f"time_low={low:g} must be less than time_high={high:g}")
+        if self.prediction == "data" and self.time_low == 0:
+            raise ValueError("data at t = 0 says nothing of the noise; time_low must be above 0")
+        if self.prediction in ("noise", "score") and self.time_high == 1:
+            raise ValueError(f"the {self.prediction} at t = 1 says nothing of the data; time_high must be below 1")
+        return self
+
+
+class OwnNetworkOptions(ConventionOptions):
+    """What the teachers ``callable`` and ``torch-file`` share: how the network is called."""
+
+    sample_shape: tuple[PositiveInt, ...] = Field(min_length=1, description="Dimensions of one state, without N.")
+    arguments: tuple[Argument, ...] = Field(
+        ("x", "t", "condition"),
+        description="Positional arguments in order; condition is left out where there is none.",
+    )
+    keywords: dict[str, Any] = Field(default_factory=dict, description="Further arguments, the same in every call.")
+    condition: Literal["none", "labels", "embeddings"] = Field(
+        "none", description="What the network is conditioned on besides the time."
+    )
+    condition_argument: str | None = Field(None, description="Pass the condition as this keyword; null: by position.")
+    num_classes: PositiveInt | None = Field(None, description="condition=labels: classes, without the null class.")
+    null_label: int | None = Field(
+        None, ge=0, description="condition=labels: the unconditional label; null: the network cannot be guided."
+    )
+    embeddings: Path | None = Field(
+        None,
+        description="condition=embeddings: .safetensors or .npz with tensors NAME (K, ...), a row a condition, and "
+        "negative_NAME (1, ...) where the network can be guided. Each row counts as a class.",
+    )
+    extra_channels: Literal["refuse", "drop"] = Field(
+        "refuse", description="drop: keep the first channels of an answer with more than the state, such as variances."
+    )
+    dtype: DType | None = Field(None, description="The network's; null: as it comes, and 32 bits follow the run.")
+
+    @model_validator(mode="after")
+    def _check_call(self) -> OwnNetworkOptions:
+        if sorted(set(self.arguments)) != sorted(self.arguments) or not {"x", "t"} <= set(self.arguments):
+            raise ValueError("arguments must name x and t once each, and condition at most once")
+        if (self.condition == "labels") != (self.num_classes is not None):
+            raise ValueError("condition=labels and num_classes go together")
+        if self.null_label is not None and self.condition != "labels":
+            raise ValueError("null_label goes with condition=labels")
+        if (self.condition == "embeddings") != (self.embeddings is not None):
+            raise ValueError("condition=embeddings and the file embeddings go together")
+        if self.condition_argument is not None and self.condition == "none":
+            raise ValueError("condition_argument goes with a condition")
+        return self
+
+
+class CallableTeacherConfig(OwnNetworkOptions):
+    """Options of the teacher ``callable``. It imports what `network` names, so it needs --trust."""
+
+    network: str = Field(
+        pattern=r"^([A-Za-z_][\w.]*|.*\.py):[A-Za-z_][\w.]*$",
+        description="module:name or file.py:name of a function (x, t, condition), a torch module, or a class or "
+        "factory that makes one of them.",
+    )
+    options: dict[str, Any] | None = Field(
+        None, description="Arguments that make the network; a class is called without any when null."
+    )
+    weights: Path | None = Field(
+        None, description="State dict for a torch module: .safetensors, or .pt and .pth read without running code."
+    )
+
+
+class TorchFileTeacherConfig(OwnNetworkOptions):
+    """Options of the teacher ``torch-file``. Such a file holds a program, so it needs --trust."""
+
+    file: Path = Field(description="A program saved by torch.export.save (.pt2) or torch.jit.save (.pt, .pth, .ts).")
+
+
+class DiffusersTeacherConfig(ComponentConfig):
+    """Options of the teacher ``diffusers-transformer``. Nothing in its folder is executed, and nothing is fetched."""
+
+    folder: Path = Field(
+        description="Local folder of a pipeline or of a transformer: config.json beside .safetensors files."
+    )
+    subfolder: str | None = Field(
+        None, description="Part of `folder` that holds the transformer; null: `transformer` where there is one."
+    )
+    embeddings: Path = Field(
+        description=".safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and "
+        "negative_prompt_embeds (1, L, D) and negative_pooled_prompt_embeds (1, P) for guidance.",
+    )
+    latent_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="Height and width of the latents; null: as config.json says, else 128 x 128."
+    )
+    guidance_embedding: float = Field(
+        3.5, ge=0, description="What a guidance-distilled FLUX is fed as its guidance; others take none."
+    )
+    dtype: DType | None = Field(None, description="The network's; null: as stored, and 32 bits follow the run.")

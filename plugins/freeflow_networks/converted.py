@@ -1,0 +1,117 @@
+"""A foreign network and a convention: a teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from abc import abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.interfaces import ConvertibleTeacher
+from freeflow_core.math.conversions import Convention, ask, velocity_of
+from freeflow_core.math.derivative import full_precision
+from freeflow_core.types import Condition, Draws
+from freeflow_networks.calling import CallForm, ForeignNetwork
+from freeflow_networks.conditions import Conditions, read_embeddings
+from freeflow_networks.config import OwnNetworkOptions
+
+
+class ConvertedTeacher(ConvertibleTeacher):
+    """Base: v(x_t, t, c) of a network read with ``convention``. Conditions are (N,) labels, or None.
+
+    Outside the convention's time range the field is continued constantly in t. Where the answer is divided by a small
+    number near an end (a prediction of data, noise or score), autocast and TF32 are off.
+
+    Args:
+        network: called with its own states and times.
+        convention: what that means.
+        sample_shape: ``*D``.
+    """
+
+    def __init__(self, network: ForeignNetwork, convention: Convention, sample_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.convention = convention
+        self.sample_shape = tuple(sample_shape)
+        self.time_range = convention.time_range
+        self.num_classes = network.conditions.num_classes
+
+    @abstractmethod
+    def described(self) -> str:
+        """What the network is, for errors."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        x = x_t.to(torch.promote_types(x_t.dtype, torch.float32)) if self.convention.amplifies else x_t
+        question = ask(self.convention, x, t)
+        with full_precision([x]) if self.convention.amplifies else contextlib.nullcontext():
+            answer = self.network(question.x, question.time, condition)
+        return velocity_of(self.convention, answer, x, question.t).to(x_t.dtype)
+
+    def with_convention(self, convention: Convention) -> Self:
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.convention = convention
+        other.time_range = convention.time_range
+        return other
+
+    def null_condition(self, condition: Condition) -> Condition:
+        if not isinstance(condition, Tensor):
+            raise ConfigError("This teacher is unconditional, so it cannot be guided; use a guidance weight of 1.")
+        return self.network.conditions.null(condition)
+
+    def sample_condition(self, draws: Draws) -> Condition:
+        """Labels (N,) on the host, all equally likely; None when unconditional."""
+        return None if self.num_classes is None else draws.integers("label", self.num_classes)
+
+    def balanced_condition(self, index: Tensor) -> Condition:
+        return None if self.num_classes is None else index % self.num_classes
+
+    @torch.no_grad()
+    def try_out(self, device: torch.device) -> None:
+        """Ask the network about two and about three states, so that what does not fit shows before anything starts.
+
+        Raises:
+            ConfigError: it fails, or its answer is not like the states.
+        """
+        for num in (2, 3):
+            x = torch.randn(num, *self.sample_shape, generator=torch.Generator().manual_seed(0)).to(device)
+            t = torch.full((num,), 0.5, dtype=torch.float64)
+            try:
+                self.velocity(x, t, self.balanced_condition(torch.arange(num)))
+            except FreeflowError:
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"{self.described()} failed when it was asked about {num} states {tuple(x.shape)}: "
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. It is called as "
+                    "f(x (N, *D), t (N,), condition (N, ...)) unless teacher.arguments, condition_argument and "
+                    "keywords say otherwise, and must take any N."
+                ) from error
+
+
+def call_form(options: OwnNetworkOptions) -> CallForm:
+    """How the options say the network is called."""
+    return CallForm(
+        options.arguments,
+        options.condition_argument,
+        options.keywords,
+        options.time_type == "int",
+        options.extra_channels == "drop",
+    )
+
+
+def conditions_from(options: OwnNetworkOptions) -> Conditions:
+    """What the options say the network is conditioned on. Raises ``ConfigError`` for a file that does not fit."""
+    if options.embeddings is None:
+        return Conditions(options.num_classes, options.null_label)
+    conditions = read_embeddings(options.embeddings)
+    if len(conditions.names) > 1 and options.condition_argument is not None:
+        raise ConfigError(
+            f"{options.embeddings} holds several tensors ({', '.join(conditions.names)}), which are passed by their "
+            "own names. Leave teacher.condition_argument out."
+        )
+    return conditions

@@ -1,0 +1,299 @@
+"""Each finding of `freeflow doctor`, with what it looks at replaced."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.metadata
+import sqlite3
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from freeflow_core.engine import diagnose as diagnosis
+from freeflow_core.engine.doctor import attention, hardware, launch, storage, tracking, versions
+from freeflow_core.engine.doctor.plugins import check_plugins
+from freeflow_core.plugin import Component, Manager, hookimpl
+
+JOINED = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """No accelerate configuration, and a folder of its own."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def only(checks, name: str):
+    (found,) = [check for check in checks if check.name == name]
+    return found
+
+
+def launched(nowhere, **environment):
+    return only(launch.check_launch({"HF_HOME": str(nowhere / "hf"), **environment}), "distributed launch")
+
+
+# -- Versions ---------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_names_packages_that_are_missing_or_out_of_range(monkeypatch):
+    found = {"numpy": "1.20"}
+
+    def version(name):
+        if name not in found:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    needed = Requirement("numpy>=1.26")
+    old = versions.check_package("numpy", needed)
+    assert (old.status, old.detail[:10]) == ("warning", "1.20, but ")
+    assert versions.check_package("numpy", None).status == "ok"
+    assert versions.check_package("torch", None).status == "error"
+    optional = versions.check_package("diffusers", None, "latents")
+    assert (optional.status, optional.detail) == ("ok", "not installed; needed for latents")
+
+
+def test_doctor_knows_what_this_package_needs():
+    needed = versions.requirements()
+    assert needed["torch"].specifier.contains("2.6")
+    assert not needed["torch"].specifier.contains("2.0")
+    assert "pytest" not in needed
+
+
+def test_doctor_names_deprecated_variables():
+    (check,) = versions.check_variables({"TRANSFORMERS_CACHE": "x", "HOME": "y"})
+    assert (check.name, check.status) == ("variable TRANSFORMERS_CACHE", "warning")
+    assert "HF_HOME" in check.detail
+
+
+# -- Hardware ---------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_tells_a_gpu_that_torch_cannot_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "driver_version", lambda: "550.1")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    check = only(hardware.check_hardware(), "device")
+    assert check.status == "warning"
+    assert "driver 550.1" in check.detail
+    assert "install a CUDA build" in check.detail
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "update the driver" in only(hardware.check_hardware(), "device").detail
+    monkeypatch.setattr(hardware, "driver_version", lambda: None)
+    assert only(hardware.check_hardware(), "device").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("free", "capability", "device", "bf16"), [(70, (9, 0), "ok", "ok"), (3, (7, 5), "warning", "warning")]
+)
+def test_doctor_describes_gpus(monkeypatch, free, capability, device, bf16):
+    for name, value in {
+        "is_available": True,
+        "device_count": 1,
+        "mem_get_info": (free * 2**30, 80 * 2**30),
+        "get_device_capability": capability,
+        "get_device_name": "A GPU",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(hardware, "driver_version", lambda: "550.1")
+    monkeypatch.setattr(
+        hardware, "_precision", lambda device, name, dtype, real=hardware._precision: real("cpu", name, dtype)
+    )
+    checks = hardware.check_hardware()
+    assert only(checks, "device cuda:0").status == device
+    assert f"80 GiB, {free} free" in only(checks, "device cuda:0").detail
+    assert "550.1" in only(checks, "CUDA").detail
+    assert ("supported" in only(checks, "tf32").detail) == (bf16 == "ok")
+
+
+def test_doctor_survives_a_driver_tool_that_fails(monkeypatch):
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: "/bin/nvidia-smi")
+
+    def fail(*_, **__):
+        raise OSError("no")
+
+    monkeypatch.setattr(hardware.subprocess, "run", fail)
+    assert hardware.driver_version() is None
+    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="550.1\n550.1\n"))
+    assert hardware.driver_version() == "550.1"
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
+    assert hardware.driver_version() is None
+
+
+# -- Attention --------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_says_which_kernels_a_derivative_can_use(monkeypatch):
+    checks = attention.check_attention()
+    assert "math" in only(checks, "attention kernels").detail
+    assert "math attention" in only(checks, "derivative=forward-mode").detail
+    monkeypatch.setattr(attention, "_forward_mode", lambda device, backend: False)
+    check = only(attention.check_attention(), "derivative=forward-mode")
+    assert (check.status, "derivative=central" in check.detail) == ("warning", True)
+    monkeypatch.setattr(attention, "_runs", lambda backend, q: False)
+    assert only(attention.check_attention(), "attention kernels").status == "error"
+
+
+# -- Launch -----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_counts_processes_that_joined(nowhere):
+    assert launched(nowhere).detail == "1 process"
+    assert launched(nowhere, **JOINED).detail == "4 processes"
+    assert launched(nowhere, WORLD_SIZE="4").status == "warning"
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"])
+def test_doctor_warns_when_a_launcher_started_processes_that_do_not_join(nowhere, variable):
+    own = {"SLURM_PROCID": "0"} if variable == "SLURM_NTASKS" else {}
+    check = launched(nowhere, **{variable: "2"}, **own)
+    assert check.status == "warning"
+    assert variable in check.detail
+    assert "each would run alone" in check.detail
+    assert "torchrun" in check.detail
+    assert launched(nowhere, **{variable: "4"}, **own, **JOINED).status == "ok"
+    assert launched(nowhere, **{variable: "1"}, **own).status == "ok"
+
+
+def test_a_shell_on_an_allocation_is_no_launch(nowhere):
+    assert launched(nowhere, SLURM_NTASKS="8").status == "ok"
+
+
+def test_doctor_warns_when_accelerate_started_one_of_two(nowhere):
+    file = nowhere / "hf" / "accelerate" / "default_config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("num_processes: 2\n", "utf-8")
+    check = launched(nowhere, ACCELERATE_MIXED_PRECISION="no")
+    assert check.status == "warning"
+    assert "started one process; its configuration asks for 2" in check.detail
+    environment = {"HF_HOME": str(nowhere / "hf")}
+    assert only(launch.check_launch(environment), "accelerate configuration").status == "ok"
+    file.write_text("num_processes: 8\n", "utf-8")
+    assert only(launch.check_launch({**environment, **JOINED}), "accelerate configuration").status == "warning"
+    file.write_text("[broken", "utf-8")
+    assert launch.configured_processes(environment) is None
+
+
+def test_doctor_refuses_more_processes_than_gpus(monkeypatch, nowhere):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    environment = {**JOINED, "LOCAL_WORLD_SIZE": "4"}
+    assert only(launch.check_launch(environment), "processes and GPUs").status == "error"
+    assert not [c for c in launch.check_launch({**JOINED, "LOCAL_WORLD_SIZE": "2"}) if c.name == "processes and GPUs"]
+
+
+# -- Storage ----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_tells_full_and_read_only_disks(monkeypatch, nowhere):
+    monkeypatch.setenv("FREEFLOW_CACHE", str(nowhere / "cache"))
+    assert [check.status for check in storage.check_storage()] == ["ok", "ok"]
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    assert [check.status for check in storage.check_storage()] == ["warning", "warning"]
+
+    def refuse(**_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(storage.tempfile, "NamedTemporaryFile", refuse)
+    runs, cache = storage.check_storage()
+    assert (runs.status, "--output" in runs.detail) == ("error", True)
+    assert (cache.status, "FREEFLOW_CACHE" in cache.detail) == ("warning", True)
+    assert not (nowhere / "cache").exists()
+    assert not (nowhere / "runs").exists()
+
+
+# -- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server():
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            code = {"/health": 200, "/private/health": 401}.get(self.path, 500)
+            self.send_response(code)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def tracked(uri: str | None):
+    return tracking.check_tracking({} if uri is None else {"MLFLOW_TRACKING_URI": uri})
+
+
+def test_doctor_asks_the_mlflow_server(server, monkeypatch):
+    assert tracked(f"http://{server}").status == "ok"
+    assert "was not tried" in tracked(f"http://{server}/private").detail
+    broken = tracked(f"http://me:secret@{server}/broken/")
+    assert broken.status == "warning"
+    assert "secret" not in broken.detail
+    monkeypatch.setattr(tracking, "_SECONDS", 0.5)
+    gone = tracked("http://127.0.0.1:9")
+    assert gone.status == "warning"
+    assert "mlflow-sync" in gone.detail
+
+
+def test_doctor_looks_at_an_mlflow_database_without_making_one(nowhere):
+    assert tracked(None).status == "ok"
+    assert not list(nowhere.iterdir())
+    file = nowhere / "store.db"
+    connection = sqlite3.connect(file)
+    connection.execute("create table runs (name text)")
+    connection.commit()
+    connection.close()
+    assert tracked(f"sqlite:///{file}").detail == str(file)
+    file.write_bytes(b"no database" * 100)
+    assert tracked(f"sqlite:///{file}").status == "warning"
+    assert tracked("databricks").status == "ok"
+
+
+# -- Plugins ----------------------------------------------------------------------------------------------------------
+
+
+class Offers:
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    @hookimpl
+    def freeflow_teachers(self):
+        return [Component("mine", self._target, "freeflow_core.config:ComponentConfig", "A teacher.")]
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no_such_package.module:Class", "cannot be imported"),
+        ("freeflow_core.interfaces:Student", "is no freeflow_core.interfaces.Teacher"),
+        ("freeflow_core.testing.exact:GaussianTeacher", None),
+    ],
+)
+def test_doctor_imports_every_component(target, reason):
+    manager = Manager()
+    manager.register(Offers(target), "mine", "my-package", "1.0")
+    checks = check_plugins(manager)
+    assert only(checks, "plugin mine").status == "ok"
+    assert ("its component can be imported" in only(checks, "plugin mine").detail) == (reason is None)
+    assert [reason in check.detail for check in checks if check.name == "teacher mine"] == [True] * (reason is not None)
+    assert {check.status for check in checks} == ({"ok", "error"} if reason else {"ok"})
+
+
+def test_a_check_that_fails_is_a_finding_and_stops_no_other(monkeypatch):
+    def ill():
+        raise RuntimeError("broken\nbone")
+
+    monkeypatch.setattr(diagnosis, "check_storage", ill)
+    checks = diagnosis.diagnose(Manager())
+    assert only(checks, "storage").detail == "could not be looked at: RuntimeError: broken bone"
+    assert {"python", "MLflow", "plugin API"} <= {check.name for check in checks}

@@ -1,0 +1,160 @@
+"""`freeflow teacher check`: the right convention passes without a proposal, a wrong one fails and the right is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from freeflow_networks.callable_teacher import CallableTeacher
+from freeflow_networks.calling import CallForm, ForeignNetwork
+from freeflow_networks.conditions import Conditions
+from networks_support import ExactNetwork
+from test_networks_conversions import COMBINATIONS, case, convention
+
+from freeflow_core.engine.teacher_check import check_built_teacher
+from freeflow_core.math.calibration import integrate, miscalibration
+from freeflow_core.math.conversions import Convention
+from freeflow_core.testing.exact import GaussianTeacher
+
+CPU = torch.device("cpu")
+SCALED = [
+    ("velocity", "linear", "data-at-1", "data-minus-noise"),
+    ("v-prediction", "cosine", "data-at-0", "noise-minus-data"),
+]
+
+
+def teacher_of(network, read: Convention, shape=(2,)) -> CallableTeacher:
+    foreign = ForeignNetwork(network, CallForm(("x", "t")), Conditions(), "test")
+    return CallableTeacher(foreign, read, shape, "test")
+
+
+def examine(teacher, **options):
+    return check_built_teacher(teacher, **{"num": 512, "num_steps": 16, "device": CPU, **options})
+
+
+def status(report, name: str) -> str:
+    (found,) = [check.status for check in report.checks if check.name == name]
+    return found
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS[::7], ids="/".join)
+def test_the_right_convention_passes_and_proposes_nothing(combination):
+    read = convention(*combination)
+    report = examine(teacher_of(ExactNetwork(*combination, read.scale), read))
+    assert report.is_right, report.checks
+    assert status(report, "calibration") == "ok"
+    assert report.proposals == ()
+
+
+def proposed_field_is_exact(combination, given: Convention) -> None:
+    """The first proposal's field is the exact one: some conventions name the same field, or nearly so."""
+    true = convention(*combination)
+    report = examine(teacher_of(ExactNetwork(*combination, true.scale), given))
+    assert not report.is_right
+    assert status(report, "calibration") == "error"
+    best = report.proposals[0].settings
+    named = {"prediction": "velocity", "schedule": "linear", "time_direction": "data-at-0", "sign": None} | best
+    sign = named["sign"] or ("noise-minus-data" if named["time_direction"] == "data-at-0" else "data-minus-noise")
+    read = convention(named["prediction"], named["schedule"], named["time_direction"], sign, best.get("time_scale"))
+    x_t, t, _ = case(true, 3)
+    found = teacher_of(ExactNetwork(*combination, true.scale), read).velocity(x_t, t.clamp(0.1, 0.9), None)
+    expected = GaussianTeacher(torch.tensor((0.5, -1.0)).double(), torch.tensor((0.5, 2.0)).double()).velocity(
+        x_t, t.clamp(0.1, 0.9), None
+    )
+    assert (found - expected).norm() < 0.02 * expected.norm(), best
+
+
+def test_a_wrong_convention_fails_and_the_right_one_is_proposed():
+    proposed_field_is_exact(("noise", "ddpm", "data-at-0", "noise-minus-data"), Convention())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "combination",
+    [c for c in COMBINATIONS if c != ("velocity", "linear", "data-at-0", "noise-minus-data")],
+    ids="/".join,
+)
+def test_every_convention_is_recognised(combination):
+    proposed_field_is_exact(combination, Convention())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("combination", SCALED, ids="/".join)
+def test_a_scale_of_thousand_is_recognised(combination):
+    true = convention(*combination, 1000.0)
+    report = examine(teacher_of(ExactNetwork(*combination, 1000.0), Convention()))
+    assert report.proposals[0].settings.get("time_scale", true.schedule.default_scale) == 1000.0
+
+
+def test_a_mixture_read_backwards_is_recognised(registry):
+    from freeflow_core.config import ComponentChoice
+    from freeflow_core.engine.build import Builder
+
+    mixture = Builder(registry, CPU, 0).teacher(ComponentChoice(name="gaussian-mixture"))
+
+    def network(x, time):
+        return -mixture.velocity(x, 1 - time, None)
+
+    right = convention("velocity", "linear", "data-at-1", "data-minus-noise")
+    assert examine(teacher_of(network, right), num=1024).is_right
+    report = examine(teacher_of(network, Convention()), num=1024)
+    assert not report.is_right
+    assert report.proposals[0].settings == {"time_direction": "data-at-1"}
+
+
+def test_a_teacher_without_options_is_judged_without_proposals():
+    class Reversed(GaussianTeacher.__mro__[1]):  # type: ignore[misc, name-defined]
+        sample_shape = (2,)
+        from_config = None
+
+        def velocity(self, x_t, t, condition):
+            return -exact.velocity(x_t, t, condition)
+
+        def null_condition(self, condition):
+            return None
+
+        sample_condition = balanced_condition = null_condition
+
+    exact = GaussianTeacher(torch.tensor([0.5, -1.0]), torch.tensor([0.5, 2.0]))
+    assert examine(exact).is_right
+    Reversed.__abstractmethods__ = frozenset()
+    report = examine(Reversed())
+    assert not report.is_right
+    assert report.proposals == ()
+    assert status(report, "direction") == "error"
+
+
+def test_what_a_network_can_get_wrong_is_found():
+    good = ExactNetwork()
+    nan = examine(teacher_of(lambda x, t: good(x, t) / 0, Convention()))
+    assert [(c.name, c.status) for c in nan.checks][-1] == ("answers", "error")
+    assert "NaN" in nan.checks[-1].detail
+    random = examine(teacher_of(lambda x, t: good(x, t) + torch.rand(()), Convention()))
+    assert "random numbers" in random.checks[1].detail
+    mixed = examine(teacher_of(lambda x, t: good(x, t) + x.mean(0), Convention()))
+    assert "rows are mixed" in mixed.checks[1].detail
+    runaway = examine(teacher_of(lambda x, t: 1e4 * x - 1e4 * t[:, None], Convention()), num=64, search=False)
+    assert status(runaway, "samples") == "error"
+
+
+def test_forward_mode_that_fails_is_a_warning_with_the_remedy():
+    good = ExactNetwork()
+
+    def detached(x, t):
+        return torch.from_numpy(good(x, t).numpy())
+
+    report = examine(teacher_of(detached, Convention()))
+    assert status(report, "derivative") == "warning"
+    assert "derivative=central" in next(c.detail for c in report.checks if c.name == "derivative")
+    assert report.is_right
+
+
+def test_an_exact_field_is_calibrated_and_a_wrong_one_is_not():
+    exact = GaussianTeacher(torch.tensor([0.5, -1.0]), torch.tensor([0.5, 2.0]))
+    generator = torch.Generator().manual_seed(0)
+    z, noise = torch.randn(2, 2048, 2, generator=generator)
+    x = integrate(lambda x, t: exact.velocity(x, t, None), z, 16)[-1]
+    assert torch.allclose(x, exact.mean + exact.std * z, atol=2e-2)
+    x_t, t = (x + noise) / 2, torch.full((2048,), 0.5)
+    assert miscalibration(exact.velocity(x_t, t, None), x_t, noise - x) < 0.005
+    assert miscalibration(-exact.velocity(x_t, t, None), x_t, noise - x) > 0.5
+    assert miscalibration(x_t * float("nan"), x_t, noise - x) == float("inf")
