@@ -16,13 +16,21 @@ test-long:
 test-gpu:
     pytest -m gpu
 
+# Every command block of the site as it is printed (minutes), see tests/packaging/test_doc_commands.py.
+test-docs:
+    pytest -m "long or not long" --timeout 3600 tests/packaging/test_doc_commands.py
+
+# Run the site's notebooks in full, and keep what they show.
+notebook:
+    python docs/_notebooks.py
+
 # The documentation site, at http://127.0.0.1:8000.
 docs:
     mkdocs serve
 
 # Rebuild the shipped digits teacher and its feature network (minutes; see their cards).
 assets:
-    python -m freeflow_metrics.train_digits_features --output plugins/freeflow_metrics/assets/digits-features.safetensors
+    python -m freeflow_metrics.train_features --output plugins/freeflow_metrics/assets/digits-features.safetensors
     freeflow pretrain --preset digits --output runs/digits-teacher
     python benchmarks/ship_teacher.py runs/digits-teacher plugins/freeflow_transformers/assets/digits.safetensors
 

@@ -16,7 +16,7 @@ from freeflow_core.engine.run import Run
 from freeflow_core.engine.state import RoleState
 from freeflow_core.errors import CheckpointError, ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Role
-from freeflow_core.types import Loss
+from freeflow_core.types import Loss, Progress
 
 
 def make_run(config, output, manager):
@@ -262,6 +262,14 @@ def test_learning_rate_schedules():
     assert learning_rate(linear, 250, 1000) == pytest.approx(0.75)
     root = OptimizerConfig(learning_rate=1.0, schedule="inverse-sqrt", decay_images=100)
     assert [learning_rate(root, i, 1000) for i in (50, 400)] == pytest.approx([1.0, 0.5])
+
+
+def test_the_schedule_of_an_objective_with_rounds_runs_over_each_round(tiny, output, manager):
+    run = make_run(tiny(), output, manager)
+    config = OptimizerConfig(learning_rate=1.0, warmup_images=0, schedule="linear", final_fraction=0.0)
+    run.components.objective.schedule_span = lambda progress: (100, 300) if progress.images >= 100 else (0, 100)
+    rates = [run.trainer._learning_rate(config, Progress(images, 0, 300, {})) for images in (0, 50, 100, 200)]
+    assert rates == pytest.approx([1.0, 0.5, 1.0, 0.5])
 
 
 def test_observers_hear_everything_in_order(tiny, output):

@@ -19,6 +19,7 @@ PACKAGES = {
     "freeflow_predictor_corrector",
     "freeflow_baselines",
     "freeflow_guidance",
+    "freeflow_networks",
     "freeflow_meanflow",
     "freeflow_samplers",
     "freeflow_data",
@@ -55,6 +56,13 @@ def test_data_is_inside_and_small(wheel):
     ):
         assert needed in files
     assert not [f for f in files if f.endswith((".pyc", ".ipynb")) or "/tests/" in f]
+
+
+def test_the_templates_of_plugins_new_are_inside(wheel):
+    _, files, _ = wheel
+    templates = {path.relative_to(ROOT / "cli").as_posix() for path in (ROOT / "cli").rglob("*.template")}
+    assert len(templates) >= 30
+    assert templates <= set(files)
 
 
 def test_entry_points_and_metadata(wheel):

@@ -1,0 +1,1 @@
+"""A page about a run, written by observers alone."""

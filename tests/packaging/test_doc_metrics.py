@@ -1,0 +1,48 @@
+"""The page on diagnostics knows every number that a run logs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from freeflow_core import api
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "how-to" / "read-the-diagnostics.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("objective", ["freeflow", "freeflow-correction"])
+def test_every_metric_of_a_run_is_explained(objective, tmp_path, manager):
+    config = api.resolve_config(
+        "distill",
+        overrides={
+            "teacher": {"name": "gaussian-mixture"},
+            "student": {"name": "mlp", "width": 8, "depth": 1},
+            "objective": objective,
+            "training": {"images": 32, "batch_size": 16},
+            "evaluation": {"enabled": False},
+            "trackers": [],
+        },
+        settings=["objective.check_derivative_every=1"] if objective == "freeflow" else [],
+        manager=manager,
+    )
+    folder = api.distill(config, output=tmp_path / "run", manager=manager).folder
+    metrics = json.loads((folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    for name in metrics.keys() - {"images"}:
+        general = re.sub(r"^\w+/gradient_norm$", "<role>/gradient_norm", name)
+        assert f"`{general}`" in PAGE, name
+
+
+def test_the_terms_of_every_objective_are_named():
+    sources = [*(ROOT / "plugins").glob("freeflow_baselines/*.py"), ROOT / "plugins" / "freeflow_meanflow" / "step.py"]
+    terms = {
+        name
+        for path in sources
+        for name in re.findall(r'"(\w+_residual|residual|\w+_loss|mmd|gradient|grid_steps)":', path.read_text("utf-8"))
+    }
+    assert len(terms) >= 12
+    for name in terms:
+        assert f"`{name}`" in PAGE, name

@@ -1,0 +1,86 @@
+"""The reference pages that the site makes from the program leave nothing out."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+from freeflow_cli.main import build_app
+from pydantic import BaseModel
+
+from freeflow_core.config import ComponentChoice, RunConfig
+from freeflow_core.plugin import KINDS, Manager
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def generated() -> ModuleType:
+    """``docs/_generated.py``, which is no package's."""
+    spec = importlib.util.spec_from_file_location("site_generated", DOCS / "_generated.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, ComponentChoice):
+            yield prefix + name
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_setting_of_a_run_is_on_the_page_with_its_meaning(generated):
+    page = generated.configuration()
+    for name in settings(RunConfig):
+        assert f"| `{name}` |" in page, name
+    assert RunConfig.model_fields["seed"].description in page
+    assert "| `training.batch_size` | `64` | int, > 0 |" in page
+
+
+def test_every_component_and_option_is_on_the_page(generated, registry):
+    page = generated.components()
+    for kind in KINDS:
+        for name, component in registry.components(kind).items():
+            if registry.origin(kind, name).distribution == "freeflow-distill":
+                section = page.split(f"### {kind}s\n")[1].split(f"#### {name}\n")[1].split("\n###")[0]
+                assert component.summary.split(",")[0].split("|")[0].rstrip(".") in section
+                for option in component.load_config_class().model_fields:
+                    assert f"| `{option}" in section, f"{kind} {name}: {option}"
+
+
+def leaves(command: Any, path: tuple[str, ...] = ("freeflow",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+    children = getattr(command, "commands", {})
+    if not children:
+        yield path, command
+    for name, child in children.items():
+        yield from leaves(child, (*path, name))
+
+
+def test_every_command_and_option_is_on_the_page(generated):
+    page = generated.commands()
+    for path, command in leaves(typer.main.get_command(build_app(Manager.load()))):
+        section = page.split(f"## {' '.join(path)}\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            for option in parameter.opts if parameter.param_type_name == "option" else ():
+                assert option in section, f"{' '.join(path)}: {option}"
+
+
+def test_a_table_cell_survives_markdown(generated):
+    assert generated._cell("a | b < c\nd") == "a \\| b &lt; c d"
+    assert generated._cell("`x < 1`") == "`x < 1`"
+
+
+def test_the_pages_ask_for_what_is_generated():
+    asked = [p for p in DOCS.rglob("*.md") if "<!-- generated: " in p.read_text("utf-8")]
+    assert {p.name for p in asked} == {"commands.md", "configuration.md"}

@@ -1,0 +1,40 @@
+"""The example package, installed as pip would, is found by its entry point and watches a run of the command line."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+
+from freeflow_cli.main import build_app
+from typer.testing import CliRunner
+
+from freeflow_core.plugin import Manager
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "live-page"
+
+
+def test_the_installed_example_leaves_a_page_of_a_digits_run(tmp_path, monkeypatch):
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]
+    installed = tmp_path / f"freeflow_live_page-{project['version']}.dist-info"  # what pip would write
+    installed.mkdir()
+    (installed / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    points = "".join(f"{name} = {target}\n" for name, target in project["entry-points"]["freeflow"].items())
+    (installed / "entry_points.txt").write_text(f"[freeflow]\n{points}")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    monkeypatch.chdir(tmp_path)
+
+    manager = Manager.load()
+    assert [plugin.version for plugin in manager.plugins if plugin.name == "live-page"] == [project["version"]]
+    settings = ("training.images=128", "evaluation.enabled=false", "samples.every_images=64", "trackers=[]")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    result = CliRunner().invoke(build_app(manager), ["distill", *arguments])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "runs" / "digits-freeflow" / "live.html").read_text("utf-8")
+    assert ">finished<" in page
+    assert 'src="data:image/png;base64,' in page
+    assert "digits-freeflow" in page
+
+    monkeypatch.setenv("FREEFLOW_DISABLED_PLUGINS", "live-page")
+    assert not any(plugin.loaded for plugin in Manager.load().plugins if plugin.name == "live-page")
