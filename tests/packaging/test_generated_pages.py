@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_every_setting_of_a_run_is_on_the_page_with_its_meaning(generated):
 
 
 def test_every_component_and_option_is_on_the_page(generated, registry):
-    page = generated.components()
+    page = html.unescape(generated.components().replace("\\[", "["))  # [ would begin a link
     for kind in KINDS:
         for name, component in registry.components(kind).items():
             if registry.origin(kind, name).distribution == "freeflow-distill":
