@@ -47,9 +47,10 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
     """Train and score ``jobs`` one after another in this process; append a JSON line for each to ``output``."""
     from freeflow_core.config import load_run_config
     from freeflow_core.engine.build import Builder
-    from freeflow_core.engine.evaluation import Evaluation, Reference
     from freeflow_core.engine.run import Run
     from freeflow_core.engine.state import STUDENT
+    from freeflow_core.evaluation.scores import Evaluation, Reference
+    from freeflow_core.evaluation.scoring import Scoring
     from freeflow_core.plugin import Manager, Registry
 
     manager = Manager.load()
@@ -69,7 +70,7 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
         with tempfile.TemporaryDirectory() as folder:
             quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"enabled": False})})
             began = time.perf_counter()
-            run = Run(quiet, "distill", manager, output=Path(folder) / "run", resume=False)
+            run = Run(quiet, "distill", manager, output=Path(folder) / "run", resume=False, scorer=Scoring)
             run.execute()
             seconds = time.perf_counter() - began
             evaluation = Evaluation(

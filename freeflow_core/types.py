@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -143,6 +143,10 @@ class Samples:
     num_evaluations: float
 
 
+Scores: TypeAlias = dict[str, dict[str, float]]
+"""Scores by name, by row of the table (``"student"``, ``"teacher"``, ...)."""
+
+
 @dataclass(frozen=True)
 class NetworkState:
     """A network as data: ``family`` of its tensors' names, constructor ``config``, and the tensors."""
@@ -198,3 +202,15 @@ class RunInfo:
     key: str | None = None
     parent: RunParent | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+Status: TypeAlias = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding of ``freeflow doctor`` and ``freeflow teacher check``: what was found, and what to do."""
+
+    name: str
+    status: Status
+    detail: str

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from freeflow_core.engine.doctor.check import Check
+    from freeflow_core.types import Check
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 

@@ -25,7 +25,7 @@ _BREAK = re.compile(r"(?<=[/_])| ")
 
 def print_comparison(result: CompareResult) -> None:
     """Two tables, since together they are wider than most terminals: scores, then what they cost."""
-    from freeflow_core.engine.compare.files import cells, headers
+    from freeflow_core.tools.compare.files import cells, headers
 
     table, console = result.table, output()
     titles, rows = headers(table), [cells(table, row) for row in table.rows]

@@ -17,12 +17,12 @@ from freeflow_core.api.scoring import evaluate
 from freeflow_core.api.searching import search
 from freeflow_core.api.training import distill, plan, pretrain, resolve_config
 from freeflow_core.config.compare import CompareConfig
-from freeflow_core.engine.compare.runner import CompareResult
-from freeflow_core.engine.cost import Plan, RolePlan
-from freeflow_core.engine.diagnose import Check
-from freeflow_core.engine.encode_latents import Encoded
 from freeflow_core.engine.run import RunResult
-from freeflow_core.engine.search.job import SearchResult
+from freeflow_core.tools.compare.runner import CompareResult
+from freeflow_core.tools.cost import Plan, RolePlan
+from freeflow_core.tools.encode.encode_latents import Encoded
+from freeflow_core.tools.search.job import SearchResult
+from freeflow_core.types import Check
 from freeflow_core.weights import WeightStatus
 
 __all__ = [

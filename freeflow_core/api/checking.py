@@ -15,12 +15,12 @@ from freeflow_core.config import ComponentChoice, RuntimeConfig
 from freeflow_core.config.load import merge, parse_assignment, read_config_file
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.device import autocast, choose_device
-from freeflow_core.engine.doctor.check import Check
-from freeflow_core.engine.pictures import grid_image, save_image, scatter_image
-from freeflow_core.engine.teacher_check import Proposal, check_built_teacher
 from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.pictures import grid_image, save_image, scatter_image
 from freeflow_core.interfaces import Codec
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.teacher_check import Proposal, check_built_teacher
+from freeflow_core.types import Check
 
 _COLUMNS = 8
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load_compare import load_compare_config, parse_sweep
-from freeflow_core.engine.compare.runner import CompareResult, Comparison
-from freeflow_core.engine.compare.said_once import said_once
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.compare.runner import CompareResult, Comparison
+from freeflow_core.tools.compare.said_once import said_once
 
 
 def compare(

@@ -8,17 +8,17 @@ from pathlib import Path
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.engine.device import start_accelerator
-from freeflow_core.engine.encode_latents import (
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import Source
+from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.encode.encode_latents import (
     Encoded,
     EncodeProgress,
     LatentsEncoder,
     check_encodable,
     encode_choices,
 )
-from freeflow_core.engine.latents_folder import Job, LatentsFolder, StoredType
-from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Source
-from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.encode.latents_folder import Job, LatentsFolder, StoredType
 
 
 def encode(

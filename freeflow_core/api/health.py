@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from freeflow_core.engine.diagnose import Check
-from freeflow_core.engine.diagnose import diagnose as _diagnose
 from freeflow_core.plugin import Manager
+from freeflow_core.tools.doctor.diagnose import diagnose as _diagnose
+from freeflow_core.types import Check
 
 
 def diagnose(manager: Manager | None = None) -> list[Check]:

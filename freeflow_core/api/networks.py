@@ -10,8 +10,8 @@ import torch
 
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.student_file import StudentFile
-from freeflow_core.engine.student_file import load_student as _load_student
+from freeflow_core.evaluation.student_file import StudentFile
+from freeflow_core.evaluation.student_file import load_student as _load_student
 from freeflow_core.interfaces import Teacher
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.weights import OnProgress, WeightStatus, WeightStore

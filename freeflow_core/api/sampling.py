@@ -13,15 +13,15 @@ from torch import Tensor
 from freeflow_core.api.networks import load_student
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.config.load import split_settings
-from freeflow_core.engine.pictures import grid_image, save_image
-from freeflow_core.engine.sample_files.formats import sample_format
-from freeflow_core.engine.sample_files.grid import grid_samples
-from freeflow_core.engine.sample_files.request import Precision, PreparedSamples, SampleRequest
-from freeflow_core.engine.sample_files.team import Team
-from freeflow_core.engine.sample_files.writer import OnSamples, SampleWriter
-from freeflow_core.engine.sampling import Generator
 from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.pictures import grid_image, save_image
+from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.sample_files.formats import sample_format
+from freeflow_core.tools.sample_files.grid import grid_samples
+from freeflow_core.tools.sample_files.request import Precision, PreparedSamples, SampleRequest
+from freeflow_core.tools.sample_files.team import Team
+from freeflow_core.tools.sample_files.writer import OnSamples, SampleWriter
 
 ImageFormat = Literal["grid", "npz", "png", "webp"]
 

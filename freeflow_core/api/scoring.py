@@ -9,14 +9,14 @@ from pathlib import Path
 from freeflow_core.config import RunConfig, to_yaml
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.device import peak_memory, start_accelerator
-from freeflow_core.engine.evaluation import Evaluation, Scores
 from freeflow_core.engine.events import Events
-from freeflow_core.engine.report import markdown_table
 from freeflow_core.engine.run import RunResult
-from freeflow_core.engine.student_file import load_student
 from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.report import markdown_table
+from freeflow_core.evaluation.scores import Evaluation
+from freeflow_core.evaluation.student_file import load_student
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.types import RunInfo
+from freeflow_core.types import RunInfo, Scores
 
 
 def evaluate(

@@ -11,10 +11,10 @@ from freeflow_core.api.networks import load_student
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.device import start_accelerator
-from freeflow_core.engine.search.comparison import Search, SearchPlan
-from freeflow_core.engine.search.job import OnSearched, SearchResult, write_rows, write_samples
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.search.comparison import Search, SearchPlan
+from freeflow_core.tools.search.job import OnSearched, SearchResult, write_rows, write_samples
 
 
 def search(

@@ -9,10 +9,11 @@ from typing import Any
 
 from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.config.load import lay_settings, resolve
-from freeflow_core.engine.cost import Plan, make_plan
 from freeflow_core.engine.run import Run, RunResult
 from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.cost import Plan, make_plan
 
 
 def resolve_config(
@@ -103,4 +104,4 @@ def _run(
         )
     elif settings := tuple(settings):
         config = resolve(Registry(manager), lay_settings(config.model_dump(mode="json"), settings))
-    return Run(config, command, manager, output=output, resume=resume).execute()
+    return Run(config, command, manager, output=output, resume=resume, scorer=Scoring).execute()

@@ -7,26 +7,73 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from accelerate.utils import broadcast_object_list
 
 from freeflow_core.config import RunConfig, to_yaml
-from freeflow_core.engine.build import Builder, build_components
+from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.context import reduce_mean
 from freeflow_core.engine.device import peak_memory, start_accelerator
-from freeflow_core.engine.evaluation import Scores, SharedRows
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.first_step import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.interrupt import StopRequest
 from freeflow_core.engine.run_folder import RunFolder
-from freeflow_core.engine.scoring import Scoring
 from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError, Interrupted
+from freeflow_core.interfaces import Student
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.types import RunInfo, RunParent
+from freeflow_core.types import Progress, RunInfo, RunParent, Scores
+
+
+class Scorer(Protocol):
+    """Looks at the (averaged) student of a run, on the main process; :class:`freeflow_core.evaluation.scoring.Scoring`.
+
+    ``no_images`` says why there are neither pictures nor scores, or is None.
+    """
+
+    @property
+    def no_images(self) -> str | None: ...
+
+    def prepare(self) -> None:
+        """Before training: a missing file shows now, and not after hours."""
+
+    def can_show(self) -> bool:
+        """Whether there is a codec to make images with."""
+
+    def picture(self, images_seen: int) -> None:
+        """A grid of samples."""
+
+    def score(self, progress: Progress, *, everything: bool) -> Scores:
+        """All rows of the table, or the student's one step alone."""
+
+    def compare(self, images_seen: int) -> bool:
+        """Teacher and student from the same noise; False when there is nothing to show."""
+
+    def save_student(self, images_seen: int) -> None:
+        """The final network in one file."""
+
+    def report(self, command: str, scores: Scores, facts: Mapping[str, str], load_report: str | None) -> None:
+        """``report.md``."""
+
+    def files(self) -> dict[str, Path]:
+        """What was written, by name; tells the trackers to keep it."""
+
+
+class MakeScorer(Protocol):
+    """Makes the :class:`Scorer` of a run; the engine itself knows none."""
+
+    def __call__(
+        self,
+        config: RunConfig,
+        builder: Builder,
+        components: Components,
+        student: Student,
+        folder: RunFolder,
+        events: Events,
+    ) -> Scorer: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +117,7 @@ class Run:
         output: run folder; None for ``runs/<name>``.
         resume: go on from the newest checkpoint there.
         membership: the comparison that the run is one of; a resumed run remembers it.
-        shared: rows of scores that several runs of a comparison make once.
+        scorer: what looks at the student between steps and at the end.
     """
 
     def __init__(
@@ -81,8 +128,8 @@ class Run:
         *,
         output: Path | None,
         resume: bool,
+        scorer: MakeScorer,
         membership: Membership | None = None,
-        shared: SharedRows | None = None,
     ) -> None:
         self._began = time.perf_counter()
         self.config = config
@@ -112,7 +159,7 @@ class Run:
         self.events = Events(manager, trackers, info, self._main)
         role = self.state.roles[STUDENT]
         student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
-        self.scoring = Scoring(config, builder, self.components, student, self.folder, self.events, shared)
+        self.scoring = scorer(config, builder, self.components, student, self.folder, self.events)
         if self._main:
             self.scoring.prepare()
 

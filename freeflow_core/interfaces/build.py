@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,10 +66,16 @@ class BuildContext:
             )
 
 
-class Buildable(ABC):
+class Buildable(ABC):  # noqa: B024 (the abstract methods are its subclasses')
     """Anything a :class:`freeflow_core.plugin.Component` can point to."""
 
     @classmethod
-    @abstractmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        """Build from validated options. Raises ``ConfigError`` for options that do not fit the context."""
+    def from_config(cls, config: Any, context: BuildContext) -> Self:
+        """Build from validated options, an instance of the component's configuration class.
+
+        The default is ``cls(config)``. A component that needs more of its surroundings overrides this, and declares
+        ``config`` as its own configuration class. Raises ``ConfigError`` for options that do not fit the context.
+        """
+        make: Any = cls
+        built: Self = make(config)
+        return built

@@ -25,11 +25,11 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.interfaces.derivatives import check_derivative, path_derivative
-from freeflow_core.interfaces.passes import velocity_with_gradient
 from freeflow_core.math.broadcast import expand_times
 from freeflow_core.math.derivative import full_precision
 from freeflow_core.math.line_derivative import stencil
+from freeflow_core.objective_kit.derivatives import check_derivative, path_derivative
+from freeflow_core.objective_kit.passes import velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress, concatenate_conditions, index_condition
 
 

@@ -25,12 +25,12 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.interfaces.derivatives import check_derivative, end_time_derivative
-from freeflow_core.interfaces.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.math.broadcast import expand_times
 from freeflow_core.math.derivative import full_precision
 from freeflow_core.math.interpolants import average_velocity_jump
 from freeflow_core.math.line_derivative import stencil
+from freeflow_core.objective_kit.derivatives import check_derivative, end_time_derivative
+from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress, concatenate_conditions, index_condition
 
 

@@ -27,9 +27,9 @@ from freeflow_core.interfaces import (
     Teacher,
     Transition,
 )
-from freeflow_core.interfaces.passes import like_states, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.math.broadcast import mean_square
 from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress, index_condition
 
 PREVIOUS = "previous"

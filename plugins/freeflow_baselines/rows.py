@@ -11,8 +11,8 @@ from torch import Tensor
 from freeflow_baselines.config import GuidanceOptions, VelocityOptions
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Interpolant, LinearInterpolant, Models
-from freeflow_core.interfaces.passes import like_states, teacher_velocity
 from freeflow_core.math.time_distributions import uniform_between
+from freeflow_core.objective_kit.passes import like_states, teacher_velocity
 from freeflow_core.types import Batch, Condition, Draws, Guidance, index_condition
 
 

@@ -27,9 +27,9 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.interfaces.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.math.broadcast import expand_times, mean_square
 from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import (
     Batch,
     Condition,

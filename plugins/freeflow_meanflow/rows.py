@@ -10,7 +10,7 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import LinearInterpolant, Models
-from freeflow_core.interfaces.passes import like_states
+from freeflow_core.objective_kit.passes import like_states
 from freeflow_core.types import Batch, Condition, Draws, Guidance
 from freeflow_meanflow.config import MeanFlowOptions
 from freeflow_meanflow.times import time_pairs

@@ -14,8 +14,8 @@ from freeflow_cli.main import build_app
 from typer.testing import CliRunner, Result
 
 import freeflow_core
-from freeflow_core.engine.compare.table import Estimate, Row, Table
 from freeflow_core.plugin import Manager
+from freeflow_core.tools.compare.table import Estimate, Row, Table
 
 Freeflow = Callable[..., Result]
 

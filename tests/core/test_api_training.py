@@ -15,7 +15,7 @@ def started(monkeypatch):
     found = []
 
     class Run:
-        def __init__(self, config, command, manager, *, output, resume):
+        def __init__(self, config, command, manager, **rest):
             found.append((command, config))
 
         def execute(self):

@@ -12,11 +12,11 @@ from torch import nn
 
 from freeflow_core.config import load_run_config
 from freeflow_core.config.compare import Budget
-from freeflow_core.engine.compare.budget import images_for, with_length
-from freeflow_core.engine.compare.cost import Cost, measure_cost, repeating
-from freeflow_core.engine.compare.passes import Rows, counted_rows
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.compare.budget import images_for, with_length
+from freeflow_core.tools.compare.cost import Cost, measure_cost, repeating
+from freeflow_core.tools.compare.passes import Rows, counted_rows
 
 TINY = {
     "teacher": {"name": "gaussian-mixture", "layout": "ring"},
@@ -167,7 +167,7 @@ def test_networks_that_take_turns_are_averaged_over_whole_cycles(tmp_path):
 
 
 def test_speed_is_measured_when_asked(registry, monkeypatch):
-    from freeflow_core.engine.compare import cost
+    from freeflow_core.tools.compare import cost
 
     monkeypatch.setattr(cost, "_SECONDS", 0.01)
     assert cost.measure_cost(tiny(registry), registry, speed=True).images_per_second > 0

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from freeflow_core.config.load_compare import load_compare_config, objective_config
-from freeflow_core.engine.compare.cost import Cost
-from freeflow_core.engine.compare.manifest import MANIFEST_FILE, Manifest
-from freeflow_core.engine.compare.outcomes import planned_runs
-from freeflow_core.engine.compare.passes import Rows
-from freeflow_core.engine.compare.variants import Variant
 from freeflow_core.errors import ConfigError
+from freeflow_core.tools.compare.cost import Cost
+from freeflow_core.tools.compare.manifest import MANIFEST_FILE, Manifest
+from freeflow_core.tools.compare.outcomes import planned_runs
+from freeflow_core.tools.compare.passes import Rows
+from freeflow_core.tools.compare.variants import Variant
 
 
 @pytest.fixture

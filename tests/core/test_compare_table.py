@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from freeflow_core.config import load_run_config
-from freeflow_core.engine.compare.cost import Cost
-from freeflow_core.engine.compare.files import cells, headers, teacher_lines, write_files
-from freeflow_core.engine.compare.manifest import Manifest, Record
-from freeflow_core.engine.compare.outcomes import Outcome, planned_runs
-from freeflow_core.engine.compare.passes import Rows
-from freeflow_core.engine.compare.plot import plot
-from freeflow_core.engine.compare.table import Estimate, default_score, lower_is_better, make_table
-from freeflow_core.engine.compare.variants import Variant
+from freeflow_core.tools.compare.cost import Cost
+from freeflow_core.tools.compare.files import cells, headers, teacher_lines, write_files
+from freeflow_core.tools.compare.manifest import Manifest, Record
+from freeflow_core.tools.compare.outcomes import Outcome, planned_runs
+from freeflow_core.tools.compare.passes import Rows
+from freeflow_core.tools.compare.plot import plot
+from freeflow_core.tools.compare.table import Estimate, default_score, lower_is_better, make_table
+from freeflow_core.tools.compare.variants import Variant
 
 TEACHER = {
     "teacher": {"fd_data": 1.0},

@@ -12,11 +12,11 @@ from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 from torch import nn
 
 from freeflow_core import api
-from freeflow_core.engine.cost import Plan, estimate
-from freeflow_core.engine.cost.ledger import ACTIVATIONS, Ledger
-from freeflow_core.engine.cost.pretend import Pretence
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Component, Manager, hookimpl
+from freeflow_core.tools.cost import Plan, estimate
+from freeflow_core.tools.cost.ledger import ACTIVATIONS, Ledger
+from freeflow_core.tools.cost.pretend import Pretence
 
 MIB = 2**20
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from freeflow_core.engine import diagnose as diagnosis
-from freeflow_core.engine.doctor import attention, hardware, launch, storage, tracking, versions
-from freeflow_core.engine.doctor.plugins import check_plugins
 from freeflow_core.plugin import Component, Manager, hookimpl
+from freeflow_core.tools.doctor import attention, hardware, launch, storage, tracking, versions
+from freeflow_core.tools.doctor import diagnose as diagnosis
+from freeflow_core.tools.doctor.plugins import check_plugins
 
 JOINED = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from freeflow_core.engine.sample_files.atomic import write_atomically
-from freeflow_core.engine.sample_files.blocks import Blocks, block_size
-from freeflow_core.engine.sample_files.formats import ArrayFormat, ImageFormat, sample_format
-from freeflow_core.engine.sample_files.images import class_labels, host_samples
-from freeflow_core.engine.sample_files.manifest import Manifest, differences, network_digest, read_manifest
-from freeflow_core.engine.sample_files.npz import StreamedArray, write_npz
-from freeflow_core.engine.sample_files.parts import Cost, Part, Parts
-from freeflow_core.engine.sampling import SampleBatch
 from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.evaluation.sampling import SampleBatch
+from freeflow_core.tools.sample_files.atomic import write_atomically
+from freeflow_core.tools.sample_files.blocks import Blocks, block_size
+from freeflow_core.tools.sample_files.formats import ArrayFormat, ImageFormat, sample_format
+from freeflow_core.tools.sample_files.images import class_labels, host_samples
+from freeflow_core.tools.sample_files.manifest import Manifest, differences, network_digest, read_manifest
+from freeflow_core.tools.sample_files.npz import StreamedArray, write_npz
+from freeflow_core.tools.sample_files.parts import Cost, Part, Parts
 from freeflow_core.types import Guidance, NetworkState
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from freeflow_core.engine.sample_files.formats import sample_format
-from freeflow_core.engine.sample_files.team import Team
-from freeflow_core.engine.sample_files.writer import SampleWriter
-from freeflow_core.engine.sampling import SampleBatch
 from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
+from freeflow_core.evaluation.sampling import SampleBatch
+from freeflow_core.tools.sample_files.formats import sample_format
+from freeflow_core.tools.sample_files.team import Team
+from freeflow_core.tools.sample_files.writer import SampleWriter
 from freeflow_core.types import Guidance
 
 CPU = torch.device("cpu")

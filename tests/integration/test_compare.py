@@ -168,7 +168,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(watched, folder, tmp_pat
 
 def test_an_objective_whose_cost_cannot_be_measured_is_a_failed_one(watched, folder, monkeypatch):
     manager, _ = watched
-    from freeflow_core.engine.compare import lengths
+    from freeflow_core.tools.compare import lengths
 
     really = lengths.measure_cost
 
@@ -265,7 +265,7 @@ def test_a_full_disk_ends_the_comparison_and_keeps_what_was_finished(watched, fo
 
 def test_a_disk_that_is_full_from_the_start_is_said(watched, folder, monkeypatch):
     manager, watcher = watched
-    from freeflow_core.engine.compare import manifest
+    from freeflow_core.tools.compare import manifest
 
     def full(path, write):
         raise OSError(28, os.strerror(28))
@@ -365,7 +365,7 @@ def test_a_swept_evaluation_scores_the_teacher_anew(watched, folder):
 
 def test_a_budget_of_seconds_is_measured_once(watched, folder, monkeypatch):
     manager, _ = watched
-    from freeflow_core.engine.compare import cost
+    from freeflow_core.tools.compare import cost
 
     monkeypatch.setattr(cost, "_SECONDS", 0.05)
     config = comparison(manager, "freeflow", seeds=1, budget="seconds=0.5")
@@ -418,8 +418,8 @@ def test_a_run_killed_while_its_folder_was_made_begins_again(watched, folder):
     with pytest.raises(ConfigError, match="already holds other files"):
         api.compare(config, output=folder, manager=manager)
     registry = Registry(manager)
-    from freeflow_core.engine.compare.manifest import Manifest
-    from freeflow_core.engine.compare.runner import Comparison
+    from freeflow_core.tools.compare.manifest import Manifest
+    from freeflow_core.tools.compare.runner import Comparison
 
     Manifest.open(folder.parent / "y", config, Comparison(config, manager, folder)._variants).write({})
     (folder.parent / "y" / "comparison.json").rename(folder / "comparison.json")

@@ -15,12 +15,13 @@ from freeflow_core.engine.optimizer import RoleOptimizer, learning_rate
 from freeflow_core.engine.run import Run
 from freeflow_core.engine.state import RoleState
 from freeflow_core.errors import CheckpointError, ConfigError, NonFiniteError, PluginError
+from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.interfaces import Role
 from freeflow_core.types import Loss, Progress
 
 
 def make_run(config, output, manager):
-    return Run(config, "distill", manager, output=output, resume=False)
+    return Run(config, "distill", manager, output=output, resume=False, scorer=Scoring)
 
 
 @pytest.mark.parametrize("role", ["student", "fake_velocity"])

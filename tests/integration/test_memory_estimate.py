@@ -29,7 +29,7 @@ from freeflow_core.plugin import Manager
 
 config, manager = RunConfig.model_validate_json(sys.stdin.read()), Manager.load()
 before = psutil.Process().memory_info().rss
-run = Run(config, "distill", manager, output=Path(sys.argv[1]), resume=False)
+run = Run(config, "distill", manager, output=Path(sys.argv[1]), resume=False, scorer=Scoring)
 run.trainer.step()
 run.trainer.step()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))

@@ -14,6 +14,7 @@ from freeflow_core import api
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.run import Run
 from freeflow_core.errors import FreeflowError, Interrupted, NonFiniteError
+from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager, hookimpl
 from freeflow_core.plugin.spec import Observers
 from freeflow_core.types import Loss, Progress, RunInfo
@@ -125,7 +126,7 @@ class Interrupting:
 
 def test_a_run_that_fails_is_finished_with_failed(tiny, output):
     ear = Ear()
-    run = Run(tiny(), "distill", watched(ear), output=output, resume=False)
+    run = Run(tiny(), "distill", watched(ear), output=output, resume=False, scorer=Scoring)
     poison(run)
     with pytest.raises(NonFiniteError):
         run.execute()
@@ -134,7 +135,7 @@ def test_a_run_that_fails_is_finished_with_failed(tiny, output):
 
 def test_a_full_disk_is_finished_with_failed(tiny, output, monkeypatch):
     ear = Ear()
-    run = Run(tiny(), "distill", watched(ear), output=output, resume=False)
+    run = Run(tiny(), "distill", watched(ear), output=output, resume=False, scorer=Scoring)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from freeflow_core import api
-from freeflow_core.engine.sample_files.request import PreparedSamples, SampleRequest
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager
+from freeflow_core.tools.sample_files.request import PreparedSamples, SampleRequest
 
 TEACHER = ("--teacher", "digits", "--steps", 4, "--seed", 5)
 
@@ -157,7 +157,7 @@ def test_a_grid_is_for_a_look(tmp_path, monkeypatch):
     sample(tmp_path / "s", "--num", 20)
     sample(tmp_path / "s", "--num", 30)
     assert [p.name for p in (tmp_path / "s").iterdir()] == ["grid.png"]
-    monkeypatch.setattr("freeflow_core.engine.sample_files.grid._MOST_BYTES", 1000)
+    monkeypatch.setattr("freeflow_core.tools.sample_files.grid._MOST_BYTES", 1000)
     result = freeflow("sample", *TEACHER, "--output", tmp_path / "s", "--num", 20)
     assert result.exit_code == 2
     assert "--format png, webp or npz" in " ".join(result.output.split())

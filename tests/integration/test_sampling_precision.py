@@ -7,7 +7,7 @@ import torch
 from freeflow_transformers.network import DiffusionTransformer
 
 from freeflow_core import api
-from freeflow_core.engine.sampling import Generator
+from freeflow_core.evaluation.sampling import Generator
 
 SMALL = (
     "training.images=16",

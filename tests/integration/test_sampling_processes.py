@@ -85,7 +85,7 @@ def test_two_processes_draw_the_same_samples_as_one(tmp_path):
 FAILING = """
 import os
 from freeflow_core.plugin import hookimpl
-from freeflow_core.engine import sampling
+from freeflow_core.evaluation import sampling
 
 if os.environ.get("RANK") == "1":
     draw = sampling.Generator.batch

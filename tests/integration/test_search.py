@@ -12,12 +12,12 @@ from torch import Tensor
 from freeflow_core import api
 from freeflow_core.config import ComponentChoice, load_run_config
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.sampling import Generator
-from freeflow_core.engine.search.best_of_n import BestOfN
-from freeflow_core.engine.search.comparison import Search, SearchPlan
 from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.interfaces import EvaluationContext, Verifier
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.search.best_of_n import BestOfN
+from freeflow_core.tools.search.comparison import Search, SearchPlan
 from freeflow_core.types import Condition
 
 
@@ -120,7 +120,7 @@ def test_what_is_written_can_be_read_and_compared(parts, tmp_path):
         assignments=("evaluation.num_samples=60", "evaluation.batch_size=60", "evaluation.evaluators=[kernel]"),
     )
     student = tmp_path / "student.safetensors"
-    from freeflow_core.engine.student_file import save_student
+    from freeflow_core.evaluation.student_file import save_student
 
     save_student(student, config, parts[3], 0)
     result = api.search(

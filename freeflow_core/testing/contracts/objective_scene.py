@@ -14,7 +14,6 @@ from torch import Tensor
 from freeflow_core.config import RunConfig
 from freeflow_core.config.load import resolve
 from freeflow_core.engine.build import Components, build_components
-from freeflow_core.engine.cost.process import PlannedProcess
 from freeflow_core.engine.state import TrainingState, build_state
 from freeflow_core.engine.trainer import MicroBatch, Trainer
 from freeflow_core.errors import FreeflowError
@@ -22,6 +21,7 @@ from freeflow_core.interfaces import Context, Model, Models, Objective, PolicySt
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.testing.contracts.surroundings import WithTeacher
 from freeflow_core.testing.exact import GaussianTeacher
+from freeflow_core.tools.cost.process import PlannedProcess
 from freeflow_core.types import Batch, Loss, Progress
 
 ROWS = 16

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from freeflow_core.engine.cost.pretend import Pretence
 from freeflow_core.engine.describe import describe
 from freeflow_core.engine.direction import Reading, check_direction
 from freeflow_core.errors import ConfigError
@@ -22,6 +21,7 @@ from freeflow_core.testing.contracts.tensors import (
     same_condition,
     watched_random_state,
 )
+from freeflow_core.tools.cost.pretend import Pretence
 from freeflow_core.types import Condition, concatenate_conditions, index_condition
 
 _ROWS = 6

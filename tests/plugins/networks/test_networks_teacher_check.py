@@ -10,9 +10,9 @@ from freeflow_networks.conditions import Conditions
 from networks_support import ExactNetwork
 from test_networks_conversions import COMBINATIONS, case, convention
 
-from freeflow_core.engine.teacher_check import check_built_teacher
 from freeflow_core.math.calibration import integrate, miscalibration
 from freeflow_core.math.conversions import Convention
+from freeflow_core.teacher_check import check_built_teacher
 from freeflow_core.testing.exact import GaussianTeacher
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from torch import nn
 
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.sampling import Generator
 from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.testing.exact import GaussianTeacher

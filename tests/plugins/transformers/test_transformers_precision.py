@@ -19,6 +19,7 @@ from torch import Tensor
 from freeflow_core import api
 from freeflow_core.engine.run import Run
 from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative
 from freeflow_core.plugin import Manager
 
@@ -49,7 +50,7 @@ def make_run(manager: Manager, tmp_path: Path) -> MakeRun:
             **overrides,
         }  # fmt: skip
         config = api.resolve_config("distill", overrides=values, settings=settings, manager=manager)
-        run = Run(config, "distill", manager, output=tmp_path / f"run-{len(made)}", resume=False)
+        run = Run(config, "distill", manager, output=tmp_path / f"run-{len(made)}", resume=False, scorer=Scoring)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for role in run.state.roles.values():

@@ -13,9 +13,9 @@ from freeflow_core.config import load_run_config
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.device import start_accelerator
 from freeflow_core.engine.state import build_state
-from freeflow_core.engine.student_file import load_student, save_student
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.student_file import load_student, save_student
 
 RUN: dict[str, Any] = {
     "name": "tiny",

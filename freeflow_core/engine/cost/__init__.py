@@ -1,6 +1,0 @@
-"""What a run will cost, before it starts: memory by kind, network passes and arithmetic of one training step."""
-
-from freeflow_core.engine.cost.estimate import make_plan
-from freeflow_core.engine.cost.plan import Plan, RolePlan
-
-__all__ = ["Plan", "RolePlan", "make_plan"]

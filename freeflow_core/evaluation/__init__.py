@@ -1,0 +1,1 @@
+"""Samples of a trained network, their scores and pictures, and the report."""

@@ -1,0 +1,60 @@
+"""``report.md``: what was run, what came out, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from freeflow_core.config import RunConfig
+from freeflow_core.config.titles import row_title
+from freeflow_core.evaluation.scores import COST_COLUMNS
+from freeflow_core.types import Scores
+
+
+def markdown_table(scores: Scores, config: RunConfig) -> str:
+    """Rows of scores as a Markdown table; a dash where a score has no meaning."""
+    named = dict.fromkeys(key for row in scores.values() for key in row)
+    columns = [c for c in COST_COLUMNS if c in named] + [c for c in named if c not in COST_COLUMNS]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in scores.items():
+        cells = [f"{row[c]:.4g}" if c in row else "-" for c in columns]
+        lines.append(f"| {row_title(name, config.evaluation)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_report(
+    config: RunConfig,
+    command: str,
+    scores: Scores,
+    *,
+    load_report: str | None,
+    facts: Mapping[str, str],
+    pictures: Mapping[str, str],
+) -> str:
+    """The report as Markdown. ``pictures`` maps titles to paths beside the report."""
+    teacher = f"`{config.teacher.name}`" if config.teacher else "none"
+    lines = [
+        f"# {config.name}",
+        "",
+        f"`freeflow {command}`: teacher {teacher}, student `{config.student.name}`, "
+        f"objective `{config.objective.name}`, seed {config.seed}.",
+        "",
+    ]
+    if load_report:
+        lines += [f"The student started from the teacher: {load_report}.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), ""]
+    if scores:
+        lines += ["## Scores", "", markdown_table(scores, config), "", _legend(config), ""]
+    for title, path in pictures.items():
+        lines += [f"## {title}", "", f"![{title}]({path})", ""]
+    lines += ["## Configuration", "", "Every setting, defaults included, is in [config.yaml](config.yaml).", ""]
+    return "\n".join(lines)
+
+
+def _legend(config: RunConfig) -> str:
+    evaluation = config.evaluation
+    guidance = "unguided" if evaluation.guidance_weight == 1 else f"guided at {evaluation.guidance_weight:g}"
+    return (
+        f"{evaluation.num_samples} samples a row, evaluation seed {evaluation.seed}, {guidance}. `evaluations` counts "
+        "network passes per sample, unconditional ones included. `_data` scores compare with held-out images, "
+        "`_teacher` scores with the many-step teacher's own samples from other noise."
+    )

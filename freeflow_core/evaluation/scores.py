@@ -1,0 +1,226 @@
+"""The table at the end of a run: one row per way of sampling, scored by every evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from freeflow_core.config import ComponentChoice, RunConfig
+from freeflow_core.engine.build import Builder
+from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream
+from freeflow_core.interfaces import (
+    Codec,
+    EvaluationBatch,
+    EvaluationContext,
+    Evaluator,
+    Source,
+    StartTimes,
+    Student,
+    Teacher,
+)
+from freeflow_core.types import Scores, index_condition
+
+OnAdvance = Callable[[str, int, int], None]
+
+COST_COLUMNS = ("evaluations", "ms_per_image")
+DATA, TEACHER, TEACHER_1, STUDENT, JUMP = "data", "teacher", "teacher_1_step", "student", "student_jump"
+
+_FEW_STEP = {
+    StartTimes.ANY: ComponentChoice(name="few-step"),
+    StartTimes.ANY_TO_DATA: ComponentChoice(name="few-step", options={"renoise": True}),
+}
+"""How a student of each kind takes several steps; one that jumps from the prior alone cannot."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The many-step teacher's end points ``x`` (n, *D) and images for samples 0 ... n - 1."""
+
+    x: Tensor
+    images: Tensor
+    scores: Mapping[str, float]
+
+
+@dataclass
+class SharedRows:
+    """What evaluations of one teacher's students have in common: made by the first of them, taken by the others.
+
+    ``rows`` are those of the data and the teacher; the settings, the seed and the number of samples must agree.
+    """
+
+    reference: Reference | None = None
+    rows: Scores = field(default_factory=dict)
+
+
+@final
+class Evaluation:
+    """Scores rows. The many-step teacher is sampled once and kept, for paired comparison and for pictures.
+
+    Distributions are compared on noise that the reference did not use, so that pairing cannot flatter a distance.
+
+    Args:
+        shared: rows that do not depend on the student, for several evaluations to make once.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        builder: Builder,
+        codec: Codec,
+        *,
+        teacher: Teacher | None,
+        student: Student | None,
+        reference_data: Source | None,
+        on_advance: OnAdvance | None = None,
+        shared: SharedRows | None = None,
+    ) -> None:
+        self.config = config.evaluation
+        self._builder = builder
+        self._codec = codec
+        self._teacher = teacher
+        self._student = student
+        self._data = reference_data
+        self._on_advance: OnAdvance = on_advance or (lambda row, done, total: None)
+        self._context = EvaluationContext(builder.device, codec, teacher, student, reference_data)
+        self._evaluators: list[Evaluator] = [builder.build("evaluator", c) for c in self.config.evaluators]
+        for evaluator in self._evaluators:
+            evaluator.prepare(self._context)
+        self._reference: Reference | None = None
+        self._shared = SharedRows() if shared is None else shared
+
+    def all_rows(self) -> Scores:
+        """The whole table, cheapest reading order: data, teacher, then whatever the student can do."""
+        scores: Scores = {}
+        if data := self._shared_row(DATA, self.data_row):
+            scores[DATA] = data
+        if self._teacher is not None:
+            scores[TEACHER] = dict(self.reference().scores)
+            scores[TEACHER_1] = self._shared_row(TEACHER_1, lambda: self.row(TEACHER_1, self._generator("euler", 1)))
+        if self._student is not None:
+            scores[STUDENT] = self.student_row()
+            if (few_step := _FEW_STEP.get(self._student.start_times)) is not None:
+                for steps in self.config.few_steps:
+                    name = f"student_{steps}_steps"
+                    scores[name] = self.row(name, self._generator(few_step, steps))
+            if self._teacher is not None:
+                scores[JUMP] = self.row(JUMP, self._generator("student-then-teacher", self.config.jump_steps))
+        return scores
+
+    def student_row(self) -> dict[str, float]:
+        """The student in one step."""
+        if self._teacher is not None:
+            self.reference()
+        return self.row(STUDENT, self._generator("one-step", 1))
+
+    def reference(self) -> Reference:
+        """The many-step teacher's samples and scores, computed once."""
+        if self._reference is None and self._shared.reference is not None:
+            self.use_reference(self._shared.reference)
+        if self._reference is None:
+            generator = self._generator(self.config.reference_sampler, self.config.reference_steps)
+            kept: list[SampleBatch] = []
+            unpaired = [e for e in self._evaluators if not e.paired]
+            for evaluator in unpaired:
+                evaluator.reset(TEACHER)
+            for batch in generator.batches(0, self.config.num_samples, self.config.batch_size):
+                kept.append(batch)
+                shown = _evaluation_batch(batch, None)
+                for evaluator in unpaired:
+                    evaluator.observe_reference(shown)
+                    evaluator.update(shown)
+                self._on_advance(TEACHER, int(batch.index[-1]) + 1, self.config.num_samples)
+            scores = _cost(kept) | {k: v for e in unpaired for k, v in e.compute().items()}
+            self._reference = Reference(torch.cat([b.x for b in kept]), torch.cat([b.images for b in kept]), scores)
+            self._shared.reference = self._reference
+        return self._reference
+
+    def use_reference(self, reference: Reference) -> None:
+        """Take another evaluation's many-step samples instead of drawing them again (same teacher, seed and size)."""
+        for rows in torch.split(torch.arange(len(reference.x)), self.config.batch_size):
+            condition = self._teacher.balanced_condition(rows) if self._teacher is not None else None
+            batch = EvaluationBatch(images=reference.images[rows], condition=condition, index=rows, x=reference.x[rows])
+            for evaluator in self._evaluators:
+                if not evaluator.paired:
+                    evaluator.observe_reference(batch)
+        self._reference = reference
+
+    def data_row(self) -> dict[str, float]:
+        """Training images scored like samples: the floor that sampling noise sets. Empty without training images."""
+        found = self._data.training_images() if self._data is not None else None
+        if found is None or not self._evaluators:
+            return {}
+        images, labels = found
+        unpaired = [e for e in self._evaluators if not e.paired]
+        for evaluator in unpaired:
+            evaluator.reset(DATA)
+        for rows in torch.split(torch.arange(len(images)), self.config.batch_size):
+            batch = EvaluationBatch(images[rows], index_condition(labels, rows))
+            for evaluator in unpaired:
+                evaluator.update(batch)
+        return {k: v for e in unpaired for k, v in e.compute().items()}
+
+    def row(self, name: str, generator: SampleStream) -> dict[str, float]:
+        """One row: paired evaluators on the reference's noise, the others on fresh noise."""
+        number, size = self.config.num_samples, self.config.batch_size
+        for evaluator in self._evaluators:
+            evaluator.reset(name)
+        paired = [e for e in self._evaluators if e.paired]
+        if paired and self._reference is not None:
+            for batch in generator.batches(0, number, size):
+                shown = _evaluation_batch(batch, self._reference.x[batch.index.to(self._reference.x.device)])
+                for evaluator in paired:
+                    evaluator.update(shown)
+        fresh: list[SampleBatch] = []
+        for batch in generator.batches(number, number, size):
+            fresh.append(batch)
+            shown = _evaluation_batch(batch, None)
+            for evaluator in self._evaluators:
+                if not evaluator.paired:
+                    evaluator.update(shown)
+            self._on_advance(name, int(batch.index[-1]) + 1 - number, number)
+        return _cost(fresh) | {k: v for e in self._evaluators for k, v in e.compute().items()}
+
+    def _shared_row(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        if name not in self._shared.rows:
+            self._shared.rows[name] = compute()
+        return dict(self._shared.rows[name])
+
+    def _generator(self, sampler: ComponentChoice | str, num_steps: int) -> Generator:
+        choice = ComponentChoice(name=sampler) if isinstance(sampler, str) else sampler
+        return Generator(
+            self._builder.build("sampler", choice),
+            num_steps,
+            self._codec,
+            teacher=self._teacher,
+            student=self._student,
+            seed=self.config.seed,
+            guidance_weight=self.config.guidance_weight,
+            guidance_low=self.config.guidance_low,
+            guidance_high=self.config.guidance_high,
+            jump_to=self.config.jump_to,
+            precision=self._builder.precision,
+        )
+
+
+def _evaluation_batch(batch: SampleBatch, reference_x: Tensor | None) -> EvaluationBatch:
+    return EvaluationBatch(
+        images=batch.images,
+        condition=batch.condition,
+        index=batch.index,
+        x=batch.x,
+        z=batch.z,
+        reference_x=reference_x,
+        guidance=batch.guidance,
+    )
+
+
+def _cost(batches: list[SampleBatch]) -> dict[str, float]:
+    total = sum(len(b.index) for b in batches)
+    return {
+        "evaluations": sum(b.num_evaluations * len(b.index) for b in batches) / total,
+        "ms_per_image": 1000 * sum(b.seconds for b in batches) / total,
+    }

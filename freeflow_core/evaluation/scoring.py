@@ -1,0 +1,221 @@
+"""Pictures, scores and the report of a run. Everything here happens on the main process."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from freeflow_core.config import ComponentChoice, RunConfig
+from freeflow_core.config.titles import row_title
+from freeflow_core.engine.build import Builder, Components
+from freeflow_core.engine.events import Events
+from freeflow_core.engine.run_folder import RunFolder
+from freeflow_core.errors import FreeflowError
+from freeflow_core.evaluation.as_teacher import VelocityOfStudent
+from freeflow_core.evaluation.pictures import comparison_image, grid_image, save_image, scatter_image
+from freeflow_core.evaluation.report import write_report
+from freeflow_core.evaluation.sampling import Generator
+from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluation, SharedRows
+from freeflow_core.evaluation.student_file import save_student
+from freeflow_core.interfaces import AverageVelocityStudent, Student
+from freeflow_core.types import Progress, Scores
+
+_log = logging.getLogger("freeflow")
+
+
+@final
+class Scoring:
+    """Looks at the (averaged) student of a run.
+
+    A run without a teacher is one that trains a teacher: there the network itself is integrated and scored.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        builder: Builder,
+        components: Components,
+        student: Student,
+        folder: RunFolder,
+        events: Events,
+        shared: SharedRows | None = None,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self._builder = builder
+        self._components = components
+        self._events = events
+        self._shared = shared
+        self._network = student
+        self._teacher = components.teacher
+        self._student: Student | None = student
+        if self._teacher is None and isinstance(student, AverageVelocityStudent):
+            self._teacher, self._student = VelocityOfStudent(student).eval(), None
+        self._evaluation: Evaluation | None = None
+        self._no_images: str | None = None
+
+    def prepare(self) -> None:
+        """Build the evaluators now, so that a missing file shows before training and not after it."""
+        if self.config.evaluation.enabled:
+            self._open_evaluation()
+
+    def can_show(self) -> bool:
+        """Whether there is a codec to make images with. Without one training goes on; why is told once, as a warning.
+
+        Asked again each time: weights that could not be fetched an hour ago may be there now.
+        """
+        try:
+            self._components.codec.prepare()
+        except FreeflowError as error:
+            if str(error) != self._no_images:
+                _log.warning("No pictures and no scores for now: %s Training is not affected.", error)
+            self._no_images = str(error)
+            return False
+        self._no_images = None
+        return True
+
+    @property
+    def no_images(self) -> str | None:
+        """Why there are no pictures and scores, or None."""
+        return self._no_images
+
+    def picture(self, images_seen: int) -> None:
+        """A grid of samples, classes in columns; a scatter plot for states that are not images."""
+        columns, classes = self._columns()
+        index = _index_by_class(columns, classes, self.config.samples.per_class)
+        batch = self._generator().batch(index)
+        image = grid_image(batch.images, columns) if _is_image(batch.x) else _scatter([("samples", batch.x)])
+        if image is not None:
+            save_image(image, self.folder.samples / f"images-{images_seen:012d}.png")
+            self._events.pictured("samples", image, images_seen)
+
+    def score(self, progress: Progress, *, everything: bool) -> Scores:
+        """Score all rows, or the student's one step alone; tell observers and trackers; keep the metrics."""
+        evaluation = self._open_evaluation()
+        if everything:
+            rows = evaluation.all_rows()
+            self.folder.write_text(self.folder.scores_file, json.dumps(rows, indent=1))
+        else:
+            rows = {STUDENT: evaluation.student_row()} if self._student is not None else {}
+        flat = {f"evaluation/{row}/{name}": value for row, scores in rows.items() for name, value in scores.items()}
+        self._events.evaluated(progress, flat)
+        self.folder.append_metrics(progress.images, flat)
+        return rows
+
+    def compare(self, images_seen: int) -> bool:
+        """The comparison picture: rows from the same noise, classes in columns. False when there is nothing to show."""
+        if self._teacher is None:
+            return False
+        reference = self._open_evaluation().reference()
+        columns, classes = self._columns()
+        index = _index_by_class(columns, classes, self.config.samples.per_class)
+        index = index[index < len(reference.x)]
+        other = STUDENT if self._student is not None else TEACHER_1
+        titles = [row_title(TEACHER, self.config.evaluation), row_title(other, self.config.evaluation)]
+        image: Tensor | None
+        if _is_image(reference.x):
+            shown = self._generator(one_step=True).batch(index).images.cpu()
+            rows = []
+            for block in torch.split(torch.arange(len(index)), columns):
+                rows.append((titles[0], reference.images[index[block]].cpu()))
+                rows.append((titles[1], shown[block]))
+            image = comparison_image(rows, [str(i) if classes else "" for i in range(columns)])
+        else:
+            x = self._generator(one_step=True).batch(torch.arange(len(reference.x))).x
+            image = _scatter([(titles[0], reference.x), (titles[1], x)])
+        if image is None:
+            return False
+        save_image(image, self.folder.comparison_file)
+        self._events.pictured("comparison", image, images_seen)
+        return True
+
+    def save_student(self, images_seen: int) -> None:
+        """The final network in one file."""
+        save_student(self.folder.student_file, self.config, self._network, images_seen)
+
+    def report(self, command: str, scores: Scores, facts: Mapping[str, str], load_report: str | None) -> None:
+        """``report.md``."""
+        links: dict[str, str] = {}
+        if self.folder.comparison_file.is_file():
+            links["Rows from the same noise"] = self.folder.comparison_file.name
+        if grids := sorted(self.folder.samples.glob("*.png")):
+            links["Samples"] = f"{self.folder.samples.name}/{grids[-1].name}"
+        text = write_report(self.config, command, scores, load_report=load_report, facts=facts, pictures=links)
+        self.folder.write_text(self.folder.report_file, text)
+
+    def files(self) -> dict[str, Path]:
+        """What is there to look at, by name; tells the trackers to keep it."""
+        folder = self.folder
+        candidates = {
+            "report": folder.report_file,
+            "comparison": folder.comparison_file,
+            "student": folder.student_file,
+            "scores": folder.scores_file,
+            "config": folder.config_file,
+            "metrics": folder.metrics_file,
+        }
+        found = {name: path for name, path in candidates.items() if path.is_file()}
+        for path in found.values():
+            self._events.filed(path)
+        return found
+
+    def _open_evaluation(self) -> Evaluation:
+        if self._evaluation is None:
+            self._evaluation = Evaluation(
+                self.config,
+                self._builder,
+                self._components.codec,
+                teacher=self._teacher,
+                student=self._student,
+                reference_data=self._components.reference or self._components.source,
+                on_advance=self._events.advanced,
+                shared=self._shared,
+            )
+        return self._evaluation
+
+    def _generator(self, one_step: bool = False) -> Generator:
+        """The student's one step; for a trained velocity its many steps, or one when asked."""
+        evaluation = self.config.evaluation
+        if self._student is not None:
+            sampler, steps = ComponentChoice(name="one-step"), 1
+        elif one_step:
+            sampler, steps = ComponentChoice(name="euler"), 1
+        else:
+            sampler, steps = evaluation.reference_sampler, evaluation.reference_steps
+        return Generator(
+            self._builder.build("sampler", sampler),
+            steps,
+            self._components.codec,
+            teacher=self._teacher,
+            student=self._student,
+            seed=evaluation.seed,
+            guidance_weight=evaluation.guidance_weight,
+            guidance_low=evaluation.guidance_low,
+            guidance_high=evaluation.guidance_high,
+            precision=self._builder.precision,
+        )
+
+    def _columns(self) -> tuple[int, int]:
+        """Columns shown, and the number of classes (0 without classes)."""
+        classes = self._network.num_classes or 0
+        return min(classes or self.config.samples.max_classes, self.config.samples.max_classes), classes
+
+
+def _index_by_class(columns: int, classes: int, per_class: int) -> Tensor:
+    """Sample indices whose balanced labels run through the first ``columns`` classes, ``per_class`` times."""
+    return torch.cat([torch.arange(columns) + row * (classes or columns) for row in range(per_class)])
+
+
+def _is_image(x: Tensor) -> bool:
+    return x.ndim == 4
+
+
+def _scatter(clouds: list[tuple[str, Tensor]]) -> Tensor | None:
+    flat = [(title, x.flatten(1)[:, :2]) for title, x in clouds]
+    return scatter_image(flat) if flat[0][1].shape[1] == 2 else None

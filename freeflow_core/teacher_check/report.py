@@ -1,0 +1,282 @@
+"""What is measured of a teacher, in words."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from freeflow_core.errors import FreeflowError
+from freeflow_core.interfaces import ConvertibleTeacher, LinearInterpolant, Teacher
+from freeflow_core.math.calibration import integrate, posterior_means
+from freeflow_core.math.derivative import DerivativeMethod, compare_derivatives
+from freeflow_core.teacher_check.probe import Probe, Reading, read
+from freeflow_core.teacher_check.proposals import GOOD, Proposal, propose
+from freeflow_core.types import Check, Status, index_condition
+
+WRONG = 0.1
+"""Miscalibration from which on the field cannot be the velocity of its own samples' path."""
+
+_DERIVATIVE_ROWS = 2
+_DERIVATIVE_STEP = 2e-4
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """Findings in order, conventions that would fit, and the samples (N, *D)."""
+
+    checks: tuple[Check, ...]
+    proposals: tuple[Proposal, ...] = ()
+    samples: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def is_right(self) -> bool:
+        """No finding is an error."""
+        return not any(check.status == "error" for check in self.checks)
+
+
+@torch.no_grad()
+def check_built_teacher(
+    teacher: Teacher,
+    *,
+    num: int | None = None,
+    num_steps: int = 24,
+    seed: int = 0,
+    device: torch.device,
+    search: bool = True,
+) -> TeacherReport:
+    """Integrate ``teacher`` from noise to data and measure it.
+
+    Args:
+        num: samples; None: 16, and more of small states.
+        num_steps: midpoint steps, two passes each.
+        device: where it lies.
+        search: try other conventions where the given one does not fit.
+    """
+    reference = next((t for t in (*teacher.parameters(), *teacher.buffers()) if t.is_floating_point()), None)
+    found = torch.float32 if reference is None else reference.dtype
+    dtype = torch.promote_types(found, torch.float32)
+    probe = Probe(teacher, num or Probe.default_num(teacher), seed, device, dtype)
+    return _Examination(teacher, probe, num_steps, seed, search).report()
+
+
+@final
+class _Examination:
+    """The checks one by one; what one finds, later ones use."""
+
+    def __init__(self, teacher: Teacher, probe: Probe, num_steps: int, seed: int, search: bool) -> None:
+        self._teacher = teacher
+        self._probe = probe
+        self._num_steps = num_steps
+        self._seed = seed
+        self._search = search
+        self._checks: list[Check] = []
+
+    def report(self) -> TeacherReport:
+        self._add("teacher", "ok", self._described())
+        if not self._answers():
+            return TeacherReport(tuple(self._checks))
+        states = integrate(self._field, self._probe.z, self._num_steps)
+        reading = read(self._teacher, self._probe, self._num_steps, states=states)
+        self._samples(states[-1], reading)
+        proposals: tuple[Proposal, ...] = ()
+        if reading.miscalibration > GOOD or not reading.says_something:
+            proposals = tuple(self._proposals(reading))
+        self._direction()
+        self._calibration(reading, proposals)
+        if math.isfinite(reading.miscalibration):
+            self._trajectories(states)
+            self._estimates(states[-1])
+        self._derivative()
+        self._guidance()
+        return TeacherReport(tuple(self._checks), proposals, states[-1])
+
+    def _add(self, name: str, status: Status, detail: str) -> None:
+        self._checks.append(Check(name, status, detail))
+
+    def _field(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self._probe.field(self._teacher, x_t, t)
+
+    def _described(self) -> str:
+        teacher = self._teacher
+        classes = f"{teacher.num_classes} classes" if teacher.num_classes else "no classes"
+        low, high = teacher.time_range
+        times = f"; asked at t from {low:.4g} to {high:.4g}" if (low, high) != (0.0, 1.0) else ""
+        origin = f"{teacher.provenance}; " if teacher.provenance else ""
+        return f"{origin}states {tuple(teacher.sample_shape)}, {classes}{times}"
+
+    def _answers(self) -> bool:
+        """Finite, like the states, the same twice, and row by row; and what a pass costs."""
+        z, num = self._probe.z, self._probe.num
+        low, high = self._teacher.time_range
+        for t in (high, (low + high) / 2, low):
+            v = self._field(z, _times(t, z))
+            if v.shape != z.shape or v.dtype != z.dtype:
+                told = f"{v.dtype} {tuple(v.shape)} for states {z.dtype} {tuple(z.shape)}"
+                self._add("answers", "error", f"the velocity at t = {t:g} is {told}; expected the same")
+                return False
+            if not bool(torch.isfinite(v).all()):
+                self._add("answers", "error", f"the velocity at t = {t:g} holds NaN or infinity")
+                return False
+        middle = _times((low + high) / 2, z)
+        began = time.perf_counter()
+        first = self._field(z, middle)
+        milliseconds = 1000 * (time.perf_counter() - began)
+        scale = float(first.abs().max()) or 1.0
+        again = float((self._field(z, middle) - first).abs().max()) / scale
+        alone = float((self._field(z[:1], middle[:1]) - first[:1]).abs().max()) / scale
+        cost = f"{milliseconds / num:.3g} ms a sample and pass at batch {num} on {z.device.type}, {_dtype(z)}"
+        if again > 1e-3:
+            self._add("answers", "error", f"two equal questions get answers {again:.2g} apart: it draws random numbers")
+            return False
+        if alone > 1e-2:
+            self._add(
+                "answers",
+                "error",
+                f"a state asked about alone gets an answer {alone:.2g} away from that in a batch: rows are mixed",
+            )
+            return False
+        self._add("answers", "ok", f"finite, and the same twice and alone; {cost}")
+        return True
+
+    def _samples(self, x: Tensor, reading: Reading) -> None:
+        if not math.isfinite(reading.miscalibration):
+            self._add("samples", "error", f"integration from noise to data in {self._num_steps} steps runs away")
+            return
+        detail = (
+            f"{self._probe.num} in {self._num_steps} midpoint steps: mean {float(x.mean()):.3g}, deviation "
+            f"{reading.spread:.3g}, from {float(x.min()):.3g} to {float(x.max()):.3g}"
+        )
+        if reading.spread <= 0.05:
+            self._add("samples", "error", f"{detail}: they are all alike")
+        elif reading.moved <= 0.2:
+            self._add("samples", "error", f"{detail}: they are the noise they came from")
+        elif float(x.square().mean().sqrt()) > 10:
+            self._add("samples", "warning", f"{detail}: much larger than the noise")
+        else:
+            self._add("samples", "ok", detail)
+
+    def _direction(self) -> None:
+        """At t = 1 the state is the noise and says nothing of the data: v = z - E[x], of slope 1 on z."""
+        z = self._probe.z
+        if len(z) < 2:
+            return
+        high = min(self._teacher.time_range[1], 1.0)
+        v, centred = self._field(z, _times(high, z)), z - z.mean(0)
+        slope = float(((v - v.mean(0)) * centred).sum() / centred.square().sum())
+        if slope < 0:
+            told = (
+                f"the velocity of pure noise has slope {slope:.2f} on it, expected 1: it points to the data, not away"
+            )
+            self._add("direction", "error", told)
+        else:
+            status: Status = "ok" if 0.5 < slope < 2 else "warning"
+            self._add("direction", status, f"the velocity of pure noise has slope {slope:.2f} on it, expected 1")
+
+    def _calibration(self, reading: Reading, proposals: tuple[Proposal, ...]) -> None:
+        found = reading.miscalibration
+        if not math.isfinite(found):
+            self._add("calibration", "error", "cannot be measured: there are no samples")
+            return
+        detail = f"along the path from its own samples to noise it misses {found:.2g} predictably; "
+        if found <= GOOD and reading.says_something:
+            self._add("calibration", "ok", f"{detail}an exact velocity misses nothing")
+        elif found > WRONG or proposals or not reading.says_something:
+            self._add("calibration", "error", f"{detail}so this is not the velocity of its own path")
+        else:
+            self._add(
+                "calibration", "warning", f"{detail}0 to {GOOD:g} is usual; a weak network, or a detail read wrongly"
+            )
+
+    def _trajectories(self, states: list[Tensor]) -> None:
+        """The velocity against central differences of the states it led through, away from the ends."""
+        num_steps = len(states) - 1
+        errors = []
+        for k in range(1, num_steps - 1):
+            t = 1 - k / num_steps
+            difference = (states[k - 1] - states[k + 1]) * (num_steps / 2)
+            v = self._field(states[k], _times(t, states[k]))
+            errors.append(float((v - difference).norm() / difference.norm().clamp_min(1e-12)))
+        worst = max(errors) if errors else 0.0
+        detail = f"its velocity and finite differences of its own trajectories are at most {worst:.2g} apart"
+        if worst > 0.5:
+            self._add("trajectories", "warning", f"{detail}: more steps than {num_steps}, or a rough field")
+        else:
+            self._add("trajectories", "ok", detail)
+
+    def _estimates(self, x: Tensor) -> None:
+        """Posterior means are no larger than what they estimate (Jensen)."""
+        if not isinstance(self._teacher.interpolant, LinearInterpolant):
+            return
+        noise = self._probe.noises[0.5]
+        x_t = (x + noise) / 2
+        data, estimated = posterior_means(self._field(x_t, _times(0.5, x_t)), x_t, 0.5)
+        rms = [float(part.square().mean().sqrt()) for part in (data, x, estimated, noise)]
+        detail = f"at t = 0.5 data {rms[0]:.3g} of {rms[1]:.3g}, noise {rms[2]:.3g} of {rms[3]:.3g}"
+        too_large = rms[0] > 1.1 * rms[1] or rms[2] > 1.1 * rms[3]
+        told = f"{detail}: larger than what they estimate" if too_large else detail
+        self._add("estimates", "warning" if too_large else "ok", told)
+
+    def _derivative(self) -> None:
+        rows = torch.arange(min(_DERIVATIVE_ROWS, self._probe.num))
+        x = self._probe.z[: len(rows)]
+        t = torch.full((len(rows),), 0.5, dtype=x.dtype, device=x.device)
+        condition = index_condition(self._probe.condition, rows)
+
+        def along(x_t: Tensor, t: Tensor) -> Tensor:
+            return self._teacher.velocity(x_t, t, condition)
+
+        try:
+            tangents = (along(x, t), torch.ones_like(t))
+            error = compare_derivatives(along, (x, t), tangents, method=DerivativeMethod.CENTRAL, step=_DERIVATIVE_STEP)
+        except Exception as problem:  # whatever somebody else's network makes of dual numbers
+            reason = " ".join(str(problem).split())[:160]
+            self._add(
+                "derivative",
+                "warning",
+                f"forward mode fails ({type(problem).__name__}: {reason}); use derivative=central where it is needed",
+            )
+            return
+        told = f"forward mode works; a central difference is {error:.2g} away from it"
+        self._add("derivative", "ok" if error < 0.1 else "warning", told)
+
+    def _guidance(self) -> None:
+        if self._probe.condition is None:
+            self._add("guidance", "ok", "none: the teacher is unconditional")
+            return
+        z = self._probe.z
+        weight = torch.full((len(z),), 2.0, dtype=torch.float64)
+        try:
+            guided = self._teacher.guided_velocity(z, _times(0.5, z), self._probe.condition, weight)
+        except FreeflowError as error:
+            self._add("guidance", "ok", f"none: {error}")
+            return
+        plain = self._field(z, _times(0.5, z))
+        if not bool(torch.isfinite(guided).all()):
+            self._add("guidance", "error", "the guided velocity at weight 2 holds NaN or infinity")
+            return
+        change = float((guided - plain).norm() / plain.norm().clamp_min(1e-12))
+        if change < 1e-6:
+            self._add("guidance", "warning", "weight 2 changes nothing: the null condition acts as the condition does")
+        else:
+            self._add("guidance", "ok", f"available; weight 2 changes the velocity of noise at t = 0.5 by {change:.2g}")
+
+    def _proposals(self, given: Reading) -> list[Proposal]:
+        if not self._search or not isinstance(self._teacher, ConvertibleTeacher):
+            return []
+        num = max(8, self._probe.num // 4)
+        z = self._probe.z
+        coarse = Probe(self._teacher, num, self._seed + 1, z.device, z.dtype)
+        return propose(self._teacher, given, self._probe, coarse, self._num_steps)
+
+
+def _times(t: float, like: Tensor) -> Tensor:
+    return torch.full((len(like),), t, dtype=torch.float64)
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""What the package can do besides training: one room a verb."""

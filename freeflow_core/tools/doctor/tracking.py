@@ -1,0 +1,74 @@
+"""Whether the MLflow store that runs would write to can be reached."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from freeflow_core.types import Check
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+_SECONDS = 3
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_SQLITE = re.compile(r"^sqlite(\+\w+)?:///")
+_NAME = "MLflow"
+
+
+def check_tracking(environment: Mapping[str, str] = os.environ) -> Check:
+    """Of the address in ``MLFLOW_TRACKING_URI``; without one, of the file that the tracker makes beside the runs.
+
+    A run never fails for its tracker, so that what is wrong here is a warning.
+    """
+    uri = environment.get(VARIABLE, "").strip()
+    if not uri:
+        return _database(Path.cwd() / "runs" / "mlflow.db", f"no {VARIABLE}; runs go to ")
+    shown = _CREDENTIALS.sub("***", uri)
+    if uri.startswith(("http://", "https://")):
+        return _server(uri, shown)
+    if match := _SQLITE.match(uri):
+        return _database(Path(uri[match.end() :].partition("?")[0]), "")
+    return Check(_NAME, "ok", f"{shown}; this kind of address is left to MLflow")
+
+
+def _server(uri: str, shown: str) -> Check:
+    request = urllib.request.Request(f"{uri.rstrip('/')}/health", method="GET")
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+            return Check(_NAME, "ok", f"{shown} answers ({answer.status})")
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):  # a server is there, with a door or a path of its own
+            return Check(_NAME, "ok", f"{shown} answers ({error.code}); whether it lets runs in was not tried")
+        return Check(_NAME, "warning", f"{shown} answers with an error ({error.code}); {_KEPT}")
+    except (OSError, ValueError) as error:
+        reason = _CREDENTIALS.sub("***", str(getattr(error, "reason", error)))
+        return Check(_NAME, "warning", f"{shown} cannot be reached within {_SECONDS} s ({reason}); {_KEPT}")
+
+
+_KEPT = "runs go on, and keep their metrics for `freeflow mlflow-sync`"
+
+
+def _database(file: Path, prefix: str) -> Check:
+    """Opened read-only, so that looking makes nothing."""
+    if not file.exists():
+        folder = next((path for path in file.absolute().parents if path.is_dir()), file.parent)
+        if not os.access(folder, os.W_OK):
+            return Check(_NAME, "warning", f"{prefix}{file}, but {folder} cannot be written; {_KEPT}")
+        return Check(_NAME, "ok", f"{prefix}{file}, which the first run makes")
+    try:
+        address = f"file:{urllib.parse.quote(str(file.absolute()))}?mode=ro"
+        connection = sqlite3.connect(address, uri=True, timeout=_SECONDS)
+        try:
+            connection.execute("select count(*) from sqlite_master").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return Check(_NAME, "warning", f"{prefix}{file} is no database that can be read ({error}); {_KEPT}")
+    if not os.access(file, os.W_OK):
+        return Check(_NAME, "warning", f"{prefix}{file} can be read, not written; {_KEPT}")
+    return Check(_NAME, "ok", f"{prefix}{file}")

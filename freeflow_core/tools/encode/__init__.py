@@ -1,0 +1,1 @@
+"""`freeflow encode`: latents of a data set, computed once."""

@@ -1,0 +1,159 @@
+"""Which samples are asked for, the generator that draws them, and the settings that decide every one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+
+from freeflow_core.config import ComponentChoice, ComponentConfig
+from freeflow_core.config.load import lay_settings, merge, resolve_choice
+from freeflow_core.engine.build import DTYPES, Builder
+from freeflow_core.errors import ConfigError
+from freeflow_core.evaluation.sampling import Generator, Labels
+from freeflow_core.evaluation.student_file import StudentFile
+from freeflow_core.interfaces import FlowMapSampler, HybridSampler, Student, Teacher
+from freeflow_core.plugin import Registry
+from freeflow_core.tools.sample_files.manifest import network_digest
+
+Precision: TypeAlias = Literal["float32", "bf16", "float64"]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Samples 0 ... ``num`` - 1 of a student, a teacher, or both; None leaves a choice to the parts."""
+
+    num: int
+    student: StudentFile | None
+    teacher: str | None
+    sampler: str | None
+    steps: int | None
+    guidance_weight: float
+    guidance_interval: tuple[float, float]
+    jump_to: float
+    labels: Labels
+    seed: int
+    precision: Precision
+    assignments: tuple[str, ...]
+
+    @property
+    def leaves_codec_open(self) -> bool:
+        """Whether neither a student nor the user named a codec."""
+        return self.student is None and not any(text.startswith(("codec=", "codec.")) for text in self.assignments)
+
+    def choices(self, registry: Registry) -> dict[str, ComponentChoice]:
+        """The sampler and, where there is one, the teacher, with validated options.
+
+        Raises ``ConfigError`` for names and options that do not exist.
+        """
+        laid = self._laid()
+        del laid["codec"]
+        return {kind: _resolved(registry, kind, choice) for kind, choice in laid.items()}
+
+    def codec(self, registry: Registry, teacher: Teacher | None) -> ComponentChoice:
+        """The student's codec, or the one whose states the teacher's are, with the request's own options.
+
+        Raises ``ConfigError`` for names and options that do not exist.
+        """
+        if self.student is not None:
+            own = self.student.codec.model_dump(mode="json")
+        else:
+            own = {"name": (teacher.codec if teacher is not None else None) or "pixels"}
+        return _resolved(registry, "codec", merge({"codec": own}, {"codec": self._laid()["codec"]})["codec"])
+
+    def _laid(self) -> dict[str, Any]:
+        """The choices that are open before anything is built, with the ``kind.option=value`` strings over them."""
+        student = self.student
+        chosen: dict[str, Any] = {"sampler": {"name": self.sampler or ("one-step" if student else "heun")}, "codec": {}}
+        if self.teacher is not None:
+            chosen["teacher"] = {"name": self.teacher}
+        elif student is not None and student.teacher is not None:
+            chosen["teacher"] = student.teacher.model_dump(mode="json")
+        return lay_settings(chosen, self.assignments, closed=True)
+
+
+@final
+class PreparedSamples:
+    """Everything built for a request: ``generator`` draws its samples.
+
+    Raises:
+        ConfigError: parts that do not fit each other.
+    """
+
+    def __init__(self, request: SampleRequest, registry: Registry, device: torch.device) -> None:
+        self._request = request
+        self._choices = request.choices(registry)
+        builder = Builder(registry, device, request.seed, request.precision)
+        sampler = builder.build("sampler", self._choices["sampler"])
+        self._is_hybrid = isinstance(sampler, HybridSampler)
+        self._teacher: Teacher | None = None
+        if not isinstance(sampler, FlowMapSampler):
+            if "teacher" not in self._choices:
+                raise ConfigError("This sampler needs a teacher: name one with --teacher.")
+            self._teacher = builder.teacher(self._choices["teacher"])
+            if self._teacher.codec is not None and request.leaves_codec_open:
+                choice = ComponentChoice(name=self._teacher.codec)
+                self._choices["codec"] = resolve_choice(registry, "codec", choice, "codec")
+        self._choices["codec"] = request.codec(registry, self._teacher)
+        self._student: Student | None = request.student.student.to(device) if request.student else None
+        if request.precision == "float64":
+            for network in (self._teacher, self._student):
+                if network is not None:
+                    network.to(DTYPES[request.precision])
+        self._steps = request.steps or (4 if self._is_hybrid else 100 if self._teacher else 1)
+        low, high = request.guidance_interval
+        self.generator = Generator(
+            sampler,
+            self._steps,
+            builder.build("codec", self._choices["codec"]),
+            teacher=self._teacher,
+            student=self._student,
+            seed=request.seed,
+            guidance_weight=request.guidance_weight,
+            guidance_low=low,
+            guidance_high=high,
+            jump_to=request.jump_to,
+            labels=request.labels,
+            precision=request.precision,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the samples, as JSON. Networks count by their weights, wherever the files lie."""
+        request = self._request
+        uses_student = self._student is not None and self._student in self.generator.networks
+        return {
+            "num": request.num,
+            "seed": request.seed,
+            "labels": request.labels if isinstance(request.labels, str) else list(request.labels),
+            "student": self._describe_student() if uses_student else None,
+            "teacher": self._describe_teacher() if self._teacher is not None else None,
+            "sampler": self._choices["sampler"].model_dump(mode="json"),
+            "steps": self._steps,
+            "jump_to": request.jump_to if self._is_hybrid else None,
+            "guidance_weight": request.guidance_weight,
+            "guidance_interval": list(request.guidance_interval),
+            "codec": self._choices["codec"].model_dump(mode="json"),
+            "precision": request.precision,
+        }
+
+    def _describe_student(self) -> dict[str, Any]:
+        assert self._request.student is not None
+        assert self._student is not None
+        kind = self._request.student.metadata.get("component", type(self._student).__name__)
+        return {"name": kind, "network": network_digest(self._student, self._student.network_state())}
+
+    def _describe_teacher(self) -> dict[str, Any]:
+        choice = self._choices["teacher"]
+        assert isinstance(choice.options, ComponentConfig)
+        assert self._teacher is not None
+        options = choice.options.model_dump(mode="json")
+        for name, value in choice.options.model_dump().items():
+            if isinstance(value, Path):
+                del options[name]
+        return {"name": choice.name, **options, "network": network_digest(self._teacher, self._teacher.network_state())}
+
+
+def _resolved(registry: Registry, kind: str, choice: Any) -> ComponentChoice:
+    return resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)

@@ -1,0 +1,215 @@
+"""Draw samples block by block, with other processes or alone, from the start or from where an earlier start ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import numpy as np
+
+from freeflow_core.engine.interrupt import StopRequest
+from freeflow_core.errors import FreeflowError, Interrupted
+from freeflow_core.evaluation.sampling import Generator
+from freeflow_core.tools.sample_files.blocks import Blocks, block_size
+from freeflow_core.tools.sample_files.folder import SampleFolder
+from freeflow_core.tools.sample_files.formats import SampleFormat
+from freeflow_core.tools.sample_files.images import class_labels, file_array, host_samples
+from freeflow_core.tools.sample_files.manifest import Manifest, read_manifest
+from freeflow_core.tools.sample_files.parts import Cost, Part, Parts, cost_of
+from freeflow_core.tools.sample_files.team import Team
+from freeflow_core.types import Condition
+
+OnSamples: TypeAlias = Callable[[int, int], None]
+"""``on_samples(done, total)`` after each batch of the main process; ``done`` counts those of all processes."""
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class WrittenSamples:
+    """The final files, how many samples an earlier start had left, and what all of them cost."""
+
+    files: list[Path]
+    reused: int
+    evaluations: float
+    seconds_per_image: float
+
+
+class _OtherFailedError(FreeflowError):
+    """Another process failed, and has said so itself."""
+
+
+@final
+class SampleWriter:
+    """Writes the samples 0 ... num - 1 into a folder.
+
+    Each process draws every ``team.size``-th block that is not there yet; the main process then makes the final files.
+    Nothing is written before the first block is finished, and no block is ever half there. So a start that fails at
+    once leaves nothing, and one that fails later leaves what the same command goes on from. The processes meet at the
+    start; from then on they tell each other how they fare through the folder, so none waits for one that failed.
+
+    Args:
+        describe: everything that decides the samples, as JSON; the next start must bring the same. Called once, on the
+            main process.
+        batch_size: samples drawn at once; may change from start to start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        num: int,
+        sample_format: SampleFormat,
+        describe: Callable[[], Mapping[str, Any]],
+        batch_size: int,
+        team: Team,
+        on_progress: OnSamples | None = None,
+    ) -> None:
+        self._folder = folder
+        self._num = num
+        self._format = sample_format
+        self._describe = describe
+        self._batch_size = batch_size
+        self._team = team
+        self._on_progress = on_progress if team.is_main else None
+        self._parts = Parts(folder)
+
+    def write(self, generator: Generator) -> WrittenSamples:
+        """Draw what is missing, and make the final files. All processes return when they are there.
+
+        Raises:
+            ConfigError: the folder holds samples of other settings, or files that would be overwritten.
+            Interrupted: Ctrl-C or SIGTERM; finished blocks stay.
+            FreeflowError: the disk is full, or another process failed; finished blocks stay.
+        """
+        manifest, finished = self._team.from_main(self._open)
+        blocks = Blocks(self._num, manifest.block_size)
+        if not manifest.complete:
+            todo = [block for block in range(len(blocks)) if block not in finished]
+            with self._telling_the_others(blocks), StopRequest() as stop:
+                self._draw(generator, blocks, todo[self._team.rank :: self._team.size], manifest, stop)
+                if not self._team.is_main:
+                    self._wait(self._is_complete, blocks, stop)
+                elif self._team.size > 1:
+                    self._wait(lambda: len(self._parts.finished()) == len(blocks), blocks, stop)
+                    self._tell(blocks, 0)
+                if self._team.is_main:
+                    self._finish(blocks, manifest)
+        made = read_manifest(self._folder)
+        assert made is not None
+        return WrittenSamples(
+            self._format.files(self._folder, self._num),
+            blocks.count(finished),
+            made.evaluations or 0.0,
+            made.seconds_per_image or 0.0,
+        )
+
+    def _open(self) -> tuple[Manifest, set[int]]:
+        settings = json.loads(json.dumps(self._describe()))
+        folder = SampleFolder(self._folder, self._num, self._format, self._parts)
+        return folder.open(Manifest(settings, block_size(self._batch_size)))
+
+    def _draw(
+        self, generator: Generator, blocks: Blocks, todo: list[int], manifest: Manifest, stop: StopRequest
+    ) -> None:
+        is_first = True
+        for block in todo:
+            samples: list[np.ndarray] = []
+            conditions: list[Condition] = []
+            cost = Cost()
+            for index in blocks.batches(block, self._batch_size):
+                self._check(blocks, stop)
+                batch = generator.batch(index)
+                samples.append(file_array(host_samples(batch)))
+                conditions.append(batch.condition)
+                cost += cost_of(batch, is_first=is_first)
+                is_first = False
+                self._tell(blocks, sum(map(len, samples)))
+            self._save(blocks, block, np.concatenate(samples), class_labels(conditions), cost, manifest)
+
+    def _save(
+        self,
+        blocks: Blocks,
+        block: int,
+        samples: np.ndarray,
+        labels: np.ndarray | None,
+        cost: Cost,
+        manifest: Manifest,
+    ) -> None:
+        with self._writing(blocks):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if read_manifest(self._folder) != manifest:
+                manifest.write(self._folder)
+            self._format.write_block(self._folder, blocks.indices(block), samples)
+            self._parts.write(block, Part(cost, labels, samples if self._format.keeps_samples else None))
+
+    def _finish(self, blocks: Blocks, manifest: Manifest) -> None:
+        cost = Cost()
+        for block in range(len(blocks)):
+            cost += self._parts.read(block, samples=False).cost
+        with self._writing(blocks):
+            self._format.finish(self._folder, self._parts, blocks)
+            replace(
+                manifest, complete=True, evaluations=cost.evaluations_each, seconds_per_image=cost.seconds_each
+            ).write(self._folder)
+        self._parts.remove()
+
+    def _is_complete(self) -> bool:
+        manifest = read_manifest(self._folder)
+        return manifest is not None and manifest.complete
+
+    def _wait(self, is_done: Callable[[], bool], blocks: Blocks, stop: StopRequest) -> None:
+        while not is_done():
+            self._check(blocks, stop)
+            self._tell(blocks, 0)
+            time.sleep(_POLL_SECONDS)
+
+    def _tell(self, blocks: Blocks, drawn: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(min(self._num, blocks.count(self._parts.finished()) + drawn), self._num)
+
+    def _check(self, blocks: Blocks, stop: StopRequest) -> None:
+        if stop.requested:
+            raise Interrupted
+        if self._team.size > 1 and (reason := self._parts.failure()):
+            raise _OtherFailedError(f"Sampling stopped because {reason} {self._kept(blocks)}")
+
+    @contextmanager
+    def _writing(self, blocks: Blocks) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FreeflowError(
+                f"Writing samples to {self._folder} failed: {error}. Free some space. {self._kept(blocks)}"
+            ) from error
+
+    @contextmanager
+    def _telling_the_others(self, blocks: Blocks) -> Iterator[None]:
+        """What ends the work inside early also ends it in the other processes."""
+        try:
+            yield
+        except _OtherFailedError:
+            raise
+        except (Interrupted, KeyboardInterrupt) as error:
+            self._leave_note("it was interrupted.")
+            raise Interrupted(f"Sampling was stopped. {self._kept(blocks)}") from error
+        except Exception as error:
+            self._leave_note(str(error) if isinstance(error, FreeflowError) else f"{type(error).__name__}: {error}.")
+            raise
+
+    def _leave_note(self, reason: str) -> None:
+        if self._team.size > 1:
+            self._parts.report_failure(self._team.rank, reason)
+
+    def _kept(self, blocks: Blocks) -> str:
+        finished = blocks.count(self._parts.finished())
+        if not finished:
+            return "No samples were finished."
+        return (
+            f"{finished:,} of {self._num:,} samples are finished and stay in {self._folder}; the same command goes on "
+            "from there."
+        )
