@@ -118,9 +118,9 @@ class Objective(Buildable):
     start_times: StartTimes = StartTimes.ANY
     uses_batch_means: bool = False
 
-    @abstractmethod
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        """Networks beside the student, by role. ``student`` has its starting weights."""
+        """Networks beside the student, by role; none by default. ``student`` has its starting weights."""
+        return {}
 
     @abstractmethod
     def losses(

@@ -27,9 +27,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import StartTimes, derivatives
+from freeflow_core.interfaces import StartTimes
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.math.time_distributions import logit_normal
+from freeflow_core.objective_kit import derivatives
 
 ROWS = 256
 PLAIN: dict[str, Any] = {"weighting": "none", "tangent_normalisation": "none", "prior_weight": False}

@@ -24,8 +24,9 @@ from objective_helpers import (
 )
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Model, Models, StartTimes, derivatives
+from freeflow_core.interfaces import Model, Models, StartTimes
 from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.objective_kit import derivatives
 from freeflow_core.types import Batch
 
 ROWS = 256

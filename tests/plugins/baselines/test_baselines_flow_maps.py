@@ -29,10 +29,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Model, Models, StartTimes, derivatives
+from freeflow_core.interfaces import Model, Models, StartTimes
 from freeflow_core.math.line_derivative import Stencil
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.math.time_distributions import logit_normal
+from freeflow_core.objective_kit import derivatives
 from freeflow_core.types import Batch
 
 ROWS = 256

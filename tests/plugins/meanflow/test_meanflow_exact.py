@@ -22,8 +22,9 @@ from objective_helpers import (
 )
 from torch import Tensor
 
-from freeflow_core.interfaces import Teacher, derivatives
+from freeflow_core.interfaces import Teacher
 from freeflow_core.math.interpolants import linear_interpolate
+from freeflow_core.objective_kit import derivatives
 
 ROWS = 256
 PLAIN: dict[str, Any] = {"weight_power": 0.0, "instant_share": 0.25}
