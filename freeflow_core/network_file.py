@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError
+from freeflow_core.files import replacing
 from freeflow_core.types import NetworkState
 
 _METADATA_KEY = "freeflow"
@@ -54,20 +53,15 @@ def load_network(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Networ
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write named tensors and JSON metadata, atomically: a temporary file in the same folder, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Write named tensors and JSON metadata, atomically. Raises :class:`CheckpointError`."""
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask allows; safetensors writes files for the owner alone
-        save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(metadata or {})})
-        temporary.chmod(mode)
-        sync_file(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the umask allows; safetensors writes files for the owner alone
+            save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(metadata or {})})
+            temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # such as a parent that is a file, which is then the error to tell
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} cannot be written: {error}. Free some space or choose another folder."
         ) from error
@@ -108,12 +102,3 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], w
 def _some(names: list[str]) -> str:
     more = f"; ... ({len(names)} in all)" if len(names) > _MOST_LISTED else ""
     return "; ".join(names[:_MOST_LISTED]) + more
-
-
-def sync_file(path: Path) -> None:
-    """Force a file's content to disk, so that a rename never names an empty file after a crash."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.report import markdown_table
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.evaluation.student_file import load_student
+from freeflow_core.files import write_text
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import RunInfo, Scores
 
@@ -64,10 +65,9 @@ def evaluate(
     scores: Scores = evaluation.all_rows()
     files: dict[str, Path] = {}
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         files = {"scores": output / "scores.json", "table": output / "scores.md"}
-        files["scores"].write_text(json.dumps(scores, indent=1), "utf-8")
-        files["table"].write_text(markdown_table(scores, config) + "\n", "utf-8")
+        write_text(files["scores"], json.dumps(scores, indent=1))
+        write_text(files["table"], markdown_table(scores, config) + "\n")
     return RunResult(
         output or Path(),
         "finished",

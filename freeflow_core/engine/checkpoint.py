@@ -15,7 +15,8 @@ from torch import Tensor
 
 from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import CheckpointError
-from freeflow_core.network_file import load_tensors, save_tensors, sync_file
+from freeflow_core.files import sync_file
+from freeflow_core.network_file import load_tensors, save_tensors
 
 _STATE_FILE = "state.json"
 _NAME = re.compile(r"^images-(\d{12})$")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from freeflow_core.config import RuntimeConfig
-from freeflow_core.errors import ConfigError
+from freeflow_core.errors import ConfigError, FreeflowError
+
+_T = TypeVar("_T")
 
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:
@@ -63,6 +67,22 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub for it
     torch.backends.cudnn.benchmark = not runtime.deterministic
     return Accelerator(cpu=device.type == "cpu")
+
+
+def from_main(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
+    """What ``work`` returns on the main process, on every process; a ``FreeflowError`` of it likewise."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [work()]
+        except FreeflowError as error:
+            found = [error]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if isinstance(found[0], FreeflowError):
+        raise found[0]
+    result: _T = found[0]
+    return result
 
 
 @contextmanager

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from freeflow_core.config import RunConfig, to_yaml
 from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.context import reduce_mean
-from freeflow_core.engine.device import peak_memory, start_accelerator
+from freeflow_core.engine.device import from_main, peak_memory, start_accelerator
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.first_step import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.interrupt import StopRequest
@@ -197,20 +196,13 @@ class Run:
 
     def _open_folder(self, output: Path | None, resume: bool) -> RunFolder:
         """The main process makes or checks the folder; the others learn its path, or its error."""
-        found: list[Any] = [None]
-        if self._main:
-            try:
-                if resume:
-                    found = [RunFolder.resume(self.config, output).path]
-                else:
-                    found = [RunFolder.start(self.config, self.command, output).path]
-            except FreeflowError as error:
-                found = [error]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        if isinstance(found[0], FreeflowError):
-            raise found[0]
-        return RunFolder(found[0], self.config.checkpointing.keep)
+
+        def opened() -> Path:
+            if resume:
+                return RunFolder.resume(self.config, output).path
+            return RunFolder.start(self.config, self.command, output).path
+
+        return RunFolder(from_main(self.accelerator, opened), self.config.checkpointing.keep)
 
     def _membership(self, given: Membership | None) -> Membership | None:
         """What the run belongs to: kept in its folder, so that a member resumed by itself stays one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -11,9 +10,10 @@ from typing import Any, final
 import yaml
 
 from freeflow_core.config import RunConfig, to_yaml
+from freeflow_core.config.differences import differences
 from freeflow_core.engine.checkpoint import Checkpoints
 from freeflow_core.errors import ConfigError, FreeflowError
-from freeflow_core.network_file import sync_file
+from freeflow_core.files import write_text
 
 DEFAULT_PARENT = Path("runs")
 FREE_TO_CHANGE = ("trackers", "logging", "checkpointing", "samples", "evaluation", "training.stop_at_images")
@@ -50,7 +50,7 @@ class RunFolder:
         folder = cls(path, config.checkpointing.keep)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder.write_text(folder.config_file, to_yaml(config))
+            write_text(folder.config_file, to_yaml(config))
             folder.write_status(command=command, status="running", images=0)
         except OSError as error:
             raise FreeflowError(f"The output folder {path} cannot be written: {error}.") from error
@@ -67,7 +67,8 @@ class RunFolder:
         folder = cls(path, config.checkpointing.keep)
         if not folder.config_file.is_file():
             raise ConfigError(f"--resume found no run in {path} (no config.yaml). Name its folder with --output.")
-        if changed := _differences(yaml.safe_load(folder.config_file.read_text("utf-8")), config):
+        before = yaml.safe_load(folder.config_file.read_text("utf-8"))
+        if changed := differences(before, config.model_dump(mode="json"), free=FREE_TO_CHANGE):
             raise ConfigError(
                 f"--resume with a changed configuration would not be the same run. Changed in {path}: "
                 f"{'; '.join(changed)}. Undo that, or start a new run with another --output."
@@ -84,18 +85,7 @@ class RunFolder:
 
     def write_status(self, **values: Any) -> None:
         """Update ``run.json``."""
-        self.write_text(self._status_file, json.dumps({**self.read_status(), **values}, indent=1))
-
-    def write_text(self, path: Path, text: str) -> None:
-        """Write a small file atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            temporary.write_text(text, "utf-8")
-            sync_file(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(self._status_file, json.dumps({**self.read_status(), **values}, indent=1))
 
     def append_metrics(self, images: int, values: Mapping[str, float]) -> None:
         """One line of ``metrics.jsonl``."""
@@ -106,7 +96,7 @@ class RunFolder:
         """Forget lines beyond a checkpoint that training goes on from, so that none appears twice."""
         if self.metrics_file.is_file():
             lines = [line for line in self.metrics_file.read_text("utf-8").splitlines() if _images(line) <= images]
-            self.write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
+            write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
 
 
 def _images(line: str) -> float:
@@ -128,23 +118,3 @@ def _newest(name: str) -> Path:
     if not found:
         raise ConfigError(f"--resume found no run named {name!r} in {DEFAULT_PARENT}/. Name its folder with --output.")
     return max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)
-
-
-def _differences(old: Mapping[str, Any], config: RunConfig) -> list[str]:
-    before, after = flatten(old), flatten(config.model_dump(mode="json"))
-    return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE)
-    ]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

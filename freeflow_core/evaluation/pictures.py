@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from freeflow_core.files import replacing
+
 _SMALLEST_TILE = 64
 _GAP = 2
 _HEADER = 22
@@ -67,14 +69,9 @@ def scatter_image(clouds: Sequence[tuple[str, Tensor]], size: int = 360) -> Tens
 
 def save_image(image: Tensor, path: Path) -> None:
     """Write a uint8 (1|3, H, W) picture: as lossless WebP when the name ends in ``.webp``, else as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
     options: dict[str, Any] = {"format": "WEBP", "lossless": True} if path.suffix == ".webp" else {"format": "PNG"}
-    try:
+    with replacing(path, sync=False) as temporary:
         Image.fromarray(_array(_rgb(image[None])[0])).save(temporary, **options)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _array(image: Tensor) -> np.ndarray:

@@ -23,6 +23,7 @@ from freeflow_core.evaluation.report import write_report
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluation, SharedRows
 from freeflow_core.evaluation.student_file import save_student
+from freeflow_core.files import write_text
 from freeflow_core.interfaces import AverageVelocityStudent, Student
 from freeflow_core.types import Progress, Scores
 
@@ -100,7 +101,7 @@ class Scoring:
         evaluation = self._open_evaluation()
         if everything:
             rows = evaluation.all_rows()
-            self.folder.write_text(self.folder.scores_file, json.dumps(rows, indent=1))
+            write_text(self.folder.scores_file, json.dumps(rows, indent=1))
         else:
             rows = {STUDENT: evaluation.student_row()} if self._student is not None else {}
         flat = {f"evaluation/{row}/{name}": value for row, scores in rows.items() for name, value in scores.items()}
@@ -147,7 +148,7 @@ class Scoring:
         if grids := sorted(self.folder.samples.glob("*.png")):
             links["Samples"] = f"{self.folder.samples.name}/{grids[-1].name}"
         text = write_report(self.config, command, scores, load_report=load_report, facts=facts, pictures=links)
-        self.folder.write_text(self.folder.report_file, text)
+        write_text(self.folder.report_file, text)
 
     def files(self) -> dict[str, Path]:
         """What is there to look at, by name; tells the trackers to keep it."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from freeflow_core.config import EvaluationConfig
 from freeflow_core.config.titles import row_title
+from freeflow_core.files import write_text
 from freeflow_core.tools.compare.outcomes import Outcome, PlannedRun
 from freeflow_core.tools.compare.passes import Rows
 from freeflow_core.tools.compare.table import FIDELITY, Estimate, Row, Table
-from freeflow_core.tools.sample_files.atomic import write_atomically
 
 TABLE, CSV, RUNS = "comparison.md", "comparison.csv", "runs.csv"
 
@@ -69,12 +69,8 @@ def write_files(
         "runs": (RUNS, _runs_csv(table, runs, outcomes)),
     }
     for name, text in texts.values():
-        _write(folder / name, text.encode())
+        write_text(folder / name, text)
     return {key: folder / name for key, (name, _) in texts.items()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 def _markdown(

@@ -12,12 +12,12 @@ from typing import Any, Self, final
 from freeflow_core import __version__
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
-from freeflow_core.engine.run_folder import flatten
+from freeflow_core.config.differences import differences
 from freeflow_core.errors import ConfigError
+from freeflow_core.files import write_text
 from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.passes import Rows
 from freeflow_core.tools.compare.variants import Variant
-from freeflow_core.tools.sample_files.atomic import write_atomically
 
 MANIFEST_FILE = "comparison.json"
 _VERSION = 1
@@ -101,9 +101,7 @@ class Manifest:
             "runs": dict(runs),
             "errors": self.errors,
         }
-        text = json.dumps(values, indent=1)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / MANIFEST_FILE, lambda file: file.write(text.encode()))
+        write_text(self.folder / MANIFEST_FILE, json.dumps(values, indent=1))
 
     @classmethod
     def _read(cls, path: Path) -> Self:
@@ -122,14 +120,13 @@ class Manifest:
         if not self.settings:
             return []
         wanted = {variant.name: variant for variant in variants}
-        old, new = flatten(_without_seeds(self.settings)), flatten(_without_seeds(settings))
-        found = _differences(old, new, "")
+        found = differences(_without_seeds(self.settings), _without_seeds(settings))
         if settings["seeds"] < self.settings["seeds"]:
             found.append(f"seeds: {self.settings['seeds']} -> {settings['seeds']}")
         for name, record in self.records.items():
             if name in wanted:
-                new = flatten(comparable(wanted[name].config))
-                found += _differences(flatten(record.config), new, f"{name}: ")
+                changed = differences(record.config, comparable(wanted[name].config))
+                found += [f"{name}: {change}" for change in changed]
             elif settings["sweep"] == self.settings["sweep"]:
                 found.append(f"{name} is missing")
         return found
@@ -155,18 +152,6 @@ def _settings(config: CompareConfig) -> dict[str, Any]:
 
 def _without_seeds(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "seeds"}
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
-    return [
-        f"{prefix}{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _record(values: Mapping[str, Any]) -> Record:

@@ -9,6 +9,7 @@ from typing import Any
 from freeflow_core.config import EvaluationConfig
 from freeflow_core.config.titles import row_title
 from freeflow_core.evaluation.scores import DATA, TEACHER, TEACHER_1
+from freeflow_core.files import replacing
 from freeflow_core.tools.compare.table import Estimate, Row, Table, lower_is_better
 
 COSTS, SWEEP = "comparison.png", "sweep.png"
@@ -46,12 +47,8 @@ def plot(table: Table, evaluation: EvaluationConfig, folder: Path) -> dict[str, 
         title, path = f"{table.score} over cost", folder / COSTS
     _draw_teacher(panels, table, evaluation)
     _finish(figure, panels, table)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
     return {title: path}
 
 

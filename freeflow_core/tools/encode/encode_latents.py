@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice
 from freeflow_core.config.load import lay_settings, resolve_choice
+from freeflow_core.engine.device import from_main
 from freeflow_core.engine.interrupt import StopRequest
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.interfaces import Codec, Source
@@ -78,7 +78,7 @@ class LatentsEncoder:
         self.folder = folder
         self.job = folder.job
         self._accelerator = accelerator
-        self._on_main(folder.open)
+        from_main(self._accelerator, folder.open)
 
     def run(self, source: Source, codec: Codec, batch_size: int, on_progress: EncodeProgress) -> Encoded:
         """Encode what is missing.
@@ -113,7 +113,7 @@ class LatentsEncoder:
                 if stop.requested and shard != missing[-1]:
                     raise self._interrupted(done, total)
         self._accelerator.wait_for_everyone()
-        shape = self._on_main(lambda: self.folder.complete(source.num_classes))
+        shape = from_main(self._accelerator, lambda: self.folder.complete(source.num_classes))
         seconds = time.perf_counter() - began
         return Encoded(self.folder.path, self.job.num_images, self.job.num_shards, shape, done - there, seconds)
 
@@ -147,20 +147,6 @@ class LatentsEncoder:
             f"Encoding was stopped with {done:,} of {total:,} images done. They are kept in {self.folder.path}; the "
             "same command goes on from there."
         )
-
-    def _on_main(self, work: Callable[[], Any]) -> Any:
-        """Let the main process work; all get its result, or its error."""
-        found: list[Any] = [None]
-        if self._accelerator.is_main_process:
-            try:
-                found = [work()]
-            except FreeflowError as error:
-                found = [error]
-        if self._accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        if isinstance(found[0], FreeflowError):
-            raise found[0]
-        return found[0]
 
 
 def _named_labels(condition: Condition) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any, Literal, final
 from torch import Tensor
 
 from freeflow_core import __version__
-from freeflow_core.engine.run_folder import flatten
+from freeflow_core.config.differences import differences
 from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError
-from freeflow_core.network_file import load_tensors, save_tensors, sync_file
+from freeflow_core.files import write_text
+from freeflow_core.network_file import load_tensors, save_tensors
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "freeflow-latents", 1
@@ -122,17 +122,12 @@ class LatentsFolder:
 
     def _check_job(self) -> None:
         try:
-            before = flatten(json.loads((self.path / MANIFEST).read_text("utf-8"))["job"])
+            changed = differences(json.loads((self.path / MANIFEST).read_text("utf-8"))["job"], self.job.as_dict())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.path / MANIFEST} cannot be read: {error}. Choose another --output, or remove the folder."
             ) from None
-        now = flatten(json.loads(json.dumps(self.job.as_dict())))
-        if changed := [
-            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]:
+        if changed:
             raise ConfigError(
                 f"The folder {self.path} holds latents of another job. Changed: {'; '.join(changed)}. Choose another "
                 "--output, or give the same settings to go on with it."
@@ -147,11 +142,7 @@ class LatentsFolder:
             "job": self.job.as_dict(),
         }
         path = self.path / MANIFEST
-        temporary = path.with_name(f".{path.name}.partial")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(content, indent=1), "utf-8")
-            sync_file(temporary)
-            os.replace(temporary, path)
+            write_text(path, json.dumps(content, indent=1))
         except OSError as error:
             raise FreeflowError(f"The output folder {self.path} cannot be written: {error}.") from error

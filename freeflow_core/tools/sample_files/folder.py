@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
+from freeflow_core.config.differences import differences
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.tools.sample_files.blocks import Blocks
 from freeflow_core.tools.sample_files.formats import SampleFormat
-from freeflow_core.tools.sample_files.manifest import MANIFEST_FILE, Manifest, differences, read_manifest
+from freeflow_core.tools.sample_files.manifest import MANIFEST_FILE, Manifest, read_manifest
 from freeflow_core.tools.sample_files.parts import Parts
 
 

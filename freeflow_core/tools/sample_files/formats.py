@@ -16,7 +16,7 @@ from PIL import features
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import save_image
-from freeflow_core.tools.sample_files.atomic import write_atomically
+from freeflow_core.files import write_text
 from freeflow_core.tools.sample_files.blocks import Blocks
 from freeflow_core.tools.sample_files.npz import StreamedArray, write_npz
 from freeflow_core.tools.sample_files.parts import Parts
@@ -123,7 +123,7 @@ class ImageFormat(SampleFormat):
             return
         lines = ["file,label\n"]
         lines += [f"{self._name(i)},{label}\n" for i, label in enumerate(np.concatenate(labels).tolist())]
-        write_atomically(folder / LABELS_FILE, lambda file: file.write("".join(lines).encode()))
+        write_text(folder / LABELS_FILE, "".join(lines))
 
     def _name(self, index: int) -> str:
         return f"{index:06d}.{self._suffix}"

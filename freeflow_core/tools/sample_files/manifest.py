@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from freeflow_core import __version__
-from freeflow_core.engine.run_folder import flatten
 from freeflow_core.errors import ConfigError
-from freeflow_core.tools.sample_files.atomic import write_atomically
+from freeflow_core.files import write_text
 from freeflow_core.types import NetworkState
 
 MANIFEST_FILE = "samples.json"
@@ -36,8 +35,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``samples.json``. Raises ``OSError`` when the disk is full."""
-        text = json.dumps({**asdict(self), "freeflow_version": __version__}, indent=1)
-        write_atomically(folder / MANIFEST_FILE, lambda file: file.write(text.encode()))
+        write_text(folder / MANIFEST_FILE, json.dumps({**asdict(self), "freeflow_version": __version__}, indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -56,16 +54,6 @@ def read_manifest(folder: Path) -> Manifest | None:
         ) from error
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``name: old -> new`` for each setting that differs."""
-    before, after = flatten(old), flatten(json.loads(json.dumps(new)))
-    return [
-        f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
 def network_digest(network: nn.Module, state: NetworkState | None = None) -> str:
     """Hex digest of all weights and buffers, and of the configuration in ``state``, which says how they are used.
 
@@ -78,7 +66,3 @@ def network_digest(network: nn.Module, state: NetworkState | None = None) -> str
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)

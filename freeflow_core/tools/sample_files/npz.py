@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from freeflow_core.tools.sample_files.atomic import write_atomically
+from freeflow_core.files import replacing
 
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """No clock time in the archive, so that equal samples make equal files."""
@@ -32,15 +32,11 @@ def write_npz(path: Path, arrays: Mapping[str, StreamedArray]) -> None:
     Raises:
         OSError: the disk is full. Nothing is left at ``path`` that was not there before.
     """
-
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, array in arrays.items():
-                member = zipfile.ZipInfo(f"{name}.npy", date_time=_EARLIEST)
-                with archive.open(member, "w", force_zip64=True) as stream:
-                    _write_npy(stream, array)
-
-    write_atomically(path, write)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=_EARLIEST)
+            with archive.open(member, "w", force_zip64=True) as stream:
+                _write_npy(stream, array)
 
 
 def _write_npy(stream: IO[bytes], array: StreamedArray) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from freeflow_core.errors import CheckpointError
 from freeflow_core.evaluation.sampling import SampleBatch
-from freeflow_core.tools.sample_files.atomic import write_atomically
+from freeflow_core.files import replacing
 
 PARTS_FOLDER = "parts"
 _NAME = re.compile(r"block-(\d+)\.npz")
@@ -89,8 +89,8 @@ class Parts:
         arrays = {"cost": np.array(part.cost.numbers(), dtype=np.float64)}
         arrays |= {"labels": part.labels} if part.labels is not None else {}
         arrays |= {"samples": part.samples} if part.samples is not None else {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path(block), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        with replacing(self._path(block)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def read(self, block: int, *, samples: bool = True) -> Part:
         """Raises ``CheckpointError`` when the file is damaged."""
