@@ -25,7 +25,6 @@ INTERFACES: dict[str, type[Any]] = {
     "student": interfaces.Student,
     "objective": interfaces.Objective,
     "sampler": interfaces.Sampler,
-    "interpolant": interfaces.Interpolant,
     "codec": interfaces.Codec,
     "source": interfaces.Source,
     "evaluator": interfaces.Evaluator,

@@ -21,7 +21,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from freeflow_core.interfaces import Interpolant, Teacher
+from freeflow_core.interfaces import Teacher
+from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.types import Condition, Draws
 
 Field: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -70,7 +71,7 @@ class Direction:
         if self.right or not passing:
             return (
                 "no reading of its sign and time is a velocity of its own path: look at the scale of its states, "
-                "at what it predicts (velocity, noise or data), and at its interpolant"
+                "at what it predicts (velocity, noise or data), and at its path"
             )
         return WRONG[min(passing, key=lambda reading: self.errors[reading])]
 
@@ -97,15 +98,13 @@ def check_direction(
     }
     errors: dict[Reading, float] = {}
     for reading, field in readings.items():
-        errors[reading] = inconsistency(field, teacher.interpolant, teacher.sample_shape, draws, num_steps)
+        errors[reading] = inconsistency(field, teacher.sample_shape, draws, num_steps)
         if errors[Reading.AS_GIVEN] <= tolerance:
             break
     return Direction(errors, tolerance)
 
 
-def inconsistency(
-    field: Field, interpolant: Interpolant, shape: tuple[int, ...], draws: Draws, num_steps: int
-) -> float:
+def inconsistency(field: Field, shape: tuple[int, ...], draws: Draws, num_steps: int) -> float:
     """Greatest share of the path's derivative that a function of x_t still finds in the residual; NaN counts as 1."""
     z = draws.noise("direction-prior", tuple(shape))
     x = _integrate(field, z, num_steps)
@@ -113,7 +112,7 @@ def inconsistency(
     for level in _LEVELS:
         t = torch.full((len(z),), level, dtype=z.dtype, device=z.device)
         noise = draws.noise(f"direction-{level}", tuple(shape))
-        x_t, target = interpolant.interpolate(x, noise, t), interpolant.velocity(x, noise, t)
+        x_t, target = linear_interpolate(x, noise, t), linear_velocity(x, noise)
         v = field(x_t, t)
         error = _share(target - v, v, x_t, target)
         worst = max(worst, error if error == error else 1.0)

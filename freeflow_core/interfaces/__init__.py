@@ -4,7 +4,6 @@ from freeflow_core.interfaces.build import Buildable, BuildContext
 from freeflow_core.interfaces.codec import Codec
 from freeflow_core.interfaces.convertible import ConvertibleTeacher
 from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator
-from freeflow_core.interfaces.interpolant import Interpolant, LinearInterpolant
 from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role, Transition
 from freeflow_core.interfaces.sampler import FlowMapSampler, HybridSampler, Sampler, VelocitySampler
 from freeflow_core.interfaces.source import Source
@@ -25,8 +24,6 @@ __all__ = [
     "Evaluator",
     "FlowMapSampler",
     "HybridSampler",
-    "Interpolant",
-    "LinearInterpolant",
     "Model",
     "Models",
     "Objective",

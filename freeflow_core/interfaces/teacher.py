@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_core.interfaces.build import Buildable
-from freeflow_core.interfaces.interpolant import Interpolant, LinearInterpolant
 from freeflow_core.math.guidance import extrapolate
 from freeflow_core.types import Condition, Draws, NetworkState, concatenate_conditions, index_condition
 
 
 class Teacher(nn.Module, Buildable):
-    """A velocity field v(x_t, t, c) = dx_t/dt with t = 0 data and t = 1 noise, never trained.
+    """A velocity field v(x_t, t, c) = dx_t/dt of the path x_t = (1 - t) x + t n, never trained.
+
+    A network of another path is converted by its teacher (:mod:`freeflow_core.math.conversions`).
 
     Attributes:
         sample_shape: dimensions ``*D`` of one state.
-        interpolant: the path whose velocity this is.
         time_range: (low, high) times at which the field is defined.
         num_classes: number of classes labels run over, or None.
         guidance_channels: guide the first so many channels (dimension 1 of a batch) alone, as SiT and DiT do in their
@@ -28,7 +28,6 @@ class Teacher(nn.Module, Buildable):
     """
 
     sample_shape: tuple[int, ...]
-    interpolant: Interpolant = LinearInterpolant()
     time_range: tuple[float, float] = (0.0, 1.0)
     num_classes: int | None = None
     guidance_channels: int | None = None

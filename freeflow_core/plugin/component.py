@@ -14,7 +14,6 @@ KINDS: tuple[str, ...] = (
     "student",
     "objective",
     "sampler",
-    "interpolant",
     "codec",
     "source",
     "evaluator",

@@ -47,11 +47,6 @@ class Discovery:
         raise NotImplementedError
 
     @hookspec
-    def freeflow_interpolants(self) -> Iterable[Component]:
-        """Paths between data and noise (:class:`freeflow_core.interfaces.Interpolant`)."""
-        raise NotImplementedError
-
-    @hookspec
     def freeflow_codecs(self) -> Iterable[Component]:
         """Images to latents and back (:class:`freeflow_core.interfaces.Codec`)."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from freeflow_core.interfaces import Teacher
 from freeflow_core.math.calibration import integrate, miscalibration
+from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Condition, index_condition
 
@@ -92,5 +93,5 @@ def read(
 
 def _at_level(teacher: Teacher, probe: Probe, x: Tensor, noise: Tensor, level: float) -> float:
     t = torch.full((len(x),), level, dtype=torch.float64)
-    x_t = teacher.interpolant.interpolate(x, noise, t)
-    return miscalibration(probe.field(teacher, x_t, t), x_t, teacher.interpolant.velocity(x, noise, t))
+    x_t = linear_interpolate(x, noise, t)
+    return miscalibration(probe.field(teacher, x_t, t), x_t, linear_velocity(x, noise))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import FreeflowError
-from freeflow_core.interfaces import ConvertibleTeacher, LinearInterpolant, Teacher
+from freeflow_core.interfaces import ConvertibleTeacher, Teacher
 from freeflow_core.math.calibration import integrate, posterior_means
 from freeflow_core.math.derivative import DerivativeMethod, compare_derivatives
 from freeflow_core.teacher_check.probe import Probe, Reading, read
@@ -210,8 +210,6 @@ class _Examination:
 
     def _estimates(self, x: Tensor) -> None:
         """Posterior means are no larger than what they estimate (Jensen)."""
-        if not isinstance(self._teacher.interpolant, LinearInterpolant):
-            return
         noise = self._probe.noises[0.5]
         x_t = (x + noise) / 2
         data, estimated = posterior_means(self._field(x_t, _times(0.5, x_t)), x_t, 0.5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ConsistencyConfig
-from freeflow_baselines.rows import PathRows, guided_field, host_zeros, noised_rows, path_of, root_mean_square
+from freeflow_baselines.rows import PathRows, guided_field, host_zeros, noised_rows, root_mean_square
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
@@ -23,7 +23,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.broadcast import expand_times, mean_square
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.interpolants import average_velocity_jump, linear_interpolate
 from freeflow_core.math.time_grids import uniform_grid
 from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
@@ -90,7 +90,7 @@ class Consistency(Objective):
     def _neighbour(self, models: Models, rows: PathRows, r: Tensor) -> Tensor:
         """x_r (N, *D): a solver step of the teacher (eq. 6), or the sample's own path (eq. 9)."""
         if self._config.velocity == "data":
-            return path_of(models).interpolate(rows.x, rows.noise, like_states(r, rows.x))
+            return linear_interpolate(rows.x, rows.noise, like_states(r, rows.x))
         step = expand_times(r - rows.t, rows.x_t)
         first = guided_field(models, rows.x_t, rows.t, rows.condition, rows.guidance, self._config)
         ahead = rows.x_t + step * first

@@ -11,7 +11,7 @@ from torch import Tensor
 from freeflow_baselines.config_generative import IMMConfig
 from freeflow_baselines.group_mmd import group_mmd
 from freeflow_baselines.labels import drop_labels
-from freeflow_baselines.rows import PathRows, draw_guidance, guided_field, noised_rows, path_of
+from freeflow_baselines.rows import PathRows, draw_guidance, guided_field, noised_rows
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
@@ -25,7 +25,7 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.interpolants import average_velocity_jump, linear_interpolate
 from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
 
@@ -109,7 +109,7 @@ class IMM(Objective):
     def _lower_state(self, models: Models, rows: PathRows, r: Tensor) -> Tensor:
         """x_r (N, *D): the same data and noise, or one Euler step of the teacher from x_t."""
         if self._config.velocity == "data":
-            return path_of(models).interpolate(rows.x, rows.noise, like_states(r, rows.x))
+            return linear_interpolate(rows.x, rows.noise, like_states(r, rows.x))
         v = guided_field(models, rows.x_t, rows.t, rows.condition, rows.guidance, self._config)
         return average_velocity_jump(rows.x_t, v, rows.t, r)
 

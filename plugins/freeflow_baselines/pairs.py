@@ -10,7 +10,7 @@ from torch import Tensor
 
 from freeflow_baselines.config_generative import PairsConfig
 from freeflow_baselines.pair_cache import PairCache
-from freeflow_baselines.rows import draw_guidance, path_of, root_mean_square
+from freeflow_baselines.rows import draw_guidance, root_mean_square
 from freeflow_baselines.teacher_path import end_point
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
@@ -26,6 +26,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
 
@@ -104,11 +105,11 @@ class PairRegression(Objective):
     def _straight(self, models: Models, pairs: Pairs, draws: Draws) -> Tensor:
         """u(x_t, t, s) - (z - x), (N, *D)."""
         t = draws.uniform("time")
-        path, at = path_of(models), like_states(t, pairs.z)
-        x_t = path.interpolate(pairs.x, pairs.z, at)
+        at = like_states(t, pairs.z)
+        x_t = linear_interpolate(pairs.x, pairs.z, at)
         s = draws.uniform("end-time") * t
         u = velocity_with_gradient(models["student"], x_t, t, s, pairs.condition, pairs.guidance)
-        return u - path.velocity(pairs.x, pairs.z, at)
+        return u - linear_velocity(pairs.x, pairs.z)
 
     def _made(self, teacher: Teacher, batch: Batch, draws: Draws) -> Pairs:
         z, guidance = draws.noise("prior", teacher.sample_shape), draw_guidance(draws, self._config)

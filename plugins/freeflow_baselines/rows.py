@@ -10,7 +10,8 @@ from torch import Tensor
 
 from freeflow_baselines.config import GuidanceOptions, VelocityOptions
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Interpolant, LinearInterpolant, Models
+from freeflow_core.interfaces import Models
+from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.math.time_distributions import uniform_between
 from freeflow_core.objective_kit.passes import like_states, teacher_velocity
 from freeflow_core.types import Batch, Condition, Draws, Guidance, index_condition
@@ -53,11 +54,6 @@ class PathRows:
         )
 
 
-def path_of(models: Models) -> Interpolant:
-    """The teacher's path; the linear one without a teacher."""
-    return models.teacher.interpolant if models.has_teacher else LinearInterpolant()
-
-
 def noised_rows(models: Models, batch: Batch, draws: Draws, t: Tensor, config: GuidanceOptions) -> PathRows:
     """The batch's data noised to ``t`` (N,), with streams ``noise`` and ``guidance``.
 
@@ -71,13 +67,13 @@ def noised_rows(models: Models, batch: Batch, draws: Draws, t: Tensor, config: G
         )
     noise = draws.noise("noise", tuple(batch.x.shape[1:]))
     x = batch.x.to(noise)
-    path, at = path_of(models), like_states(t, x)
+    at = like_states(t, x)
     return PathRows(
         x,
         noise,
-        path.interpolate(x, noise, at),
+        linear_interpolate(x, noise, at),
         t,
-        path.velocity(x, noise, at),
+        linear_velocity(x, noise),
         batch.condition,
         draw_guidance(draws, config),
     )

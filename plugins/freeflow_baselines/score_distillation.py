@@ -23,6 +23,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.broadcast import expand_times, mean_square
+from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.math.time_distributions import uniform_between
 from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
@@ -81,7 +82,7 @@ class ScoreDistillation(Objective):
         x = sample.detach()
         t = noise_levels(draws.uniform("noise-level"), self._config).clamp(*teacher.time_range)
         noise, at = draws.noise("noise", tuple(x.shape[1:])), like_states(t, x)
-        x_t, velocity = teacher.interpolant.interpolate(x, noise, at), teacher.interpolant.velocity(x, noise, at)
+        x_t, velocity = linear_interpolate(x, noise, at), linear_velocity(x, noise)
         v_fake = velocity_with_gradient(models[FAKE_VELOCITY], x_t, t, t, condition, guidance)
         losses = {FAKE_VELOCITY: Loss(mean_square(v_fake - velocity))}
         if own_turn:

@@ -30,7 +30,6 @@ class AutoguidedTeacher(Teacher):
         for what, ours, theirs in (
             ("states of shape", tuple(main.sample_shape), tuple(guide.sample_shape)),
             ("classes:", main.num_classes, guide.num_classes),
-            ("a path", type(main.interpolant).__name__, type(guide.interpolant).__name__),
         ):
             if ours != theirs:
                 raise ConfigError(
@@ -40,7 +39,6 @@ class AutoguidedTeacher(Teacher):
         self.main = main
         self.guide = guide
         self.sample_shape = main.sample_shape
-        self.interpolant = main.interpolant
         self.num_classes = main.num_classes
         self.guidance_channels = main.guidance_channels
         self.time_range = (

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import LinearInterpolant, Models
+from freeflow_core.interfaces import Models
+from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.objective_kit.passes import like_states
 from freeflow_core.types import Batch, Condition, Draws, Guidance
 from freeflow_meanflow.config import MeanFlowOptions
@@ -61,15 +62,15 @@ def draw_rows(
     t, s, moving = time_pairs(draws, config)
     noise = draws.noise("noise", tuple(batch.x.shape[1:]))
     x = batch.x.to(noise)
-    path, at = models.teacher.interpolant if models.has_teacher else LinearInterpolant(), like_states(t, x)
+    at = like_states(t, x)
     condition, dropped = _drop_labels(batch.condition, models["student"].bare.num_classes, dropout, draws)
     guidance = guidance.masked_fill(dropped, 1.0)
     return Rows(
-        path.interpolate(x, noise, at),
+        linear_interpolate(x, noise, at),
         t,
         s,
         moving,
-        path.velocity(x, noise, at),
+        linear_velocity(x, noise),
         condition,
         guidance,
         Guidance(guidance, *config.guidance_interval).at(t),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from freeflow_core.interfaces import Model, Teacher
 from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
 from freeflow_core.types import Draws, Progress
 from freeflow_predictor_corrector.config import CorrectionConfig
 from freeflow_predictor_corrector.guidance import corrector_weights
@@ -68,15 +69,15 @@ class Corrector:
             u: (C, *D) their average velocities.
             draws: of these rows, for the noise.
             r_uniform: (C,) uniform draws behind r.
-            teacher: its path noises, within the times where its field is defined.
+            teacher: r stays within the times where its field is defined.
         """
         x = rows.z - u.detach()
         n = draws.noise("correction-noise", tuple(x.shape[1:])).to(x)
         r = noise_levels(r_uniform, self.config).clamp(*teacher.time_range)
         r_x = on(x, r)
-        x_r = teacher.interpolant.interpolate(x, n, r_x)
+        x_r = linear_interpolate(x, n, r_x)
         weight = corrector_weights(rows.guidance, r, self.config)
-        return Noised(Query(x_r, r, weight), teacher.interpolant.velocity(x, n, r_x))
+        return Noised(Query(x_r, r, weight), linear_velocity(x, n))
 
     def correct(self, fake_velocity: Model, rows: PriorRows, noised: Noised, v: Tensor) -> Correction:
         """One pass of the fake velocity g serves both: v_N for the student, and its own flow matching.

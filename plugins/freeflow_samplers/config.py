@@ -9,10 +9,6 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from freeflow_core.config.component import ComponentConfig
 
 
-class LinearInterpolantConfig(ComponentConfig):
-    """The linear path has no options."""
-
-
 class OneStepConfig(ComponentConfig):
     """One jump has no options."""
 

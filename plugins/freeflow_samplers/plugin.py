@@ -54,17 +54,3 @@ def freeflow_samplers() -> list[Component]:
             source="FreeFlow, Tong et al. 2025, arXiv 2511.19428",
         ),
     ]
-
-
-@hookimpl
-def freeflow_interpolants() -> list[Component]:
-    """The linear path."""
-    return [
-        Component(
-            name="linear",
-            target="freeflow_core.interfaces.interpolant:LinearInterpolant",
-            config="freeflow_samplers.config:LinearInterpolantConfig",
-            summary="x_t = (1 - t) x + t n; the path of every built-in teacher.",
-            source="Lipman et al. 2022, arXiv 2210.02747",
-        )
-    ]

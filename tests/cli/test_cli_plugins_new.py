@@ -44,7 +44,7 @@ def generated(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_new_covers_every_kind_that_a_run_can_name() -> None:
-    assert set(TEMPLATES) == set(KINDS) - {"interpolant"}
+    assert set(TEMPLATES) == set(KINDS)
 
 
 def test_new_writes_an_installable_package(freeflow: Freeflow, here: Path) -> None:
@@ -142,7 +142,7 @@ def test_new_refuses_unknown_kinds(freeflow: Freeflow, here: Path) -> None:
     result = freeflow("plugins", "new", "my-flow", "--kind", "objektive")
     assert result.exit_code == 2
     assert "Did you mean 'objective'?" in result.stderr
-    assert freeflow("plugins", "new", "my-flow", "--kind", "interpolant").exit_code == 2
+    assert freeflow("plugins", "new", "my-flow", "--kind", "path").exit_code == 2
     assert freeflow("plugins", "new", "my-flow").exit_code == 2
     assert not list(here.iterdir())
 

@@ -17,13 +17,11 @@ from freeflow_core.interfaces import (
     EvaluationBatch,
     EvaluationContext,
     Evaluator,
-    Interpolant,
     Source,
     Tracker,
     VelocitySampler,
     Verifier,
 )
-from freeflow_core.math.broadcast import expand_times
 from freeflow_core.plugin import Component, hookimpl
 from freeflow_core.testing.exact import GaussianStudent
 from freeflow_core.types import Batch, Condition, Samples
@@ -104,22 +102,6 @@ class BrokenSampler(Mistaken, VelocitySampler):
             if on_step is not None:
                 on_step(i, grid[i + 1], x)
         return Samples(x.double() if self.mistake == "dtype" else x, asked)
-
-
-class BrokenInterpolant(Mistaken, Interpolant):
-    """The linear path."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return t if self.mistake == "reversed" else 1 - t
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return 1 - self.alpha(t)
-
-    def interpolate(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return expand_times(self.alpha(t), x) * x + expand_times(self.sigma(t), x) * noise
-
-    def velocity(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return x - noise if self.mistake == "sign" else noise - x
 
 
 class BrokenCodec(Mistaken, Codec):
@@ -236,15 +218,9 @@ def freeflow_samplers() -> list[Component]:
 
 
 @hookimpl
-def freeflow_interpolants() -> list[Component]:
-    """The interpolant."""
-    return _component("interpolant", "Undescribed")
-
-
-@hookimpl
 def freeflow_codecs() -> list[Component]:
     """The codec."""
-    return _component("codec")
+    return _component("codec", "Undescribed")
 
 
 @hookimpl

@@ -3,7 +3,6 @@
 from freeflow_core.testing.contracts.base import ComponentContract, ContractFailure
 from freeflow_core.testing.contracts.codec import CodecContract
 from freeflow_core.testing.contracts.evaluator import EvaluatorContract
-from freeflow_core.testing.contracts.interpolant import InterpolantContract
 from freeflow_core.testing.contracts.objective import ObjectiveContract
 from freeflow_core.testing.contracts.runner import CONTRACTS, CheckResult, run_contract
 from freeflow_core.testing.contracts.sampler import SamplerContract
@@ -20,7 +19,6 @@ __all__ = [
     "ComponentContract",
     "ContractFailure",
     "EvaluatorContract",
-    "InterpolantContract",
     "ObjectiveContract",
     "SamplerContract",
     "SourceContract",

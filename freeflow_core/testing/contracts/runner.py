@@ -14,7 +14,6 @@ from freeflow_core.plugin import Registry
 from freeflow_core.testing.contracts.base import ComponentContract, ContractFailure
 from freeflow_core.testing.contracts.codec import CodecContract
 from freeflow_core.testing.contracts.evaluator import EvaluatorContract
-from freeflow_core.testing.contracts.interpolant import InterpolantContract
 from freeflow_core.testing.contracts.objective import ObjectiveContract
 from freeflow_core.testing.contracts.sampler import SamplerContract
 from freeflow_core.testing.contracts.source import SourceContract
@@ -30,7 +29,6 @@ CONTRACTS: Mapping[str, type[ComponentContract]] = {
         StudentContract,
         ObjectiveContract,
         SamplerContract,
-        InterpolantContract,
         CodecContract,
         SourceContract,
         EvaluatorContract,

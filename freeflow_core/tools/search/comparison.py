@@ -188,7 +188,6 @@ class _NoField(Teacher):
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.sample_shape = teacher.sample_shape
-        self.interpolant = teacher.interpolant
         self.time_range = teacher.time_range
 
     @classmethod

@@ -11,7 +11,7 @@ from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 from freeflow_toy.mlp_student import MLPStudent
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext, LinearInterpolant, StartTimes
+from freeflow_core.interfaces import BuildContext, StartTimes
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.math.time_grids import jump_grid, uniform_grid
 from freeflow_core.plugin import Manager, Registry
@@ -204,8 +204,6 @@ def test_registered_with_every_component_importable():
         sampler = component.load_target().from_config(component.load_config_class()(), CONTEXT)
         grid = sampler.default_grid(4)
         assert grid is None or torch.equal(grid, uniform_grid(4))
-    linear = registry.component("interpolant", "linear")
-    assert isinstance(linear.load_target().from_config(linear.load_config_class()(), CONTEXT), LinearInterpolant)
 
 
 def test_shifted_grids():
