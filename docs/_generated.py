@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer.main
-from freeflow_cli.catalogue import entries
+from freeflow_cli.catalogue import ModelOption, entries, model_options
 from freeflow_cli.main import build_app
-from freeflow_cli.model_options import ModelOption, model_options
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import ComparisonConfig

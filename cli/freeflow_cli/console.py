@@ -9,6 +9,7 @@ from rich.text import Text
 
 PLAIN_WIDTH = 100
 """Columns of tables that go to a file or a pipe."""
+ERROR_STYLE = "bold red"
 
 
 def output() -> Console:

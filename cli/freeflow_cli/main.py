@@ -1,21 +1,174 @@
-"""Entry point of the ``freeflow`` command. Nothing here imports torch."""
+"""Entry point of the ``freeflow`` command: options, errors as paragraphs, the log. No torch."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, final
 
 import typer
+from typer.core import TyperGroup
 
-from freeflow_cli.arguments import DEBUG, DEBUG_VARIABLE, PLUGIN, TRUST, take_plugin_files, wants_debug
 from freeflow_cli.commands import register_commands
-from freeflow_cli.errors import reported_errors
-from freeflow_cli.group import FreeflowGroup
-from freeflow_cli.log import show_log
+from freeflow_cli.console import ERROR_STYLE, is_main_process, say, warn
 from freeflow_cli.session import Session
 from freeflow_core import __version__
+from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.plugin import Manager
+
+DEBUG = "--debug"
+DEBUG_VARIABLE = "FREEFLOW_DEBUG"
+PLUGIN = "--plugin"
+TRUST = "--trust"
+
+
+def wants_debug(arguments: Sequence[str]) -> bool:
+    """True when ``--debug`` stands before any ``--``, or ``FREEFLOW_DEBUG`` is set to something that means yes."""
+    ours, _ = _split(arguments)
+    return DEBUG in ours or os.environ.get(DEBUG_VARIABLE, "").lower() not in ("", "0", "false", "no", "off")
+
+
+def hoist_flags(arguments: Sequence[str]) -> list[str]:
+    """``--debug`` and ``--trust`` moved in front of the sub-command, where the parser knows them."""
+    ours, rest = _split(arguments)
+    flags = [flag for flag in (DEBUG, TRUST) if flag in ours]
+    return [*flags, *(argument for argument in ours if argument not in flags), *rest]
+
+
+def take_plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The line without its ``--plugin FILE`` (or ``--plugin=FILE``) options, and the files.
+
+    Raises:
+        ConfigError: ``--plugin`` at the end of the line, without a file.
+    """
+    ours, rest = _split(arguments)
+    kept: list[str] = []
+    files: list[Path] = []
+    remaining = iter(ours)
+    for argument in remaining:
+        if argument == PLUGIN:
+            file = next(remaining, None)
+            if file is None:
+                raise ConfigError("--plugin needs a file, e.g. freeflow --plugin my_plugin.py plugins list.")
+            files.append(Path(file))
+        elif argument.startswith(f"{PLUGIN}="):
+            files.append(Path(argument.removeprefix(f"{PLUGIN}=")))
+        else:
+            kept.append(argument)
+    return kept + rest, files
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:end]), list(arguments[end:])
+
+
+@contextmanager
+def reported_errors(debug: bool) -> Iterator[None]:
+    """Print what goes wrong inside as one paragraph on stderr, after the traceback when ``debug``.
+
+    Raises:
+        SystemExit: 2 for a usage error, 1 for every other failure.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        _trace(debug)
+        say(
+            str(error) or "Give the same command again; a training run that saved a checkpoint goes on with --resume.",
+            title="Interrupted",
+            style="yellow",
+        )
+        raise SystemExit(1) from None
+    except FreeflowError as error:
+        _trace(debug)
+        say(str(error), title="Error", style=ERROR_STYLE)
+        raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        _trace(debug)
+        text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+        hint = "" if debug else " Run again with --debug to see where; that output belongs in a bug report."
+        say(f"{text}.{hint}", title="Unexpected error", style=ERROR_STYLE)
+        raise SystemExit(1) from None
+
+
+def _trace(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+
+
+LOGGER = "freeflow"
+
+
+@final
+class MessageHandler(logging.Handler):
+    """Information as it is, warnings and errors as warning lines; the main process alone speaks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not is_main_process():
+            return
+        text = " ".join(record.getMessage().split())
+        if record.levelno >= logging.WARNING:
+            warn(text)
+        else:
+            say(text)
+
+
+def show_log() -> None:
+    """Attach the handler once; for the process's entry point only.
+
+    Warnings meant for users become lines too. Those meant for developers (deprecations in libraries) stay silent
+    unless Python is asked for them with ``-W`` or ``PYTHONWARNINGS``.
+    """
+    warnings.showwarning = _show_warning
+    logger = logging.getLogger(LOGGER)
+    if not any(isinstance(handler, MessageHandler) for handler in logger.handlers):
+        logger.addHandler(MessageHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    if issubclass(category, UserWarning) and is_main_process():
+        warn(" ".join(str(message).split()))
+
+
+@final
+class FreeflowGroup(TyperGroup):
+    """Typer's group with one error handler around it. Usage errors stay Typer's own, with exit code 2."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        if not standalone_mode:
+            return super().main(hoist_flags(arguments), prog_name, complete_var, False, windows_expand_args, **extra)
+        with reported_errors(wants_debug(arguments)):
+            return super().main(hoist_flags(arguments), prog_name, complete_var, True, windows_expand_args, **extra)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Here rather than in the callback, so that --help names a broken plugin too; shell completion stays silent.
+        if not ctx.resilient_parsing:
+            ctx.obj.warn_about_plugins()
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error  # Typer would make a silent exit of it
 
 
 def build_app(manager: Manager) -> typer.Typer:

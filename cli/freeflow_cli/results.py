@@ -1,22 +1,78 @@
-"""What is printed after a run: the scores, what was written, and what to try next."""
+"""What is printed after a run: scores, findings, what was written, and what to try next."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from freeflow_cli import formats
 from freeflow_cli.console import is_main_process, output
+from freeflow_core.config.run import row_title
 
 if TYPE_CHECKING:
     from freeflow_core.api import RunResult
-    from freeflow_core.config import RunConfig
+    from freeflow_core.config import EvaluationConfig, RunConfig
+    from freeflow_core.types import Check
+
+
+EVALUATIONS, MILLISECONDS = "evaluations", "ms_per_image"
+_HEADERS = {EVALUATIONS: "evals", MILLISECONDS: "ms / image"}
+_TITLE_WIDTH = 24
+_GAP = 3
+"""Characters between two columns, and those at the edges of the table taken together."""
+
+
+def score_tables(
+    scores: Mapping[str, Mapping[str, float]], *, evaluation: EvaluationConfig | None = None, width: int = 100
+) -> list[Table]:
+    """``scores`` by row and name as one table, or as several when the columns do not fit into ``width``."""
+    names = list(dict.fromkeys(name for row in scores.values() for name in row))
+    costs = [name for name in (EVALUATIONS, MILLISECONDS) if name in names]
+    columns = costs + [name for name in names if name not in costs]
+    cells = {name: [formats.number(row[name]) if name in row else "-" for row in scores.values()] for name in columns}
+    titles = [row_title(row, evaluation) for row in scores]
+    return [_table(titles, part, cells) for part in _split(columns, cells, width)]
+
+
+def _table(titles: Sequence[str], columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("", width=_TITLE_WIDTH)
+    for name in columns:
+        table.add_column(Text(_header(name)), justify="right", width=_width(name, cells[name]))
+    for number, title in enumerate(titles):
+        table.add_row(Text(title), *(Text(cells[name][number]) for name in columns))
+    return table
+
+
+def _split(columns: Sequence[str], cells: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
+    """Consecutive columns, as many to a part as fit beside the titles; at least one."""
+    parts: list[list[str]] = []
+    used = width
+    for name in columns:
+        needed = _width(name, cells[name]) + _GAP
+        if not parts or used + needed > width:
+            parts.append([])
+            used = _TITLE_WIDTH + _GAP
+        parts[-1].append(name)
+        used += needed
+    return parts
+
+
+def _header(name: str) -> str:
+    return _HEADERS.get(name, name.replace("_", " ").replace("/", " "))
+
+
+def _width(name: str, values: Sequence[str]) -> int:
+    return max(map(len, [*_header(name).split(), *values]))
+
 
 MLFLOW, MLFLOW_DATABASE = "mlflow", "mlflow.db"
 """The tracker, and the store it makes beside the run folder unless it is told another."""
@@ -26,7 +82,7 @@ def print_result(result: RunResult, command: str, config: RunConfig | None) -> N
     """Scores, files and next commands on stdout; silent on all but the main process."""
     if not is_main_process():
         return
-    from freeflow_cli.tables import score_tables  # with pydantic behind it: not a price for --help
+    from freeflow_cli.results import score_tables  # with pydantic behind it: not a price for --help
 
     console = output()
     if result.scores:
@@ -86,3 +142,27 @@ def next_commands(result: RunResult, command: str, config: RunConfig | None) -> 
     if config is not None and uses_local_mlflow(config) and database.is_file():
         commands.append(f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database.as_posix()}')}")
     return commands
+
+
+STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def print_checks(console: Console, checks: Sequence[Check]) -> None:
+    """One line a finding: status, name, detail."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        table.add_row(Text(check.status, style=STYLES[check.status]), Text(check.name), Text(check.detail))
+    console.print(table)
+
+
+def checks_as_json(checks: Sequence[Check]) -> list[dict[str, str]]:
+    """For ``--json``."""
+    return [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks]
+
+
+def failed(checks: Sequence[Check]) -> bool:
+    """Whether any is an error."""
+    return any(check.status == "error" for check in checks)

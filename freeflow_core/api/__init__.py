@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-from freeflow_core.api.checking import TeacherCheck, check_teacher
+from freeflow_core.api.checking import TeacherCheck, check_teacher, diagnose
 from freeflow_core.api.comparing import compare
 from freeflow_core.api.encoding import encode
-from freeflow_core.api.health import diagnose
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
 from freeflow_core.api.sampling import SampleResult, sample
 from freeflow_core.api.scoring import evaluate

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from freeflow_core.config.beside import plugins_beside
 from freeflow_core.config.component import ComponentChoice, ComponentConfig
 from freeflow_core.config.run import RunConfig
 from freeflow_core.errors import ConfigError
@@ -60,8 +59,7 @@ def load_run_config(
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, layer)
-    with plugins_beside(file):
-        return resolve(registry, lay_settings(merged, assignments))
+    return resolve(registry, lay_settings(merged, assignments))
 
 
 def resolve(registry: Registry, values: Mapping[str, Any]) -> RunConfig:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-from freeflow_core.config.beside import plugins_beside
 from freeflow_core.config.compare import SECTION, CompareConfig, ComparisonConfig
 from freeflow_core.config.load import (
     _explain,
@@ -74,8 +73,7 @@ def load_compare_config(
         raise ConfigError(_explain(error, ComparisonConfig, f"{SECTION}.")) from None
     named = next((layer["name"] for layer in (settings, *reversed(own_layers)) if "name" in layer), None)
     config = CompareConfig(str(named or _teacher_name(base, settings)), checked, base, settings)
-    with plugins_beside(file):
-        _check(registry, config)
+    _check(registry, config)
     return config
 
 

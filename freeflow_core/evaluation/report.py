@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from freeflow_core.config import RunConfig
-from freeflow_core.config.titles import row_title
+from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.scores import COST_COLUMNS
 from freeflow_core.types import Scores
 

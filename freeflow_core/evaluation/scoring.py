@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RunConfig
-from freeflow_core.config.titles import row_title
+from freeflow_core.config.run import row_title
 from freeflow_core.engine.build import Builder, Components
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.run_folder import RunFolder

@@ -1,20 +1,122 @@
-"""Loads plugins one by one, so that a broken one costs a warning line and never the tool."""
+"""Loads plugins one by one, so that a broken one, or one for another API, costs a warning line and never the tool."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from freeflow_core.errors import PluginError, suggest
-from freeflow_core.plugin.loading import import_entry_point, import_file, one_line
 from freeflow_core.plugin.spec import PROJECT, SPECIFICATIONS
-from freeflow_core.plugin.version import needed_version, refusal
+
+API_VERSION: tuple[int, int] = (1, 0)
+"""(major, minor) of the hooks, interfaces, types and rules that plugins are written against.
+
+A new minor version only adds; a new major version may break a plugin that works today.
+"""
+
+ATTRIBUTE = "freeflow_api"
+"""What a plugin's module says it needs: ``freeflow_api = "1"``, or ``"1.2"`` for what came with version 1.2."""
+
+UNDECLARED = "1"
+"""A plugin that says nothing, such as a one-file experiment, counts as written for the first version."""
+
+_FORM = re.compile(r"(\d+)(?:\.(\d+))?")
+_DECLARATION = re.compile(rf"""^{ATTRIBUTE}(?:\s*:[^=\n]*)?\s*=\s*["']([^"'\n]*)["']""", re.MULTILINE)
+
+
+def api_version() -> str:
+    """This core's version, e.g. ``"1.0"``."""
+    return ".".join(map(str, API_VERSION))
+
+
+def needed_version(plugin: Any) -> str:
+    """What a plugin (a module or object) declares to need, or :data:`UNDECLARED`; may be nonsense."""
+    return str(getattr(plugin, ATTRIBUTE, UNDECLARED))
+
+
+def needed_in_source(source: str) -> str:
+    """The same from a module's text, for one that cannot be imported: perhaps for want of the version it needs."""
+    found = _DECLARATION.search(source)
+    return found[1] if found else UNDECLARED
+
+
+def refusal(needed: str) -> str | None:
+    """Why a plugin that needs this version cannot be used here, naming both versions; None when it can."""
+    found = _FORM.fullmatch(needed)
+    if found is None:
+        return f'{ATTRIBUTE} = {needed!r} is not a version of the plugin API; expected e.g. "{API_VERSION[0]}"'
+    major, minor = int(found[1]), int(found[2] or 0)
+    if major == API_VERSION[0] and minor <= API_VERSION[1]:
+        return None
+    remedy = "update freeflow-distill" if (major, minor) > API_VERSION else "update the plugin"
+    return f"it needs version {needed} of the plugin API, and this freeflow has version {api_version()}; {remedy}"
+
+
+def import_entry_point(point: importlib.metadata.EntryPoint) -> Any:
+    """What an entry point names.
+
+    Raises:
+        PluginError: it needs another version of the plugin API, which may be why it cannot be imported.
+        Exception: whatever else importing it raises.
+    """
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        if reason := refusal(needed_in_source(_source(point.module))):
+            raise PluginError(f"{reason} ({one_line(error)})") from error
+        if isinstance(error, SystemExit):
+            raise PluginError(f"importing it ends the program ({one_line(error)})") from error
+        raise
+
+
+def import_file(path: Path, name: str) -> ModuleType:
+    """Run the file as the module ``name``, which its components may be found under.
+
+    Raises:
+        PluginError: there is no such file, or it fails.
+    """
+    if not path.is_file():
+        raise PluginError(f"The plugin file {path} does not exist.")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"The plugin file {path} is not a Python module; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        reason = refusal(needed_in_source(path.read_text("utf-8", errors="replace")))
+        text = f"{reason} ({one_line(error)})" if reason else one_line(error)
+        raise PluginError(f"The plugin file {path} failed to load: {text}") from error
+    return module
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line; its kind is left out where the message is made for users."""
+    text = " ".join(str(error).split())
+    if isinstance(error, PluginError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _source(module: str) -> str:
+    try:
+        spec = importlib.util.find_spec(module)
+        return Path(spec.origin).read_text("utf-8", errors="replace") if spec and spec.origin else ""
+    except (Exception, SystemExit):
+        return ""
+
 
 DISABLED_VARIABLE = "FREEFLOW_DISABLED_PLUGINS"
 OWN_DISTRIBUTION = "freeflow-distill"

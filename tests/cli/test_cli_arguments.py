@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from freeflow_cli.arguments import hoist_flags, take_plugin_files, wants_debug
+from freeflow_cli.main import hoist_flags, take_plugin_files, wants_debug
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import Result

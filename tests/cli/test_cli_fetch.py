@@ -151,7 +151,7 @@ def test_cli_fetch_draws_a_bar_on_a_terminal(freeflow, declared, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
-    monkeypatch.setattr("freeflow_cli.weights.messages", lambda: console)
+    monkeypatch.setattr("freeflow_cli.commands.weights.messages", lambda: console)
     result = freeflow("two")
     assert result.stdout == f"{WeightStore().path(declared['two'])}\n"
     drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from freeflow_cli.log import MessageHandler
+from freeflow_cli.main import MessageHandler
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli_support import small_plan
-from freeflow_cli.plan_table import facts, memory_table, network_table
+from freeflow_cli.commands.training import facts, memory_table, network_table
 from rich.console import Console
 from rich.table import Table
 

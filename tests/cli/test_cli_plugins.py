@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 from cli_support import broken_plugin
+from freeflow_cli.catalogue import model_options
 from freeflow_cli.main import build_app
-from freeflow_cli.model_options import model_options
 from pydantic import Field
 from typer.testing import CliRunner, Result
 

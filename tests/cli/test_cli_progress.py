@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from freeflow_cli.displays import Display, LineDisplay, LiveDisplay, main_losses
-from freeflow_cli.progress import ProgressObserver, choose_display
+from freeflow_cli.progress import Display, LineDisplay, LiveDisplay, ProgressObserver, choose_display, main_losses
 from rich.console import Console
 
 from freeflow_core.plugin import Manager

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from cli_support import FakeApi
 from freeflow_cli.commands.sample import SampleProgress, parse_interval, parse_labels
-from freeflow_cli.displays import LineDisplay
+from freeflow_cli.progress import LineDisplay
 from rich.console import Console
 from typer.testing import Result
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from freeflow_cli import formats
-from freeflow_cli.tables import score_tables
+from freeflow_cli.results import score_tables
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from freeflow_core.config import EvaluationConfig
-from freeflow_core.config.titles import row_title
+from freeflow_core.config.run import row_title
 
 SCORES = [
     "fid_data", "fid_teacher", "kid_data", "kid_teacher",

@@ -10,8 +10,8 @@ import pytest
 
 from freeflow_core.errors import PluginError, UnknownComponent
 from freeflow_core.plugin import API_VERSION, Component, Manager, Preset, Registry, WeightFile, hookimpl
-from freeflow_core.plugin import version as plugin_version
-from freeflow_core.plugin.version import api_version, needed_in_source, refusal
+from freeflow_core.plugin import manager as plugin_version
+from freeflow_core.plugin.manager import api_version, needed_in_source, refusal
 
 ONE = Component("mine", "package.module:Class", "package.config:Config", "An objective.")
 OTHER = Component("other", "package.module:Class", "package.config:Config", "An objective.")

@@ -17,8 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from freeflow_cli.arguments import take_plugin_files
-from freeflow_cli.main import build_app
+from freeflow_cli.main import build_app, take_plugin_files
 from typer.testing import CliRunner
 
 from freeflow_core.plugin import Manager

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
-from freeflow_cli.arguments import DEBUG, TRUST, take_plugin_files
-from freeflow_cli.main import build_app
+from freeflow_cli.main import DEBUG, TRUST, build_app, take_plugin_files
 
 from freeflow_core import interfaces
 from freeflow_core.config import load_run_config

@@ -1,38 +1,34 @@
-"""One small file a verb. Nothing here imports torch before a command needs it."""
+"""One file a concept. Nothing here imports torch before a command needs it."""
 
 from __future__ import annotations
 
 import typer
 
 from freeflow_cli.commands import (
+    checks,
     compare,
-    config,
-    distill,
-    doctor,
     encode,
     evaluate,
-    export,
-    fetch,
     plugins,
-    pretrain,
     sample,
     search,
-    teacher,
+    training,
+    weights,
 )
 
 
 def register_commands(app: typer.Typer) -> None:
     """Add every command, in the order of ``freeflow --help``."""
-    app.command("distill")(distill.distill)
-    app.command("pretrain")(pretrain.pretrain)
+    app.command("distill")(training.distill)
+    app.command("pretrain")(training.pretrain)
     app.command("compare")(compare.compare)
     app.command("sample")(sample.sample)
     app.command("search")(search.search)
     app.command("evaluate")(evaluate.evaluate)
     app.command("encode")(encode.encode)
-    app.command("export")(export.export)
-    app.command("fetch")(fetch.fetch)
+    app.command("export")(weights.export)
+    app.command("fetch")(weights.fetch)
     app.add_typer(plugins.application(), name="plugins")
-    app.add_typer(config.application(), name="config")
-    app.add_typer(teacher.application(), name="teacher")
-    app.command("doctor")(doctor.doctor)
+    app.add_typer(training.config_application(), name="config")
+    app.add_typer(checks.teacher_application(), name="teacher")
+    app.command("doctor")(checks.doctor)

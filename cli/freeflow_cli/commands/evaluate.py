@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from freeflow_cli.commands import options
-from freeflow_cli.commands.resolution import CONFIG_NAME, Request
+from freeflow_cli.commands.options import CONFIG_NAME, Request
 from freeflow_cli.results import print_result
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError

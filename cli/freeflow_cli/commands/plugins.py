@@ -12,16 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from freeflow_cli.catalogue import Entry, PluginEntry, check_kind, entries, find, plugin_entries
+from freeflow_cli.catalogue import (
+    Entry,
+    ModelOption,
+    PluginEntry,
+    check_kind,
+    entries,
+    find,
+    model_options,
+    plugin_entries,
+)
 from freeflow_cli.commands import options
 from freeflow_cli.commands.plugins_check import check_plugin
 from freeflow_cli.commands.plugins_new import new_plugin
 from freeflow_cli.console import output
-from freeflow_cli.model_options import ModelOption, model_options
 from freeflow_cli.results import print_line
 from freeflow_cli.session import Session
 from freeflow_core.plugin import Component, Registry
-from freeflow_core.plugin.version import api_version
+from freeflow_core.plugin.manager import api_version
 
 Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="teacher, student, ..., or preset.")]
 

@@ -19,7 +19,7 @@ from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from freeflow_cli.displays import Display
+    from freeflow_cli.progress import Display
     from freeflow_core.api import SampleResult
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from freeflow_cli import formats
 from freeflow_cli.commands import options
 from freeflow_cli.commands.evaluate import saved_config
-from freeflow_cli.commands.resolution import Request
+from freeflow_cli.commands.options import Request
 from freeflow_cli.console import output as output_console
 from freeflow_cli.results import print_files, print_line
 from freeflow_cli.session import Session

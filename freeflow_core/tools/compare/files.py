@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from freeflow_core.config import EvaluationConfig
-from freeflow_core.config.titles import row_title
+from freeflow_core.config.run import row_title
 from freeflow_core.files import write_text
 from freeflow_core.tools.compare.outcomes import Outcome, PlannedRun
 from freeflow_core.tools.compare.passes import Rows

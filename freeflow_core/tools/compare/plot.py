@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from freeflow_core.config import EvaluationConfig
-from freeflow_core.config.titles import row_title
+from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.scores import DATA, TEACHER, TEACHER_1
 from freeflow_core.files import replacing
 from freeflow_core.tools.compare.table import Estimate, Row, Table, lower_is_better

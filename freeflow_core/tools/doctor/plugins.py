@@ -7,7 +7,7 @@ from collections import Counter
 from freeflow_core.engine.build import INTERFACES
 from freeflow_core.errors import FreeflowError
 from freeflow_core.plugin import KINDS, Component, Manager, Registry
-from freeflow_core.plugin.version import api_version
+from freeflow_core.plugin.manager import api_version
 from freeflow_core.types import Check
 
 

@@ -1,4 +1,4 @@
-"""``freeflow teacher``: is a teacher read as its network means it?"""
+"""``freeflow doctor`` and ``freeflow teacher check``: is everything in place, and is a teacher read as it means it?"""
 
 from __future__ import annotations
 
@@ -9,21 +9,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freeflow_cli import formats
-from freeflow_cli.checks import checks_as_json, failed, print_checks
 from freeflow_cli.commands import options
 from freeflow_cli.commands.sample import Device, Precision
+from freeflow_cli.console import output
 from freeflow_cli.console import output as output_console
-from freeflow_cli.results import print_files, print_line
+from freeflow_cli.results import checks_as_json, failed, print_checks, print_files, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from freeflow_core.api import TeacherCheck
 
+
+def doctor(context: typer.Context, as_json: options.AsJSON = False) -> None:
+    """Check the installation, the device, the launch and the plugins. Exit code 1 when something is broken."""
+    from freeflow_core import api
+
+    checks = api.diagnose(Session.of(context).manager)
+    if as_json:
+        typer.echo(json.dumps(checks_as_json(checks), indent=1))
+    else:
+        print_checks(output(), checks)
+    if failed(checks):
+        raise typer.Exit(1)
+
+
 _SHOWN = 3
 
 
-def application() -> typer.Typer:
+def teacher_application() -> typer.Typer:
     """The ``teacher`` group."""
     app = typer.Typer(help="Look at teachers.", no_args_is_help=True)
     app.callback()(_group)

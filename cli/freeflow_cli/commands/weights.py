@@ -1,0 +1,204 @@
+"""``freeflow fetch`` and ``freeflow export``: published formats, in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from freeflow_cli import formats
+from freeflow_cli.commands import options
+from freeflow_cli.console import ERROR_STYLE, messages, say
+from freeflow_cli.console import output as output_console
+from freeflow_cli.results import print_line
+from freeflow_cli.session import Session
+from freeflow_core.errors import ConfigError, DownloadError
+from freeflow_core.plugin import Registry, WeightFile
+
+if TYPE_CHECKING:
+    from freeflow_core.weights import OnProgress, WeightStatus, WeightStore
+
+
+def _complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    return [(item.name, item.summary) for item in Registry(Session.of(context).manager).weights().values()]
+
+
+def fetch(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", autocompletion=_complete, help="Weights, by name.")
+    ] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List all weights; the default without a name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download even what is in the cache.")] = False,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Copy this file into the cache, checked, rather than download."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read cached files again and compare; without a name all of them.")
+    ] = False,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Fetch published weights into the cache, and print their paths. Without a name: list them.
+
+    Runs fetch what they need by themselves. FREEFLOW_CACHE is the folder, FREEFLOW_OFFLINE=1 forbids downloads.
+    """
+    from freeflow_core.weights import WeightStore  # with an HTTP library behind it: not a price for --help
+
+    registry, store = Session.of(context).registry(), WeightStore()
+    chosen = [registry.weight(name) for name in dict.fromkeys(names or ())]  # a misspelt one is told before any work
+    _check_options(len(chosen), show_list=show_list, force=force, from_file=from_file, verify=verify, as_json=as_json)
+    everything = list(registry.weights().values())
+    if verify:
+        _verify(store, chosen or [weight for weight in everything if store.status(weight).cached])
+    elif show_list or not chosen:
+        _show(store, chosen or everything, as_json=as_json)
+    else:
+        for weight in chosen:
+            _fetch(store, weight, force=force, from_file=from_file)
+
+
+def _check_options(
+    num_names: int, *, show_list: bool, force: bool, from_file: Path | None, verify: bool, as_json: bool
+) -> None:
+    given = {"--list": show_list, "--force": force, "--from": from_file is not None, "--verify": verify}
+    together = [option for option, present in given.items() if present]
+    if len(together) > 1:
+        raise ConfigError(f"{' and '.join(together)} exclude each other; give one of them.")
+    if from_file is not None and num_names != 1:
+        raise ConfigError(f"--from FILE is the file of one weight; expected one NAME, got {num_names}.")
+    if force and not num_names:
+        raise ConfigError("--force needs the NAME of what to download again.")
+    if as_json and (verify or (num_names and not show_list)):
+        raise ConfigError("--json belongs to the list: freeflow fetch --list --json.")
+
+
+def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Path | None) -> None:
+    """Bring one weight into the cache; its path goes to stdout."""
+    from freeflow_core.weights import data_size
+
+    if not force and from_file is None and (found := store.find(weight)) is not None:
+        say(f"The weights {weight.name!r} are in the cache.")
+        print_line(output_console(), str(found))
+        return
+    with _progress(weight.name) as on_progress:
+        if from_file is not None:
+            path = store.add(weight, from_file, on_progress=on_progress)
+        else:
+            path = store.fetch(weight, force=force, on_progress=on_progress)
+    status = store.status(weight)
+    proof = "as published" if weight.sha256 else f"{status.sha256} (the plugin knows none to compare with)"
+    say(f"The weights {weight.name!r} are in the cache: {data_size(status.size or 0)}, SHA-256 {proof}.")
+    print_line(output_console(), str(path))
+
+
+def _verify(store: WeightStore, weights: Sequence[WeightFile]) -> None:
+    """Compare every file, whatever the one before it was like. Raises :class:`typer.Exit` when one is wrong."""
+    broken = 0
+    for weight in weights:
+        try:
+            with _progress(weight.name) as on_progress:
+                sha256 = store.verify(weight, on_progress=on_progress)
+        except DownloadError as error:
+            broken += 1
+            say(str(error), title="Error", style=ERROR_STYLE)
+        else:
+            print_line(
+                output_console(), f"{weight.name}: {'as published' if weight.sha256 else 'as it came in'} ({sha256})"
+            )
+    if broken:
+        raise typer.Exit(1)
+    if not weights:
+        say("The cache holds no weights.")
+
+
+def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -> None:
+    """Names, sizes, origins and paths."""
+    from freeflow_core.weights import data_size, describe_origin
+
+    statuses = [store.status(weight) for weight in weights]
+    if as_json:
+        typer.echo(json.dumps([_details(status) for status in statuses], indent=2, ensure_ascii=False))
+        return
+    console = output_console()
+    if not statuses:
+        print_line(console, "No plugin offers weights.")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", style="cyan", overflow="fold")
+    table.add_column("summary", ratio=1)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("from", overflow="fold")
+    table.add_column("cached", no_wrap=True)
+    for status in statuses:
+        weight = status.weight
+        size = data_size(status.size) if status.size is not None else "-"
+        table.add_row(*map(Text, (weight.name, weight.summary, size, describe_origin(weight), _state(status))))
+    console.print(table)
+    print_line(console, f"Cache: {formats.path(store.folder)}")
+    wide = max(len(status.weight.name) for status in statuses)
+    for status in statuses:  # not a column: a path that is folded cannot be copied
+        print_line(console, f"  {status.weight.name:<{wide}}  {status.path.relative_to(store.folder)}")
+
+
+def _state(status: WeightStatus) -> str:
+    from freeflow_core.weights import data_size
+
+    if status.cached:
+        return "yes"
+    if not status.partial:
+        return "no"
+    return f"{status.partial / status.size:.0%}" if status.size else data_size(status.partial)
+
+
+def _details(status: WeightStatus) -> dict[str, Any]:
+    weight = asdict(status.weight)
+    return weight | {
+        "size": status.size,
+        "sha256": status.sha256,
+        "cached": status.cached,
+        "partial": status.partial,
+        "path": str(status.path),
+    }
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[OnProgress]:
+    """A bar on a terminal, a line now and then everywhere else."""
+    console = messages()
+    if not console.is_interactive:
+        from freeflow_core.weights import LoggedProgress
+
+        yield LoggedProgress(name)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def export(
+    context: typer.Context,
+    student: options.TrainedStudent = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: .pt or .safetensors.")
+    ] = Path("student.pt"),
+) -> None:
+    """Write a trained student as the published FreeFlow students are written, for other people's code."""
+    if student is None:
+        raise ConfigError("Nothing to export. Give --run PATH: the folder of a run, or a student file.")
+    if output.exists():
+        raise ConfigError(f"{output} exists already and is left as it is. Choose another --output.")
+    session = Session.of(context)
+    from freeflow_core import api
+
+    print_line(output_console(), api.export(student, output, manager=session.manager))

@@ -1,1 +1,0 @@
-"""Writes the beginning of a plugin: an installable package with one small component that works."""
