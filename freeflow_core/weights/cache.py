@@ -1,4 +1,4 @@
-"""Where fetched weights lie, and what is written beside them."""
+"""Where fetched weights lie, what is written beside them, and whether anything may be fetched."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NamedTuple, Self, final
 
 import platformdirs
+from pydantic import BaseModel
 
 from freeflow_core.plugin import WeightFile
 
 CACHE_VARIABLE = "FREEFLOW_CACHE"
+OFFLINE_VARIABLE = "FREEFLOW_OFFLINE"
+OnProgress = Callable[[int, int | None], None]
+"""``on_progress(done, total)``: bytes so far, and of the whole file where known. Called often: it should be cheap."""
+
+_NO = ("", "0", "false", "no", "off")
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html)\b", re.IGNORECASE)
 
 
 def cache_folder() -> Path:
@@ -27,93 +34,136 @@ def cache_usage(folder: Path) -> tuple[int, int]:
     """Number of fetched files under ``folder``, and the bytes that all files there take."""
     count = size = 0
     for path in (folder / "weights").glob("*/*"):
-        try:
-            size += path.stat().st_size
-        except OSError:
-            continue  # removed meanwhile, or another user's
+        size += file_size(path) or 0
         count += path.with_name(f"{path.name}.json").exists() and path.suffix != ".partial"
     return count, size
 
 
-@dataclass(frozen=True)
-class Place:
-    """The files of one weight in the cache: a folder of its own, ``weights/<name>-<fingerprint>/``."""
+def offline_variable() -> str | None:
+    """The variable that is set to forbid downloads, or None. ``FREEFLOW_OFFLINE=0`` outweighs ``HF_HUB_OFFLINE=1``."""
+    ours, hubs = (os.environ.get(name, "").strip().lower() for name in (OFFLINE_VARIABLE, "HF_HUB_OFFLINE"))
+    if ours:
+        return OFFLINE_VARIABLE if ours not in _NO else None
+    return "HF_HUB_OFFLINE" if hubs not in _NO else None
 
-    file: Path
+
+def data_size(num_bytes: int) -> str:
+    """``512 bytes``, ``1.5 KiB``, ``2.50 GiB``."""
+    if num_bytes < 1024:
+        return f"{num_bytes} bytes"
+    for unit, scale in (("KiB", 2**10), ("MiB", 2**20)):
+        if num_bytes < 1024 * scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def file_size(path: Path) -> int | None:
+    """Bytes of a file, or None when there is none that can be read."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def is_html(start: bytes) -> bool:
+    """Whether a file that begins like this is a web page."""
+    return _HTML.match(start) is not None
+
+
+class Content(NamedTuple):
+    """What reading a whole file tells: its bytes, their hex digest, and whether it is a web page."""
+
+    size: int
+    sha256: str
+    is_page: bool
+
+
+def read_content(path: Path, on_progress: OnProgress | None = None, copy_to: BinaryIO | None = None) -> Content:
+    """Read a file, and write it to ``copy_to`` on the way. Raises ``OSError``."""
+    digest, done, total, is_page = hashlib.sha256(), 0, path.stat().st_size, False
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            if copy_to is not None:
+                copy_to.write(chunk)
+            digest.update(chunk)
+            is_page = is_page or (done == 0 and is_html(chunk))
+            done += len(chunk)
+            if on_progress is not None:
+                on_progress(done, total)
+    return Content(done, digest.hexdigest(), is_page)
+
+
+@final
+class Place:
+    """The files of one weight in the cache: a folder of its own, ``weights/<name>-<fingerprint>/``.
+
+    Beside ``file``: the ``record`` of what was fetched; ``partial``, as much of a download as has arrived, and
+    ``partial_state``, whose beginning that is; ``incoming``, a local copy in the making; ``lock``, held by the process
+    that writes here, which stays behind, empty, since removing a lock file would break the lock.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        suffixes = ("json", "partial", "partial.json", "incoming", "lock")
+        self.record, self.partial, self.partial_state, self.incoming, self.lock = (
+            file.with_name(f"{file.name}.{suffix}") for suffix in suffixes
+        )
 
     @classmethod
-    def of(cls, weight: WeightFile, folder: Path) -> Place:
+    def of(cls, weight: WeightFile, folder: Path) -> Self:
         """The fingerprint covers where the weights come from, so no two weights share a folder, on any file system."""
         identity = [weight.name, weight.url, weight.repository, weight.revision, weight.filename]
         fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", weight.name).strip("-.")[:60] or "weights"
         return cls(folder / "weights" / f"{readable}-{fingerprint}" / weight.filename.rsplit("/", 1)[-1])
 
-    @property
-    def record(self) -> Path:
-        """What was fetched: size, SHA-256, origin."""
-        return self._beside("json")
 
-    @property
-    def partial(self) -> Path:
-        """As much of the file as has arrived."""
-        return self._beside("partial")
+class Facts(BaseModel, frozen=True):
+    """Base: facts kept as JSON in a file that is either whole or not there."""
 
-    @property
-    def partial_state(self) -> Path:
-        """Which remote file ``partial`` is the beginning of."""
-        return self._beside("partial.json")
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """None when there are none, or they cannot be understood."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            return None
 
-    @property
-    def incoming(self) -> Path:
-        """A local copy that is being made."""
-        return self._beside("incoming")
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that writes here. Stays behind, empty: removing a lock file would break the lock."""
-        return self._beside("lock")
-
-    def _beside(self, suffix: str) -> Path:
-        return self.file.with_name(f"{self.file.name}.{suffix}")
+    def write(self, path: Path) -> None:
+        """Replace the file atomically."""
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class Record:
-    """Facts about a file in the cache that was checked when it came in."""
+@final
+class Record(Facts):
+    """Of a file in the cache that was checked when it came in: bytes, hex digest, address."""
 
     size: int
     sha256: str
     origin: str
 
-    @classmethod
-    def read(cls, place: Place) -> Record | None:
-        """None when there is none, or it cannot be understood."""
-        values = read_json(place.record)
-        try:
-            return cls(int(values["size"]), str(values["sha256"]), str(values["origin"]))
-        except (KeyError, TypeError, ValueError):
-            return None
 
-    def write(self, place: Place) -> None:
-        """Replace the record atomically."""
-        write_json(place.record, asdict(self))
+@final
+class Remote(Facts):
+    """One version of a file on a server, by what the server said of it; None where it said nothing."""
 
+    url: str
+    size: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    sha256: str | None = None
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty when there is none."""
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    @property
+    def validator(self) -> str | None:
+        """For ``If-Range``, which takes no weak entity tags (RFC 9110, section 13.1.5)."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
 
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """A JSON object as a file that is either whole or not there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def contradicts(self, other: Remote) -> bool:
+        """Whether the two cannot be the same version."""
+        pairs = ((self.size, other.size), (self.etag, other.etag), (self.last_modified, other.last_modified))
+        return any(mine is not None and theirs is not None and mine != theirs for mine, theirs in pairs)

@@ -2,184 +2,242 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import re
+import sys
 import time
-from dataclasses import replace
-from typing import final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, final
 
 import requests
 
-from freeflow_core import __version__
-from freeflow_core.errors import DownloadError, Interrupted
+from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
-from freeflow_core.weights.address import Address
-from freeflow_core.weights.answer import hub_sha256, is_html_type, range_start, remote_of, retry_after
-from freeflow_core.weights.content import check_not_html, check_sha256, check_size, is_html
-from freeflow_core.weights.failures import PASSING_STATUS, PassingFailure, network_failure, refused_status, truncated
-from freeflow_core.weights.options import TransferOptions
-from freeflow_core.weights.partial import PartialFile, Remote
-from freeflow_core.weights.progress import OnProgress
-from freeflow_core.weights.space import check_space, disk_failure
-from freeflow_core.weights.text import data_size
+from freeflow_core.weights.cache import OnProgress, Place, Record, Remote, data_size, is_html
+from freeflow_core.weights.failures import (
+    PassingFailure,
+    check,
+    check_space,
+    network_failure,
+    refused_status,
+)
+from freeflow_core.weights.hub import USER_AGENT
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
+_LOG = logging.getLogger("freeflow")
+
+
+@final
+@dataclass(frozen=True)
+class TransferOptions:
+    """How patient a transfer is; times in seconds."""
+
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0  # between two pieces of data
+    delays: tuple[float, ...] = (1.0, 2.0, 4.0)  # before new attempts; one that gets further starts the count again
+    max_delay: float = 60.0  # longest pause that a server may ask for
+    chunk_bytes: int = 1 << 17  # written at once; what an interruption may lose
+    lock_patience: float = 600.0  # while another process holds the lock and its file does not grow
+    lock_poll: float = 0.5  # between two looks at that file
+
+    @property
+    def timeout(self) -> tuple[float, float]:
+        """As ``requests`` takes it."""
+        return self.connect_timeout, self.read_timeout
+
+
+@final
+class LoggedProgress:
+    """An :data:`OnProgress` for where no bar can be drawn: a line every ``interval`` seconds, by default 5 where
+    somebody watches and 60 where nobody does."""
+
+    def __init__(self, name: str, interval: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        watched = sys.stderr is not None and sys.stderr.isatty()
+        self._name, self._now = name, now
+        self._interval = interval if interval is not None else 5.0 if watched else 60.0
+        self._began = self._last = now()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = self._now()
+        if self._first is None or done < self._first:  # a transfer that began again
+            self._first, self._began = done, now
+        if now - self._last < self._interval:
+            return
+        self._last = now
+        share = f" of {data_size(total)} ({done / total:.0%})" if total else ""
+        speed = round((done - self._first) / max(now - self._began, 1e-9))
+        _LOG.info("Weights %r: %s%s, %s/s.", self._name, data_size(done), share, data_size(speed))
 
 
 @final
 class Download:
-    """Brings ``partial`` to its full length.
+    """Fetches ``url`` into ``place.partial``, going on from what an earlier attempt left there.
 
-    Raises:
-        DownloadError: no network, no such file, another file than published, no space, too many failures.
-        Interrupted: Ctrl-C.
+    The caller holds the lock of ``place``. ``headers`` may hold the user's token, which a redirect does not get.
     """
 
     def __init__(
         self,
         weight: WeightFile,
-        address: Address,
-        partial: PartialFile,
+        url: str,
+        headers: Mapping[str, str],
+        place: Place,
         options: TransferOptions,
-        on_progress: OnProgress | None,
+        on_progress: OnProgress | None = None,
     ) -> None:
-        self._weight = weight
-        self._address = address
-        self._partial = partial
-        self._options = options
+        self._weight, self._url, self._place, self._options = weight, url, place, options
+        # Not encoded, so that lengths and ranges are those of the file itself.
+        self._headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
         self._on_progress = on_progress
-        self._session = requests.Session()
+        self._offset = 0  # bytes so far
+        self._digest = hashlib.sha256()  # of them
+        self._remote: Remote | None = None  # the version they belong to
 
-    def run(self) -> None:
-        """All attempts. What has arrived is kept on failures that may pass, and dropped when it is of no use."""
-        furthest, failures = self._partial.offset, 0
+    def run(self) -> Record:
+        """All attempts, until the partial file is whole and checked.
+
+        What has arrived is kept on failures that may pass, and dropped when it is of no use.
+
+        Raises:
+            DownloadError: no network, no such file, another file than published, no space, too many failures.
+            OSError: reading or writing failed.
+        """
+        self._take_over()
         try:
-            while True:
-                try:
-                    return self._attempt()
-                except PassingFailure as failure:
-                    if self._partial.offset > furthest:
-                        furthest, failures = self._partial.offset, 0
-                    # Without any answer so far, the network is more likely missing than hiccuping: say so at once.
-                    hopeless = not failure.connected and furthest == 0
-                    if hopeless or failures >= len(self._options.delays):
-                        raise self._with_kept(failure.error) from failure.__cause__
-                    time.sleep(max(self._options.delays[failures], min(failure.delay, self._options.max_delay)))
-                    failures += 1
-        except KeyboardInterrupt as error:
-            raise Interrupted(f"The download of {self._weight.name!r} was stopped. {self._kept()}") from error
+            with self._place.partial.open("ab") as file, requests.Session() as session:
+                self._attempts(session, file)
         finally:
-            self._session.close()
+            if self._offset == 0:
+                self._place.partial.unlink(missing_ok=True)
+                self._place.partial_state.unlink(missing_ok=True)
+        return Record(size=self._offset, sha256=self._digest.hexdigest(), origin=self._url)
 
-    def _attempt(self) -> None:
-        partial, options = self._partial, self._options
-        if partial.remote is not None and partial.offset == partial.remote.size:
-            return self._finish()  # an earlier process ended between the last byte and the new name
-        try:
-            with self._session.get(
-                self._address.url,
-                headers=self._headers(),
-                stream=True,
-                timeout=(options.connect_timeout, options.read_timeout),
-            ) as response:
-                self._begin(response)
-                self._report()
-                for chunk in response.iter_content(options.chunk_bytes):
-                    self._append(chunk)
-                    self._report()
-        except (requests.RequestException, ConnectionError, TimeoutError) as error:
-            raise network_failure(self._weight, self._address.url, error) from error
-        return self._finish()
-
-    def _headers(self) -> dict[str, str]:
-        headers = {
-            "User-Agent": f"freeflow/{__version__}",
-            "Accept-Encoding": "identity",  # lengths and ranges are those of the file itself
-            **self._address.headers,
-        }
-        remote = self._partial.remote
-        if self._partial.offset and remote is not None:
-            validator = remote.validator
-            if validator is None and self._expected_sha256() is None:
-                return headers  # the whole file: nothing would tell a splice of two versions
-            headers["Range"] = f"bytes={self._partial.offset}-"
-            if validator is not None:
-                headers["If-Range"] = validator
-        return headers
-
-    def _begin(self, response: requests.Response) -> None:
-        """Take the answer's facts; afterwards ``partial`` waits for the first byte of the body."""
-        partial, url = self._partial, self._address.url
-        status = response.status_code
-        if status == 206 and partial.offset:
-            remote = self._remote(response)
-            if range_start(response) != partial.offset or partial.remote is None or remote.contradicts(partial.remote):
-                partial.clear()
-                raise PassingFailure(DownloadError(f"The file at {url} changed while it was fetched."))
-        elif status == 416 and partial.offset:
-            partial.clear()
-            raise PassingFailure(DownloadError(f"{url} no longer has the part that was asked for."))
-        elif status == 200:
-            check_not_html(self._weight, url, is_page=is_html_type(response))
-            partial.start(self._remote(response))
+    def _take_over(self) -> None:
+        remote, partial = Remote.read(self._place.partial_state), self._place.partial
+        if remote is None or remote.url != self._url or not partial.is_file():
+            partial.unlink(missing_ok=True)
+        elif remote.size is not None and partial.stat().st_size > remote.size:
+            partial.unlink()
         else:
-            error = refused_status(self._weight, url, response)
-            raise PassingFailure(error, delay=retry_after(response)) if status in PASSING_STATUS else error
-        try:
-            check_size(self._weight, self._size(), f"The file at {url}")
-        except DownloadError:
-            partial.clear()
-            raise
-        self._check_space()
+            self._remote = remote
+            with partial.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    self._digest.update(chunk)
+                    self._offset += len(chunk)
 
-    def _append(self, chunk: bytes) -> None:
-        if self._partial.offset == 0 and is_html(chunk):
-            self._partial.clear()
-            check_not_html(self._weight, self._address.url, is_page=True)
-        if self._weight.size is not None and self._partial.offset + len(chunk) > self._weight.size:
-            self._partial.clear()  # a server that states no length could go on for ever
-            check_size(self._weight, self._weight.size + 1, f"What has arrived from {self._address.url}")
-        try:
-            self._partial.write(chunk)
-        except OSError as error:
-            raise self._with_kept(disk_failure(self._partial.path, error)) from error
-
-    def _finish(self) -> None:
-        """Check the whole; drop it when it is not what was published."""
-        got, url = self._partial.offset, self._address.url
-        expected = self._size() or self._weight.size
-        if got == 0 or (expected is not None and got < expected):
-            raise truncated(self._weight, url, got, expected)
-        try:
-            check_sha256(self._weight, self._partial.sha256, self._expected_sha256(), f"The file at {url}")
-        except DownloadError:
-            self._partial.clear()
-            raise
-
-    def _check_space(self) -> None:
-        size = self._size() or self._weight.size
-        if size is not None:
+    def _attempts(self, session: requests.Session, file: BinaryIO) -> None:
+        furthest, delays = self._offset, iter(self._options.delays)
+        while True:
             try:
-                check_space(self._weight, size - self._partial.offset, self._partial.path.parent)
-            except DownloadError as error:
-                raise self._with_kept(error) from None
+                return self._attempt(session, file)
+            except PassingFailure as failure:
+                if self._offset > furthest:
+                    furthest, delays = self._offset, iter(self._options.delays)
+                # Without any answer so far, the network is more likely missing than hiccuping: say so at once.
+                if (not failure.connected and furthest == 0) or (delay := next(delays, None)) is None:
+                    raise
+                time.sleep(max(delay, min(failure.delay, self._options.max_delay)))
 
-    def _remote(self, response: requests.Response) -> Remote:
-        remote = remote_of(response, self._address.url)
-        return replace(remote, sha256=hub_sha256(response)) if self._weight.repository is not None else remote
+    def _attempt(self, session: requests.Session, file: BinaryIO) -> None:
+        url = self._url
+        if self._remote is None or self._offset != self._remote.size:  # else only the new name was missing
+            try:
+                with session.get(
+                    url, headers=self._headers_now(), stream=True, timeout=self._options.timeout
+                ) as response:
+                    self._begin(response, file)
+                    self._report()
+                    for chunk in response.iter_content(self._options.chunk_bytes):
+                        self._append(chunk, file)
+                        self._report()
+            except (requests.RequestException, ConnectionError, TimeoutError) as error:
+                raise network_failure(self._weight, url, error) from error
+        expected = self._size()
+        if self._offset == 0 or (expected is not None and self._offset < expected):
+            of = f" of {expected:,}" if expected is not None else ""
+            raise PassingFailure(
+                f"{url} ended too early: {self._offset:,}{of} bytes of the weights {self._weight.name!r} arrived."
+            )
+        self._check(file, sha256=self._digest.hexdigest())
+
+    def _headers_now(self) -> dict[str, str]:
+        """The range that is missing; without a proof of the version or a known hash, the whole file."""
+        if self._remote is None or self._offset == 0:
+            return self._headers
+        rest = self._headers | {"Range": f"bytes={self._offset}-"}
+        if (validator := self._remote.validator) is not None:
+            return rest | {"If-Range": validator}
+        return rest if self._weight.sha256 or self._remote.sha256 else self._headers
+
+    def _begin(self, response: requests.Response, file: BinaryIO) -> None:
+        """Take the answer's facts; afterwards ``file`` waits for the first byte of the body."""
+        url, status = self._url, response.status_code
+        remote, start = self._described(response)
+        if status in (206, 416) and self._remote is not None and self._offset:
+            if status == 416 or start != self._offset or remote.contradicts(self._remote):
+                self._clear(file)
+                raise PassingFailure(f"The file at {url} changed while it was fetched.")
+        elif status == 200:
+            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            check(self._weight, f"The file at {url}", is_page=kind in ("text/html", "application/xhtml+xml"))
+            self._clear(file)
+            self._remote = remote
+            remote.write(self._place.partial_state)
+        else:
+            raise refused_status(self._weight, url, response)
+        self._check(file, size=remote.size)
+        if (size := self._size()) is not None:
+            check_space(self._weight, size - self._offset, self._place.partial.parent)
+
+    def _append(self, chunk: bytes, file: BinaryIO) -> None:
+        arrived = self._offset + len(chunk)
+        too_long = self._weight.size is not None and arrived > self._weight.size  # without a length it need not end
+        self._check(file, is_page=self._offset == 0 and is_html(chunk), size=arrived if too_long else None)
+        file.write(chunk)
+        file.flush()
+        self._digest.update(chunk)
+        self._offset = arrived
+
+    def _check(
+        self, file: BinaryIO, *, size: int | None = None, sha256: str | None = None, is_page: bool = False
+    ) -> None:
+        """Keep nothing of a file that is not the published one."""
+        stated = self._remote.sha256 if self._remote is not None else None
+        what = f"The file at {self._url}"
+        try:
+            check(self._weight, what, size=size, sha256=sha256, is_page=is_page, expected_sha256=stated)
+        except DownloadError:
+            self._clear(file)
+            raise
+
+    def _clear(self, file: BinaryIO) -> None:
+        file.truncate(0)
+        self._digest, self._offset, self._remote = hashlib.sha256(), 0, None
+        self._place.partial_state.unlink(missing_ok=True)
+
+    def _described(self, response: requests.Response) -> tuple[Remote, int | None]:
+        """The version of the file that an answer carries, whole (200) or in part (206), and its first byte's place."""
+        url, headers, sha256 = self._url, response.headers, None
+        if self._weight.repository is not None:  # the hub states it before it redirects to where a large file lies
+            stated = [_SHA256.fullmatch(r.headers.get("X-Linked-Etag", "")) for r in (*response.history, response)]
+            sha256 = next((match[1] for match in stated if match is not None), None)
+        span = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        start = int(span[1]) if span else None
+        if headers.get("Content-Encoding", "identity") != "identity":
+            return Remote(url=url, sha256=sha256), start  # lengths and ranges are those of the encoded form
+        length = headers.get("Content-Length", "") if response.status_code == 200 else span[2] if span else ""
+        size = int(length) if length.isdecimal() else None
+        etag, last_modified = headers.get("ETag"), headers.get("Last-Modified")
+        return Remote(url=url, size=size, etag=etag, last_modified=last_modified, sha256=sha256), start
 
     def _size(self) -> int | None:
-        return self._partial.remote.size if self._partial.remote is not None else None
-
-    def _expected_sha256(self) -> str | None:
-        return self._weight.sha256 or (self._partial.remote.sha256 if self._partial.remote is not None else None)
+        """Bytes of the whole file, as the server says, else as published."""
+        return (self._remote.size if self._remote is not None else None) or self._weight.size
 
     def _report(self) -> None:
         if self._on_progress is not None:
-            self._on_progress(self._partial.offset, self._size() or self._weight.size)
-
-    def _kept(self) -> str:
-        if self._partial.offset == 0:
-            return "Nothing is left behind; the same command begins again."
-        size = self._size() or self._weight.size
-        amount = data_size(self._partial.size_on_disk) + (f" of {data_size(size)}" if size is not None else "")
-        return f"{amount} are kept in {self._partial.path}; the same command goes on from there."
-
-    def _with_kept(self, error: DownloadError) -> DownloadError:
-        return DownloadError(f"{error} {self._kept()}")
+            self._on_progress(self._offset, self._size())

@@ -1,57 +1,77 @@
-"""The cache of published weights."""
+"""The cache of published weights: what is there, and how it gets there."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from filelock import FileLock, Timeout
+
 from freeflow_core.errors import DownloadError, Interrupted
-from freeflow_core.plugin import WeightFile
-from freeflow_core.weights.address import address_of
-from freeflow_core.weights.cache import Place, Record, cache_folder
-from freeflow_core.weights.content import check_not_html, check_sha256, check_size, hash_file, is_html, read_chunks
-from freeflow_core.weights.download import Download
-from freeflow_core.weights.lock import held_lock
-from freeflow_core.weights.offline import offline_variable
-from freeflow_core.weights.options import TransferOptions
-from freeflow_core.weights.partial import PartialFile
-from freeflow_core.weights.progress import OnProgress
-from freeflow_core.weights.space import check_space, disk_failure
-from freeflow_core.weights.text import by_hand, bypass
+from freeflow_core.plugin import Registry, WeightFile
+from freeflow_core.weights.cache import (
+    Content,
+    OnProgress,
+    Place,
+    Record,
+    Remote,
+    cache_folder,
+    data_size,
+    file_size,
+    offline_variable,
+    read_content,
+)
+from freeflow_core.weights.download import Download, LoggedProgress, TransferOptions
+from freeflow_core.weights.failures import BYPASS, by_hand, check, check_space, disk_failure
+from freeflow_core.weights.hub import address_of, describe_origin, find_hub_copy, locate, stated_sha256
 
 _LOG = logging.getLogger("freeflow")
 
 
-@dataclass(frozen=True)
-class WeightStatus:
-    """What is known of a weight without reading its content.
+def weights_by_name(registry: Registry) -> Callable[[str], Path]:
+    """What a component gets as ``context.weights``: the path of published weights, fetched when they are not there yet.
 
-    Args:
-        weight: its declaration.
-        path: where it is, or would be.
-        cached: the file is there.
-        size: bytes, of the file or as published, or None.
-        sha256: as recorded when it came in, else as published, or None.
-        partial: bytes of an unfinished download.
+    The function raises ``UnknownComponent`` for a name that no plugin offers, ``DownloadError`` for weights that cannot
+    be had.
     """
 
+    def weights(name: str) -> Path:
+        weight, store = registry.weight(name), WeightStore()  # late: the environment may change between two runs
+        if (found := store.find(weight)) is not None:
+            return found
+        if offline_variable() is None and (weight.url or weight.repository):
+            size = f" ({data_size(weight.size)})" if weight.size is not None else ""
+            origin, path = describe_origin(weight), store.path(weight)
+            _LOG.info("Fetching the weights %r%s from %s to %s.", name, size, origin, path)
+        return store.fetch(weight, on_progress=LoggedProgress(name))
+
+    return weights
+
+
+@final
+@dataclass(frozen=True)
+class WeightStatus:
+    """What is known of a weight without reading its content."""
+
     weight: WeightFile
-    path: Path
-    cached: bool
-    size: int | None
-    sha256: str | None
-    partial: int
+    path: Path  # where it is, or would be
+    cached: bool  # it is there, or in the user's Hugging Face cache
+    size: int | None  # bytes, of the file or as published
+    sha256: str | None  # as recorded when it came in, else as published
+    partial: int  # bytes of an unfinished download
 
 
 @final
 class WeightStore:
     """Finds weights in the cache folder and puts them there. A file that has its final name is whole and checked.
+
+    What the user's Hugging Face cache holds already is used where it lies: neither copied nor downloaded.
 
     Args:
         folder: the cache; None for :func:`freeflow_core.weights.cache_folder`.
@@ -63,43 +83,45 @@ class WeightStore:
         self._options = options or TransferOptions()
 
     def path(self, weight: WeightFile) -> Path:
-        """Where the file is, or would be."""
+        """Where the file is in this cache, or would be."""
         return Place.of(weight, self.folder).file
 
     def status(self, weight: WeightFile) -> WeightStatus:
         """For listings; reads no content, so it takes a file of the right name at its word."""
         place = Place.of(weight, self.folder)
-        record = Record.read(place)
-        size, partial = _size(place.file), _size(place.partial)
-        sha256 = record.sha256 if record is not None and size is not None else weight.sha256
-        return WeightStatus(
-            weight, place.file, size is not None, size if size is not None else weight.size, sha256, partial or 0
-        )
+        size = file_size(place.file)
+        if size is None and (copy := find_hub_copy(weight)) is not None:
+            return WeightStatus(weight, copy, True, file_size(copy), weight.sha256 or stated_sha256(copy), 0)
+        partial = file_size(place.partial) or 0
+        if size is None:
+            return WeightStatus(weight, place.file, False, weight.size, weight.sha256, partial)
+        record = Record.read(place.record)
+        return WeightStatus(weight, place.file, True, size, record.sha256 if record else weight.sha256, partial)
 
     def find(self, weight: WeightFile) -> Path | None:
-        """The file if it is in the cache, else None. One that was put there by hand is checked first, once.
+        """The file if it is here or in the user's Hugging Face cache, else None. One that was put here by hand is
+        checked first, once.
 
         Raises:
-            DownloadError: the file there is damaged, or another one.
+            DownloadError: the file here is damaged, or another one.
         """
         place = Place.of(weight, self.folder)
-        size = _size(place.file)
+        size = file_size(place.file)
         if size is None:
-            return None
-        record = Record.read(place)
-        known = record is not None and record.size == size
-        if record is not None and known and weight.sha256 in (None, record.sha256) and weight.size in (None, size):
+            return find_hub_copy(weight)
+        record = Record.read(place.record)
+        recorded = record.sha256 if record is not None and record.size == size else None
+        if recorded is not None and weight.sha256 in (None, recorded) and weight.size in (None, size):
             return place.file
-        sha256 = self._hash(place.file)
-        if record is not None and known and sha256 == record.sha256:
+        content = self._read(place.file)
+        if content.sha256 == recorded:  # as it was published once; the declaration has changed since
             _LOG.info("The cache holds an older version of the weights %r.", weight.name)
-            return None  # as it was published once; the declaration has changed since
-        self._check(weight, place, record, sha256)
-        self._write_record(place, Record(size, sha256, "put there by hand"), instead_of=record)
+            return find_hub_copy(weight)
+        self._accept(weight, place, record, content)
         return place.file
 
     def fetch(self, weight: WeightFile, *, force: bool = False, on_progress: OnProgress | None = None) -> Path:
-        """The file, downloaded unless it is in the cache.
+        """The file, downloaded unless :meth:`find` has it.
 
         Args:
             force: download even then; the old file is replaced once the new one is whole.
@@ -112,13 +134,14 @@ class WeightStore:
         if not force and (found := self.find(weight)) is not None:
             return found
         self._check_online(weight, place)
-        address = address_of(weight, self._options)
+        located = locate(weight, self._options.timeout)
+        if not force and (found := find_hub_copy(located)) is not None:
+            return found
+        url, headers = address_of(located)
         with self._writing(weight, place, on_progress):
             if not force and (found := self.find(weight)) is not None:
                 return found  # another process has fetched it meanwhile
-            with PartialFile(place, address.url) as partial:
-                Download(weight, address, partial, self._options, on_progress).run()
-                record = Record(partial.offset, partial.sha256, address.url)
+            record = Download(weight, url, headers, place, self._options, on_progress).run()
             self._commit(place, place.partial, record)
         return place.file
 
@@ -130,24 +153,18 @@ class WeightStore:
         """
         place = Place.of(weight, self.folder)
         source = Path(os.path.abspath(os.path.expanduser(source)))
-        size = _size(source)
-        if size is None:
+        if (size := file_size(source)) is None:
             raise DownloadError(f"There is no file {source}. Expected a local copy of the weights {weight.name!r}.")
-        check_size(weight, size, f"The file {source}")
-        check_not_html(weight, f"The file {source}", is_page=is_html(_start(source)))
+        what = f"The file {source}"
+        check(weight, what, size=size)
         with self._writing(weight, place, on_progress):
             check_space(weight, size, place.file.parent)
             try:
-                digest, done = hashlib.sha256(), 0
                 with place.incoming.open("wb") as file:
-                    for chunk in read_chunks(source):
-                        file.write(chunk)
-                        digest.update(chunk)
-                        done += len(chunk)
-                        if on_progress is not None:
-                            on_progress(done, size)
-                check_sha256(weight, digest.hexdigest(), weight.sha256, f"The file {source}")
-                self._commit(place, place.incoming, Record(done, digest.hexdigest(), str(source)))
+                    content = read_content(source, on_progress, copy_to=file)
+                check(weight, what, **content._asdict())
+                record = Record(size=content.size, sha256=content.sha256, origin=str(source))
+                self._commit(place, place.incoming, record)
             finally:
                 place.incoming.unlink(missing_ok=True)
         return place.file
@@ -159,38 +176,43 @@ class WeightStore:
             DownloadError: it is not in the cache, damaged, or another file than published.
         """
         place = Place.of(weight, self.folder)
-        size = _size(place.file)
-        if size is None:
+        if file_size(place.file) is not None:
+            content = self._read(place.file, on_progress)
+            self._accept(weight, place, Record.read(place.record), content)
+        elif (copy := find_hub_copy(weight)) is not None:
+            content = self._read(copy, on_progress)
+            check(weight, f"The file {copy}", **content._asdict(), expected_sha256=stated_sha256(copy))
+        else:
             raise DownloadError(
                 f"The weights {weight.name!r} are not in the cache, at {place.file}. `freeflow fetch {weight.name}` "
                 "fetches them."
             )
-        sha256 = self._hash(place.file, on_progress)
-        record = Record.read(place)
-        self._check(weight, place, record, sha256)
-        if record is None:
-            self._write_record(place, Record(size, sha256, "put there by hand"), instead_of=None)
-        return sha256
+        return content.sha256
 
-    def _check(self, weight: WeightFile, place: Place, record: Record | None, sha256: str) -> None:
-        """Raise :class:`DownloadError` unless the file in the cache is the published or else the recorded one."""
-        what = f"The file {place.file} in the cache"
+    def _accept(self, weight: WeightFile, place: Place, record: Record | None, content: Content) -> None:
+        """Record what the cache holds, unless it is on record.
+
+        Raises:
+            DownloadError: it is neither the published file nor else the recorded one.
+        """
+        recorded = record.sha256 if record is not None else None
         try:
-            check_not_html(weight, what, is_page=is_html(_start(place.file)))
-            check_size(weight, _size(place.file), what)
-            check_sha256(weight, sha256, weight.sha256 or (record.sha256 if record is not None else None), what)
+            check(weight, f"The file {place.file} in the cache", **content._asdict(), expected_sha256=recorded)
         except DownloadError as error:
             raise DownloadError(f"{error} `freeflow fetch {weight.name} --force` replaces it.") from None
+        unchanged = Record.read(place.record) == record  # else another process has put a new file in its place
+        if unchanged and content.sha256 != recorded:
+            with contextlib.suppress(OSError):  # a cache that others share may be read-only; then it is read again
+                Record(size=content.size, sha256=content.sha256, origin="put there by hand").write(place.record)
 
     def _check_online(self, weight: WeightFile, place: Place) -> None:
-        variable = offline_variable()
-        if variable is None:
+        if (variable := offline_variable()) is None:
             return
         if weight.pattern is not None or (weight.url is None and weight.repository is None):
             way = by_hand(weight)
         else:
-            way = f"download {address_of(weight, self._options).url} by hand to that place, or {bypass()}"
-        there = _size(place.file) is not None
+            way = f"download {address_of(weight)[0]} by hand to that place, or {BYPASS}"
+        there = file_size(place.file) is not None
         state = f"can only be downloaded, not taken from {place.file}" if there else f"are not at {place.file}"
         raise DownloadError(
             f"The weights {weight.name!r} {state} in the cache, and {variable} forbids to fetch them. "
@@ -202,12 +224,42 @@ class WeightStore:
         """The folder of a weight, made and locked; what goes wrong inside becomes a :class:`DownloadError`."""
         try:
             place.file.parent.mkdir(parents=True, exist_ok=True)
-            with held_lock(weight, place, self._options, on_progress):
+            lock = FileLock(place.lock)
+            self._acquire(lock, weight, place, on_progress)
+            try:
                 yield
-        except OSError as error:
-            raise disk_failure(place.file.parent, error) from error
+            finally:
+                lock.release()
         except KeyboardInterrupt as error:
-            raise Interrupted(f"Fetching the weights {weight.name!r} was stopped.") from error
+            raise Interrupted(f"The download of {weight.name!r} was stopped.{_kept(weight, place)}") from error
+        except DownloadError as error:
+            raise DownloadError(f"{error}{_kept(weight, place)}") from error.__cause__
+        except OSError as error:
+            raise DownloadError(f"{disk_failure(place.file.parent, error)}{_kept(weight, place)}") from error
+
+    def _acquire(self, lock: FileLock, weight: WeightFile, place: Place, on_progress: OnProgress | None) -> None:
+        """One process fetches; the others wait, as long as they see it getting on, and report its progress as ours."""
+        seen, since = None, time.monotonic()
+        while True:
+            try:
+                lock.acquire(timeout=0 if seen is None else self._options.lock_poll)
+                return
+            except NotImplementedError as error:
+                raise OSError(f"the file system supports no locks ({error})") from error
+            except Timeout as error:
+                if seen is None:
+                    _LOG.info("Waiting for another process, which is fetching the weights %r.", weight.name)
+                size = max(file_size(place.partial) or 0, file_size(place.incoming) or 0)
+                if size != seen:
+                    seen, since = size, time.monotonic()
+                    if on_progress is not None and size:
+                        on_progress(size, _whole_size(weight, place))
+                elif time.monotonic() - since > self._options.lock_patience:
+                    raise DownloadError(
+                        f"Another process holds {place.lock} but has not got on with the weights {weight.name!r} for "
+                        f"{self._options.lock_patience:.0f} seconds. End it (it may hang on another machine that "
+                        "shares this folder), then run the same command again."
+                    ) from error
 
     def _commit(self, place: Place, complete: Path, record: Record) -> None:
         """Give a complete, checked file its name. Synced before, so that a crash cannot leave an empty file behind."""
@@ -215,34 +267,27 @@ class WeightStore:
             os.fsync(file.fileno())
         place.record.unlink(missing_ok=True)  # a crash in between costs one reading of the file, by ``find``
         os.replace(complete, place.file)
-        record.write(place)
+        record.write(place.record)
         for left in (place.partial, place.partial_state):
             left.unlink(missing_ok=True)
 
-    def _hash(self, path: Path, on_progress: OnProgress | None = None) -> str:
+    def _read(self, path: Path, on_progress: OnProgress | None = None) -> Content:
         try:
-            return hash_file(path, on_progress)
+            return read_content(path, on_progress)
         except OSError as error:
             raise disk_failure(path, error) from error
 
-    def _write_record(self, place: Place, record: Record, *, instead_of: Record | None) -> None:
-        if Record.read(place) != instead_of:
-            return  # while we read the file, another process has put a new one in its place
-        with contextlib.suppress(OSError):  # a cache that others share may be read-only; then it is hashed again
-            record.write(place)
+
+def _kept(weight: WeightFile, place: Place) -> str:
+    """What an unfinished download leaves for the next attempt, as a sentence; empty where that is nothing."""
+    if not (done := file_size(place.partial)):
+        return ""
+    size = _whole_size(weight, place)
+    amount = data_size(done) + (f" of {data_size(size)}" if size is not None else "")
+    return f" {amount} are kept in {place.partial}; the same command goes on from there."
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a file, or None when there is none."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None
-
-
-def _start(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(1024)
-    except OSError as error:
-        raise disk_failure(path, error) from error
+def _whole_size(weight: WeightFile, place: Place) -> int | None:
+    """Bytes of what ``place.partial`` is the beginning of, where known."""
+    remote = Remote.read(place.partial_state)
+    return (remote.size if remote is not None else None) or weight.size

@@ -32,6 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "cache"
 
 
@@ -78,6 +79,20 @@ def test_cli_fetch_lists_by_default(freeflow, declared, cache, server, arguments
     assert ["one", str(WeightStore().path(declared["one"]).relative_to(cache))] in rows
     assert server.requests == []
     assert not cache.exists()
+
+
+def test_cli_fetch_lists_what_the_hugging_face_cache_holds(freeflow, declared, tmp_path):
+    declared["hub"] = WeightFile("hub", "On the hub.", "last.pt", repository="somebody/model")
+    model = tmp_path / "hub" / "models--somebody--model"
+    held = model / "snapshots" / ("c" * 40) / "last.pt"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(BODY)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("c" * 40)
+    rows = [line.split() for line in freeflow("--list").stdout.splitlines()]
+    assert ["hub", "On", "the", "hub.", "4.9", "KiB", "hub", "somebody/model", "yes"] in rows
+    assert ["hub", str(held)] in rows
+    assert freeflow("hub").stdout == f"{held}\n"
 
 
 def test_cli_fetch_prints_the_path_alone(freeflow, declared, server):

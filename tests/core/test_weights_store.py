@@ -21,7 +21,7 @@ from weights_server import Answer, FileServer, content, file_server, sha256
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
 from freeflow_core.weights import LoggedProgress, TransferOptions, WeightStore, cache_folder, cache_usage, data_size
-from freeflow_core.weights.cache import Place, Record
+from freeflow_core.weights.cache import Content, Place, Record
 
 BODY = content()
 OPTIONS = TransferOptions(delays=(), chunk_bytes=500, lock_patience=20, lock_poll=0.01)
@@ -100,25 +100,17 @@ def test_no_two_weights_share_a_folder(tmp_path):
     assert {Place.of(weight, tmp_path).file.name for weight in (one, *others)} == {"last.pt"}
 
 
-def test_the_declaration_of_size_and_hash_does_not_move_the_file(tmp_path):
-    one = WeightFile("a", "", "last.pt", url="https://example.org/last.pt")
-    same = replace(one, sha256="0" * 64, size=5, summary="Better.", licence="MIT", source="https://example.org")
-    assert Place.of(one, tmp_path) == Place.of(same, tmp_path)
-
-
 def test_a_file_placed_by_hand_is_checked_once(store, monkeypatch):
     path = place_by_hand(store, BY_HAND, BODY)
     assert store.fetch(BY_HAND) == path
-    monkeypatch.setattr("freeflow_core.weights.store.hash_file", None)  # a second reading would fail
+    monkeypatch.setattr("freeflow_core.weights.store.read_content", None)  # a second reading would fail
     assert store.fetch(BY_HAND) == path
 
 
-@pytest.mark.parametrize(
-    ("data", "message"), [(content(5000, 1), "expected SHA-256"), (b"<html>Log in</html>", "is a web page")]
-)
-def test_a_wrong_file_placed_by_hand_is_refused(store, data, message):
+@pytest.mark.parametrize("data", [content(5000, 1), b"<html>Log in</html>"])
+def test_a_wrong_file_placed_by_hand_is_refused(store, data):
     place_by_hand(store, BY_HAND, data)
-    with pytest.raises(DownloadError, match=rf"in the cache .*{message}|{message}.*--force"):
+    with pytest.raises(DownloadError, match="--force"):
         store.fetch(BY_HAND)
 
 
@@ -128,21 +120,21 @@ def test_a_read_only_cache_can_be_read(store, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("freeflow_core.weights.cache.write_json", refuse)
+    monkeypatch.setattr(Record, "write", refuse)
     assert store.fetch(BY_HAND) == path
 
 
 def test_checking_does_not_outdo_a_process_that_replaces_the_file(store, tiny, monkeypatch):
     path = place_by_hand(store, tiny, content(5000, 1))
-    newer = Record(5000, sha256(BODY), "elsewhere")
+    newer = Record(size=5000, sha256=sha256(BODY), origin="elsewhere")
 
-    def replaced_meanwhile(*arguments: object) -> str:
-        newer.write(Place(path))
-        return sha256(content(5000, 1))
+    def replaced_meanwhile(*arguments: object) -> Content:
+        newer.write(Place(path).record)
+        return Content(5000, sha256(content(5000, 1)), is_page=False)
 
-    monkeypatch.setattr("freeflow_core.weights.store.hash_file", replaced_meanwhile)
+    monkeypatch.setattr("freeflow_core.weights.store.read_content", replaced_meanwhile)
     store.find(tiny)
-    assert Record.read(Place(path)) == newer
+    assert Record.read(Place(path).record) == newer
 
 
 def test_a_file_that_shrank_is_noticed_without_a_published_hash(store, tiny):
@@ -165,29 +157,14 @@ def test_a_new_publication_is_fetched_and_replaces_the_old_one_whole(store, tiny
     assert names(store.folder) == ["tiny.pt", "tiny.pt.json"]
 
 
-def test_force_downloads_again(store, tiny, server):
-    store.fetch(tiny)
-    server.serve("/tiny.pt", Answer(content(50, 1)))
-    assert store.fetch(tiny, force=True).read_bytes() == content(50, 1)
-
-
 def test_offline_names_the_place_and_the_way_around(store, tiny, server, monkeypatch):
     monkeypatch.setenv("FREEFLOW_OFFLINE", "yes")
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(DownloadError, match=f"FREEFLOW_OFFLINE forbids.*{tiny.url}"):
         store.fetch(tiny)
-    for part in (str(store.path(tiny)), tiny.url, "FREEFLOW_OFFLINE", "--set teacher.checkpoint=PATH"):
-        assert part in str(caught.value)
     assert not store.folder.exists()
     place_by_hand(store, tiny, BODY)  # as the message says
     assert store.fetch(tiny).read_bytes() == BODY
     assert server.requests == []
-
-
-def test_weights_without_a_link_say_where_they_are(store):
-    with pytest.raises(
-        DownloadError, match=r"'shared' have no direct link.*https://example\.org/x.*shared --from FILE"
-    ):
-        store.fetch(BY_HAND)
 
 
 def test_a_local_file_is_copied_in(store, copy):
@@ -197,11 +174,8 @@ def test_a_local_file_is_copied_in(store, copy):
     assert path.read_bytes() == copy.read_bytes() == BODY
     assert seen[-1] == (5000, 5000)
     assert names(store.folder) == ["last.pt", "last.pt.json"]
-    assert json.loads(path.with_name("last.pt.json").read_text()) == {
-        "size": 5000,
-        "sha256": sha256(BODY),
-        "origin": str(copy),
-    }
+    record = json.loads(path.with_name("last.pt.json").read_text())
+    assert record == {"size": 5000, "sha256": sha256(BODY), "origin": str(copy)}
 
 
 def test_a_local_file_ends_an_unfinished_download(store, tiny, server, copy):
@@ -244,7 +218,7 @@ def test_a_wrong_local_file_is_refused(store, copy, data, wanted, message):
 def test_a_local_file_that_is_not_there_or_does_not_fit(store, copy, monkeypatch):
     with pytest.raises(DownloadError, match="There is no file"):
         store.add(BY_HAND, copy.parent)
-    monkeypatch.setattr("freeflow_core.weights.space.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr("freeflow_core.weights.failures.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(DownloadError, match="only 10 bytes are free"):
         store.add(BY_HAND, copy)
     assert names(store.folder) == []
@@ -370,20 +344,6 @@ def test_waiting_ends_when_the_other_process_stands_still(store, tiny):
     assert impatient.fetch(tiny).read_bytes() == BODY
 
 
-def test_waiting_lasts_as_long_as_the_other_process_gets_on(store, tiny, server):
-    place = Place.of(tiny, store.folder)
-    place.file.parent.mkdir(parents=True)
-    held, impatient = filelock.FileLock(place.lock), WeightStore(store.folder, replace(OPTIONS, lock_patience=1.0))
-    with ThreadPoolExecutor(1) as pool:
-        with held:
-            call = pool.submit(impatient.fetch, tiny)
-            for size in range(1, 9):  # longer than the patience
-                place.partial.write_bytes(bytes(size))
-                threading.Event().wait(0.2)
-        assert call.result(20).read_bytes() == BODY
-    assert server.ranges() == [None]  # what the other left behind without a word of its origin is not used
-
-
 def test_ctrl_c_while_waiting(store, tiny):
     from freeflow_core.errors import Interrupted
 
@@ -415,10 +375,5 @@ def test_progress_is_a_line_now_and_then(caplog):
 
 
 def test_sizes_as_people_read_them():
-    assert [data_size(n) for n in (0, 1023, 1024, 2**20, 5 * 2**29)] == [
-        "0 bytes",
-        "1023 bytes",
-        "1.0 KiB",
-        "1.0 MiB",
-        "2.50 GiB",
-    ]
+    shown = [data_size(n) for n in (0, 1023, 1024, 2**20, 5 * 2**29)]
+    assert shown == ["0 bytes", "1023 bytes", "1.0 KiB", "1.0 MiB", "2.50 GiB"]

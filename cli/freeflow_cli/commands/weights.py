@@ -147,7 +147,9 @@ def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -
     print_line(console, f"Cache: {formats.path(store.folder)}")
     wide = max(len(status.weight.name) for status in statuses)
     for status in statuses:  # not a column: a path that is folded cannot be copied
-        print_line(console, f"  {status.weight.name:<{wide}}  {status.path.relative_to(store.folder)}")
+        inside = status.path.is_relative_to(store.folder)  # else in the user's Hugging Face cache
+        path = status.path.relative_to(store.folder) if inside else status.path
+        print_line(console, f"  {status.weight.name:<{wide}}  {path}")
 
 
 def _state(status: WeightStatus) -> str:

@@ -1,0 +1,127 @@
+"""Weights on the Hugging Face hub, and the copies of them that other programs have fetched already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+
+from freeflow_core import __version__
+from freeflow_core.errors import DownloadError
+from freeflow_core.plugin import WeightFile
+from freeflow_core.weights.cache import file_size, read_content
+from freeflow_core.weights.failures import by_hand, network_failure, refused_status
+
+USER_AGENT = f"freeflow/{__version__}"
+_SHOWN = 12
+_LOG = logging.getLogger("freeflow")
+
+
+def describe_origin(weight: WeightFile) -> str:
+    """A few words for a table."""
+    if weight.repository is not None:
+        return f"hub {weight.repository}"
+    return (urlsplit(weight.url).hostname or weight.url) if weight.url is not None else "by hand"
+
+
+def find_hub_copy(weight: WeightFile) -> Path | None:
+    """The file in the user's Hugging Face cache; None when it is not there, when it is another version than the
+    declaration describes, and when only a pattern of its name is known: see :func:`locate`."""
+    if weight.repository is None or weight.pattern is not None:
+        return None
+    from huggingface_hub import try_to_load_from_cache  # 0.1 s, and only some weights lie there
+
+    try:
+        found = try_to_load_from_cache(weight.repository, weight.filename, revision=weight.revision)
+    except ValueError:  # no repository of the hub: told when it comes to fetching
+        return None
+    if not isinstance(found, str):
+        return None
+    path = Path(found)
+    same = weight.size in (None, file_size(path))
+    if same and (weight.sha256 is None or weight.sha256 == (stated_sha256(path) or read_content(path).sha256)):
+        return path
+    _LOG.info("The Hugging Face cache holds another version of the weights %r: %s.", weight.name, path)
+    return None
+
+
+def stated_sha256(hub_copy: Path) -> str | None:
+    """SHA-256 of a large file in the Hugging Face cache, which stores it under this name."""
+    stored = hub_copy.resolve().name
+    return stored if re.fullmatch("[0-9a-f]{64}", stored) else None
+
+
+def address_of(weight: WeightFile) -> tuple[str, dict[str, str]]:
+    """Where a weight is fetched from, and the headers for it.
+
+    Files on the hub take the same road as all others, rather than ``hf_hub_download``: that one begins again after an
+    interruption, since it deletes its unfinished file, and its headers tell about the machine.
+
+    Raises:
+        DownloadError: the weights have no address, or one that the hub cannot have.
+    """
+    if weight.url is not None:
+        return weight.url, {}
+    if weight.repository is None:
+        raise DownloadError(
+            f"The weights {weight.name!r} have no direct link, so nothing can fetch them for you: {by_hand(weight)}."
+        )
+    from huggingface_hub import hf_hub_url
+
+    endpoint, headers = _hub()
+    try:
+        return hf_hub_url(weight.repository, weight.filename, revision=weight.revision, endpoint=endpoint), headers
+    except ValueError as error:
+        raise DownloadError(
+            f"The weights {weight.name!r} name {weight.repository!r}, which is no repository of the hub: {error} "
+            "That is a mistake of the plugin that offers them."
+        ) from error
+
+
+def locate(weight: WeightFile, timeout: tuple[float, float]) -> WeightFile:
+    """The weight with its path in its repository as ``filename``: what ``pattern`` finds among the weight files there.
+
+    Raises:
+        DownloadError: the repository cannot be listed, or not just one of its files is meant.
+    """
+    if weight.pattern is None:
+        return weight
+    endpoint, headers = _hub()
+    url = f"{endpoint}/api/models/{weight.repository}/revision/{weight.revision}"
+    try:
+        answer = requests.get(url, headers={"User-Agent": USER_AGENT, **headers}, timeout=timeout)
+    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+        raise network_failure(weight, url, error) from error
+    if answer.status_code != requests.codes.ok:
+        raise refused_status(weight, url, answer)
+    try:
+        paths = sorted(str(entry["rfilename"]) for entry in answer.json()["siblings"])
+    except (requests.JSONDecodeError, KeyError, TypeError) as error:
+        raise DownloadError(
+            f"{url} answered with something other than a list of files, so the weights {weight.name!r} cannot be "
+            f"found there. Check the proxy, or {by_hand(weight)}."
+        ) from error
+    weights = [path for path in paths if path.endswith((".safetensors", ".pt", ".pth"))]
+    found = [path for path in weights if re.search(weight.pattern, path, re.IGNORECASE)]
+    if len(found) == 1:
+        return replace(weight, filename=found[0], pattern=None)
+    more = f" and {len(weights) - _SHOWN} more" if len(weights) > _SHOWN else ""
+    raise DownloadError(
+        f"The publisher's name for the weights {weight.name!r} is not known here, and {len(found) or 'none'} of the "
+        f"weight files of {weight.repository} look like it, where one was expected. There are: "
+        f"{', '.join(weights[:_SHOWN]) or 'none'}{more}. Choose by their page and {by_hand(weight)}."
+    )
+
+
+def _hub() -> tuple[str, dict[str, str]]:
+    """The hub's address, ``HF_ENDPOINT`` if set, and a header with the user's token if there is one: never printed."""
+    from huggingface_hub import constants, get_token
+
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or constants.ENDPOINT, headers
