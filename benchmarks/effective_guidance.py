@@ -22,7 +22,7 @@ from freeflow_core.api import load_teacher
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
 from freeflow_core.evaluation.sampling import Generator
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
+from freeflow_core.math.flow import linear_interpolate, linear_velocity
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
 

@@ -44,7 +44,7 @@ class Checkpoints:
         found = self.all()
         return found[-1] if found else None
 
-    def save(self, state: TrainingState, objective: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Path:
+    def save(self, state: TrainingState, extra: Mapping[str, Any]) -> Path:
         """Write everything. Raises :class:`CheckpointError`; older checkpoints stay as they were."""
         final_path = self.folder / f"images-{state.images:012d}"
         partial = self.folder / f".partial-{state.images:012d}"
@@ -59,7 +59,6 @@ class Checkpoints:
             partial.mkdir(parents=True)
             for name, tensors in state.tensors().items():
                 save_tensors(partial / f"{name}.safetensors", tensors)
-            save_tensors(partial / "objective.safetensors", objective)
             save_tensors(partial / "random.safetensors", random_state())
             _write_synced(partial / _STATE_FILE, json.dumps(description, indent=1))
             if final_path.exists():
@@ -77,8 +76,8 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return final_path
 
-    def load(self, path: Path, state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Restore ``state`` and the random generators; the objective's tensors and the extra values come back.
+    def load(self, path: Path, state: TrainingState) -> dict[str, Any]:
+        """Restore ``state`` and the random generators; the extra values come back.
 
         Raises:
             CheckpointError: a damaged file, or weights that do not fit; nothing was changed then.
@@ -88,14 +87,14 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
         files = {f.stem: load_tensors(f)[0] for f in sorted(path.glob("*.safetensors"))}
-        objective, random = files.pop("objective", {}), files.pop("random", {})
+        random = files.pop("random", {})
         state.load(files)
         state.images, state.step = description["images"], description["step"]
         for name, count in description["updates"].items():
             if name in state.roles:
                 state.roles[name].updates = count
         restore_random_state(random)
-        return objective, description
+        return description
 
 
 def random_state() -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.interfaces import Teacher
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
+from freeflow_core.math.flow import linear_interpolate, linear_velocity
 from freeflow_core.types import Condition, Draws
 
 Field: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -90,7 +90,7 @@ def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingStat
             raise PluginError(
                 f"{returned} a {role!r} loss of shape {tuple(value.shape)}; expected one value per sample, ({rows},), "
                 "not a mean over the batch. Average over the dimensions of each sample alone, as "
-                "freeflow_core.math.broadcast.mean_square does."
+                "freeflow_core.math.flow.mean_square does."
             )
         if torch.is_grad_enabled() and not value.requires_grad:
             raise PluginError(
@@ -175,7 +175,7 @@ def _check_states(who: str, method: str, found: object, x: Tensor, precision: st
     if found.dtype != x.dtype and precision != "bf16":  # autocast's results are cast where they are used
         raise PluginError(
             f"{who} gave {describe(found)} from {method}(); {expected}. Cast constants and times with .to(x_t), as "
-            "freeflow_core.math.broadcast.expand_times does; runtime.precision sets the precision."
+            "freeflow_core.math.flow.expand_times does; runtime.precision sets the precision."
         )
     if not bool(torch.isfinite(found).all()):
         raise PluginError(f"{who} gave NaN or infinity from {method}() for states of unit size; expected numbers.")

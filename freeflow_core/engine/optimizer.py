@@ -1,8 +1,8 @@
-"""AdamW on the fused path: clipping and the skip of a non-finite step happen inside the kernel, on the device."""
+"""AdamW on the fused path, which clips and skips a non-finite step on the device; averages of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -31,6 +31,26 @@ def learning_rate(config: OptimizerConfig, images: int, total_images: int) -> fl
         decay = config.decay_images or max(1, total_images // 10)
         return peak / max(1.0, images / decay) ** 0.5
     return peak
+
+
+def ema_decay(images: int, batch_size: int, halflife_images: float, rampup_ratio: float | None) -> float:
+    """Decay of one step after ``images`` images, of ``batch_size`` each (Karras et al. 2022, EDM, training loop)."""
+    halflife = halflife_images if rampup_ratio is None else min(halflife_images, images * rampup_ratio)
+    return 0.5 ** (batch_size / max(halflife, 1e-8))
+
+
+@torch.no_grad()
+def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], step: Tensor) -> None:
+    """average += step * (weights - average), all tensors at once.
+
+    ``step`` is 0-d on the device: 1 - decay, or 0 where the update was skipped.
+    """
+    if step.device.type == "cpu":  # reading a number costs no sync here, and saves a temporary of the weights' size
+        torch._foreach_lerp_(list(average), list(weights), step.item())
+        return
+    difference = torch._foreach_sub(list(weights), list(average))
+    torch._foreach_mul_(difference, step)
+    torch._foreach_add_(list(average), difference)
 
 
 @final

@@ -218,9 +218,7 @@ class Run:
         latest = self.folder.checkpoints.latest()
         states: list[dict[str, Any]] = []
         if latest is not None:
-            objective, description = self.folder.checkpoints.load(latest, self.state)
-            self.components.objective.load_state_dict(objective)
-            states = description.get("trackers", [])
+            states = self.folder.checkpoints.load(latest, self.state).get("trackers", [])
         if self._main:
             self.folder.drop_metrics_after(self.state.images)
         return states
@@ -285,7 +283,7 @@ class Run:
         path = None
         if self._main:
             extra = {"trackers": self.events.tracker_states(), "command": self.command}
-            path = self.folder.checkpoints.save(self.state, self.components.objective.state_dict(), extra)
+            path = self.folder.checkpoints.save(self.state, extra)
             self.events.saved(self.trainer.progress, path)
         self.accelerator.wait_for_everyone()
         self.trainer.restart_clock()

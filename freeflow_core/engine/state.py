@@ -16,10 +16,11 @@ from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.optimizer import RoleOptimizer
 from freeflow_core.engine.role_checks import check_roles
 from freeflow_core.errors import CheckpointError, PluginError
-from freeflow_core.interfaces import Model, Models, Role
+from freeflow_core.interfaces import Model, Models, Role, StatefulObjective
 from freeflow_core.network_file import check_tensors
 
 STUDENT = "student"
+OBJECTIVE = "objective"
 
 
 @dataclass
@@ -46,12 +47,12 @@ class RoleState:
 
 @dataclass
 class TrainingState:
-    """All roles, and how far the run has come."""
+    """All roles, what the objective itself remembers, and how far the run has come."""
 
     roles: dict[str, RoleState]
+    objective: StatefulObjective | None = None
     images: int = 0
     step: int = 0
-    objective_tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def models(self, components: Components) -> Models:
         """The roles as an objective sees them."""
@@ -59,8 +60,8 @@ class TrainingState:
         return Models(models, components.teacher)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything by file name: ``<role>``, ``<role>.ema``, ``<role>.optimizer``."""
-        files: dict[str, dict[str, Tensor]] = {}
+        """Everything by file name: ``objective``, ``<role>``, ``<role>.ema``, ``<role>.optimizer``."""
+        files = {OBJECTIVE: {} if self.objective is None else self.objective.state_dict()}
         for name, role in self.roles.items():
             files[name] = dict(role.network.state_dict())
             if role.ema is not None:
@@ -75,8 +76,12 @@ class TrainingState:
         if missing := sorted(expected.keys() - files.keys()):
             raise CheckpointError(f"The checkpoint lacks {', '.join(missing)}: it belongs to another objective.")
         for name in expected:
-            if not name.endswith(".optimizer"):
+            if name != OBJECTIVE and not name.endswith(".optimizer"):
                 check_tensors(expected[name], files[name], f"checkpoint of {name}")
+        if self.objective is not None:
+            self.objective.load_state_dict(files[OBJECTIVE])
+        elif kept := sorted(files[OBJECTIVE]):
+            raise CheckpointError(f"The checkpoint holds {', '.join(kept)} of an objective; this run's keeps nothing.")
         for name, role in self.roles.items():
             role.network.load_state_dict(files[name])
             if role.ema is not None:
@@ -93,7 +98,7 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
     asked = components.objective.roles(components.student, components.teacher)
     check_roles(config.objective.name, asked, components.student, components.teacher)
     for name, role in asked.items():
-        if name in roles:
+        if name in (STUDENT, OBJECTIVE):
             raise PluginError(f"The objective {config.objective.name!r} may not define a role named {name!r}.")
         roles[name] = role
     for name, role in roles.items():
@@ -102,7 +107,8 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
                 f"The role {name!r} of the objective {config.objective.name!r} follows {role.follows!r}: expected a "
                 f"frozen role that follows one of {', '.join(sorted(roles))}."
             )
-    return TrainingState({name: _start_role(config, role, accelerator) for name, role in roles.items()})
+    objective = components.objective if isinstance(components.objective, StatefulObjective) else None
+    return TrainingState({name: _start_role(config, role, accelerator) for name, role in roles.items()}, objective)
 
 
 def _start_role(config: RunConfig, role: Role, accelerator: Accelerator) -> RoleState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
@@ -18,11 +18,10 @@ from freeflow_core.engine.context import CollectingContext, ProcessContext, Repl
 from freeflow_core.engine.device import autocast, memory_in_use
 from freeflow_core.engine.first_step import check_losses
 from freeflow_core.engine.meter import Meter
-from freeflow_core.engine.optimizer import learning_rate
+from freeflow_core.engine.optimizer import ema_decay, learning_rate, update_average
 from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
-from freeflow_core.interfaces import Context, Models
-from freeflow_core.math.averaging import ema_decay, update_average
+from freeflow_core.interfaces import Context, Models, ObjectiveInRounds, Transition
 from freeflow_core.math.random import Lookahead, PhiloxDraws
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
@@ -52,6 +51,7 @@ class Trainer:
         self.accelerator = accelerator
         self.meter = Meter(accelerator)
         self._models: Models = state.models(components)
+        self._rounds = components.objective if isinstance(components.objective, ObjectiveInRounds) else None
         parts = accelerator.num_processes * config.training.accumulation
         if config.training.batch_size % parts:
             raise ConfigError(
@@ -76,7 +76,8 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step of every role that has a loss. No host sync."""
-        self._apply_transitions()
+        if self._rounds is not None:
+            self._apply_transitions(self._rounds.transitions(self.progress))
         progress = self.progress
         micro_batches = [next(self._stream) for _ in range(self.config.training.accumulation)]
         context = self._context(micro_batches, progress)
@@ -163,7 +164,7 @@ class Trainer:
 
     def _learning_rate(self, config: OptimizerConfig, progress: Progress) -> float:
         """The schedule runs over the whole run, or over a round of an objective that has rounds."""
-        first, last = self.components.objective.schedule_span(progress)
+        first, last = (0, progress.total_images) if self._rounds is None else self._rounds.schedule_span(progress)
         return learning_rate(config, progress.images - first, last - first)
 
     def _context(self, micro_batches: list[MicroBatch], progress: Progress) -> Context:
@@ -231,8 +232,8 @@ class Trainer:
                 f"{expected}. Choose another source or codec, or set the student's sample_shape."
             )
 
-    def _apply_transitions(self) -> None:
-        for change in self.components.objective.transitions(self.progress):
+    def _apply_transitions(self, changes: Iterable[Transition]) -> None:
+        for change in changes:
             source = self.state.roles[change.copy_from].network
             self.state.roles[change.copy_to].network.load_state_dict(source.state_dict())
             for name in change.reset_optimizer:

@@ -21,8 +21,8 @@ from freeflow_core.interfaces import (
     Teacher,
     VelocitySampler,
 )
+from freeflow_core.math.flow import jump_grid, uniform_grid
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.time_grids import jump_grid, uniform_grid
 from freeflow_core.types import Condition, Guidance, Samples
 
 Labels: TypeAlias = tuple[int, ...] | Literal["balanced", "random"]

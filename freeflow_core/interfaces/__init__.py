@@ -4,7 +4,16 @@ from freeflow_core.interfaces.build import Buildable, BuildContext
 from freeflow_core.interfaces.codec import Codec
 from freeflow_core.interfaces.convertible import ConvertibleTeacher
 from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator
-from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role, Transition
+from freeflow_core.interfaces.objective import (
+    Context,
+    Model,
+    Models,
+    Objective,
+    ObjectiveInRounds,
+    Role,
+    StatefulObjective,
+    Transition,
+)
 from freeflow_core.interfaces.sampler import FlowMapSampler, HybridSampler, Sampler, VelocitySampler
 from freeflow_core.interfaces.source import Source
 from freeflow_core.interfaces.student import AverageVelocityStudent, Policy, PolicyStudent, StartTimes, Student
@@ -27,12 +36,14 @@ __all__ = [
     "Model",
     "Models",
     "Objective",
+    "ObjectiveInRounds",
     "Policy",
     "PolicyStudent",
     "Role",
     "Sampler",
     "Source",
     "StartTimes",
+    "StatefulObjective",
     "Student",
     "Teacher",
     "Tracker",

@@ -88,16 +88,6 @@ class Context(ABC):
         """
 
 
-@dataclass(frozen=True)
-class Transition:
-    """A change the engine makes between steps: copy weights and restart optimizers, averages or schedules."""
-
-    copy_from: str
-    copy_to: str
-    reset_optimizer: tuple[str, ...] = ()
-    reset_ema: tuple[str, ...] = ()
-
-
 class Objective(Buildable):
     """A way of training a student.
 
@@ -128,19 +118,36 @@ class Objective(Buildable):
     ) -> dict[str, Loss]:
         """All roles' losses of one step, so that shared passes are done once. A role left out is not updated."""
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors to checkpoint besides the roles' weights."""
-        return {}
 
+class StatefulObjective(Objective):
+    """One that remembers something between steps, besides its roles' weights: it is checkpointed."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """What to keep."""
+
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what ``state_dict`` gave."""
-        if state:
-            raise ValueError(f"{type(self).__name__} keeps no state but was given {sorted(state)}")
 
+
+@dataclass(frozen=True)
+class Transition:
+    """A change the engine makes between steps: copy weights and restart optimizers, averages or schedules."""
+
+    copy_from: str
+    copy_to: str
+    reset_optimizer: tuple[str, ...] = ()
+    reset_ema: tuple[str, ...] = ()
+
+
+class ObjectiveInRounds(StatefulObjective):
+    """One that trains in rounds, each from what the round before left (progressive distillation)."""
+
+    @abstractmethod
     def transitions(self, progress: Progress) -> Sequence[Transition]:
         """Changes due before this step; applied and checkpointed by the engine."""
-        return ()
 
+    @abstractmethod
     def schedule_span(self, progress: Progress) -> tuple[int, int]:
-        """(first, last) image that learning-rate schedules, warm-up included, now run over: the run, or a round."""
-        return 0, progress.total_images
+        """(first, last) image of the round, which learning-rate schedules, warm-up included, run over."""

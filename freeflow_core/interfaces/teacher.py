@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_core.interfaces.build import Buildable
-from freeflow_core.math.guidance import extrapolate
+from freeflow_core.math.flow import extrapolate
 from freeflow_core.types import Condition, Draws, NetworkState, concatenate_conditions, index_condition
 
 

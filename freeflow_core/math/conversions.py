@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.math.schedules import LinearSchedule, Schedule
 
 

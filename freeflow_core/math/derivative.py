@@ -1,22 +1,31 @@
 """Derivatives of a network along a direction of its inputs, without gradient.
 
 Forward mode is exact but needs attention without a fused kernel; finite differences keep the fused kernels but need
-float32. This module owns the choice and the check of one against the other.
+float32. A difference at the end of an interval would ask a network for times it was never trained at: along a line,
+each row says how far it may go to either side, and rows near an end lean inwards, at the same order of error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.math.flow import expand_times
 
 Function = Callable[..., Tensor]
+AlongLine: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+"""``(offset, rows) -> f``: values (n, *D) of the given host rows (None: all) at offsets (n,) along their lines.
+
+Offsets of central differences come in float64 on the host, where small ones add up best; others like the states.
+"""
 
 
 class DerivativeMethod(str, Enum):
@@ -56,47 +65,145 @@ def directional_derivative(
     if method is DerivativeMethod.FORWARD_MODE:
         with sdpa_kernel(SDPBackend.MATH):
             return torch.func.jvp(function, primals, tangents)[1]
-    if method is DerivativeMethod.CENTRAL:
-        with full_precision(primals):
-            ahead = function(*(p + step * d for p, d in zip(primals, tangents, strict=True)))
-            behind = function(*(p - step * d for p, d in zip(primals, tangents, strict=True)))
-        return (ahead - behind) / (2 * step)
-    if value is None:
-        raise ValueError("one-sided differences need the value at the primals")
-    if _autocast_is_on(primals):
-        raise ConfigError(
-            "derivative=one-sided reuses the gradient pass, which runs in bf16 here; its rounding error would swamp "
-            "the difference. Use derivative=forward-mode or derivative=central, or runtime.precision=float32."
-        )
-    with full_precision(primals):
+    if method is DerivativeMethod.ONE_SIDED:
+        if value is None:
+            raise ValueError("one-sided differences need the value at the primals")
+        if torch.is_autocast_enabled(primals[0].device.type):
+            raise ConfigError(
+                "derivative=one-sided reuses the gradient pass, which runs in bf16 here; its rounding error would "
+                "swamp the difference. Use derivative=forward-mode or derivative=central, or "
+                "runtime.precision=float32."
+            )
+    with full_precision(primals[0]):
         ahead = function(*(p + step * d for p, d in zip(primals, tangents, strict=True)))
-    return (ahead - value.detach()) / step
+        if method is DerivativeMethod.ONE_SIDED and value is not None:
+            return (ahead - value.detach()) / step
+        behind = function(*(p - step * d for p, d in zip(primals, tangents, strict=True)))
+    return (ahead - behind) / (2 * step)
+
+
+@torch.no_grad()
+def line_derivative(
+    function: AlongLine, below: Tensor, above: Tensor, value: Tensor, *, method: DerivativeMethod, step: float
+) -> Tensor:
+    """d f / d offset at 0, (N, *D), without gradient, in at least float32.
+
+    Args:
+        function: values along each row's line.
+        below, above: (N,) room of each row, as for :func:`stencil`; forward mode needs none.
+        value: (N, *D) f(0), which one-sided differences use, detached; it also says device and dtype.
+        method: forward-mode: exact; central: two passes, error O(step^2) in every row; one-sided: one pass, O(step),
+            downwards wherever there is room.
+        step: h of the finite differences.
+
+    Raises:
+        ConfigError: one-sided differences under autocast, whose rounding would swamp the difference.
+    """
+    if method is DerivativeMethod.CENTRAL:
+        with full_precision(value):
+            return _central(function, stencil(below, above, step))
+    zeros = torch.zeros(len(below), device=value.device, dtype=value.dtype)
+    if method is DerivativeMethod.FORWARD_MODE:
+        with full_precision(value):
+            return directional_derivative(
+                lambda offset: function(offset, None), (zeros,), (zeros + 1,), method=method, step=step
+            )
+    room = torch.maximum(below, above).clamp(max=step)
+    offset = torch.where((below >= step) | (below > above), -room, room).to(zeros)
+    # Every row has its own step, so the difference is taken over a step of 1 and divided afterwards.
+    difference = directional_derivative(
+        lambda _: function(offset, None), (zeros,), (zeros,), method=method, step=1.0, value=value
+    )
+    return difference / expand_times(offset, difference)
 
 
 def compare_derivatives(
     function: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], *, method: DerivativeMethod, step: float
 ) -> float:
-    """Relative error ||d_method - d_forward|| / ||d_forward|| of a finite difference against forward mode."""
+    """Relative error of a finite difference against forward mode."""
     with torch.no_grad():
         value = function(*primals)
     exact = directional_derivative(function, primals, tangents, method=DerivativeMethod.FORWARD_MODE, step=step)
     other = directional_derivative(function, primals, tangents, method=method, step=step, value=value)
-    scale = exact.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((other.double() - exact.double()).norm() / scale)
+    return float(relative_error(other.double(), exact.double()))
+
+
+@torch.no_grad()
+def relative_error(derivative: Tensor, exact: Tensor) -> Tensor:
+    """||derivative - exact|| / ||exact||, 0-d, on the device."""
+    return (derivative - exact).norm() / exact.norm().clamp_min(torch.finfo(exact.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """Three points a row: d f(0) = at_zero f(0) + at_first f(first) + at_second f(second), error O(step^2).
+
+    All (N,) float64 on the host.
+    """
+
+    first: Tensor
+    second: Tensor
+    at_zero: Tensor
+    at_first: Tensor
+    at_second: Tensor
+
+    def apply(self, zero: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """The derivative (N, *D) of values (N, *D); gradients flow through."""
+        value = expand_times(self.at_first, first) * first + expand_times(self.at_second, second) * second
+        return value + expand_times(self.at_zero, zero) * zero
+
+
+def stencil(below: Tensor, above: Tensor, step: float) -> Stencil:
+    """Central differences where there is room on both sides; elsewhere (-3 f(0) + 4 f(h) - f(2h)) / 2h inwards.
+
+    A row with less room than 2 steps on its wider side takes half of what there is.
+
+    Args:
+        below, above: (N,) how far offsets may go down and up, at least 0, float64 on the host.
+        step: h.
+
+    Raises:
+        ValueError: a row with no room on either side.
+    """
+    room = torch.maximum(below, above)
+    if bool((room <= 0).any()):
+        raise ValueError("a difference along a line needs room on one side")
+    h = (room / 2).clamp(max=step)
+    central = (below >= step) & (above >= step)
+    inward = torch.where(above >= below, 1.0, -1.0).to(h)
+    slope = torch.where(central, 1.0, inward) / (2 * h)
+    return Stencil(
+        first=torch.where(central, h, inward * h),
+        second=torch.where(central, -h, 2 * inward * h),
+        at_zero=torch.where(central, 0.0, -3 * slope),
+        at_first=torch.where(central, slope, 4 * slope),
+        at_second=-slope,
+    )
+
+
+def _central(function: AlongLine, points: Stencil) -> Tensor:
+    """One call for all points; f(0) only where a row leans inwards."""
+    n = len(points.first)
+    every = torch.arange(n)
+    edge = points.at_zero.nonzero().flatten()
+    offsets = torch.cat([points.first, points.second, torch.zeros(len(edge), dtype=points.first.dtype)])
+    f = function(offsets, torch.cat([every, every, edge]))
+    first, second, zero = f[:n], f[n : 2 * n], f[2 * n :]
+    derivative = (first - second) / expand_times(2 * points.first, first)
+    if edge.numel() == 0:
+        return derivative
+    rows = edge.to(derivative.device, non_blocking=True)
+    slope = expand_times(-points.at_second[edge], zero)
+    return derivative.index_copy(0, rows, slope * (4 * first[rows] - 3 * zero - second[rows]))
 
 
 @contextmanager
-def full_precision(tensors: Sequence[Tensor]) -> Iterator[None]:
+def full_precision(like: Tensor) -> Iterator[None]:
     """No autocast and no TF32: a difference of two nearly equal outputs keeps few digits otherwise."""
-    device = tensors[0].device.type
     allowed = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(like.device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(allowed)
-
-
-def _autocast_is_on(tensors: Sequence[Tensor]) -> bool:
-    return bool(torch.is_autocast_enabled(tensors[0].device.type))

@@ -12,7 +12,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 
 _EARLIEST = 1e-4
 """DX fields are not asked closer to the data: v = (x - x_0) / t there."""

@@ -1,1 +1,1 @@
-"""What objectives share: passes, derivatives, rows."""
+"""What objectives share: passes through networks, their derivatives, and rows of noisy data."""

@@ -1,32 +1,25 @@
-"""How an objective asks networks: with gradient through ``wrapped``, without through ``bare``, the teacher at once."""
+"""How an objective asks networks: with gradient through ``wrapped``, without through ``bare``, the teacher at once.
+
+Times and guidance weights (N,) come as drawn, float64 on the host, and go to the states' device and dtype here. Results
+are (N, *D) in the states' dtype: autocast's bf16 ends here.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from freeflow_core.interfaces.objective import Model
-from freeflow_core.interfaces.teacher import Teacher
-from freeflow_core.types import Condition
-
-
-def like_states(values: Tensor, x: Tensor) -> Tensor:
-    """Host ``values`` (N,) such as times, on the device and in the dtype of the states ``x``."""
-    return values.to(device=x.device, dtype=x.dtype, non_blocking=True)
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext, Model, Teacher
+from freeflow_core.math.derivative import DerivativeMethod, line_derivative
+from freeflow_core.math.flow import expand_times, like_states
+from freeflow_core.types import Condition, index_condition
 
 
 def velocity_with_gradient(
     model: Model, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor
 ) -> Tensor:
-    """u(x_t, t, s) (N, *D) by a gradient pass, in the states' dtype (autocast's bf16 ends here).
-
-    Args:
-        model: of an :class:`freeflow_core.interfaces.AverageVelocityStudent`.
-        x_t: (N, *D) states.
-        t, s: (N,) times on the host.
-        condition: N conditions.
-        guidance: (N,) guidance weights on the host.
-    """
+    """u(x_t, t, s) by a gradient pass of an :class:`freeflow_core.interfaces.AverageVelocityStudent`."""
     t, s = like_states(t, x_t), like_states(s, x_t)
     output = model.wrapped(x_t, t, s, condition, like_states(guidance, x_t))
     velocity: Tensor = model.bare.average_velocity(output, x_t, t, s)
@@ -49,9 +42,118 @@ def velocity_without_gradient(
 
 @torch.no_grad()
 def teacher_velocity(teacher: Teacher, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
-    """The teacher's field (N, *D), guided with resolved ``weight`` (N,): one call, in the states' dtype.
-
-    Times (N,), on the host, are held within the teacher's own range.
-    """
+    """The teacher's field, guided with resolved ``weight``, at times held within its own range: one call."""
     t = like_states(t.clamp(*teacher.time_range), x_t)
     return teacher.guided_velocity(x_t, t, condition, weight).to(x_t.dtype)
+
+
+@torch.no_grad()
+def own_velocities(
+    model: Model,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    condition: Condition,
+    guidance: Tensor,
+    *,
+    conditional: Tensor,
+    unconditional: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """u(x_t, t, s | c, g) and u(x_t, t, s | null, 1) in the given host rows, in one call: guidance learnt from data.
+
+    Raises:
+        ConfigError: unconditional rows where the student or the data has no classes.
+    """
+    chosen = torch.cat([conditional, unconditional])
+    if not len(chosen):
+        return x_t[:0], x_t[:0]
+    on, weight, labels = chosen.to(x_t.device, non_blocking=True), guidance[chosen], index_condition(condition, chosen)
+    if len(unconditional):
+        if not isinstance(labels, Tensor) or model.bare.num_classes is None:
+            raise ConfigError(
+                "Guidance from data needs class labels and a student with classes, whose null class is the "
+                "unconditional velocity. Leave objective.guidance_min and guidance_max at 1, or take the velocity "
+                "from a teacher."
+            )
+        weight[len(conditional) :] = 1.0
+        labels[len(conditional) :] = model.bare.num_classes
+    u = velocity_without_gradient(model, x_t[on], t[chosen], s[chosen], labels, weight)
+    return u[: len(conditional)], u[len(conditional) :]
+
+
+def check_derivative(method: str, context: BuildContext) -> None:
+    """Raise ``ConfigError`` for a derivative that the run's precision would drown, before anything is trained."""
+    if context.precision == "bf16" and method == DerivativeMethod.ONE_SIDED.value:
+        raise ConfigError(
+            "objective.derivative=one-sided reuses the gradient pass, which runs in bf16 here; its rounding would "
+            "swamp the difference. Use objective.derivative=central or forward-mode, or runtime.precision=float32."
+        )
+
+
+@torch.no_grad()
+def path_derivative(
+    model: Model,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    velocity: Tensor,
+    condition: Condition,
+    guidance: Tensor,
+    *,
+    value: Tensor,
+    method: str,
+    step: float,
+) -> Tensor:
+    """d/dt u(x_t, t, s) = velocity . grad_x u + du/dt (Geng et al. 2025, eq. 8): tangent (velocity, 1, 0).
+
+    Args:
+        model: its ``bare`` network is asked, at times within [s, 1].
+        x_t: (N, *D) states.
+        t, s: (N,) times with s < t.
+        velocity: (N, *D) the direction in x.
+        condition: N conditions.
+        guidance: (N,) guidance weights.
+        value: (N, *D) u(x_t, t, s), used detached by one-sided differences.
+        method: a value of :class:`freeflow_core.math.derivative.DerivativeMethod`.
+        step: of the finite differences.
+    """
+
+    def along(offset: Tensor, rows: Tensor | None) -> Tensor:
+        every = (x_t, velocity, t, s, guidance)
+        x, v, start, end, g = every if rows is None else (_take(part, rows) for part in every)
+        c = condition if rows is None else index_condition(condition, rows)
+        x = x + expand_times(offset, x) * v
+        return velocity_without_gradient(model, x, start.to(offset) + offset, end, c, g)
+
+    return line_derivative(along, below=t - s, above=1 - t, value=value, method=DerivativeMethod(method), step=step)
+
+
+@torch.no_grad()
+def duration_derivative(
+    model: Model,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    condition: Condition,
+    guidance: Tensor,
+    *,
+    value: Tensor,
+    method: str,
+    step: float,
+) -> Tensor:
+    """du/dd = -du/ds in the duration d = t - s of a jump from t, at end times within [0, t].
+
+    Arguments as for :func:`path_derivative`.
+    """
+
+    def along(offset: Tensor, rows: Tensor | None) -> Tensor:
+        every = (x_t, t, s, guidance)
+        x, start, end, g = every if rows is None else (_take(part, rows) for part in every)
+        c = condition if rows is None else index_condition(condition, rows)
+        return velocity_without_gradient(model, x, start, end.to(offset) - offset, c, g)
+
+    return line_derivative(along, below=t - s, above=s, value=value, method=DerivativeMethod(method), step=step)
+
+
+def _take(values: Tensor, rows: Tensor) -> Tensor:
+    return values[rows.to(values.device, non_blocking=True)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from freeflow_core.interfaces import Teacher
 from freeflow_core.math.calibration import integrate, miscalibration
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
+from freeflow_core.math.flow import linear_interpolate, linear_velocity
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Condition, index_condition
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import CheckpointError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Teacher
-from freeflow_core.math.broadcast import expand_times
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump, expand_times
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import Condition, Draws, LoadReport, NetworkState
 

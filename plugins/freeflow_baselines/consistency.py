@@ -22,10 +22,15 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import expand_times, mean_square
-from freeflow_core.math.interpolants import average_velocity_jump, linear_interpolate
-from freeflow_core.math.time_grids import uniform_grid
-from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient, velocity_without_gradient
+from freeflow_core.math.flow import (
+    average_velocity_jump,
+    expand_times,
+    like_states,
+    linear_interpolate,
+    mean_square,
+    uniform_grid,
+)
+from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 TARGET = "target"

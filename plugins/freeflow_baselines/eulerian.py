@@ -25,11 +25,9 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import expand_times
-from freeflow_core.math.derivative import full_precision
-from freeflow_core.math.line_derivative import stencil
-from freeflow_core.objective_kit.derivatives import check_derivative, path_derivative
-from freeflow_core.objective_kit.passes import velocity_with_gradient
+from freeflow_core.math.derivative import full_precision, stencil
+from freeflow_core.math.flow import expand_times
+from freeflow_core.objective_kit.passes import check_derivative, path_derivative, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress, concatenate_conditions, index_condition
 
 
@@ -139,7 +137,7 @@ class Eulerian(Objective):
             return part.x_t + share * expand_times(offset, part.x_t) * v[on]
 
         # In bf16 the differences would be rounding, so this pass runs in full precision.
-        with full_precision((rows.x_t,)):
+        with full_precision(rows.x_t):
             values = velocity_with_gradient(
                 student,
                 torch.cat([rows.x_t, at(points.first), at(points.second)]),

@@ -22,9 +22,8 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import expand_times, mean_square
-from freeflow_core.objective_kit.derivatives import check_derivative, path_derivative
-from freeflow_core.objective_kit.passes import velocity_with_gradient
+from freeflow_core.math.flow import expand_times, mean_square
+from freeflow_core.objective_kit.passes import check_derivative, path_derivative, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress, concatenate_conditions
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import FlowMapOptions
-from freeflow_core.math.time_distributions import logit_normal
+from freeflow_core.math.flow import logit_normal
 from freeflow_core.types import Draws
 
 

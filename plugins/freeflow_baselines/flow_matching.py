@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import FlowMatchingConfig, TimeDistribution
-from freeflow_baselines.labels import drop_labels
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
@@ -22,9 +21,8 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import mean_square
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
-from freeflow_core.math.time_distributions import logit_normal
+from freeflow_core.math.flow import linear_interpolate, linear_velocity, logit_normal, mean_square
+from freeflow_core.objective_kit.rows import drop_labels
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 
 _LEAST_SQUARE = 1e-8
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from freeflow_baselines.config_generative import IMMConfig
 from freeflow_baselines.group_mmd import group_mmd
-from freeflow_baselines.labels import drop_labels
 from freeflow_baselines.rows import PathRows, draw_guidance, guided_field, noised_rows
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
@@ -25,8 +24,9 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.interpolants import average_velocity_jump, linear_interpolate
-from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient, velocity_without_gradient
+from freeflow_core.math.flow import average_velocity_jump, like_states, linear_interpolate
+from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
+from freeflow_core.objective_kit.rows import drop_labels
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
 
 

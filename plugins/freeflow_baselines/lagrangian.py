@@ -25,12 +25,14 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import expand_times
-from freeflow_core.math.derivative import full_precision
-from freeflow_core.math.interpolants import average_velocity_jump
-from freeflow_core.math.line_derivative import stencil
-from freeflow_core.objective_kit.derivatives import check_derivative, end_time_derivative
-from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
+from freeflow_core.math.derivative import full_precision, stencil
+from freeflow_core.math.flow import average_velocity_jump, expand_times
+from freeflow_core.objective_kit.passes import (
+    check_derivative,
+    duration_derivative,
+    velocity_with_gradient,
+    velocity_without_gradient,
+)
 from freeflow_core.types import Batch, Draws, Loss, Progress, concatenate_conditions, index_condition
 
 
@@ -106,7 +108,7 @@ class Lagrangian(Objective):
         if config.gradient == "target":
             u = velocity_with_gradient(student, rows.x_t, rows.t, s, rows.condition, rows.guidance)
             chosen = u[moving.to(u.device, non_blocking=True)]
-            return u, end_time_derivative(
+            return u, -duration_derivative(
                 student,
                 part.x_t,
                 part.t,
@@ -121,7 +123,7 @@ class Lagrangian(Objective):
         # through the wrapped network alone. In bf16 they would be rounding, so this pass runs in full precision.
         points = stencil(below=end, above=part.t - end, step=config.derivative_step)
         twice = torch.cat([moving, moving])
-        with full_precision((rows.x_t,)):
+        with full_precision(rows.x_t):
             values = velocity_with_gradient(
                 student,
                 torch.cat([rows.x_t, part.x_t, part.x_t]),

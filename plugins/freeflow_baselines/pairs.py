@@ -25,9 +25,8 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import mean_square
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
-from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient
+from freeflow_core.math.flow import like_states, linear_interpolate, linear_velocity, mean_square
+from freeflow_core.objective_kit.passes import velocity_with_gradient
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
 
 

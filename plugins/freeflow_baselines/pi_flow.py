@@ -22,9 +22,8 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.flow import like_states, mean_square
 from freeflow_core.math.policies import Policy, raw_time, roll_policy, shifted_time
-from freeflow_core.objective_kit.passes import like_states
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress, index_condition
 
 

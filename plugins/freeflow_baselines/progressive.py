@@ -20,16 +20,15 @@ from freeflow_core.interfaces import (
     Context,
     Model,
     Models,
-    Objective,
+    ObjectiveInRounds,
     Role,
     StartTimes,
     Student,
     Teacher,
     Transition,
 )
-from freeflow_core.math.broadcast import mean_square
-from freeflow_core.math.interpolants import average_velocity_jump
-from freeflow_core.objective_kit.passes import like_states, velocity_with_gradient, velocity_without_gradient
+from freeflow_core.math.flow import average_velocity_jump, like_states, mean_square
+from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress, index_condition
 
 PREVIOUS = "previous"
@@ -47,7 +46,7 @@ class GridRows:
 
 
 @final
-class Progressive(Objective):
+class Progressive(ObjectiveInRounds):
     """min E max(t, 1 - t)^2 || u(x_t, t, t - 1/N) - (u_1 + u_2) / 2 ||^2 on the grid t = 1/N ... 1, N halved by rounds.
 
     Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512, algorithm 2): u_1 and u_2 are the velocities of two

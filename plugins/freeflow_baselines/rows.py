@@ -11,9 +11,8 @@ from torch import Tensor
 from freeflow_baselines.config import GuidanceOptions, VelocityOptions
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Models
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
-from freeflow_core.math.time_distributions import uniform_between
-from freeflow_core.objective_kit.passes import like_states, teacher_velocity
+from freeflow_core.math.flow import like_states, linear_interpolate, linear_velocity, uniform_between
+from freeflow_core.objective_kit.passes import teacher_velocity
 from freeflow_core.types import Batch, Condition, Draws, Guidance, index_condition
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ShortcutConfig
-from freeflow_baselines.labels import drop_labels
 from freeflow_baselines.rows import PathRows, noised_rows, path_velocity, root_mean_square
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
@@ -27,9 +26,9 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import expand_times, mean_square
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump, expand_times, mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
+from freeflow_core.objective_kit.rows import drop_labels
 from freeflow_core.types import (
     Batch,
     Condition,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freeflow_baselines.config_generative import TrajectoryOptions
 from freeflow_core.interfaces import Teacher
-from freeflow_core.math.time_grids import uniform_grid
+from freeflow_core.math.flow import uniform_grid
 from freeflow_core.objective_kit.passes import teacher_velocity
 from freeflow_core.types import Condition, Guidance
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_core.interfaces import Models, Role
-from freeflow_core.objective_kit.passes import like_states
+from freeflow_core.math.flow import like_states
 from freeflow_core.types import Loss
 
 TIME_WEIGHT = "time_weight"

@@ -9,7 +9,7 @@ from torch import Tensor
 from freeflow_core.config.component import ComponentChoice, ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
-from freeflow_core.math.guidance import extrapolate
+from freeflow_core.math.flow import extrapolate
 from freeflow_core.types import Condition, Draws, NetworkState, index_condition
 from freeflow_guidance.config import AutoguidanceConfig
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import BuildContext, Models
-from freeflow_core.math.time_distributions import uniform_between
-from freeflow_core.objective_kit.derivatives import check_derivative
+from freeflow_core.math.flow import uniform_between
+from freeflow_core.objective_kit.passes import check_derivative
 from freeflow_core.types import Draws
 from freeflow_meanflow.config import ImprovedMeanFlowConfig
 from freeflow_meanflow.own_velocity import mix_guided, own_velocities

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import BuildContext, Models
-from freeflow_core.math.time_distributions import uniform_between
-from freeflow_core.objective_kit.derivatives import check_derivative
-from freeflow_core.objective_kit.passes import teacher_velocity
+from freeflow_core.math.flow import uniform_between
+from freeflow_core.objective_kit.passes import check_derivative, teacher_velocity
 from freeflow_core.types import Draws, Progress
 from freeflow_meanflow.config import MeanFlowConfig
 from freeflow_meanflow.own_velocity import mix_guided, own_velocities

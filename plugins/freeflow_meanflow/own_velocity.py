@@ -7,7 +7,7 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Model
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.objective_kit.passes import velocity_without_gradient
 from freeflow_core.types import concatenate_conditions, index_condition
 from freeflow_meanflow.rows import Rows

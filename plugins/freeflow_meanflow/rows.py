@@ -10,8 +10,7 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Models
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
-from freeflow_core.objective_kit.passes import like_states
+from freeflow_core.math.flow import like_states, linear_interpolate, linear_velocity
 from freeflow_core.types import Batch, Condition, Draws, Guidance
 from freeflow_meanflow.config import MeanFlowOptions
 from freeflow_meanflow.times import time_pairs

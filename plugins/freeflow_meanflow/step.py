@@ -20,9 +20,8 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import expand_times
-from freeflow_core.objective_kit.derivatives import path_derivative
-from freeflow_core.objective_kit.passes import velocity_with_gradient
+from freeflow_core.math.flow import expand_times
+from freeflow_core.objective_kit.passes import path_derivative, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress, index_condition
 from freeflow_meanflow.config import MeanFlowOptions
 from freeflow_meanflow.rows import Rows, draw_rows

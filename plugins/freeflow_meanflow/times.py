@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from freeflow_core.math.time_distributions import logit_normal
+from freeflow_core.math.flow import logit_normal
 from freeflow_core.types import Draws
 from freeflow_meanflow.config import MeanFlowOptions
 

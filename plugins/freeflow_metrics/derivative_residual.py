@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from freeflow_core.interfaces import AverageVelocityStudent, Teacher
-from freeflow_core.math.broadcast import expand_times, mean_square
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump, expand_times, mean_square
 from freeflow_core.types import Condition, Guidance
 
 

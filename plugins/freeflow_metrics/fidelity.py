@@ -17,8 +17,8 @@ from freeflow_core.interfaces import (
     Evaluator,
     Teacher,
 )
-from freeflow_core.math.broadcast import mean_square
 from freeflow_core.math.derivative import DerivativeMethod
+from freeflow_core.math.flow import mean_square
 from freeflow_core.types import Condition, index_condition
 from freeflow_metrics.config import FidelityConfig
 from freeflow_metrics.derivative_residual import derivative_residual

@@ -47,7 +47,7 @@ class ConvertedTeacher(ConvertibleTeacher):
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         x = x_t.to(torch.promote_types(x_t.dtype, torch.float32)) if self.convention.amplifies else x_t
         question = ask(self.convention, x, t)
-        with full_precision([x]) if self.convention.amplifies else contextlib.nullcontext():
+        with full_precision(x) if self.convention.amplifies else contextlib.nullcontext():
             answer = self.network(question.x, question.time, condition)
         return velocity_of(self.convention, answer, x, question.t).to(x_t.dtype)
 

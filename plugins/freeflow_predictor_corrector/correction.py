@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.interfaces import Model, Teacher
-from freeflow_core.math.broadcast import mean_square
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
+from freeflow_core.math.flow import linear_interpolate, linear_velocity, mean_square
 from freeflow_core.types import Draws, Progress
 from freeflow_predictor_corrector.config import CorrectionConfig
 from freeflow_predictor_corrector.guidance import corrector_weights

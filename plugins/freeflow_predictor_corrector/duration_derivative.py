@@ -8,8 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from freeflow_core.math.broadcast import expand_times
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative, full_precision
+from freeflow_core.math.flow import expand_times
 from freeflow_predictor_corrector.rows import on
 
 AverageVelocityAt: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
@@ -50,7 +50,7 @@ def _central(function: AverageVelocityAt, d: Tensor, s: Tensor, h: float) -> Ten
     second = torch.where(at_edge, d + 2 * inward * h, d - h)
     every = torch.arange(d.shape[0])
     points = 1 - torch.cat([first, second, d[edge]])
-    with full_precision((s,)):
+    with full_precision(s):
         u = function(on(s, points), torch.cat([every, every, edge]))
     n = d.shape[0]
     u1, u2, u0 = u[:n], u[n : 2 * n], u[2 * n :]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freeflow_core.math.time_distributions import uniform_between
+from freeflow_core.math.flow import uniform_between
 from freeflow_core.types import Draws, Guidance
 from freeflow_predictor_corrector.config import CorrectionConfig, GuidanceConfig, PredictionConfig
 

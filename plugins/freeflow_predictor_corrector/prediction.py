@@ -11,9 +11,8 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Model
-from freeflow_core.math.broadcast import expand_times, mean_square
 from freeflow_core.math.derivative import DerivativeMethod
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump, expand_times, mean_square
 from freeflow_core.types import index_condition
 from freeflow_predictor_corrector.config import PredictionConfig
 from freeflow_predictor_corrector.duration_derivative import duration_derivative, relative_error

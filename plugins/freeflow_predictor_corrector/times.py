@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from freeflow_core.math.time_distributions import logit_normal, uniform_between
+from freeflow_core.math.flow import logit_normal, uniform_between
 from freeflow_predictor_corrector.config import CorrectionConfig, PredictionConfig
 
 

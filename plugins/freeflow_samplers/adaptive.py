@@ -13,7 +13,7 @@ from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher, VelocitySampler
 from freeflow_core.interfaces.sampler import OnStep
-from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.flow import mean_square
 from freeflow_core.types import Condition, Draws, Guidance, Samples
 from freeflow_samplers.config import AdaptiveConfig
 from freeflow_samplers.grids import grid_times, shifted_grid

@@ -12,7 +12,7 @@ from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, FlowMapSampler, StartTimes, Student
 from freeflow_core.interfaces.sampler import OnStep
-from freeflow_core.math.interpolants import linear_interpolate
+from freeflow_core.math.flow import linear_interpolate
 from freeflow_core.types import Condition, Draws, Guidance, Samples
 from freeflow_samplers.config import FewStepConfig
 from freeflow_samplers.grids import check_start, grid_times, shifted_grid

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import StartTimes, Student
-from freeflow_core.math.time_grids import uniform_grid
+from freeflow_core.math.flow import uniform_grid
 
 
 def shifted_grid(num_steps: int, shift: float) -> Tensor:
@@ -30,7 +30,7 @@ def grid_times(grid: Tensor) -> list[float]:
     if grid.ndim != 1 or len(grid) < 2 or grid.dtype is not torch.float64:
         raise ConfigError(
             f"A time grid must be a float64 tensor of shape (steps + 1,) with at least one step, got {grid.dtype} "
-            f"{tuple(grid.shape)}. freeflow_core.math.time_grids makes such grids."
+            f"{tuple(grid.shape)}. freeflow_core.math.flow makes such grids."
         )
     times: list[float] = grid.tolist()
     if not (times[0] <= 1 and times[-1] >= 0 and all(a > b for a, b in itertools.pairwise(times))):

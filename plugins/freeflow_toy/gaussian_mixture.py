@@ -11,7 +11,7 @@ from torch import Tensor
 from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.types import Condition, Draws, Guidance
 from freeflow_toy.config import GaussianMixtureConfig
 from freeflow_toy.layouts import layout_means

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 
 from freeflow_core.interfaces import AverageVelocityStudent
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump
 from freeflow_core.types import Condition
 from freeflow_toy.trunk import MLPTrunk
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from freeflow_core.interfaces import Teacher
-from freeflow_core.math.broadcast import expand_times, mean_square
+from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.types import Condition, Guidance
 
 _RELATIVE_TOLERANCE = 1e-11

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Student, Teacher
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import Condition, LoadReport, NetworkState
 from freeflow_toy.config import TrunkConfig

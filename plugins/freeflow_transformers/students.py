@@ -11,7 +11,7 @@ from torch import Tensor
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import CheckpointError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Teacher
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump
 from freeflow_core.types import Condition, LoadReport, NetworkState
 from freeflow_transformers import conventions
 from freeflow_transformers.architecture import TransformerConfig

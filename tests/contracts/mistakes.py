@@ -20,7 +20,7 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.broadcast import expand_times, mean_square
+from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.objective_kit.passes import teacher_velocity, velocity_with_gradient
 from freeflow_core.plugin import Component, hookimpl
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress

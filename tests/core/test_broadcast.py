@@ -3,11 +3,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from freeflow_core.math.averaging import ema_decay, update_average
-from freeflow_core.math.broadcast import expand_times, mean_square
-from freeflow_core.math.interpolants import average_velocity_jump, linear_interpolate, linear_velocity
-from freeflow_core.math.time_distributions import logit_normal, uniform_between
-from freeflow_core.math.time_grids import jump_grid, uniform_grid
+from freeflow_core.engine.optimizer import ema_decay, update_average
+from freeflow_core.math.flow import (
+    average_velocity_jump,
+    expand_times,
+    jump_grid,
+    linear_interpolate,
+    linear_velocity,
+    logit_normal,
+    mean_square,
+    uniform_between,
+    uniform_grid,
+)
 
 
 def test_times_are_expanded_in_the_states_dtype():

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.math.derivative import DerivativeMethod
-from freeflow_core.math.line_derivative import line_derivative, stencil
+from freeflow_core.math.derivative import DerivativeMethod, line_derivative, stencil
 
 CENTRAL, ONE_SIDED, FORWARD = DerivativeMethod.CENTRAL, DerivativeMethod.ONE_SIDED, DerivativeMethod.FORWARD_MODE
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from freeflow_core import api
 from freeflow_core.config import load_run_config
 from freeflow_core.interfaces import BuildContext, Student
-from freeflow_core.math.interpolants import linear_interpolate
+from freeflow_core.math.flow import linear_interpolate
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
 

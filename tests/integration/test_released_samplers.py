@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
-from freeflow_core.math.time_grids import uniform_grid
+from freeflow_core.math.flow import uniform_grid
 from freeflow_core.plugin import Registry
 from freeflow_core.types import Guidance
 

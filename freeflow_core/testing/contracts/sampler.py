@@ -11,7 +11,7 @@ from torch import Tensor
 from freeflow_core.engine.describe import describe
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import FlowMapSampler, HybridSampler, Sampler, StartTimes, VelocitySampler
-from freeflow_core.math.time_grids import uniform_grid
+from freeflow_core.math.flow import uniform_grid
 from freeflow_core.testing.contracts.base import ComponentContract
 from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher

@@ -12,8 +12,8 @@ from torch import Tensor
 from freeflow_core.engine.describe import describe
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import AverageVelocityStudent, Student, Teacher
-from freeflow_core.math.broadcast import expand_times
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative
+from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.contracts.surroundings import WithTeacher
 from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
 from freeflow_core.tools.cost.pretend import Pretence
@@ -77,7 +77,7 @@ class StudentContract(WithTeacher):
             jumped.dtype is torch.float32,
             "float32 states from float32 states",
             describe(jumped),
-            "Cast constants and times with .to(x_t); freeflow_core.math.broadcast.expand_times does so for times.",
+            "Cast constants and times with .to(x_t); freeflow_core.math.flow.expand_times does so for times.",
         )
 
     def test_works_under_bf16_autocast(self) -> None:
@@ -130,7 +130,7 @@ class StudentContract(WithTeacher):
             error < 1e-6,
             "X(x, t, t) = x",
             f"a relative difference of {error:.2g}",
-            "For an average velocity, return freeflow_core.math.interpolants.average_velocity_jump(x_t, u, t, s).",
+            "For an average velocity, return freeflow_core.math.flow.average_velocity_jump(x_t, u, t, s).",
         )
 
     def test_the_jump_follows_the_average_velocity(self) -> None:
@@ -149,7 +149,7 @@ class StudentContract(WithTeacher):
             error < 1e-6,
             "x_s = x_t - (t - s) u, with s <= t and t = 1 the noise",
             "x_t + (t - s) u, a jump with the wrong sign" if wrong_way < 1e-6 else f"a difference of {error:.2g}",
-            "Return freeflow_core.math.interpolants.average_velocity_jump(x_t, u, t, s).",
+            "Return freeflow_core.math.flow.average_velocity_jump(x_t, u, t, s).",
         )
 
     def test_only_forward_holds_gradients(self) -> None:

@@ -120,7 +120,7 @@ class TeacherContract(ComponentContract):
             v.dtype is torch.float32,
             "float32 velocities for float32 states",
             describe(v),
-            "Cast constants and times with .to(x_t); freeflow_core.math.broadcast.expand_times does so for times.",
+            "Cast constants and times with .to(x_t); freeflow_core.math.flow.expand_times does so for times.",
         )
 
     def test_works_under_bf16_autocast(self) -> None:

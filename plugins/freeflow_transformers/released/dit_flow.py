@@ -12,8 +12,8 @@ from torch import Tensor
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext
-from freeflow_core.math.broadcast import expand_times
 from freeflow_core.math.derivative import full_precision
+from freeflow_core.math.flow import expand_times
 from freeflow_core.types import Condition
 from freeflow_transformers.config import DiTTeacherConfig
 from freeflow_transformers.network import DiffusionTransformer
@@ -88,7 +88,7 @@ class NoiseTeacher(NetworkTeacher):
 
     def noise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """e (N, C, H, W) for states ``x_t`` of the linear path at ``t`` (N,) within ``time_range``."""
-        with full_precision([x_t]), _exact_convolutions():
+        with full_precision(x_t), _exact_convolutions():
             x_vp = expand_times(scale_to_unit_variance(t), x_t) * x_t
             output: Tensor = self.network(x_vp, self.schedule.step(t), condition)
         return output[:, : self.sample_shape[0]]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import BuildContext, Context, Model, Models, PolicyStudent, Teacher
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.math.policies import GMPolicy, Policy
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import StartTimes
+from freeflow_core.math.flow import logit_normal
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.time_distributions import logit_normal
-from freeflow_core.objective_kit import derivatives
+from freeflow_core.objective_kit import passes
 
 ROWS = 256
 PLAIN: dict[str, Any] = {"weighting": "none", "tangent_normalisation": "none", "prior_weight": False}
@@ -105,8 +105,8 @@ def test_the_exact_map_has_no_tangent() -> None:
 
 def test_wrong_signs_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert residual(sign=-1) > 0.1
-    right = derivatives.line_derivative
-    monkeypatch.setattr(derivatives, "line_derivative", lambda *a, **k: -right(*a, **k))
+    right = passes.line_derivative
+    monkeypatch.setattr(passes, "line_derivative", lambda *a, **k: -right(*a, **k))
     assert residual() > 0.1
 
 

@@ -26,7 +26,7 @@ from objective_helpers import (
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Model, Models, StartTimes
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.objective_kit import derivatives
+from freeflow_core.objective_kit import passes
 from freeflow_core.types import Batch
 
 ROWS = 256
@@ -60,8 +60,8 @@ def test_both_tasks_vanish_at_the_exact_map(monkeypatch: pytest.MonkeyPatch) -> 
     assert worst() < 1e-12
     assert worst(dtype=torch.float32) < 1e-5
     assert worst(sign=-1) > 0.1
-    right = derivatives.line_derivative
-    monkeypatch.setattr(derivatives, "line_derivative", lambda *a, **k: -right(*a, **k))
+    right = passes.line_derivative
+    monkeypatch.setattr(passes, "line_derivative", lambda *a, **k: -right(*a, **k))
     assert worst() > 0.1
 
 

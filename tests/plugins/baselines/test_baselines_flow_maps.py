@@ -30,10 +30,10 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Model, Models, StartTimes
-from freeflow_core.math.line_derivative import Stencil
+from freeflow_core.math.derivative import Stencil
+from freeflow_core.math.flow import logit_normal
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.time_distributions import logit_normal
-from freeflow_core.objective_kit import derivatives
+from freeflow_core.objective_kit import passes
 from freeflow_core.types import Batch
 
 ROWS = 256
@@ -86,8 +86,8 @@ def test_residual_of_the_exact_map(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "options"), METHODS)
 def test_wrong_signs_show(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert residual(name, sign=-1, **options) > 0.1
-    right, apply = derivatives.line_derivative, Stencil.apply
-    monkeypatch.setattr(derivatives, "line_derivative", lambda *a, **k: -right(*a, **k))
+    right, apply = passes.line_derivative, Stencil.apply
+    monkeypatch.setattr(passes, "line_derivative", lambda *a, **k: -right(*a, **k))
     monkeypatch.setattr(Stencil, "apply", lambda self, *a: -apply(self, *a))
     assert residual(name, **options) > 0.1
 

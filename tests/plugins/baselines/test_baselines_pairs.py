@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Student, Teacher
-from freeflow_core.math.broadcast import expand_times, mean_square
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump, expand_times, mean_square
 from freeflow_core.network_file import save_tensors
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import Condition, LoadReport, NetworkState

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from freeflow_core.interfaces import PolicyStudent, StartTimes
-from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.flow import mean_square
 from freeflow_core.math.policies import roll_policy, shifted_time
 from freeflow_core.testing.exact import GaussianTeacher
 from freeflow_core.types import Batch

@@ -29,8 +29,7 @@ from freeflow_core import api
 from freeflow_core.config import ComponentConfig, load_run_config
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Teacher
-from freeflow_core.math.broadcast import mean_square
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump, mean_square
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import Batch, Condition, LoadReport, NetworkState

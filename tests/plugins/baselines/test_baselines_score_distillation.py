@@ -15,7 +15,7 @@ from torch import Tensor
 
 from freeflow_core.config import OptimizerConfig
 from freeflow_core.interfaces import AverageVelocityStudent, Model, Models, StartTimes
-from freeflow_core.math.broadcast import mean_square
+from freeflow_core.math.flow import mean_square
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 
 WEIGHTINGS = ["dmd", "vsd", "velocity"]

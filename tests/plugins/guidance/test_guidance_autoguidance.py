@@ -12,7 +12,7 @@ from torch import Tensor
 from freeflow_core import api
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Teacher
-from freeflow_core.math.guidance import extrapolate
+from freeflow_core.math.flow import extrapolate
 from freeflow_core.testing.exact import GaussianTeacher
 
 

@@ -23,8 +23,8 @@ from objective_helpers import (
 from torch import Tensor
 
 from freeflow_core.interfaces import Teacher
-from freeflow_core.math.interpolants import linear_interpolate
-from freeflow_core.objective_kit import derivatives
+from freeflow_core.math.flow import linear_interpolate
+from freeflow_core.objective_kit import passes
 
 ROWS = 256
 PLAIN: dict[str, Any] = {"weight_power": 0.0, "instant_share": 0.25}
@@ -74,8 +74,8 @@ def test_a_wrong_sign_of_the_teacher_shows() -> None:
 @pytest.mark.parametrize("end", [None, -2.0])
 def test_a_wrong_sign_of_the_derivative_shows(monkeypatch: pytest.MonkeyPatch, end: float | None) -> None:
     assert residual(gaussian_teacher(), end_location=end) < 1e-12
-    right = derivatives.line_derivative
-    monkeypatch.setattr(derivatives, "line_derivative", lambda *a, **k: -right(*a, **k))
+    right = passes.line_derivative
+    monkeypatch.setattr(passes, "line_derivative", lambda *a, **k: -right(*a, **k))
     assert residual(gaussian_teacher(), end_location=end) > 0.1
 
 

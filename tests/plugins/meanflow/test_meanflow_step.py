@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, Model, Models, StartTimes
+from freeflow_core.math.flow import logit_normal
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.time_distributions import logit_normal
 from freeflow_core.plugin import Registry
 from freeflow_core.types import Batch
 

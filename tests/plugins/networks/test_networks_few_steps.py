@@ -16,8 +16,8 @@ from test_networks_conversions import convention
 from torch import Tensor, nn
 
 from freeflow_core.interfaces import StartTimes
+from freeflow_core.math.flow import uniform_grid
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.time_grids import uniform_grid
 from freeflow_core.types import Guidance
 
 ROWS, STD = 4_000, 0.6

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Model, Models, Teacher
-from freeflow_core.math.broadcast import expand_times
-from freeflow_core.math.interpolants import average_velocity_jump
+from freeflow_core.math.flow import average_velocity_jump, expand_times
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch, Condition, Draws, LoadReport, NetworkState, Progress
 

@@ -20,8 +20,8 @@ from predictor_corrector_helpers import (
 )
 from torch import Tensor
 
-from freeflow_core.math.broadcast import expand_times, mean_square
 from freeflow_core.math.derivative import DerivativeMethod
+from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 
 MEAN = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)

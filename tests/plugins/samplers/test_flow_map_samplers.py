@@ -12,8 +12,8 @@ from freeflow_toy.mlp_student import MLPStudent
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, StartTimes
+from freeflow_core.math.flow import jump_grid, uniform_grid
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.time_grids import jump_grid, uniform_grid
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import Guidance

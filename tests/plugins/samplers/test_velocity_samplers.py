@@ -10,8 +10,8 @@ from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Teacher
+from freeflow_core.math.flow import uniform_grid
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.time_grids import uniform_grid
 from freeflow_core.testing.exact import GaussianTeacher
 from freeflow_core.types import Guidance
 

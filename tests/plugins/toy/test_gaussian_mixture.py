@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.math.interpolants import linear_interpolate, linear_velocity
+from freeflow_core.math.flow import linear_interpolate, linear_velocity
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Guidance
 

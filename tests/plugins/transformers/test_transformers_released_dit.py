@@ -21,7 +21,7 @@ from torch import Tensor
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError
-from freeflow_core.math.broadcast import expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.exact import GaussianTeacher
 from freeflow_core.types import Guidance
 
