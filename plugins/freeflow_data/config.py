@@ -10,8 +10,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from freeflow_core.config import ComponentConfig
 
 OnError = Literal["refuse", "skip"]
-AugmentationName = Literal["flip", "shift", "rotation", "elastic", "colour", "cutout"]
+AugmentationName = Literal["flip", "shift", "rotation"]
 Padding = Literal["edge", "reflect", "black"]
+Resize = Literal["adm", "bicubic", "lanczos"]
 
 
 class PriorConfig(ComponentConfig):
@@ -52,7 +53,7 @@ class AugmentationConfig(ComponentConfig):
     name: AugmentationName = Field(description="What is done.")
     strength: float = Field(0.5, ge=0, le=1, description="How much at most; 0: nothing, bit for bit.")
     probability: float = Field(1.0, ge=0, le=1, description="Share of the images it is done to.")
-    padding: Padding = Field("edge", description="What moves in from outside the image (shift, rotation, elastic).")
+    padding: Padding = Field("edge", description="What moves in from outside the image (shift, rotation).")
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +68,7 @@ class ImageOptions(ComponentConfig):
         0, ge=0, lt=2**63, description="Order in which training images are visited, and draws of the augmentations."
     )
     augment: tuple[AugmentationConfig, ...] = Field(
-        (), description="Augmentations of training images, in order: flip, shift, rotation, elastic, colour, cutout."
+        (), description="Augmentations of training images, in order: flip, shift, rotation."
     )
     augment_strength: float = Field(
         1.0, ge=0, le=1, description="Multiplies the strength of every augmentation; 0: none, bit for bit."
@@ -138,7 +139,7 @@ class ImageFolderConfig(FileOptions):
     size: PositiveInt | None = Field(
         None, description="Side in pixels to resize and crop to; null: as they are, all of one size."
     )
-    resize: Literal["adm", "bicubic", "lanczos"] = Field(
+    resize: Resize = Field(
         "adm",
         description="How the shorter side becomes `size` before the centre crop; adm: halving with a box filter, then "
         "bicubic, as ADM's ImageNet.",

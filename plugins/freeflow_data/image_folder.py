@@ -1,95 +1,246 @@
-"""A folder of image files, decoded when they are asked for."""
+"""A folder of image files: listed, labelled and checked before training starts, decoded when they are asked for."""
 
 from __future__ import annotations
 
-from typing import Self, final
+import logging
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext
-from freeflow_data.augmentations import build_augmentation
 from freeflow_data.config import ImageFolderConfig
-from freeflow_data.image_decode import Resize, decode_image
-from freeflow_data.image_scan import Scan, scan_folder
-from freeflow_data.image_source import ImageSource
-from freeflow_data.ordering import Rows
-from freeflow_data.records import Records
-from freeflow_data.split import split_rows
+from freeflow_data.image_file import DAMAGED, ImageHeader, UnusableImage, decode_image, read_header
+from freeflow_data.images import Images, ImageSource
+from freeflow_data.indexed import Rows
+from freeflow_data.labels import Labels, labels_from_file, labels_from_folders
+from freeflow_data.problems import Problems
 
-
-@final
-class ImageFiles(Records):
-    """Images of a scanned folder.
-
-    Args:
-        scan: the files and what they become.
-        rows: (M,) those of its files that these records are.
-        size, resize: see :func:`freeflow_data.image_decode.centre_crop`.
-    """
-
-    def __init__(self, scan: Scan, rows: Rows, size: int | None, resize: Resize) -> None:
-        self._scan = scan
-        self._rows = rows
-        self._labels = None if scan.labels is None else scan.labels[torch.from_numpy(rows)]
-        self._size = size
-        self._resize: Resize = resize
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self._scan.image_shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        return self._labels
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def images_at(self, rows: Rows) -> Tensor:
-        images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
-        for place, row in enumerate(self._rows[rows].tolist()):
-            images[place] = self._decode(self._scan.files[row])
-        return torch.from_numpy(images)
-
-    def take(self, rows: Rows) -> ImageFiles:
-        return ImageFiles(self._scan, self._rows[rows], self._size, self._resize)
-
-    def _decode(self, name: str) -> npt.NDArray[np.uint8]:
-        try:
-            pixels = decode_image(self._scan.root / name, self.image_shape[0], self._size, self._resize)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ConfigError(
-                f"The image {self._scan.root / name} cannot be decoded: {error}. Its header was in order; "
-                "source.check=decode finds such images before training, and with source.on_error=skip leaves them out."
-            ) from error
-        if pixels.shape != self.image_shape:
-            raise ConfigError(
-                f"The image {self._scan.root / name} is {pixels.shape}, the others {self.image_shape}. Set source.size "
-                "to resize them, or source.check=headers to have all sizes looked at before training."
-            )
-        return pixels
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_log = logging.getLogger("freeflow")
+_SECONDS_BETWEEN_LINES = 10.0
+_ADVICE = "Repair or remove them."
 
 
 @final
 class ImageFolderSource(ImageSource):
     """PNG, JPEG, WebP and BMP files under a folder, with classes from sub-folders or a file, or without any."""
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        """Lists and checks all images. Raises ``ConfigError`` as :func:`freeflow_data.image_scan.scan_folder` does."""
-        assert isinstance(config, ImageFolderConfig)
+    def __init__(self, config: ImageFolderConfig) -> None:
+        """Lists and checks all images. Raises ``ConfigError`` as :func:`scan_folder` does."""
         scan = scan_folder(config)
-        kept, held = split_rows(scan.labels, len(scan.files), config.held_out, config.split_seed)
-        return cls(
-            ImageFiles(scan, kept, config.size, config.resize),
-            ImageFiles(scan, held, config.size, config.resize) if len(held) else None,
-            scan.num_classes,
-            config.seed,
-            build_augmentation(config),
-            config.workers,
+
+        def read(rows: Rows) -> Tensor:
+            images = np.empty((len(rows), *scan.image_shape), dtype=np.uint8)
+            for place, row in enumerate(rows.tolist()):
+                images[place] = _decode(scan.root / scan.files[row], scan.image_shape, config)
+            return torch.from_numpy(images)
+
+        images = Images(read, scan.image_shape, np.arange(len(scan.files)), scan.labels)
+        kept, held = images.split(config.held_out, config.split_seed)
+        super().__init__(kept, held, scan.num_classes, config, config.workers)
+
+
+def _decode(path: Path, shape: tuple[int, int, int], config: ImageFolderConfig) -> np.ndarray:
+    try:
+        pixels = decode_image(path, shape[0], config.size, config.resize)
+    except DAMAGED as error:
+        raise ConfigError(
+            f"The image {path} cannot be decoded: {error}. Its header was in order; source.check=decode finds such "
+            "images before training, and with source.on_error=skip leaves them out."
+        ) from error
+    if pixels.shape != shape:
+        raise ConfigError(
+            f"The image {path} is {pixels.shape}, the others {shape}. Set source.size to resize them, or "
+            "source.check=headers to have all sizes looked at before training."
         )
+    return pixels
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The images to use: ``files`` relative to ``root``, their ``labels`` int64 (M,) if any, and what they become."""
+
+    root: Path
+    files: list[str]
+    labels: Tensor | None
+    num_classes: int | None
+    image_shape: tuple[int, int, int]
+
+
+def scan_folder(config: ImageFolderConfig) -> Scan:
+    """List, label and check the images of a folder.
+
+    Raises:
+        ConfigError: nothing can be used; or, unless such images are skipped, some are damaged, unlabelled or of
+            another size.
+    """
+    root = config.path.expanduser()
+    wanted = found = list_images(root)
+    problems = Problems(f"The image folder {root}")
+    labels = _labels(config, root, found)
+    absent: list[str] = []
+    if labels is not None:
+        absent = sorted(labels.of.keys() - set(found))
+        problems.add("in the labels but not in the folder", absent)
+        problems.add("without a label", [name for name in found if name not in labels.of])
+        num_classes = config.num_classes or labels.num_classes
+        known = {name: labels.of[name] for name in found if name in labels.of}
+        outside = {name: label for name, label in known.items() if not 0 <= label < num_classes}
+        problems.add(f"label outside 0 to {num_classes - 1}", [f"{name}: {label}" for name, label in outside.items()])
+        wanted = [name for name in known if name not in outside]
+    whole, headers = _check(root, wanted, config, problems)
+    files, size = _one_size(whole, headers, config, problems)
+    problems.settle(config.on_error, len(found) + len(absent), _ADVICE)
+    shape = (config.channels or (1 if all(header.grey for header in headers.values()) else 3), *size)
+    if labels is None:
+        return Scan(root, files, None, None, shape)
+    if lost := {labels.of[name] for name in wanted} - {labels.of[name] for name in files}:
+        # It would be trained on nothing: refused even when bad images are skipped.
+        example = next(name for name in wanted if labels.of[name] in lost)
+        raise ConfigError(
+            f"{problems.where}: classes without an image that can be used: {len(lost)}, such as class {min(lost)} "
+            f"({example}). {_ADVICE}"
+        )
+    return Scan(root, files, torch.tensor([labels.of[name] for name in files]), num_classes, shape)
+
+
+def list_images(root: Path) -> list[str]:
+    """Every image under ``root``, by path relative to it with ``/``, sorted.
+
+    Links are followed; names that begin with a dot are passed over.
+
+    Raises:
+        ConfigError: there is no such folder, it cannot be read, or it holds no image.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"There is no folder {root} with images. Check source.path; a relative path starts here.")
+    files: list[str] = []
+    others: Counter[str] = Counter()
+    try:
+        for name in _walk(root):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES:
+                files.append(name)
+            else:
+                others[suffix or name] += 1
+    except OSError as error:
+        raise ConfigError(f"The image folder {root} cannot be read: {error}.") from None
+    if not files:
+        found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))
+        raise ConfigError(
+            f"The image folder {root} holds no image ({', '.join(SUFFIXES)}) at any depth; "
+            + (f"other files: {found}. " if others else "it is empty. ")
+            + "Check source.path, or convert the images."
+        )
+    return sorted(files)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(folder).relative_to(root)
+        yield from ((inside / name).as_posix() for name in names if not name.startswith("."))
+
+
+def _labels(config: ImageFolderConfig, root: Path, files: list[str]) -> Labels | None:
+    in_folders = {name.split("/", 1)[0] for name in files if "/" in name}
+    kind = config.labels
+    if kind == "auto":
+        kind = "folders" if in_folders else "none"
+    if kind == "none":
+        if config.num_classes is not None:
+            raise ConfigError(
+                f"source.num_classes={config.num_classes} is set, but the images in {root} have no labels. Sort them "
+                "into one folder a class, give source.labels=FILE.csv, or leave num_classes out."
+            )
+        return None
+    if kind != "folders":
+        return labels_from_file(Path(kind).expanduser())
+    if not in_folders:
+        raise ConfigError(
+            f"source.labels=folders, but no image in {root} lies in a sub-folder. Sort them into one folder a class, "
+            "or give source.labels=none or a .csv file."
+        )
+    if config.num_classes is not None and len(in_folders) > config.num_classes:
+        raise ConfigError(
+            f"The image folder {root} has {len(in_folders)} sub-folders with images, more than "
+            f"source.num_classes={config.num_classes}. Each is a class; correct one of the two."
+        )
+    folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
+    empty = Problems(f"The image folder {root}", "sub-folders, one a class,")
+    empty.add("without an image", sorted(folders - in_folders))
+    empty.settle(config.on_error, len(folders), "Fill or remove them.")
+    return labels_from_folders(files)
+
+
+def _check(
+    root: Path, files: list[str], config: ImageFolderConfig, problems: Problems
+) -> tuple[list[str], dict[str, ImageHeader]]:
+    """The files that were not found bad, and the headers seen; with ``check: none`` one good header is enough."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    headers: dict[str, ImageHeader] = {}
+    known: dict[ImageHeader, ImageHeader] = {}
+
+    def look(name: str) -> ImageHeader | str:
+        try:
+            return read_header(root / name, decode=config.check == "decode")
+        except UnusableImage as reason:
+            return str(reason)
+
+    told = time.monotonic()
+    with ThreadPoolExecutor(config.workers) as pool:
+        found_of = map(look, files) if config.check == "none" else pool.map(look, files)
+        for number, (name, found) in enumerate(zip(files, found_of, strict=False), 1):
+            if isinstance(found, str):
+                bad[found].append(name)
+                continue
+            headers[name] = known.setdefault(found, found)  # millions of files, few different headers
+            if config.check == "none":
+                break
+            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                _log.info("Checked %s of %s images in %s.", f"{number:,}", f"{len(files):,}", root)
+    for kind, names in bad.items():
+        problems.add(kind, names)
+    rejected = {name for names in bad.values() for name in names}
+    return [name for name in files if name not in rejected], headers
+
+
+def _one_size(
+    files: list[str], headers: Mapping[str, ImageHeader], config: ImageFolderConfig, problems: Problems
+) -> tuple[list[str], tuple[int, int]]:
+    """The files to use, and the (height, width) they come in: the commonest, unless they are resized anyway."""
+    if config.size is not None:
+        return files, (config.size, config.size)
+    sizes = Counter(header.size for header in headers.values())
+    if not sizes:
+        return [], (0, 0)
+    size = sizes.most_common(1)[0][0]
+    others = {name: header.size for name, header in headers.items() if header.size != size}
+    problems.add(
+        f"not {_pixels(size)} pixels like most (source.size=N would resize all)",
+        [f"{name}: {_pixels(other)}" for name, other in others.items()],
+    )
+    return [name for name in files if name not in others], size
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"

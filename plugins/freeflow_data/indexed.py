@@ -1,4 +1,4 @@
-"""Sources whose rows have numbers: the same rows in the same order however they are split, and wherever resumed."""
+"""Image number i of a run: the same row whatever the batch size, the number of processes, or an interruption."""
 
 from __future__ import annotations
 
@@ -6,19 +6,58 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias, final
 
 import numpy as np
+import numpy.typing as npt
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Source
+from freeflow_core.math.random import philox_words
 from freeflow_core.types import Batch
-from freeflow_data.ordering import EpochOrder, Rows
+
+Rows: TypeAlias = npt.NDArray[np.int64]
+
+
+def keyed_permutation(seed: int, stream: str, size: int) -> Rows:
+    """The permutation of ``range(size)`` that sorts one Philox word an element.
+
+    Library shuffles may change between releases; raw counter-based words and a stable sort may not.
+    """
+    words = philox_words(seed, stream, np.arange(size), 1)[:, 0]
+    return np.argsort(words, kind="stable")
+
+
+@final
+class EpochOrder:
+    """Image number i, counted from the start of training, is row ``permutation(i // size)[i % size]``."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._seed = seed
+        self._epoch = -1
+        self._permutation: Rows = np.empty(0, dtype=np.int64)
+
+    def rows(self, start: int, count: int) -> Rows:
+        """(count,) rows of the images number ``start``, ``start + 1``, ...; may span any number of epochs."""
+        parts = [np.empty(0, dtype=np.int64)]
+        while count > 0:
+            epoch, offset = divmod(start, self._size)
+            part = self._of_epoch(epoch)[offset : offset + count]
+            parts.append(part)
+            start += len(part)
+            count -= len(part)
+        return np.concatenate(parts)
+
+    def _of_epoch(self, epoch: int) -> Rows:
+        if epoch != self._epoch:  # training moves forward, so one epoch is all that is worth keeping
+            self._permutation = keyed_permutation(self._seed, f"epoch-{epoch}", self._size)
+            self._epoch = epoch
+        return self._permutation
 
 
 class IndexedSource(Source):
-    """Image number i of a run is the same row whatever the batch size, the number of processes, or an interruption.
-
-    Every epoch visits each row once, in an order of its own.
+    """A source whose rows have numbers. Every epoch visits each row once, in an order of its own.
 
     Args:
         size: rows in an epoch, at least one.
@@ -30,6 +69,7 @@ class IndexedSource(Source):
         if size < 1:
             raise ConfigError("A data source needs at least one training image, and none is left. Hold out fewer.")
         self.num_images = size
+        self._size = size
         self._seed = seed
         self._workers = workers
 
@@ -52,8 +92,7 @@ class IndexedSource(Source):
         return self._read_ahead(places) if self._workers else (self.read(*place) for place in places)
 
     def _places(self, start: int, batch_size: int, stride: int) -> Iterator[tuple[Rows, Rows]]:
-        assert self.num_images is not None
-        order = EpochOrder(self.num_images, self._seed)
+        order = EpochOrder(self._size, self._seed)
         while True:
             yield order.rows(start, batch_size), np.arange(start, start + batch_size)
             start += stride

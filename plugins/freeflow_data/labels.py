@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import StrictInt, TypeAdapter, ValidationError
 
 from freeflow_core.errors import ConfigError
 
@@ -15,6 +16,8 @@ _EXPECTED = (
     'Expected a .csv with the columns file,label, or a .json of {"file": label} or {"labels": [["file", label], ...]}, '
     "files relative to the image folder."
 )
+_FILE_COLUMNS = ("file", "filename", "file_name", "path", "image")
+_JSON_PAIRS = TypeAdapter(list[tuple[str, StrictInt | str]])
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,11 @@ def labels_from_file(path: Path) -> Labels:
     Raises:
         ConfigError: the file cannot be read, or names a file twice with two labels.
     """
-    if path.suffix.lower() not in (".csv", ".json"):
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".json"):
         raise ConfigError(f"source.labels is {str(path)!r}. Expected auto, folders, none, or a .csv or .json file.")
     try:
-        pairs = _csv_pairs(path) if path.suffix.lower() == ".csv" else _json_pairs(path)
+        pairs = _csv_pairs(path) if kind == ".csv" else _json_pairs(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The labels {path} cannot be read: {error}.") from None
     except (ValueError, csv.Error) as error:
@@ -52,46 +56,38 @@ def labels_from_file(path: Path) -> Labels:
             raise ConfigError(f"The labels {path} give {file!r} twice, as {given[file]!r} and as {label!r}. Keep one.")
     if not given:
         raise ConfigError(f"The labels {path} are empty. {_EXPECTED}")
-    numbers = {label: number for label in set(given.values()) if (number := _number(label)) is not None}
-    if len(numbers) < len(set(given.values())):  # names, some of which may look like numbers
-        numbers = {name: index for index, name in enumerate(sorted(set(given.values()), key=str))}
+    distinct = set(given.values())
+    try:
+        numbers = {label: int(label) for label in distinct}
+    except ValueError:  # names, some of which may look like numbers
+        numbers = {name: index for index, name in enumerate(sorted(distinct, key=str))}
     classes = {file: numbers[label] for file, label in given.items()}
     return Labels(classes, max(classes.values()) + 1)
 
 
-def _csv_pairs(path: Path) -> list[tuple[str, str | int]]:
+def _csv_pairs(path: Path) -> list[tuple[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file, strict=True) if row]
-    if bad := next((number for number, row in enumerate(rows, 1) if len(row) < 2), None):
-        raise ValueError(f"row {bad} has one column")
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    file_column, label_column = 0, 1
     if "label" in header:
-        names = [name for name in ("file", "filename", "file_name", "path", "image") if name in header]
-        if not names:
+        file_columns = [header.index(name) for name in _FILE_COLUMNS if name in header]
+        if not file_columns:
             raise ValueError("its header names no column 'file'")
-        file_column, label_column = header.index(names[0]), header.index("label")
-        if bad := next((n for n, row in enumerate(rows, 1) if len(row) <= max(file_column, label_column)), None):
-            raise ValueError(f"row {bad} has too few columns")
-        return [(row[file_column].strip(), row[label_column].strip()) for row in rows[1:]]
-    return [(row[0].strip(), row[1].strip()) for row in rows]
+        file_column, label_column = file_columns[0], header.index("label")
+    columns = max(file_column, label_column) + 1
+    if short := next((number for number, row in enumerate(rows, 1) if len(row) < columns), None):
+        raise ValueError(f"row {short} has fewer than {columns} columns")
+    pairs = [(row[file_column].strip(), row[label_column].strip()) for row in rows]
+    return pairs[1:] if "label" in header else pairs
 
 
 def _json_pairs(path: Path) -> list[tuple[str, str | int]]:
-    values: Any = json.loads(path.read_text("utf-8"))
+    values = json.loads(path.read_text("utf-8"))
     if isinstance(values, dict) and isinstance(values.get("labels"), list):
         values = values["labels"]
-    pairs = list(values.items()) if isinstance(values, dict) else values
-    if not isinstance(pairs, list):
-        raise ValueError("it holds neither a mapping nor a list")
-    for pair in pairs:
-        whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
-        if not whole or isinstance(pair[1], bool) or not isinstance(pair[1], (str, int)):
-            raise ValueError(f"{json.dumps(pair)[:80]} is not a file and its label")
-    return [(file, label) for file, label in pairs]
-
-
-def _number(label: str | int) -> int | None:
     try:
-        return int(label)
-    except ValueError:
-        return None
+        return _JSON_PAIRS.validate_python(list(values.items()) if isinstance(values, dict) else values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{json.dumps(first['input'])[:80]} is not a file and its label ({first['msg']})") from None

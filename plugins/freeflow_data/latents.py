@@ -1,21 +1,26 @@
-"""States that a codec made beforehand, so that training needs neither the codec nor the images."""
+"""States that ``freeflow encode`` made beforehand, so that training needs neither the codec nor the images."""
 
 from __future__ import annotations
 
-from typing import Self, final
+import json
+from pathlib import Path
+from typing import Any, Literal, final
 
+import numpy as np
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext
+from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.network_file import load_tensors
 from freeflow_core.types import Batch, Condition
-from freeflow_data.config import LatentsConfig
-from freeflow_data.indexed import IndexedSource
-from freeflow_data.latents_folder import LatentsFolder
-from freeflow_data.ordering import Rows
+from freeflow_data.config import LatentsConfig, OnError
+from freeflow_data.indexed import IndexedSource, Rows
+from freeflow_data.problems import Problems
+
+MANIFEST = "manifest.json"
+_LABELS = "labels"
 
 
 @final
@@ -24,39 +29,25 @@ class LatentsSource(IndexedSource):
 
     Where the codec has a posterior, image number i of the run is mean + std * noise, the noise a function of the seed
     and i alone; so is the choice between an image and its mirrored copy.
-
-    Args:
-        folder: the states.
-        sample: draw from the posterior, where there is one; else take its mean.
-        flip: take the mirrored copy of half the images, at random.
-        seed: of order and draws, in [0, 2**63).
     """
 
-    def __init__(self, folder: LatentsFolder, sample: bool, flip: bool, seed: int) -> None:
-        super().__init__(len(folder), seed)
-        manifest = folder.manifest
-        self._folder = folder
-        self._sample = sample and manifest.has_std
-        self._flip = flip
-        self._seed = seed
-        self.encoded_by = manifest.codec
+    def __init__(self, config: LatentsConfig) -> None:
+        """Raises ``ConfigError`` for a folder that is missing, incomplete or damaged, or has no mirrored copies."""
+        self._folder = LatentsFolder(config.path.expanduser(), config.on_error)
+        super().__init__(len(self._folder), config.seed)
+        manifest = self._folder.manifest
+        if config.flip and not manifest.job.flip:
+            raise ConfigError(
+                f"source.flip is set, but the latents in {config.path} have no mirrored copies. Encode them again into "
+                "another folder with `freeflow encode --flip`, or leave source.flip out."
+            )
+        self._sample = config.sample and manifest.std
+        self._flip = manifest.job.flip if config.flip is None else config.flip
+        self.encoded_by = str(manifest.job.codec["name"])
         self.num_classes = manifest.num_classes
         if len(manifest.state_shape) == 3:
             channels, height, width = manifest.state_shape
             self.image_shape = (channels, height, width)
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        """Raises ``ConfigError`` for a folder that is missing, incomplete or damaged, or has no mirrored copies."""
-        assert isinstance(config, LatentsConfig)
-        folder = LatentsFolder(config.path.expanduser(), config.on_error)
-        flipped = folder.manifest.has_flipped
-        if config.flip and not flipped:
-            raise ConfigError(
-                f"source.flip is set, but the latents in {folder.path} have no mirrored copies. Encode them again into "
-                "another folder with `freeflow encode --flip`, or leave source.flip out."
-            )
-        return cls(folder, config.sample, flipped if config.flip is None else config.flip, config.seed)
 
     def read(self, rows: Rows, numbers: Rows) -> Batch:
         draws = PhiloxDraws(self._seed, torch.from_numpy(numbers))
@@ -75,3 +66,97 @@ class LatentsSource(IndexedSource):
             mirrored = draws.uniform("latents/flip") < 0.5
             states[mirrored] = self._folder.take(f"{name}.flipped", rows[mirrored.numpy()])
         return states.float()
+
+
+@final
+class LatentsFolder:
+    """States by row number. The shards are mapped and not loaded; any number of threads may read.
+
+    Raises:
+        ConfigError: no such folder, not complete, or with shards that are missing or damaged and not to be skipped.
+    """
+
+    def __init__(self, path: Path, on_error: OnError) -> None:
+        self.manifest = read_manifest(path)
+        problems = Problems(f"The latents in {path}", "shards")
+        self._shards: list[dict[str, Tensor]] = []
+        damaged: list[str] = []
+        for name, rows in self.manifest.shards.items():
+            try:
+                self._shards.append(_open_shard(path / name, rows))
+            except CheckpointError as error:
+                damaged.append(f"{name}: {error}")
+        problems.add("missing or damaged", damaged)
+        problems.settle(on_error, len(self.manifest.shards), "Run the same `freeflow encode` again: it fills the gaps.")
+        self._ends = torch.tensor([len(shard["mean"]) for shard in self._shards]).cumsum(0)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def take(self, name: str, rows: Rows) -> Tensor:
+        """Rows (N, ...) of the tensors ``name`` (``mean``, ``std``, ``mean.flipped``, ...), as stored."""
+        index = torch.from_numpy(rows)
+        shard_of = torch.searchsorted(self._ends, index, right=True)
+        example = self._shards[0][name]
+        result = torch.empty((len(index), *example.shape[1:]), dtype=example.dtype)
+        for number in np.unique(shard_of.numpy()).tolist():
+            here = (shard_of == number).nonzero().flatten()
+            shard = self._shards[number][name]
+            result[here] = shard[index[here] - (self._ends[number] - len(shard))]
+        return result
+
+    def condition(self, rows: Rows) -> Condition:
+        """Labels of the rows, as the source that was encoded gave them."""
+        names = [name for name in self._shards[0] if name.split(".")[0] == _LABELS]
+        if names == [_LABELS]:
+            return self.take(_LABELS, rows)
+        return {name.removeprefix(f"{_LABELS}."): self.take(name, rows) for name in names} or None
+
+
+def _open_shard(path: Path, rows: int) -> dict[str, Tensor]:
+    tensors, _ = load_tensors(path)
+    if {len(tensor) for tensor in tensors.values()} != {rows} or "mean" not in tensors:
+        raise CheckpointError(f"it does not hold {rows} rows")
+    return tensors
+
+
+class Job(BaseModel):
+    """What was encoded."""
+
+    codec: dict[str, Any]
+    flip: bool
+
+
+class Manifest(BaseModel):
+    """What a complete folder holds: ``shards`` says how many rows each file has."""
+
+    format: Literal["freeflow-latents"]
+    version: Literal[1]
+    job: Job
+    state_shape: tuple[int, ...]
+    num_classes: int | None
+    std: bool
+    shards: dict[str, int] = Field(min_length=1)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a complete folder. Raises ``ConfigError``."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise ConfigError(
+            f"There are no latents in {path} (no {MANIFEST}). Make them: freeflow encode --source NAME --codec NAME "
+            f"--output {path}"
+        )
+    try:
+        values = json.loads(file.read_text("utf-8"))
+        if isinstance(values, dict) and values.get("complete") is False:
+            raise ConfigError(
+                f"The latents in {path} are not complete: encoding was stopped. Run the same `freeflow encode` again; "
+                "it goes on where it stopped."
+            )
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise ConfigError(f"{file} cannot be used: {reason}. Expected what `freeflow encode` writes.")

@@ -1,37 +1,40 @@
-"""MNIST, and the data sets that come in the same four files."""
+"""MNIST, and the data sets that come in the same four idx files: a magic number, the sizes, then the bytes."""
 
 from __future__ import annotations
 
+import gzip
+import math
+import struct
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, final
+from typing import final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext
-from freeflow_data.augmentations import build_augmentation
 from freeflow_data.config import MNISTConfig, OnError
-from freeflow_data.idx_file import find_idx, read_idx
-from freeflow_data.in_memory import ImageSet, InMemorySource
+from freeflow_data.images import Images, ImageSource
 from freeflow_data.problems import Problems
-from freeflow_data.split import split_rows
 
 NUM_CLASSES = 10
+_MAGIC = {1: b"\0\0\x08\x01", 3: b"\0\0\x08\x03"}
+"""Of unsigned bytes, by the number of dimensions."""
+_KINDS = {1: "labels", 3: "images"}
+_CHUNK = 1 << 20
 
 
 @final
-class MNISTSource(InMemorySource):
+class MNISTSource(ImageSource):
     """Grey images of ten classes from idx files: 60,000 to train on and 10,000 to test with, 28 x 28 in MNIST.
 
     Nothing is downloaded.
     """
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+    def __init__(self, config: MNISTConfig) -> None:
         """Raises ``ConfigError`` for files that are missing, damaged, cut off, or hold labels beyond 9."""
-        assert isinstance(config, MNISTConfig)
         folder = config.path.expanduser()
         if not folder.is_dir():
             raise ConfigError(
@@ -39,21 +42,21 @@ class MNISTSource(InMemorySource):
                 "(train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-..., t10k-labels-...), or name "
                 "the folder that holds them: source.path=FOLDER."
             )
-        training, held_out = read_pair(folder, "train", config.on_error), None
+        training = read_pair(folder, "train", config.on_error)
+        held_out: Images | None
         if config.held_out == "test":
             held_out = read_pair(folder, "t10k", config.on_error)
-            if held_out.image_shape != training.image_shape:
+            if held_out.shape != training.shape:
                 raise ConfigError(
-                    f"The test images in {folder} are {held_out.image_shape}, the training images "
-                    f"{training.image_shape}. They belong to different data sets; keep each in a folder of its own."
+                    f"The test images in {folder} are {held_out.shape}, the training images {training.shape}. They "
+                    "belong to different data sets; keep each in a folder of its own."
                 )
-        elif config.held_out:
-            kept, held = split_rows(training.labels, len(training), config.held_out, config.split_seed)
-            training, held_out = training.take(kept), training.take(held)
-        return cls(training, held_out, NUM_CLASSES, config.seed, build_augmentation(config))
+        else:
+            training, held_out = training.split(config.held_out, config.split_seed)
+        super().__init__(training, held_out, NUM_CLASSES, config)
 
 
-def read_pair(folder: Path, part: str, on_error: OnError) -> ImageSet:
+def read_pair(folder: Path, part: str, on_error: OnError) -> Images:
     """The images and labels of ``part``, ``train`` or ``t10k``.
 
     Raises:
@@ -76,4 +79,73 @@ def read_pair(folder: Path, part: str, on_error: OnError) -> ImageSet:
     if not len(rows):
         raise ConfigError(f"{images.path} holds no images at all. Copy the files again.")
     grey = torch.from_numpy(images.values[rows][:, None])
-    return ImageSet(grey, torch.from_numpy(labels.values[rows].astype(np.int64)))
+    return Images.in_memory(grey, torch.from_numpy(labels.values[rows].astype(np.int64)))
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """The whole rows of an idx file: ``values`` uint8 (M, ...), M at most the ``promised`` number of its header."""
+
+    path: Path
+    values: npt.NDArray[np.uint8]
+    promised: int
+
+
+def find_idx(folder: Path, name: str) -> Path:
+    """``name`` in a folder, or ``name.gz``; also spelt with a dot, as some copies are (``train-images.idx3-ubyte``).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    dotted = name.replace("-idx", ".idx")
+    for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise ConfigError(
+        f"There is no {name} or {name}.gz in {folder}. Expected the data set's idx files there; nothing is "
+        "downloaded. Put them in that folder, or name another one: source.path=FOLDER."
+    )
+
+
+def read_idx(path: Path, dimensions: int) -> IdxFile:
+    """An idx file of uint8 with ``dimensions`` (1: labels, 3: images), decompressed when it ends in ``.gz``.
+
+    A file that ends too early gives the rows that are whole.
+
+    Raises:
+        ConfigError: it cannot be read, has another magic number, or holds more than its header says.
+    """
+    content = _read(path)
+    start = 4 + 4 * dimensions
+    if len(content) < start or content[:4] != _MAGIC[dimensions]:
+        came = f"begins with 0x{content[:4].hex()}" if len(content) >= start else f"holds {len(content)} bytes"
+        raise ConfigError(
+            f"{path} is not an idx file of {_KINDS[dimensions]}, which begins with 0x{_MAGIC[dimensions].hex()}: it "
+            f"{came}. Check that the files were not mixed up, renamed or cut off."
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    row, size = math.prod(shape[1:]), len(content) - start
+    if size > shape[0] * row:
+        raise ConfigError(
+            f"{path} holds {size:,} bytes after its header, which promises {shape[0]:,} x {row:,}. The file is "
+            "damaged; copy it again."
+        )
+    held = size // row if row else 0
+    return IdxFile(path, np.frombuffer(content, np.uint8, held * row, start).reshape(held, *shape[1:]), shape[0])
+
+
+def _read(path: Path) -> bytes:
+    """The whole file, or what a cut-off compressed one still gives."""
+    try:
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        parts = []
+        with gzip.open(path) as file:
+            try:
+                while part := file.read1(_CHUNK):
+                    parts.append(part)
+            except EOFError:  # cut off; what came before it is whole
+                pass
+        return b"".join(parts)
+    except (OSError, zlib.error) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. It is damaged; copy it again.") from None

@@ -2,75 +2,35 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError, suggest
-from freeflow_core.interfaces import BuildContext
-from freeflow_data.augmentations import build_augmentation
 from freeflow_data.config import NpzConfig
-from freeflow_data.image_source import ImageSource
-from freeflow_data.npz_arrays import array_names, open_array
-from freeflow_data.ordering import Rows
+from freeflow_data.images import Images, ImageSource
+from freeflow_data.indexed import Rows
 from freeflow_data.problems import Problems
-from freeflow_data.records import Records
-from freeflow_data.split import split_rows
 
 _IMAGE_NAMES = ("images", "x", "arr_0")
 _LABEL_NAMES = ("labels", "label", "y", "arr_1")
 _UNLABELLED = "none"
-
-
-@final
-class ArrayImages(Records):
-    """Rows of a uint8 array (M, H, W, C), mapped or not, as images (N, C, H, W).
-
-    Args:
-        array: all images.
-        rows: (M',) the rows of it that these records are.
-        labels: int64 (M',), or None.
-    """
-
-    def __init__(self, array: npt.NDArray[np.uint8], rows: Rows, labels: Tensor | None) -> None:
-        self._array = array
-        self._rows = rows
-        self._labels = labels
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        height, width, channels = self._array.shape[1:]
-        return channels, height, width
-
-    @property
-    def labels(self) -> Tensor | None:
-        return self._labels
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def images_at(self, rows: Rows) -> Tensor:
-        chosen = np.ascontiguousarray(self._array[self._rows[rows]].transpose(0, 3, 1, 2))
-        return torch.from_numpy(chosen)
-
-    def take(self, rows: Rows) -> ArrayImages:
-        labels = None if self._labels is None else self._labels[torch.from_numpy(rows)]
-        return ArrayImages(self._array, self._rows[rows], labels)
+_LOCAL_HEADER = 30
 
 
 @final
 class NpzSource(ImageSource):
     """uint8 images (M, H, W), (M, H, W, C) or (M, C, H, W) and, if any, integer labels (M,)."""
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+    def __init__(self, config: NpzConfig) -> None:
         """Raises ``ConfigError`` for a file or arrays that cannot be used; see the options."""
-        assert isinstance(config, NpzConfig)
         path = config.path.expanduser()
         names = array_names(path)
         image_name = _choose(path, names, config.images, _IMAGE_NAMES, "images")
@@ -79,20 +39,23 @@ class NpzSource(ImageSource):
                 f"{path} has no array named {', '.join(_IMAGE_NAMES[:-1])} or {_IMAGE_NAMES[-1]}; it holds "
                 f"{', '.join(names) or 'none'}. Name the one with the images: source.images=NAME."
             )
-        images = channels_last(open_array(path, image_name), config.layout, f"The array {image_name!r} of {path}")
-        rows, labels = np.arange(len(images)), None
+        array = channels_last(open_array(path, image_name), config.layout, f"The array {image_name!r} of {path}")
+        rows, labels = np.arange(len(array)), None
         if config.labels != _UNLABELLED and (name := _choose(path, names, config.labels, _LABEL_NAMES, "labels")):
-            rows, labels = _labelled(open_array(path, name), len(images), config, f"The array {name!r} of {path}")
+            rows, labels = _labelled(open_array(path, name), len(array), config, f"The array {name!r} of {path}")
         elif config.num_classes is not None:
             raise ConfigError(
                 f"source.num_classes={config.num_classes} is set, but {path} gives no labels; it holds "
                 f"{', '.join(names)}. Name the labels' array: source.labels=NAME."
             )
-        records = ArrayImages(images, rows, labels)
+
+        def read(rows: Rows) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array[rows].transpose(0, 3, 1, 2)))
+
+        height, width, channels = array.shape[1:]
+        images = Images(read, (channels, height, width), rows, labels)
         classes = (config.num_classes or int(labels.max()) + 1) if labels is not None else None
-        kept, held = split_rows(labels, len(records), config.held_out, config.split_seed)
-        held_out = records.take(held) if len(held) else None
-        return cls(records.take(kept), held_out, classes, config.seed, build_augmentation(config))
+        super().__init__(*images.split(config.held_out, config.split_seed), classes, config)
 
 
 def channels_last(array: npt.NDArray[Any], layout: str, what: str) -> npt.NDArray[np.uint8]:
@@ -136,8 +99,7 @@ def _labelled(labels: npt.NDArray[Any], num_images: int, config: NpzConfig, what
             "rows need .argmax(1) first. Without labels: source.labels=none."
         )
     problems = Problems(f"{what}, with {num_images:,} images")
-    usable = min(num_images, len(labels))
-    total = max(num_images, len(labels))
+    usable, total = sorted((num_images, len(labels)))
     problems.add(
         "without a partner", [f"from row {usable} on: {num_images:,} images, {len(labels):,} labels"], total - usable
     )
@@ -148,3 +110,58 @@ def _labelled(labels: npt.NDArray[Any], num_images: int, config: NpzConfig, what
     problems.settle(config.on_error, total, "Correct the labels.")
     rows = np.flatnonzero(~wrong)
     return rows, torch.from_numpy(classes[rows])
+
+
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays in the file. Raises ``ConfigError`` when it is no .npz file, or was cut off."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [name.removesuffix(".npy") for name in file.namelist()]
+    except OSError as error:
+        raise ConfigError(f"The npz file {path} cannot be read: {error}. Check source.path.") from None
+    except zipfile.BadZipFile:
+        raise ConfigError(
+            f"{path} is not an .npz file, or was cut off: {path.stat().st_size:,} bytes without the table of contents "
+            "that ends one. Copy it again, or write it with numpy.savez."
+        ) from None
+
+
+def open_array(path: Path, name: str) -> npt.NDArray[Any]:
+    """One array, read-only; nothing in the file is executed.
+
+    Raises:
+        ConfigError: the array is damaged or cut off, or holds Python objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            member = file.getinfo(f"{name}.npy")
+            if member.compress_type == zipfile.ZIP_STORED:
+                return _mapped(path, member)
+            with file.open(member) as stream:
+                loaded: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+                return loaded
+    except (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(
+            f"The array {name!r} of {path} cannot be read: {error}. Expected a whole array of numbers; write the file "
+            "again with numpy.savez."
+        ) from None
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """numpy maps .npy files but not those inside a zip, so find where the member's bytes begin and map them there."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(_LOCAL_HEADER)
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        file.seek(member.header_offset + _LOCAL_HEADER + name_length + extra_length)
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"its .npy version {version} is not known")
+        old = version == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran_order else "C")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext, Codec
+from freeflow_core.interfaces import Codec
+from freeflow_data.config import PixelsConfig
 
 _HALF_RANGE = 127.5
 
@@ -18,9 +18,8 @@ _HALF_RANGE = 127.5
 class PixelCodec(Codec):
     """x = value / 127.5 - 1, so that 0..255 fills [-1, 1]; decoding an encoded image gives it back exactly."""
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls()
+    def __init__(self, config: PixelsConfig) -> None:
+        """There is nothing to choose."""
 
     def encode(self, images: Tensor) -> Tensor:
         """States (N, C, H, W) float32 in [-1, 1]. Raises ``ConfigError`` for anything but uint8 images."""

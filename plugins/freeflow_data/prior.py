@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Self, final
+from typing import final
 
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import BuildContext, Source
+from freeflow_core.interfaces import Source
 from freeflow_core.types import Batch, Condition
+from freeflow_data.config import PriorConfig
 
 
 @final
@@ -19,9 +19,8 @@ class PriorSource(Source):
 
     has_data = False
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls()
+    def __init__(self, config: PriorConfig) -> None:
+        """There is nothing to choose."""
 
     def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
         return itertools.repeat(Batch(None, None))

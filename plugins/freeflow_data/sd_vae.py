@@ -10,7 +10,6 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Codec
 from freeflow_core.math.random import PhiloxDraws
@@ -42,8 +41,7 @@ class SDVAECodec(Codec):
         self._network: Any = None
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, SDVAEConfig)
+    def from_config(cls, config: SDVAEConfig, context: BuildContext) -> Self:
         own = config.checkpoint
         locate = (lambda: context.weights(f"sd-vae-ft-{config.variant}")) if own is None else (lambda: own)
         return cls(config, locate, context.device, context.seed)

@@ -10,27 +10,25 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 import pytest
 import torch
-from freeflow_data.config import DigitsConfig, LatentsConfig, PixelsConfig
+from freeflow_data.config import DigitsConfig, LatentsConfig, PixelsConfig, PriorConfig
 from freeflow_data.digits import DigitsSource
 from freeflow_data.latents import LatentsSource
 from freeflow_data.pixels import PixelCodec
 from torch import Tensor
 
 from freeflow_core import api
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
-from freeflow_core.interfaces import BuildContext, Codec, Source
+from freeflow_core.interfaces import Codec, Source
 from freeflow_core.network_file import load_tensors
 from freeflow_core.plugin import Component, Manager, hookimpl
 from freeflow_core.types import Batch, Condition
 
-CONTEXT = BuildContext(device=torch.device("cpu"), seed=0, component=lambda *_: None)
-DIGITS = DigitsSource.from_config(DigitsConfig(held_out=1700), CONTEXT)  # 97 images to train on
+DIGITS = DigitsSource(DigitsConfig(held_out=1700))  # 97 images to train on
 SMALL = {"source": "digits", "settings": ["source.held_out=1700"], "device": "cpu"}
 COUNTS: dict[str, int] = {}
 
@@ -39,9 +37,7 @@ COUNTS: dict[str, int] = {}
 class FuzzyCodec(Codec):
     """A posterior of mean 2 v and deviation v + 1, v the mean grey value in [0, 1] of each half of the image."""
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls()
+    def __init__(self, config: PixelsConfig) -> None: ...
 
     def encode(self, images: Tensor) -> Tensor:
         return self.moments(images)[0]
@@ -57,24 +53,19 @@ class FuzzyCodec(Codec):
 
 @final
 class BrokenCodec(Codec):
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls()
+    def __init__(self, config: PixelsConfig) -> None: ...
 
     def encode(self, images: Tensor) -> Tensor:
         return images.float() * 1000
 
-    def decode(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    decode = encode
 
 
 @final
 class EndlessSource(Source):
     """Two conditions an image, and no number of images."""
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls()
+    def __init__(self, config: PriorConfig) -> None: ...
 
     def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
         while True:
@@ -109,7 +100,7 @@ def extended() -> Manager:
 
 
 def latents(path: Path, **options: Any) -> LatentsSource:
-    return LatentsSource.from_config(LatentsConfig.model_validate({"path": path, **options}), CONTEXT)
+    return LatentsSource(LatentsConfig.model_validate({"path": path, **options}))
 
 
 def first(source: Source, num: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +116,7 @@ def in_order(source: LatentsSource) -> tuple[Tensor, Any]:
     return batch.x, batch.condition
 
 
-@pytest.mark.parametrize(("batch_size", "shard_size"), [(32, 40), (97, 97), (7, 1), (200, 4096)])
+@pytest.mark.parametrize(("batch_size", "shard_size"), [(32, 40), (7, 1), (200, 4096)])
 def test_pixels_come_back_exactly_with_their_labels(
     tmp_path: Path, manager: Manager, batch_size: int, shard_size: int
 ) -> None:
@@ -140,7 +131,7 @@ def test_pixels_come_back_exactly_with_their_labels(
     x, labels = in_order(source)
     images, expected_labels = first(DIGITS, 97)
     assert x.dtype == torch.float32
-    assert torch.equal(x, PixelCodec.from_config(PixelsConfig(), CONTEXT).encode(images))
+    assert torch.equal(x, PixelCodec(PixelsConfig()).encode(images))
     assert torch.equal(labels, expected_labels)
     assert source.held_out() is None
     assert source.training_images() is None
@@ -160,7 +151,7 @@ def test_each_epoch_visits_each_latent_once_in_any_split(tmp_path: Path, manager
 
 def test_a_posterior_is_drawn_anew_for_each_image_and_epoch(tmp_path: Path, extended: Manager) -> None:
     api.encode(**SMALL, codec="fuzzy", output=tmp_path / "l", manager=extended)
-    mean, deviation = FuzzyCodec().moments(first(DIGITS, 97)[0])
+    mean, deviation = FuzzyCodec(PixelsConfig()).moments(first(DIGITS, 97)[0])
     assert torch.equal(in_order(latents(tmp_path / "l", sample=False))[0], mean)
     source = latents(tmp_path / "l")
     rows = np.arange(97)
@@ -187,7 +178,7 @@ def test_mirrored_copies_are_taken_for_half_the_images(tmp_path: Path, extended:
 
 def test_flipping_without_copies_is_refused(tmp_path: Path, extended: Manager) -> None:
     api.encode(**SMALL, codec="fuzzy", output=tmp_path / "l", manager=extended)
-    with pytest.raises(ConfigError, match=r"no mirrored copies.*freeflow encode --flip"):
+    with pytest.raises(ConfigError, match="no mirrored copies"):
         latents(tmp_path / "l", flip=True)
     assert latents(tmp_path / "l", flip=False).num_images == 97
 
@@ -197,7 +188,7 @@ def test_half_precision_is_stored_small_and_read_as_float32(tmp_path: Path, exte
     assert load_tensors(tmp_path / "l" / "shard-000000.safetensors")[0]["mean"].dtype == torch.float16
     x = in_order(latents(tmp_path / "l", sample=False))[0]
     assert x.dtype == torch.float32
-    torch.testing.assert_close(x, FuzzyCodec().encode(first(DIGITS, 97)[0]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(x, FuzzyCodec(PixelsConfig()).encode(first(DIGITS, 97)[0]), rtol=1e-3, atol=1e-4)
 
 
 def test_several_conditions_travel_by_name(tmp_path: Path, extended: Manager) -> None:
@@ -300,7 +291,7 @@ def test_missing_and_damaged_shards_are_named_skipped_and_made_anew(
     (folder / "shard-000001.safetensors").unlink()
     damaged = folder / "shard-000003.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match=r"2 of 5 shards cannot be used.*shard-000001.*shard-000003.*fills the gaps"):
+    with pytest.raises(ConfigError, match=r"2 of 5 shards .*shard-000001.*shard-000003"):
         latents(folder)
     rest = latents(folder, on_error="skip")
     assert rest.num_images == 57
@@ -315,11 +306,12 @@ def test_missing_and_damaged_shards_are_named_skipped_and_made_anew(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, r"no latents in .*freeflow encode"),
+        (None, "no latents in"),
+        ("{", "cannot be used"),
         ("[]", "cannot be used"),
-        ('{"format": "other", "version": 1}', "of format 'other'"),
-        ('{"format": "freeflow-latents", "version": 2}', "version 2"),
-        ('{"format": "freeflow-latents", "version": 1}', "'complete'"),
+        ('{"format": "other", "version": 1}', "format: "),
+        ('{"format": "freeflow-latents", "version": 2}', "version: "),
+        ('{"format": "freeflow-latents", "version": 1}', "shards: "),
     ],
 )
 def test_a_folder_without_a_sound_manifest_is_refused(tmp_path: Path, text: str | None, expected: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from freeflow_core import api
 from freeflow_core.errors import CheckpointError, ConfigError
-from freeflow_core.interfaces import BuildContext, Codec
+from freeflow_core.interfaces import BuildContext
 from freeflow_core.plugin import Manager, Registry, hookimpl
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 
@@ -168,23 +167,14 @@ def test_the_scale_can_be_set(folder: Path) -> None:
     assert levels_apart(codec(folder, scale=0.5).decode(z / 0.18215 * 0.5), codec(folder).decode(z)) <= 1
 
 
-@pytest.mark.parametrize(
-    ("images", "words"),
-    [
-        (torch.zeros(2, 3, 16, 16), "torch.float32"),
-        (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), r"\(2, 1, 16, 16\).*[Gg]rey"),
-        (torch.zeros(2, 3, 15, 16, dtype=torch.uint8), r"multiples of 2, got \(15, 16\)"),
-    ],
-)
-def test_other_images_are_refused(folder: Path, images: torch.Tensor, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        codec(folder).encode(images)
-
-
-@pytest.mark.parametrize("x", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 4), torch.zeros(2, 4, 8, 8, dtype=torch.uint8)])
-def test_other_latents_are_refused(folder: Path, x: torch.Tensor) -> None:
-    with pytest.raises(ConfigError, match=r"decodes latents \(N, 4, h, w\)"):
-        codec(folder).decode(x)
+def test_other_images_and_latents_are_refused(folder: Path) -> None:
+    vae, byte = codec(folder), torch.uint8
+    for images in (torch.zeros(2, 3, 16, 16), torch.zeros(2, 1, 16, 16).to(byte), torch.zeros(2, 3, 15, 16).to(byte)):
+        with pytest.raises(ConfigError, match="sd-vae encodes"):
+            vae.encode(images)
+    for x in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 4), torch.zeros(2, 4, 8, 8, dtype=byte)):
+        with pytest.raises(ConfigError, match="sd-vae decodes"):
+            vae.decode(x)
 
 
 def test_the_published_weights_are_asked_for_at_the_first_image_only(folder: Path, monkeypatch: Any) -> None:
@@ -267,50 +257,22 @@ def damaged(kind: str, folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("absent", "no checkpoint file"),
-        ("no config", "config.json"),
-        ("not json", "config.json"),
-        ("other", "AutoencoderTiny"),
-        ("impossible", "cannot build an AutoencoderKL"),
-        ("wider", "wrong shape"),
-        ("truncated", "truncated"),
-        ("pickled", "pickled"),
-    ],
+    "kind", ["absent", "no config", "not json", "other", "impossible", "wider", "truncated", "pickled"]
 )
-def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, kind: str, words: str) -> None:
+def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
     vae = codec(damaged(kind, folder, tmp_path))
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
         vae.decode(latents(1))
     assert not vae.is_loaded
 
 
-def test_without_diffusers_it_says_what_to_install_before_anything_is_downloaded() -> None:
-    """In a process of its own: building the codec needs no diffusers, decoding does."""
-    code = """
-import sys
-sys.modules["diffusers"] = None
-import torch
-from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext
-from freeflow_data.config import SDVAEConfig
-from freeflow_data.sd_vae import SDVAECodec
-
-def weights(name):
-    raise AssertionError("downloaded for nothing")
-
-context = BuildContext(torch.device("cpu"), 0, lambda *_: None, weights=weights)
-vae = SDVAECodec.from_config(SDVAEConfig(), context)
-try:
-    vae.decode(torch.zeros(1, 4, 8, 8))
-except ConfigError as error:
-    assert "pip install 'freeflow-distill[vae]'" in str(error), error
-else:
-    raise AssertionError("no error")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_without_diffusers_it_says_what_to_install_before_anything_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    vae = codec(None, weights=lambda name: pytest.fail("downloaded for nothing"))
+    with pytest.raises(ConfigError, match="pip install"):
+        vae.decode(latents(1))
 
 
 class Steps:
@@ -374,7 +336,3 @@ def test_a_run_whose_autoencoder_cannot_be_had_still_leaves_its_student(
     assert "no checkpoint file" in (tmp_path / "run" / "report.md").read_text("utf-8")
     assert (tmp_path / "run" / "student.safetensors").is_file()
     assert api.load_student(tmp_path / "run", manager=manager).codec.name == "sd-vae"
-
-
-def test_it_is_a_codec(registry: Registry) -> None:
-    assert issubclass(registry.component("codec", "sd-vae").load_target(), Codec)

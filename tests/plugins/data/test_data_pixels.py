@@ -6,20 +6,20 @@ from freeflow_data.config import PixelsConfig
 from freeflow_data.pixels import PixelCodec
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext
 
 
 @pytest.fixture
 def codec() -> PixelCodec:
-    context = BuildContext(device=torch.device("cpu"), seed=0, component=lambda *_: None)
-    return PixelCodec.from_config(PixelsConfig(), context)
+    return PixelCodec(PixelsConfig())
 
 
 ALL_VALUES = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
 
 
 def test_all_values_come_back_exactly(codec: PixelCodec) -> None:
-    x = codec.encode(ALL_VALUES)
+    images = ALL_VALUES.clone()
+    x = codec.encode(images)
+    assert torch.equal(images, ALL_VALUES)
     assert x.dtype == torch.float32
     assert torch.equal(codec.decode(x), ALL_VALUES)
     assert torch.equal(codec.decode(x.double()), ALL_VALUES)
@@ -28,12 +28,6 @@ def test_all_values_come_back_exactly(codec: PixelCodec) -> None:
 def test_values_fill_minus_one_to_one_evenly(codec: PixelCodec) -> None:
     x = codec.encode(ALL_VALUES).double().flatten()
     torch.testing.assert_close(x, torch.linspace(-1, 1, 256, dtype=torch.float64), rtol=0, atol=1e-7)
-
-
-def test_encoding_leaves_the_images_alone(codec: PixelCodec) -> None:
-    images = ALL_VALUES.clone()
-    codec.encode(images)
-    assert torch.equal(images, ALL_VALUES)
 
 
 def test_decoding_rounds_and_clamps_and_leaves_its_input_alone(codec: PixelCodec) -> None:
@@ -45,5 +39,5 @@ def test_decoding_rounds_and_clamps_and_leaves_its_input_alone(codec: PixelCodec
 
 
 def test_float_images_are_refused(codec: PixelCodec) -> None:
-    with pytest.raises(ConfigError, match=r"uint8 images, got torch.float32 \(2, 1, 4, 4\)"):
+    with pytest.raises(ConfigError, match="uint8 images"):
         codec.encode(torch.zeros(2, 1, 4, 4))
