@@ -16,7 +16,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.budget import images_for, with_length
 from freeflow_core.tools.compare.cost import Cost, measure_cost, repeating
-from freeflow_core.tools.compare.passes import Rows, counted_rows
+from freeflow_core.tools.cost.passes import Rows, counted_rows
 
 TINY = {
     "teacher": {"name": "gaussian-mixture", "layout": "ring"},

@@ -11,8 +11,8 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.manifest import MANIFEST_FILE, Manifest
 from freeflow_core.tools.compare.outcomes import planned_runs
-from freeflow_core.tools.compare.passes import Rows
 from freeflow_core.tools.compare.variants import Variant
+from freeflow_core.tools.cost.passes import Rows
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.files import cells, headers, teacher_lines, write_files
 from freeflow_core.tools.compare.manifest import Manifest, Record
 from freeflow_core.tools.compare.outcomes import Outcome, planned_runs
-from freeflow_core.tools.compare.passes import Rows
 from freeflow_core.tools.compare.plot import plot
 from freeflow_core.tools.compare.table import Estimate, default_score, lower_is_better, make_table
 from freeflow_core.tools.compare.variants import Variant
+from freeflow_core.tools.cost.passes import Rows
 
 TEACHER = {
     "teacher": {"fd_data": 1.0},

@@ -19,9 +19,8 @@ from freeflow_core.engine.device import planned_device_type, start_accelerator
 from freeflow_core.engine.state import STUDENT, TrainingState, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.compare.passes import Count, Rows, counted_rows
-from freeflow_core.tools.cost.process import PlannedProcess
-from freeflow_core.tools.cost.step import measure_step
+from freeflow_core.tools.cost.passes import Count, Rows, counted_rows
+from freeflow_core.tools.cost.step import PlannedProcess, measure_step
 
 _log = logging.getLogger(__name__)
 _MOST_STEPS = 60  # the least common multiple of 1 to 6: whole cycles of all usual update ratios

@@ -12,8 +12,8 @@ from freeflow_core.config import EvaluationConfig
 from freeflow_core.config.run import row_title
 from freeflow_core.files import write_text
 from freeflow_core.tools.compare.outcomes import Outcome, PlannedRun
-from freeflow_core.tools.compare.passes import Rows
 from freeflow_core.tools.compare.table import FIDELITY, Estimate, Row, Table
+from freeflow_core.tools.cost.passes import Rows
 
 TABLE, CSV, RUNS = "comparison.md", "comparison.csv", "runs.csv"
 

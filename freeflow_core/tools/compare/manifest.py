@@ -16,8 +16,8 @@ from freeflow_core.config.differences import differences
 from freeflow_core.errors import ConfigError
 from freeflow_core.files import write_text
 from freeflow_core.tools.compare.cost import Cost
-from freeflow_core.tools.compare.passes import Rows
 from freeflow_core.tools.compare.variants import Variant
+from freeflow_core.tools.cost.passes import Rows
 
 MANIFEST_FILE = "comparison.json"
 _VERSION = 1
