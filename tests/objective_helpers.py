@@ -7,17 +7,22 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
+import pytest
 import torch
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 from torch import Tensor, nn
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Model, Models, Objective, Teacher
+from freeflow_core.math.derivative import Stencil
 from freeflow_core.math.flow import average_velocity_jump, expand_times
 from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.objective_kit import passes
+from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import Batch, Condition, Draws, LoadReport, Loss, NetworkState, Progress
 
 NUM_CLASSES = 2
+NO_DATA = Batch(None, None)
 
 
 class LocalContext(Context):
@@ -57,18 +62,28 @@ class GivenDraws(Draws):
         return part
 
 
-def progress(images: int = 500, step: int = 5) -> Progress:
-    return Progress(images=images, step=step, total_images=1000)
+def philox(num: int, start: int = 0, seed: int = 3, dtype: torch.dtype = torch.float64) -> PhiloxDraws:
+    return PhiloxDraws(seed, torch.arange(start, start + num), dtype=dtype)
+
+
+def progress(images: int = 500, step: int = 5, total: int = 1000) -> Progress:
+    return Progress(images=images, step=step, total_images=total)
 
 
 def models(student: nn.Module, teacher: Teacher | None = None, **roles: nn.Module) -> Models:
     return Models({name: Model(net, net) for name, net in {"student": student, **roles}.items()}, teacher)
 
 
-def roles_of(objective: Objective, student: Any, teacher: Teacher | None) -> dict[str, nn.Module]:
-    """The networks an objective asks for, as the engine would hold them, in the student's precision."""
-    dtype = next(student.parameters()).dtype
-    return {name: role.network.to(dtype) for name, role in objective.roles(student, teacher).items()}
+def spied(teacher: Teacher | None, student: nn.Module, **roles: nn.Module) -> tuple[Models, Spy, Spy]:
+    """Models whose student is watched: the wrapped network, and the bare one."""
+    wrapped, bare = Spy(student), Spy(student)
+    return Models({**models(student, teacher, **roles), "student": Model(wrapped, bare)}, teacher), wrapped, bare
+
+
+def step(
+    objective: Objective, networks: Models, draws: Draws, batch: Batch = NO_DATA, at: Progress | None = None
+) -> dict[str, Loss]:
+    return dict(objective.losses(networks, batch, draws, at or progress(), LocalContext()))
 
 
 def losses(
@@ -80,12 +95,78 @@ def losses(
     condition: Condition = None,
     at: Progress | None = None,
 ) -> dict[str, Loss]:
-    found = models(student, teacher, **roles_of(objective, student, teacher))
-    return dict(objective.losses(found, Batch(x, condition), draws, at or progress(), LocalContext()))
+    """With the further networks that the objective asks for, in the student's precision."""
+    dtype = next(student.parameters()).dtype
+    roles = {name: role.network.to(dtype) for name, role in objective.roles(student, teacher).items()}  # type: ignore[arg-type]
+    return step(objective, models(student, teacher, **roles), draws, Batch(x, condition), at)
 
 
 def build(target: type[Objective], config: ComponentConfig, precision: str = "float64") -> Any:
     return target.from_config(config, BuildContext(torch.device("cpu"), 0, lambda *_: None, precision=precision))
+
+
+class Spy(nn.Module):
+    """Stands for a wrapper, or for the bare network. Notes what it is asked, and whether with gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.calls: list[tuple[Any, ...]] = []
+        self.gradient: list[bool] = []
+
+    def forward(self, *arguments: Any) -> Any:
+        self.calls.append(tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments))
+        self.gradient.append(torch.is_grad_enabled())
+        return self.network(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
+
+
+class TeacherSpy(Teacher):
+    """A teacher that notes what it is asked; ``sign`` -1 answers wrongly, ``num_classes`` lets it be guided."""
+
+    def __init__(self, teacher: Teacher, sign: float = 1.0, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.teacher, self.sign, self.num_classes = teacher, sign, num_classes
+        self.sample_shape = teacher.sample_shape
+        self.calls: list[tuple[Tensor, Tensor, Condition, Tensor]] = []
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.sign * self.teacher.velocity(x_t, t, None)
+
+    def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
+        assert not x_t.requires_grad
+        self.calls.append((x_t, t, condition, weight))
+        return self.velocity(x_t, t, condition)
+
+    def null_condition(self, condition: Condition) -> Condition:
+        assert isinstance(condition, Tensor)
+        return torch.full_like(condition, self.num_classes or 0)
+
+    def sample_condition(self, draws: Draws) -> Condition:
+        return None if self.num_classes is None else draws.integers("label", self.num_classes)
+
+    def balanced_condition(self, index: Tensor) -> Condition:
+        return None if self.num_classes is None else index % self.num_classes
+
+
+# -- A Gaussian with independent coordinates, whose map has a mean and a deviation to train. ---------------------------
+
+MEAN = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
+STD = torch.tensor([0.4, 0.8, 1.5], dtype=torch.float64)
+
+
+def gaussian_data(num: int, start: int = 0, mean: Tensor = MEAN, std: Tensor = STD) -> Tensor:
+    return mean + std * philox(num, start, seed=12).noise("data", tuple(mean.shape))
+
+
+def teacher_and_student(**changes: Tensor) -> tuple[GaussianTeacher, GaussianStudent]:
+    """The exact student of the teacher, its parameters replaced by ``changes``."""
+    return GaussianTeacher(MEAN, STD), GaussianStudent(changes.get("mean", MEAN), changes.get("std", STD))
 
 
 # -- A Gaussian with full covariance: the exact map is linear, so every identity holds to rounding. --------------------
@@ -97,37 +178,12 @@ def gaussian_teacher(dims: int = 6, seed: int = 0, sign: float = 1.0) -> Teacher
     covariance = root @ root.T / dims + 0.1 * torch.eye(dims, dtype=torch.float64)
     mean = torch.randn(1, dims, dtype=torch.float64, generator=generator)
     teacher: Teacher = GaussianMixtureTeacher(mean, covariances=covariance.unsqueeze(0))
-    return teacher if sign == 1 else Negated(teacher)
+    return teacher if sign == 1 else TeacherSpy(teacher, sign)
 
 
-class _Component:
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        raise NotImplementedError
+class PlainStudent(AverageVelocityStudent):
+    """Its output is u; it is never saved."""
 
-
-class Negated(_Component, Teacher):
-    """The teacher with the wrong sign: what a port from t = 0 noise gets wrong."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-        self.sample_shape, self.num_classes = teacher.sample_shape, teacher.num_classes
-
-    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return -self.teacher.velocity(x_t, t, condition)
-
-    def null_condition(self, condition: Condition) -> Condition:
-        return self.teacher.null_condition(condition)
-
-    def sample_condition(self, draws: Draws) -> Condition:
-        return self.teacher.sample_condition(draws)
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return self.teacher.balanced_condition(index)
-
-
-class _Student(_Component, AverageVelocityStudent):
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return output
 
@@ -145,12 +201,12 @@ class _Student(_Component, AverageVelocityStudent):
         raise NotImplementedError
 
 
-class ExactGaussianStudent(_Student):
+class ExactGaussianStudent(PlainStudent):
     """u of :func:`gaussian_teacher`, without a difference that cancels; ``scale`` is its one parameter, exact at 1."""
 
     def __init__(self, teacher: Teacher, scale: float = 1.0) -> None:
         super().__init__()
-        mixture = teacher.teacher if isinstance(teacher, Negated) else teacher
+        mixture = teacher.teacher if isinstance(teacher, TeacherSpy) else teacher
         assert isinstance(mixture, GaussianMixtureTeacher)
         assert mixture.basis is not None
         self.sample_shape = teacher.sample_shape
@@ -171,7 +227,7 @@ class ExactGaussianStudent(_Student):
 # -- Two classes and a null class with commuting covariances: the guided map is exact too. -----------------------------
 
 
-class ClassTeacher(_Component, Teacher):
+class ClassTeacher(Teacher):
     """Zero-mean isotropic Gaussians: class k has std[k]; the null class is the last."""
 
     def __init__(self, std: tuple[float, ...] = (0.5, 0.7, 1.6), dims: int = 3) -> None:
@@ -215,7 +271,7 @@ class ClassTeacher(_Component, Teacher):
         return self.std[labels].unsqueeze(1) * noise, labels
 
 
-class ExactGuidedStudent(_Student):
+class ExactGuidedStudent(PlainStudent):
     """The guided map of :class:`ClassTeacher`: x_s / x_t = (std_c(s) / std_c(t))^g (std_null(s) / std_null(t))^(1-g)."""
 
     def __init__(self, teacher: ClassTeacher, scale: float = 1.0) -> None:
@@ -244,7 +300,7 @@ class ExactGuidedStudent(_Student):
 # -- Any network at all. -----------------------------------------------------------------------------------------------
 
 
-class RandomStudent(_Student):
+class RandomStudent(PlainStudent):
     """A smooth random perceptron of (x_t, t, s, guidance) and of the label where there is one."""
 
     def __init__(
@@ -258,30 +314,12 @@ class RandomStudent(_Student):
         self.label = nn.Parameter(torch.randn((num_classes or 0) + 1, 16, dtype=dtype, generator=generator))
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
-        assert guidance is not None
+        guidance = torch.ones_like(x_t[:, 0]) if guidance is None else guidance
+        t, s = t.to(x_t), s.to(x_t)
         hidden = torch.cat([x_t, torch.stack([t, s, guidance], 1)], 1) @ self.first
         if isinstance(condition, Tensor):
             hidden = hidden + self.label[condition]
         return torch.tanh(hidden) @ self.second
-
-
-class Spy(nn.Module):
-    """Records what a network is asked: (x_t, t, s, condition, guidance), and whether gradients were on."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.num_classes = getattr(network, "num_classes", None)
-        self.calls: list[tuple[Any, ...]] = []
-        self.gradient: list[bool] = []
-
-    def forward(self, *arguments: Any) -> Any:
-        self.calls.append(arguments)
-        self.gradient.append(torch.is_grad_enabled())
-        return self.network(*arguments)
-
-    def average_velocity(self, *arguments: Any) -> Any:
-        return self.network.average_velocity(*arguments)  # type: ignore[operator]
 
 
 def antithetic(velocity: Tensor, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,3 +340,10 @@ def parameter_gradients(per_sample: Tensor, network: nn.Module) -> Tensor:
     found = torch.autograd.grad(per_sample.mean(), parameters, allow_unused=True)
     pairs = zip(parameters, found, strict=True)
     return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in pairs])
+
+
+def flip_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every derivative along a line with the wrong sign."""
+    right, apply = passes.line_derivative, Stencil.apply
+    monkeypatch.setattr(passes, "line_derivative", lambda *a, **k: -right(*a, **k))
+    monkeypatch.setattr(Stencil, "apply", lambda self, *a: -apply(self, *a))

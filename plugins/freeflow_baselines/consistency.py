@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ConsistencyConfig
-from freeflow_baselines.rows import PathRows, guided_field, host_zeros, noised_rows, root_mean_square
-from freeflow_core.config import ComponentConfig
+from freeflow_baselines.flow_maps import TARGET, averaged_target
+from freeflow_baselines.rows import guided_field, root_mean_square, rows_from_data, solver_step
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
-    BuildContext,
     Context,
     Models,
     Objective,
@@ -22,18 +20,10 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.flow import (
-    average_velocity_jump,
-    expand_times,
-    like_states,
-    linear_interpolate,
-    mean_square,
-    uniform_grid,
-)
+from freeflow_core.math.flow import average_velocity_jump, linear_interpolate, mean_square, uniform_grid
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
+from freeflow_core.objective_kit.rows import NoisyRows
 from freeflow_core.types import Batch, Draws, Loss, Progress
-
-TARGET = "target"
 
 
 @final
@@ -62,47 +52,32 @@ class Consistency(Objective):
         self._grid = consistency_grid(config)
         self.needs_teacher = config.velocity == "teacher"
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, ConsistencyConfig)
-        return cls(config)
-
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        """The averaged target, which no gradient trains."""
-        halflife = self._config.target_halflife_images
-        if halflife is None:
-            return {}
-        return {
-            TARGET: Role(copy.deepcopy(student), trainable=False, follows="student", follow_halflife_images=halflife)
-        }
+        return averaged_target(student, self._config.target_halflife_images)
 
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
     ) -> dict[str, Loss]:
+        student, target = models["student"], models.get(TARGET, models["student"])
         index = draws.integers("grid-index", self._config.num_steps)
         t, r = self._grid[index], self._grid[index + 1]  # the grid falls from 1 to 0
-        rows = noised_rows(models, batch, draws, t, self._config)
+        zero = torch.zeros_like(t)
+        rows = rows_from_data(batch, draws, t, self._config)
         x_r = self._neighbour(models, rows, r)
-        target = models.get(TARGET, models["student"])
-        zero = host_zeros(rows)
-        u = velocity_with_gradient(models["student"], rows.x_t, t, zero, rows.condition, rows.guidance)
+        u = velocity_with_gradient(student, rows.x_t, t, zero, rows.condition, rows.guidance)
         u_r = velocity_without_gradient(target, x_r, r, zero, rows.condition, rows.guidance)
         difference = average_velocity_jump(rows.x_t, u, t, zero) - average_velocity_jump(x_r, u_r, r, zero)
-        per_sample = self._distance(difference)
-        return {"student": Loss(per_sample, {"consistency_residual": root_mean_square(difference)})}
+        return {"student": Loss(self._distance(difference), {"consistency_residual": root_mean_square(difference)})}
 
-    @torch.no_grad()
-    def _neighbour(self, models: Models, rows: PathRows, r: Tensor) -> Tensor:
+    def _neighbour(self, models: Models, rows: NoisyRows, r: Tensor) -> Tensor:
         """x_r (N, *D): a solver step of the teacher (eq. 6), or the sample's own path (eq. 9)."""
         if self._config.velocity == "data":
-            return linear_interpolate(rows.x, rows.noise, like_states(r, rows.x))
-        step = expand_times(r - rows.t, rows.x_t)
-        first = guided_field(models, rows.x_t, rows.t, rows.condition, rows.guidance, self._config)
-        ahead = rows.x_t + step * first
-        if self._config.solver == "euler":
-            return ahead
-        second = guided_field(models, ahead, r, rows.condition, rows.guidance, self._config)
-        return rows.x_t + step * (first + second) / 2
+            return linear_interpolate(rows.x, rows.noise, r)
+
+        def field(x: Tensor, time: Tensor) -> Tensor:
+            return guided_field(models, x, time, rows, self._config)
+
+        return solver_step(field, rows.x_t, rows.t, r, self._config.solver)
 
     def _distance(self, difference: Tensor) -> Tensor:
         """(N,) mean square, or pseudo-Huber (Song & Dhariwal 2023, arXiv 2310.14189, eq. 8)."""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ContinuousConsistencyConfig
-from freeflow_baselines.rows import host_zeros, noised_rows, path_velocity, root_mean_square
-from freeflow_baselines.time_weight import TIME_WEIGHT, time_weight_role, weighted_losses
-from freeflow_core.config import ComponentConfig
+from freeflow_baselines.flow_maps import TIME_WEIGHT, TimeWeight, normalised, ramp, weighted_losses
+from freeflow_baselines.rows import jumps_to, path_velocity, root_mean_square, rows_from_data, total_derivative
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
     BuildContext,
@@ -24,7 +23,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.flow import expand_times, logit_normal, mean_square
-from freeflow_core.objective_kit.passes import check_derivative, path_derivative, velocity_with_gradient
+from freeflow_core.objective_kit.passes import check_derivative, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
@@ -53,39 +52,27 @@ class ContinuousConsistency(Objective):
         self.needs_teacher = config.velocity == "teacher"
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, ContinuousConsistencyConfig)
+    def from_config(cls, config: ContinuousConsistencyConfig, context: BuildContext) -> Self:
         check_derivative(config.derivative, context)
         return cls(config)
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
         """The learned weight of each time (the paper's adaptive weighting w(t))."""
-        return {TIME_WEIGHT: time_weight_role(0.0)} if self._config.weighting == "learned" else {}
+        return {TIME_WEIGHT: Role(TimeWeight(0.0))} if self._config.weighting == "learned" else {}
 
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
     ) -> dict[str, Loss]:
         config, student = self._config, models["student"]
         t = logit_normal(draws.uniform("time"), config.time_location, config.time_scale)
-        rows = noised_rows(models, batch, draws, t, config)
-        v, zero = path_velocity(models, rows, config), host_zeros(rows)
-        u = velocity_with_gradient(student, rows.x_t, t, zero, rows.condition, rows.guidance)
-        du_dt = path_derivative(
-            student,
-            rows.x_t,
-            t,
-            zero,
-            v,
-            rows.condition,
-            rows.guidance,
-            value=u,
-            method=config.derivative,
-            step=config.derivative_step,
-        )
-        with torch.no_grad():
-            g, rho = trigflow_tangent(u.detach(), v, du_dt, t, config.data_std, self._warmup(progress))
-            step = self._normalised(g)
-        per_sample = mean_square(expand_times(rho, u) * (u - u.detach()) - step)
+        zero = torch.zeros_like(t)
+        rows = rows_from_data(batch, draws, t, config)
+        jumps, v = jumps_to(zero, rows), path_velocity(models, rows, config)
+        u = velocity_with_gradient(student, *jumps)
+        du_dt = total_derivative(student, jumps, v, u, config)
+        warmup = ramp(progress, config.tangent_warmup_fraction)
+        g, rho = trigflow_tangent(u.detach(), v, du_dt, t, config.data_std, warmup)
+        per_sample = mean_square(expand_times(rho, u) * (u - u.detach()) - self._step(g))
         if config.prior_weight:
             per_sample = per_sample * ((1 - t) / t).to(per_sample)
         weighted, extra = weighted_losses(models, per_sample, t, zero)
@@ -95,20 +82,14 @@ class ContinuousConsistency(Objective):
         }
         return {"student": Loss(weighted, terms), **extra}
 
-    def _warmup(self, progress: Progress) -> float:
-        """r, rising from 0 to 1 over ``tangent_warmup_fraction`` of the run."""
-        share = self._config.tangent_warmup_fraction
-        return min(1.0, progress.fraction / share) if share else 1.0
-
-    def _normalised(self, g: Tensor) -> Tensor:
-        """g / (|g| + c), or g clipped (section 4.2)."""
+    def _step(self, g: Tensor) -> Tensor:
+        """By how much the target leads F: the tangent, normalised or clipped."""
         kind = self._config.tangent_normalisation
         if kind == "none":
             return g
         if kind == "clip":
             return g.clamp(-1, 1)
-        norm = g.flatten(1).norm(dim=1) / (math.sqrt(g[0].numel()) if kind == "rms" else 1.0)
-        return g / expand_times(norm + self._config.tangent_constant, g)
+        return normalised(g, self._config.tangent_constant, math.sqrt(g[0].numel()) if kind == "rms" else 1.0)
 
 
 def trigflow_tangent(

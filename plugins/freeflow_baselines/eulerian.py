@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Self, final
 
-import torch
 from torch import Tensor
 
 from freeflow_baselines.config import EulerianConfig
-from freeflow_baselines.flow_map_rows import reduced, time_pairs
-from freeflow_baselines.rows import PathRows, noised_rows, path_velocity, root_mean_square
-from freeflow_baselines.time_weight import TIME_WEIGHT, time_weight_role, weighted_losses
-from freeflow_core.config import ComponentConfig
+from freeflow_baselines.flow_maps import normalised, ramp, reduced, time_pairs, time_weight_roles, weighted_losses
+from freeflow_baselines.rows import (
+    Jumps,
+    jumps_to,
+    path_velocity,
+    root_mean_square,
+    rows_from_data,
+    take,
+    total_derivative,
+    velocities_with_gradient,
+)
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
     BuildContext,
@@ -21,14 +26,13 @@ from freeflow_core.interfaces import (
     Models,
     Objective,
     Role,
-    StartTimes,
     Student,
     Teacher,
 )
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import expand_times
-from freeflow_core.objective_kit.passes import check_derivative, path_derivative, velocity_with_gradient
-from freeflow_core.types import Batch, Draws, Loss, Progress, concatenate_conditions, index_condition
+from freeflow_core.objective_kit.passes import check_derivative, velocity_with_gradient
+from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
 @final
@@ -49,106 +53,65 @@ class Eulerian(Objective):
 
     needs_data = True
     requires = AverageVelocityStudent
-    start_times = StartTimes.ANY
 
     def __init__(self, config: EulerianConfig) -> None:
         self._config = config
         self.needs_teacher = config.velocity == "teacher"
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, EulerianConfig)
+    def from_config(cls, config: EulerianConfig, context: BuildContext) -> Self:
         check_derivative(config.derivative, context)
         return cls(config)
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        """The learned weight of each pair of times."""
-        if self._config.weighting == "none":
-            return {}
-        return {TIME_WEIGHT: time_weight_role(math.log(math.prod(student.sample_shape)))}
+        return time_weight_roles(student, self._config)
 
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
     ) -> dict[str, Loss]:
         config, student = self._config, models["student"]
-        t, s = time_pairs(draws, config)
-        moving, instant = draws.split(config.instant_share)
-        s = s.index_copy(0, instant, t[instant])
-        rows = noised_rows(models, batch, draws, t, config)
-        v = path_velocity(models, rows, config)
+        t, s, moving = time_pairs(draws, config)
+        rows = rows_from_data(batch, draws, t, config)
+        jumps, v = jumps_to(s, rows), path_velocity(models, rows, config)
+        part, v_part = jumps.take(moving), take(v, moving)
         if config.gradient == "target":
-            u = velocity_with_gradient(student, rows.x_t, t, s, rows.condition, rows.guidance)
-            du_dt = self._without_gradient(student, rows, s, v, u, moving)
+            u = velocity_with_gradient(student, *jumps)
+            du_dt = total_derivative(student, part, v_part, take(u, moving), config)
         else:
-            u, du_dt = self._with_gradient(student, rows, s, v, moving)
-        length = expand_times((t - s)[moving], du_dt) * self._warmup(progress)
-        tangent = (v - u).index_add(0, moving.to(u.device, non_blocking=True), -length * du_dt)
+            u, du_dt = self._with_gradient(student, jumps, part, v_part, moving)
+        on = moving.to(u.device, non_blocking=True)
+        warmup = ramp(progress, config.tangent_warmup_fraction, config.tangent_warmup_end)
+        length = expand_times((t - s)[moving], du_dt) * warmup
+        tangent = (v - u).index_add(0, on, -length * du_dt)
         difference = tangent
         if config.gradient == "target":
-            difference = self._step(tangent.detach(), moving) + u.detach() - u
+            step = tangent.detach()
+            if config.tangent_normalisation:
+                step = step.index_copy(0, on, normalised(step[on], config.tangent_constant))
+            difference = step + u.detach() - u
         weighted, extra = weighted_losses(models, reduced(difference, config), t, s)
         return {"student": Loss(weighted, {"eulerian_residual": root_mean_square(tangent)}), **extra}
 
-    def _warmup(self, progress: Progress) -> float:
-        """r, rising from 0 to ``tangent_warmup_end`` over ``tangent_warmup_fraction`` of the run."""
-        share, end = self._config.tangent_warmup_fraction, self._config.tangent_warmup_end
-        return min(end, progress.fraction / share) if share else end
-
-    def _step(self, tangent: Tensor, moving: Tensor) -> Tensor:
-        """By how much the target leads u: the tangent, normalised in moving rows where the option says so."""
-        if not self._config.tangent_normalisation:
-            return tangent
-        on = moving.to(tangent.device, non_blocking=True)
-        g = tangent[on]
-        norm = g.flatten(1).norm(dim=1) + self._config.tangent_constant
-        return tangent.index_copy(0, on, g / expand_times(norm, g))
-
-    def _without_gradient(
-        self, student: Model, rows: PathRows, s: Tensor, v: Tensor, u: Tensor, moving: Tensor
-    ) -> Tensor:
-        """The total derivative of the moving rows."""
-        part, on = rows.take(moving), moving.to(u.device, non_blocking=True)
-        return path_derivative(
-            student,
-            part.x_t,
-            part.t,
-            s[moving],
-            v[on],
-            part.condition,
-            part.guidance,
-            value=u[on],
-            method=self._config.derivative,
-            step=self._config.derivative_step,
-        )
-
     def _with_gradient(
-        self, student: Model, rows: PathRows, s: Tensor, v: Tensor, moving: Tensor
+        self, student: Model, jumps: Jumps, part: Jumps, v: Tensor, moving: Tensor
     ) -> tuple[Tensor, Tensor]:
         """u (N, *D), and the moving rows' total derivative, by differences within one gradient pass.
 
         For gradient: time the points move in t alone, and what the movement in x adds is a detached difference.
         """
-        part, end = rows.take(moving), s[moving]
-        on = moving.to(v.device, non_blocking=True)
-        points = stencil(below=part.t - end, above=1 - part.t, step=self._config.derivative_step)
-        share = 0.0 if self._config.gradient == "time" else 1.0
+        config = self._config
+        points = stencil(below=part.t - part.s, above=1 - part.t, step=config.derivative_step)
+        share = 0.0 if config.gradient == "time" else 1.0
 
-        def at(offset: Tensor) -> Tensor:
-            return part.x_t + share * expand_times(offset, part.x_t) * v[on]
+        def moved(offset: Tensor) -> Jumps:
+            return part._replace(x_t=part.x_t + share * expand_times(offset, v) * v, t=part.t + offset)
 
         # In bf16 the differences would be rounding, so this pass runs in full precision.
-        with full_precision(rows.x_t):
-            values = velocity_with_gradient(
-                student,
-                torch.cat([rows.x_t, at(points.first), at(points.second)]),
-                torch.cat([rows.t, part.t + points.first, part.t + points.second]),
-                torch.cat([s, end, end]),
-                concatenate_conditions(rows.condition, index_condition(rows.condition, torch.cat([moving, moving]))),
-                torch.cat([rows.guidance, part.guidance, part.guidance]),
-            )
-        u, first, second = torch.split(values, [len(s), len(moving), len(moving)])
-        derivative = points.apply(u[on], first, second)
-        if self._config.gradient == "time":
-            total = self._without_gradient(student, rows, s, v, u, moving)
+        with full_precision(jumps.x_t):
+            u, first, second = velocities_with_gradient(student, jumps, moved(points.first), moved(points.second))
+        at_zero = take(u, moving)
+        derivative = points.apply(at_zero, first, second)
+        if config.gradient == "time":
+            total = total_derivative(student, part, v, at_zero, config)
             derivative = derivative + (total - derivative.detach())
         return u, derivative

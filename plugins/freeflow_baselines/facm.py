@@ -9,22 +9,18 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import FACMConfig
-from freeflow_baselines.rows import host_zeros, noised_rows, path_velocity, root_mean_square
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    Context,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
+from freeflow_baselines.rows import (
+    jumps_to,
+    path_velocity,
+    root_mean_square,
+    rows_from_data,
+    total_derivative,
+    velocities_with_gradient,
 )
+from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Models, Objective, StartTimes
 from freeflow_core.math.flow import expand_times, mean_square
-from freeflow_core.objective_kit.passes import check_derivative, path_derivative, velocity_with_gradient
-from freeflow_core.types import Batch, Draws, Loss, Progress, concatenate_conditions
+from freeflow_core.objective_kit.passes import check_derivative
+from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
 @final
@@ -53,50 +49,30 @@ class FACM(Objective):
         self.needs_teacher = config.velocity == "teacher"
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, FACMConfig)
+    def from_config(cls, config: FACMConfig, context: BuildContext) -> Self:
         check_derivative(config.derivative, context)
         return cls(config)
-
-    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        return {}
 
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
     ) -> dict[str, Loss]:
         config, student = self._config, models["student"]
         t = facm_times(draws.uniform("time"), config.time_location, config.time_scale)
-        rows = noised_rows(models, batch, draws, t, config)
-        v, zero = path_velocity(models, rows, config), host_zeros(rows)
-        # Both tasks are one gradient pass: first the shortcut to s = 0, then the anchor at s = t.
-        u_both = velocity_with_gradient(
-            student,
-            torch.cat([rows.x_t, rows.x_t]),
-            torch.cat([t, t]),
-            torch.cat([zero, t]),
-            concatenate_conditions(rows.condition, rows.condition),
-            torch.cat([rows.guidance, rows.guidance]),
-        )
-        u, anchor = u_both.chunk(2)
-        du_dt = path_derivative(
-            student,
-            rows.x_t,
-            t,
-            zero,
-            v,
-            rows.condition,
-            rows.guidance,
-            value=u,
-            method=config.derivative,
-            step=config.derivative_step,
-        )
-        with torch.no_grad():
-            residual = u - (v - expand_times(t, u) * du_dt)
-            relaxed = expand_times(1 - (1 - t).pow(config.relaxation_power), u)
-            target = u - relaxed * residual.clamp(-config.tangent_clip, config.tangent_clip)
+        zero = torch.zeros_like(t)
+        rows = rows_from_data(batch, draws, t, config)
+        jumps, v = jumps_to(zero, rows), path_velocity(models, rows, config)
+        u, anchor = velocities_with_gradient(student, jumps, jumps_to(t, rows))
+
+        # The consistency loss: u moves a share of the way to v - t du/dt.
+        du_dt = total_derivative(student, jumps, v, u, config)
+        residual = u.detach() - (v - expand_times(t, u) * du_dt)
+        relaxed = expand_times(1 - (1 - t).pow(config.relaxation_power), u)
+        target = u.detach() - relaxed * residual.clamp(-config.tangent_clip, config.tangent_clip)
         square = mean_square(u - target)
         weight = (square.detach() + config.weight_epsilon).pow(-config.weight_power)
         shortcut = (math.pi / 2 * t).sin().to(square) * weight * square
+
+        # The anchor: flow matching at s = t.
         anchored = mean_square(anchor - v) + config.cosine_weight * _cosine_distance(anchor, v)
         terms = {
             "shortcut_loss": shortcut.detach().mean(),

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from freeflow_baselines.config_generative import IMMConfig
-from freeflow_baselines.group_mmd import group_mmd
-from freeflow_baselines.rows import PathRows, draw_guidance, guided_field, noised_rows
-from freeflow_core.config import ComponentConfig
+from freeflow_baselines.config import IMMConfig
+from freeflow_baselines.rows import draw_guidance, guided_field
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    Context,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-)
-from freeflow_core.math.flow import average_velocity_jump, like_states, linear_interpolate
+from freeflow_core.interfaces import AverageVelocityStudent, Context, Models, Objective
+from freeflow_core.math.flow import average_velocity_jump, expand_times, like_states, linear_interpolate
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
-from freeflow_core.objective_kit.rows import drop_labels
+from freeflow_core.objective_kit.rows import drop_labels, noisy_rows
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
 
 
@@ -50,19 +37,10 @@ class IMM(Objective):
 
     needs_data = True
     requires = AverageVelocityStudent
-    start_times = StartTimes.ANY
 
     def __init__(self, config: IMMConfig) -> None:
         self._config = config
         self.needs_teacher = config.velocity == "teacher"
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, IMMConfig)
-        return cls(config)
-
-    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        return {}
 
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
@@ -71,27 +49,27 @@ class IMM(Objective):
         leaders = self._leaders(draws)
         t = leaders.uniform("time") * config.time_high
         s = leaders.uniform("end-time") * t
-        weight = level_weight(t, offset=config.weight_offset, power=config.weight_power)
-        r = lower_level(t, s, config)
+        r, weight = lower_level(t, s, config), level_weight(t, offset=config.weight_offset, power=config.weight_power)
         t, s, r, weight, guidance = (
             values.repeat_interleave(config.group_size) for values in (t, s, r, weight, draw_guidance(leaders, config))
         )
-        rows = dataclasses.replace(noised_rows(models, batch, draws, t, config), guidance=guidance)
+        rows = noisy_rows(batch, draws, t, guidance)
+        condition = rows.condition
         if config.velocity == "data":
-            condition, _ = drop_labels(rows.condition, student.bare.num_classes, config.label_dropout, draws)
-            rows = dataclasses.replace(rows, condition=condition)
+            condition, _ = drop_labels(condition, student.bare.num_classes, config.label_dropout, draws)
+            x_r = linear_interpolate(rows.x, rows.noise, r)
+        else:
+            x_r = average_velocity_jump(rows.x_t, guided_field(models, rows.x_t, t, rows, config), t, r)
 
-        x_r = self._lower_state(models, rows, r)
-        u = velocity_with_gradient(student, rows.x_t, t, s, rows.condition, guidance)
-        u_r = velocity_without_gradient(student, x_r, r, s, rows.condition, guidance)
-        width = config.kernel_scale * rows.x_t[0].numel() * (t - s)
+        u = velocity_with_gradient(student, rows.x_t, t, s, condition, guidance)
+        u_r = velocity_without_gradient(student, x_r, r, s, condition, guidance)
         mmd = group_mmd(
             average_velocity_jump(rows.x_t, u, t, s),
             average_velocity_jump(x_r, u_r, r, s),
-            width,
+            width=config.kernel_scale * rows.x_t[0].numel() * (t - s),
             size=config.group_size,
             unbiased=config.statistic == "u",
-            comparable=self._comparable(rows.condition),
+            comparable=self._comparable(condition),
         )
         return {"student": Loss(like_states(weight, mmd) * mmd, {"mmd": mmd.detach().mean()})}
 
@@ -104,14 +82,6 @@ class IMM(Objective):
                 f"Choose training.batch_size so that each of its parts holds a multiple of {size} rows."
             )
         return draws.rows(torch.arange(0, rows, size))
-
-    @torch.no_grad()
-    def _lower_state(self, models: Models, rows: PathRows, r: Tensor) -> Tensor:
-        """x_r (N, *D): the same data and noise, or one Euler step of the teacher from x_t."""
-        if self._config.velocity == "data":
-            return linear_interpolate(rows.x, rows.noise, like_states(r, rows.x))
-        v = guided_field(models, rows.x_t, rows.t, rows.condition, rows.guidance, self._config)
-        return average_velocity_jump(rows.x_t, v, rows.t, r)
 
     def _comparable(self, condition: Condition) -> Tensor | None:
         """(groups, size, size): pairs with equal labels, or None for all pairs."""
@@ -148,3 +118,31 @@ def level_weight(t: Tensor, *, offset: float, power: float) -> Tensor:
     log_snr = 2 * ((1 - t) / t).log()
     slope = 2 / (t * (1 - t))
     return 0.5 * torch.sigmoid(offset - log_snr) * slope * (1 - t).pow(power) / ((1 - t).square() + t.square())
+
+
+def group_mmd(
+    x: Tensor, y: Tensor, width: Tensor, *, size: int, unbiased: bool, comparable: Tensor | None = None
+) -> Tensor:
+    """Each row's part (N,) of MMD^2 between ``x`` and ``y`` (N, *D), taken over groups of ``size`` consecutive rows.
+
+    A group's mean over its rows i of  mean_j [k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j)],  with the Laplace kernel
+    k(x, y) = exp(-|x - y|_2 / width) (Zhou et al. 2025, arXiv 2503.07565, section 4).
+
+    Args:
+        width: (N,) positive, equal within a group.
+        unbiased: j != i only (the U-statistic, which is 0 in the mean where both distributions agree); else all j.
+        comparable: (N / size, size, size) bool, pairs whose kernel is 0 where False; None: all are compared.
+    """
+    pairs = torch.ones(size, size, dtype=torch.bool, device=x.device)
+    if unbiased:
+        pairs.fill_diagonal_(False)
+    allowed = pairs if comparable is None else pairs & comparable.to(x.device)
+    groups_x, groups_y = (states.reshape(-1, size, states[0].numel()) for states in (x, y))
+    scale = expand_times(width, x).reshape(-1, size, 1)
+
+    def kernel(first: Tensor, second: Tensor) -> Tensor:
+        square = (first.unsqueeze(2) - second.unsqueeze(1)).square().sum(3)
+        return torch.exp(-square.clamp_min(1e-8).sqrt() / scale) * allowed
+
+    each = kernel(groups_x, groups_x) + kernel(groups_y, groups_y) - 2 * kernel(groups_x, groups_y)
+    return (each.sum(2) / (size - 1 if unbiased else size)).flatten()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from freeflow_baselines.config_generative import ProgressiveConfig
-from freeflow_baselines.rows import draw_guidance, guided_field, noised_rows, root_mean_square
-from freeflow_core.config import ComponentConfig
+from freeflow_baselines.config import ProgressiveConfig
+from freeflow_baselines.rows import Jumps, guided_field, jumps_from_noise, jumps_to, root_mean_square, rows_from_data
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
-    BuildContext,
     Context,
     Model,
     Models,
@@ -29,20 +26,9 @@ from freeflow_core.interfaces import (
 )
 from freeflow_core.math.flow import average_velocity_jump, like_states, mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
-from freeflow_core.types import Batch, Condition, Draws, Loss, Progress, index_condition
+from freeflow_core.types import Batch, Draws, Loss, Progress
 
 PREVIOUS = "previous"
-
-
-@final
-@dataclass(frozen=True)
-class GridRows:
-    """States ``x_t`` (N, *D) at grid times ``t`` (N,), conditions, and guidance weights (N,) on the host."""
-
-    x_t: Tensor
-    t: Tensor
-    condition: Condition
-    guidance: Tensor
 
 
 @final
@@ -70,11 +56,6 @@ class Progressive(ObjectiveInRounds):
         self.needs_data = config.states == "data"
         self.start_times = StartTimes.PRIOR if config.final_steps == 1 else StartTimes.ANY
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, ProgressiveConfig)
-        return cls(config)
-
     @property
     def num_steps(self) -> int:
         """N of the current round."""
@@ -87,21 +68,39 @@ class Progressive(ObjectiveInRounds):
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
     ) -> dict[str, Loss]:
-        half = 0.5 / self.num_steps
+        step = 1 / self.num_steps
         t = (draws.integers("grid-index", self.num_steps) + 1).double() / self.num_steps
+        middle, s = t - step / 2, t - step
         if self.needs_data:
-            noised = noised_rows(models, batch, draws, t, self._config)
-            rows = GridRows(noised.x_t, t, noised.condition, noised.guidance)
+            jumps = jumps_to(s, rows_from_data(batch, draws, t, self._config))
         else:
-            rows = self._own_path(models, batch, draws, t)
-        first = self._velocity(models, rows, rows.x_t, t, t - half)
-        middle = average_velocity_jump(rows.x_t, first, t, t - half)
-        second = self._velocity(models, rows, middle, t - half, t - 2 * half)
-        u = velocity_with_gradient(models["student"], rows.x_t, t, t - 2 * half, rows.condition, rows.guidance)
+            jumps = jumps_from_noise(models, batch, draws, self._config)._replace(t=t, s=s)
+            jumps = jumps._replace(x_t=self._own_path(models["student"], jumps))
+        first = self._velocity(models, jumps, jumps.x_t, t, middle)
+        second = self._velocity(models, jumps, average_velocity_jump(jumps.x_t, first, t, middle), middle, s)
+        u = velocity_with_gradient(models["student"], *jumps)
         residual = u - (first + second) / 2
         weight = like_states(torch.maximum(t, 1 - t).square(), u)
         terms = {"halving_residual": root_mean_square(residual), "grid_steps": residual.new_tensor(self.num_steps)}
         return {"student": Loss(weight * mean_square(residual), terms)}
+
+    def _velocity(self, models: Models, jumps: Jumps, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The predecessor's average velocity (N, *D) from t to s, without gradient; the teacher's field at first."""
+        if self._round == 0:
+            return guided_field(models, x, t, jumps, self._config)
+        return velocity_without_gradient(models[PREVIOUS], x, t, s, jumps.condition, jumps.guidance)
+
+    def _own_path(self, student: Model, jumps: Jumps) -> Tensor:
+        """Where the student's own steps from the noises lead at the jumps' grid times, (N, *D)."""
+        x, step = jumps.x_t, 1 / self.num_steps
+        for k in range(self.num_steps, 1, -1):
+            rows = (jumps.t < (k - 0.5) * step).nonzero().flatten()  # still on their way at time k / N
+            if rows.numel():
+                t = torch.full((len(rows),), k * step, dtype=torch.float64)
+                part = jumps._replace(x_t=x).take(rows)._replace(t=t, s=t - step)
+                moved = average_velocity_jump(part.x_t, velocity_without_gradient(student, *part), part.t, part.s)
+                x = x.index_copy(0, rows.to(x.device, non_blocking=True), moved)
+        return x
 
     def transitions(self, progress: Progress) -> Sequence[Transition]:
         """At a round's end the student becomes the predecessor of the next.
@@ -124,34 +123,6 @@ class Progressive(ObjectiveInRounds):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._round = int(state["round"])
-
-    def _velocity(self, models: Models, rows: GridRows, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The predecessor's average velocity (N, *D) from t to s, without gradient; the teacher's field at first."""
-        if self._round == 0:
-            return guided_field(models, x, t, rows.condition, rows.guidance, self._config)
-        return velocity_without_gradient(models[PREVIOUS], x, t, s, rows.condition, rows.guidance)
-
-    def _own_path(self, models: Models, batch: Batch, draws: Draws, t: Tensor) -> GridRows:
-        """Where the student's own steps from noise lead at grid times ``t``."""
-        teacher, student = models.teacher, models["student"]
-        condition = teacher.sample_condition(draws) if batch.condition is None else batch.condition
-        rows = GridRows(draws.noise("prior", teacher.sample_shape), t, condition, draw_guidance(draws, self._config))
-        x, step = rows.x_t, 1 / self.num_steps
-        for k in range(self.num_steps, 1, -1):
-            on_the_way = (t < (k - 0.5) * step).nonzero().flatten()
-            if on_the_way.numel():
-                moved = self._step(student, rows, x, on_the_way, k * step)
-                x = x.index_copy(0, on_the_way.to(x.device, non_blocking=True), moved)
-        return GridRows(x, t, rows.condition, rows.guidance)
-
-    def _step(self, student: Model, rows: GridRows, x: Tensor, chosen: Tensor, time: float) -> Tensor:
-        """The chosen rows, one grid step on from ``time``."""
-        x = x[chosen.to(x.device, non_blocking=True)]
-        t = torch.full((len(chosen),), time, dtype=torch.float64)
-        s = t - 1 / self.num_steps
-        condition = index_condition(rows.condition, chosen)
-        u = velocity_without_gradient(student, x, t, s, condition, rows.guidance[chosen])
-        return average_velocity_jump(x, u, t, s)
 
 
 def round_bounds(config: ProgressiveConfig, total_images: int) -> list[int]:

@@ -1,108 +1,125 @@
-"""The rows of one step: noised data with the velocity of its own path, and the field that is to be followed."""
+"""What the objectives here ask in a step: jumps of the student, rows from data or from noise, the field to follow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from freeflow_baselines.config import GuidanceOptions, VelocityOptions
-from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Models
-from freeflow_core.math.flow import like_states, linear_interpolate, linear_velocity, uniform_between
-from freeflow_core.objective_kit.passes import teacher_velocity
-from freeflow_core.types import Batch, Condition, Draws, Guidance, index_condition
+from freeflow_baselines.config import VelocityOptions
+from freeflow_core.interfaces import Model, Models
+from freeflow_core.math.flow import expand_times, like_states, uniform_between
+from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
+from freeflow_core.objective_kit.passes import path_derivative, teacher_velocity, velocity_with_gradient
+from freeflow_core.objective_kit.rows import NoisyRows, noisy_rows
+from freeflow_core.types import Batch, Condition, Draws, Guidance, concatenate_conditions, index_condition
 
 
-@final
-@dataclass(frozen=True)
-class PathRows:
-    """States on the paths from data to noise.
+class Jumps(NamedTuple):
+    """N jumps from t to s, as a student is asked for them.
 
     Args:
-        x: (N, *D) data, and
-        noise: (N, *D) the noise each is joined with.
-        x_t: (N, *D) their state at
-        t: (N,) times, float64 on the host.
-        velocity: (N, *D) dx_t/dt along the sample's own path, n - x on the linear one.
+        x_t: (N, *D) states.
+        t, s: (N,) times, s <= t, float64 on the host.
         condition: N conditions.
-        guidance: (N,) guidance weights g, float64 on the host; networks are conditioned on them.
+        guidance: (N,) guidance weights, float64 on the host.
     """
 
-    x: Tensor
-    noise: Tensor
     x_t: Tensor
     t: Tensor
-    velocity: Tensor
+    s: Tensor
     condition: Condition
     guidance: Tensor
 
-    def take(self, rows: Tensor) -> PathRows:
-        """The rows at a host index."""
-        on = rows.to(self.x_t.device, non_blocking=True)
-        return PathRows(
-            self.x[on],
-            self.noise[on],
-            self.x_t[on],
-            self.t[rows],
-            self.velocity[on],
-            index_condition(self.condition, rows),
-            self.guidance[rows],
-        )
+    def take(self, rows: Tensor) -> Jumps:
+        """The jumps at a host index."""
+        condition = index_condition(self.condition, rows)
+        return Jumps(take(self.x_t, rows), self.t[rows], self.s[rows], condition, self.guidance[rows])
 
 
-def noised_rows(models: Models, batch: Batch, draws: Draws, t: Tensor, config: GuidanceOptions) -> PathRows:
-    """The batch's data noised to ``t`` (N,), with streams ``noise`` and ``guidance``.
+def take(values: Tensor, rows: Tensor) -> Tensor:
+    """The rows of ``values``, on any device, at a host index."""
+    return values[rows.to(values.device, non_blocking=True)]
 
-    Raises:
-        ConfigError: a batch without data.
-    """
-    if batch.x is None:
-        raise ConfigError(
-            "This objective starts from noised data, but the source yields none. Choose a source with data, such as "
-            "--set source=digits."
-        )
-    noise = draws.noise("noise", tuple(batch.x.shape[1:]))
-    x = batch.x.to(noise)
-    at = like_states(t, x)
-    return PathRows(
-        x,
-        noise,
-        linear_interpolate(x, noise, at),
-        t,
-        linear_velocity(x, noise),
-        batch.condition,
-        draw_guidance(draws, config),
+
+def joined(*jumps: Jumps) -> Jumps:
+    """All as one batch, in turn."""
+    return Jumps(
+        torch.cat([part.x_t for part in jumps]),
+        torch.cat([part.t for part in jumps]),
+        torch.cat([part.s for part in jumps]),
+        functools.reduce(concatenate_conditions, [part.condition for part in jumps]),
+        torch.cat([part.guidance for part in jumps]),
     )
 
 
+def velocities_with_gradient(student: Model, *jumps: Jumps) -> tuple[Tensor, ...]:
+    """u of each, in one gradient pass, as distributed training needs."""
+    return torch.split(velocity_with_gradient(student, *joined(*jumps)), [len(part.t) for part in jumps])
+
+
+def total_derivative(student: Model, jumps: Jumps, v: Tensor, u: Tensor, config: DerivativeOptions) -> Tensor:
+    """d/dt u(x_t, t, s) along the velocity ``v`` (N, *D), without gradient, where its value is ``u`` (N, *D)."""
+    x_t, t, s, condition, guidance = jumps
+    method, step = config.derivative, config.derivative_step
+    return path_derivative(student, x_t, t, s, v, condition, guidance, value=u, method=method, step=step)
+
+
+def jumps_to(s: Tensor, rows: NoisyRows) -> Jumps:
+    """From each row to its end time ``s`` (N,)."""
+    return Jumps(rows.x_t, rows.t, s, rows.condition, rows.guidance)
+
+
 def draw_guidance(draws: Draws, config: GuidanceOptions) -> Tensor:
-    """One weight g per row, (N,) float64 on the host."""
+    """One weight g per row, (N,) float64 on the host; stream ``guidance``."""
     return uniform_between(draws.uniform("guidance"), config.guidance_min, config.guidance_max)
 
 
-def guided_field(
-    models: Models, x_t: Tensor, t: Tensor, condition: Condition, guidance: Tensor, config: GuidanceOptions
-) -> Tensor:
-    """The teacher's field (N, *D) at states ``x_t``, guided with g inside ``guidance_interval``; one call."""
-    weight = Guidance(guidance, *config.guidance_interval).at(t)
-    return teacher_velocity(models.teacher, x_t, t, condition, weight)
+def rows_from_data(batch: Batch, draws: Draws, t: Tensor, config: GuidanceOptions) -> NoisyRows:
+    """The batch's data noised to ``t`` (N,); streams ``noise`` and ``guidance``. ``ConfigError`` without data."""
+    return noisy_rows(batch, draws, t, draw_guidance(draws, config))
 
 
-def path_velocity(models: Models, rows: PathRows, config: VelocityOptions) -> Tensor:
+def jumps_from_noise(models: Models, batch: Batch, draws: Draws, config: GuidanceOptions) -> Jumps:
+    """Jumps from t = 1 to s = 0; streams ``prior``, ``guidance``, and the teacher's own for its conditions."""
+    z, guidance = draws.noise("prior", models.teacher.sample_shape), draw_guidance(draws, config)
+    condition = models.teacher.sample_condition(draws) if batch.condition is None else batch.condition
+    return Jumps(z, torch.ones_like(guidance), torch.zeros_like(guidance), condition, guidance)
+
+
+def guided_field(models: Models, x_t: Tensor, t: Tensor, asked: Jumps | NoisyRows, config: GuidanceOptions) -> Tensor:
+    """The teacher's field (N, *D) at states ``x_t`` with the conditions and weights of ``asked``: one call.
+
+    Guided inside ``guidance_interval``, without gradient.
+    """
+    weight = Guidance(asked.guidance, *config.guidance_interval).at(t)
+    return teacher_velocity(models.teacher, x_t, t, asked.condition, weight)
+
+
+def path_velocity(models: Models, rows: NoisyRows, config: VelocityOptions) -> Tensor:
     """The velocity that ``config`` names at the rows, (N, *D), without gradient."""
-    if config.velocity == "data":
-        return rows.velocity
-    return guided_field(models, rows.x_t, rows.t, rows.condition, rows.guidance, config)
+    return rows.velocity if config.velocity == "data" else guided_field(models, rows.x_t, rows.t, rows, config)
+
+
+def raw_output(network: nn.Module, jumps: Jumps) -> Tensor:
+    """What a student's network says of the jumps, on their device and in the network's precision."""
+    x_t, t, s, condition, guidance = jumps
+    output: Tensor = network(x_t, like_states(t, x_t), like_states(s, x_t), condition, like_states(guidance, x_t))
+    return output
+
+
+@torch.no_grad()
+def solver_step(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, s: Tensor, solver: str) -> Tensor:
+    """One step of ``euler`` or ``heun`` along ``field(x, t)`` from t to s, (N, *D)."""
+    step, slope = expand_times(s - t, x), field(x, t)
+    if solver == "heun":
+        slope = (slope + field(x + step * slope, s)) / 2
+    return x + step * slope
 
 
 def root_mean_square(values: Tensor) -> Tensor:
     """0-d, detached: for logging."""
     return values.detach().float().square().mean().sqrt()
-
-
-def host_zeros(rows: PathRows) -> Tensor:
-    """(N,) end times 0."""
-    return torch.zeros_like(rows.t)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from freeflow_baselines.config_generative import ScoreDistillationConfig
-from freeflow_baselines.rows import draw_guidance, guided_field, root_mean_square
-from freeflow_core.config import ComponentConfig
+from freeflow_baselines.config import ScoreDistillationConfig
+from freeflow_baselines.rows import guided_field, jumps_from_noise, root_mean_square
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
-    BuildContext,
     Context,
     Models,
     Objective,
@@ -22,14 +20,7 @@ from freeflow_core.interfaces import (
     Student,
     Teacher,
 )
-from freeflow_core.math.flow import (
-    expand_times,
-    like_states,
-    linear_interpolate,
-    linear_velocity,
-    mean_square,
-    uniform_between,
-)
+from freeflow_core.math.flow import expand_times, linear_interpolate, linear_velocity, mean_square, uniform_between
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
@@ -56,48 +47,39 @@ class ScoreDistillation(Objective):
     Random streams: ``prior``, ``guidance``, ``noise-level``, ``noise``.
     """
 
-    needs_data = False
-    needs_teacher = True
     requires = AverageVelocityStudent
     start_times = StartTimes.PRIOR
 
     def __init__(self, config: ScoreDistillationConfig) -> None:
         self._config = config
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, ScoreDistillationConfig)
-        return cls(config)
-
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        """The fake velocity."""
         return {FAKE_VELOCITY: Role(copy.deepcopy(student), optimizer=self._config.fake_velocity_optimizer)}
 
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
     ) -> dict[str, Loss]:
-        teacher, student = models.teacher, models["student"]
-        condition = teacher.sample_condition(draws) if batch.condition is None else batch.condition
-        guidance, z = draw_guidance(draws, self._config), draws.noise("prior", teacher.sample_shape)
-        one = torch.ones_like(guidance)
-        own_turn = (progress.step + 1) % self._config.critic_updates == 0
-        ask = velocity_with_gradient if own_turn else velocity_without_gradient
-        sample = z - ask(student, z, one, 0 * one, condition, guidance)
+        config, teacher, student = self._config, models.teacher, models["student"]
+        jumps = jumps_from_noise(models, batch, draws, config)
+        students_turn = (progress.step + 1) % config.critic_updates == 0
+        ask = velocity_with_gradient if students_turn else velocity_without_gradient
+        sample = jumps.x_t - ask(student, *jumps)
 
-        x = sample.detach()
-        t = noise_levels(draws.uniform("noise-level"), self._config).clamp(*teacher.time_range)
-        noise, at = draws.noise("noise", tuple(x.shape[1:])), like_states(t, x)
-        x_t, velocity = linear_interpolate(x, noise, at), linear_velocity(x, noise)
-        v_fake = velocity_with_gradient(models[FAKE_VELOCITY], x_t, t, t, condition, guidance)
-        losses = {FAKE_VELOCITY: Loss(mean_square(v_fake - velocity))}
-        if own_turn:
-            v = guided_field(models, x_t, t, condition, guidance, self._config)
-            gradient = sample_gradient(x, x_t, t, v, v_fake.detach(), self._config)
-            # A surrogate: its gradient in the sample is ``gradient`` over the number of dimensions.
-            per_sample = 0.5 * mean_square(sample - (x - gradient))
-            terms = {"score_residual": root_mean_square(v_fake - v), "gradient": root_mean_square(gradient)}
-            losses["student"] = Loss(per_sample, terms)
-        return losses
+        # The fake velocity: flow matching on the samples.
+        x, noise = sample.detach(), draws.noise("noise", teacher.sample_shape)
+        t = noise_levels(draws.uniform("noise-level"), config).clamp(*teacher.time_range)
+        x_t = linear_interpolate(x, noise, t)
+        v_fake = velocity_with_gradient(models[FAKE_VELOCITY], x_t, t, t, jumps.condition, jumps.guidance)
+        losses = {FAKE_VELOCITY: Loss(mean_square(v_fake - linear_velocity(x, noise)))}
+        if not students_turn:
+            return losses
+
+        # The student: a surrogate whose gradient in the sample is ``gradient`` over the number of dimensions.
+        v = guided_field(models, x_t, t, jumps, config)
+        gradient = sample_gradient(x, x_t, t, v, v_fake.detach(), config)
+        per_sample = 0.5 * mean_square(sample - (x - gradient))
+        terms = {"score_residual": root_mean_square(v_fake - v), "gradient": root_mean_square(gradient)}
+        return {**losses, "student": Loss(per_sample, terms)}
 
 
 @torch.no_grad()

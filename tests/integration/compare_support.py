@@ -51,6 +51,10 @@ class Troubled(Objective):
     def __init__(self, config):
         self._config = config
 
+    @classmethod
+    def from_config(cls, config, context):
+        return cls(config)
+
     def roles(self, student, teacher):
         return {}
 

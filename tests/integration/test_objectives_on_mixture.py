@@ -1,4 +1,5 @@
-"""Every objective trains a student of the 8-mode mixture to a tenth of the teacher's single Euler step, or says why not.
+"""Every objective trains a student of an 8-mode mixture in 2-D to a tenth of the teacher's single Euler step, which sends
+every noise to the mean of the data. The measure is the energy distance of samples to exact ones.
 
 Each method's budget is stated in its :class:`Proof`. A method whose paper promises more than one step is sampled with
 that many. Figures of all methods: docs/reference/objectives-flow-maps.md and its neighbours.
@@ -6,14 +7,181 @@ that many. Figures of all methods: docs/reference/objectives-flow-maps.md and it
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from generative_proofs import GENERATIVE_PROOFS
-from objective_proof import LIMIT, Proof, prove
+import torch
+from freeflow_metrics.energy import energy_distance
+from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
+from torch import Tensor
 
-from freeflow_core.plugin import Manager
+from freeflow_core import api
+from freeflow_core.config import load_run_config
+from freeflow_core.interfaces import Student
+from freeflow_core.math.flow import linear_interpolate
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.plugin import Manager, Registry
+
+MIXTURE: dict[str, Any] = {"layout": "ring", "num_modes": 8, "radius": 2.0, "std": 0.2}
+LIMIT = 0.1
+"""A student must come to at most this share of the teacher's single Euler step."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One method on the mixture.
+
+    Args:
+        objective: its name and options.
+        forwards: cost of one image in network forwards (backward counts two), stated by the method.
+        data: trained on exact samples of the mixture; False: data-free.
+        teacher: trained with the teacher; False: from data alone.
+        steps: steps the student is sampled with; above 1 where the paper says so.
+        four_steps: measure four steps too.
+        renoise: sample as consistency models do, with fresh noise between steps.
+        velocity: sample with Euler steps of u(x, t, t): the method teaches a velocity and no jumps.
+        images, batch_size, learning_rate: the budget.
+        student: options of the mlp.
+        overrides: further run settings, ``{"training": {...}}``, laid over the rest.
+    """
+
+    objective: dict[str, Any]
+    forwards: float
+    data: bool = True
+    teacher: bool = True
+    steps: int = 1
+    four_steps: bool = False
+    renoise: bool = False
+    velocity: bool = False
+    images: int = 200_000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    student: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The objective's."""
+        return str(self.objective["name"])
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """The run's configuration."""
+        mixture = {"name": "gaussian-mixture", **MIXTURE}
+        values: dict[str, Any] = {
+            "name": "proof",
+            "seed": seed,
+            "teacher": mixture if self.teacher else None,
+            "student": {"name": "mlp", "width": 96, "depth": 3, "sample_shape": [2], **self.student},
+            "objective": self.objective,
+            "source": {**mixture, "seed": seed} if self.data else {"name": "prior"},
+            "codec": {"name": "states"},
+            "training": {
+                "images": self.images,
+                "batch_size": self.batch_size,
+                "optimizer": {"learning_rate": self.learning_rate, "beta2": 0.99, "schedule": "cosine"},
+                "ema": {"halflife_images": max(1, self.images // 40), "rampup_ratio": None},
+            },
+            "logging": {"every_images": self.images},
+            "samples": {"every_images": None},
+            "evaluation": {"enabled": False},
+            "trackers": [],
+            "runtime": {"device": "cpu", "threads": 1},
+        }
+        return _merged(values, self.overrides)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a proof found: energy distances to exact samples.
+
+    ``ratio`` is ``student / euler``, ``floor`` the distance of other exact samples to the same ones, ``four_steps`` the
+    student's in four steps (NaN where that was not asked).
+
+    ``seconds`` of processor time, on the one thread it has, so that a busy machine changes nothing.
+    """
+
+    proof: Proof
+    seed: int
+    student: float
+    euler: float
+    floor: float
+    four_steps: float
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        return self.student / self.euler
+
+    def __str__(self) -> str:
+        p = self.proof
+        few = "" if math.isnan(self.four_steps) else f"four steps {self.four_steps / self.euler:.2%}, "
+        return (
+            f"{p.name}: {p.images:,} images, {p.images * p.forwards:,.0f} forwards, {p.steps} step(s), "
+            f"seed {self.seed}: energy {self.student:.4f} of {self.euler:.4f} = {self.ratio:.2%} "
+            f"({few}floor {self.floor / self.euler:.2%}), {self.seconds:.1f} s"
+        )
+
+
+def prove(proof: Proof, output: Path, manager: Manager, seed: int = 0, num_samples: int = 4096) -> Outcome:
+    """Train as ``freeflow distill`` does (``pretrain`` without a teacher), then measure the averaged student."""
+    command = "distill" if proof.teacher else "pretrain"
+    config = load_run_config(Registry(manager), command, overrides=proof.settings(seed))
+    began = time.process_time()
+    result = (api.distill if proof.teacher else api.pretrain)(config, output=output, manager=manager)
+    seconds = time.process_time() - began
+    student = api.load_student(result.folder, manager=manager).student
+    teacher = api.load_teacher("gaussian-mixture", options=MIXTURE, manager=manager).double()
+    assert isinstance(teacher, GaussianMixtureTeacher)
+    index = torch.arange(num_samples)
+    labels = teacher.balanced_condition(index)
+    exact, others = (teacher.sample_data(PhiloxDraws(s, index, dtype=torch.float64), labels) for s in (1, 2))
+    z = PhiloxDraws(3, index, dtype=torch.float64).noise("proof-prior", teacher.sample_shape)
+    euler = z - teacher.velocity(z, torch.ones(num_samples, dtype=torch.float64), labels)
+
+    def distance(x: Tensor) -> float:
+        return energy_distance(x, exact)
+
+    return Outcome(
+        proof,
+        seed,
+        student=distance(sample(student, z, labels, proof.steps, proof)),
+        euler=distance(euler),
+        floor=distance(others),
+        four_steps=distance(sample(student, z, labels, 4, proof)) if proof.four_steps else math.nan,
+        seconds=seconds,
+    )
+
+
+@torch.no_grad()
+def sample(student: Student, z: Tensor, labels: Any, steps: int, proof: Proof) -> Tensor:
+    """Jumps along a uniform grid, jumps to 0 with fresh noise in between, or Euler steps; float32, as trained."""
+    x = z.float()
+    one = torch.ones(len(x), dtype=torch.float64)
+    for i in range(steps):
+        t, s = (1 - i / steps) * one, (1 - (i + 1) / steps) * one
+        if proof.renoise:
+            x = student.flow_map(x, t, 0 * one, labels, one)
+            noise = PhiloxDraws(11 + i, torch.arange(len(x))).noise("proof-renoise", tuple(x.shape[1:]))
+            x = linear_interpolate(x, noise, s)
+        elif proof.velocity:
+            x = x - student.average_velocity(student(x, t, t, labels, one), x, t, t) / steps
+        else:
+            x = student.flow_map(x, t, s, labels, one)
+    return x.double()
+
+
+def _merged(values: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in extra.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
 
 # Differentiating along a trajectory needs a time embedding of low frequency: with three pairs in place of one, FACM's and
 # MeanFlow's ratios are five to ten times larger and vary with the seed.
@@ -47,43 +215,77 @@ FLOW_MAPS = {
 
 # It teaches a velocity, no jumps: one Euler step of it is the yardstick itself, so it is sampled as its paper does.
 FLOW_MATCHING = Proof({"name": "flow-matching"}, 3, teacher=False, steps=32, velocity=True, images=100_000)
+# Sampled in one step unless said otherwise. Pairs cost the teacher's whole path: one image is worth many of another method.
+POLICY = {"name": "mlp-policy", "num_components": 16, "num_substeps": 32}
+
+GENERATIVE = {
+    "pi-flow-prior": Proof(
+        {"name": "pi-flow", "states": "prior"}, forwards=5, data=False, images=20_000, student=POLICY
+    ),
+    "pi-flow-data": Proof({"name": "pi-flow"}, forwards=5, images=20_000, student=POLICY),
+    # The paper uses dx at four evaluations only. One dx policy from noise ends at 10 to 14 % here.
+    "pi-flow-dx": Proof(
+        {"name": "pi-flow", "num_segments": 4},
+        forwards=5,
+        steps=4,
+        images=60_000,
+        student={**POLICY, "policy": "dx", "num_components": 10},
+        overrides={"training": {"optimizer": {"clip_norm": 1.0}}},  # the paper clips too
+    ),
+    "imm": Proof({"name": "imm"}, forwards=4, teacher=False, four_steps=True),
+    "imm-teacher": Proof({"name": "imm", "velocity": "teacher"}, forwards=5, four_steps=True),
+    "score-distillation-dmd": Proof({"name": "score-distillation"}, forwards=4.6, data=False),
+    "score-distillation-vsd": Proof(
+        {"name": "score-distillation", "weighting": "vsd", "critic_updates": 1}, forwards=7, data=False
+    ),
+    "pairs-endpoint": Proof({"name": "pairs", "solver_steps": 16}, forwards=35, data=False, images=40_000),
+    "pairs-rectified-flow": Proof(
+        {"name": "pairs", "mode": "rectified-flow", "solver_steps": 16},
+        forwards=35,
+        data=False,
+        images=60_000,
+        four_steps=True,
+    ),
+    "progressive": Proof({"name": "progressive", "start_steps": 8}, forwards=5, images=100_000),
+    "progressive-prior": Proof(
+        {"name": "progressive", "start_steps": 8, "states": "prior"}, forwards=6.4, data=False, images=60_000
+    ),
+}
+
 PROOFS = {
     "freeflow-prediction": PREDICTION,
     "flow-matching": FLOW_MATCHING,
     **FLOW_MAPS,
-    **GENERATIVE_PROOFS,
+    **GENERATIVE,
 }
 
 
-# Ten seconds each: one of every kind in the suite, all of them in the long tests.
-SUITE = {
-    "meanflow",
-    "consistency",
-    "shortcut",
-    "lagrangian-from-prior",
-    "pi-flow-prior",
-    "score-distillation-dmd",
-    "pairs-endpoint",
-    "progressive-prior",
+# Each objective is exact elsewhere; here the engine has to bring one of every kind of role most of the way, in a second or
+# two: images and the share of the Euler step's distance that is left. With a wrong sign it is 1 or more.
+QUICK = {
+    "consistency": (25_000, 0.35),  # a target that follows
+    "lagrangian-from-prior": (15_000, 0.15),  # a learned weight, a derivative, no data
+    "pi-flow-prior": (8_000, 0.2),  # a policy
+    "score-distillation-dmd": (50_000, 0.15),  # a critic that takes its turns
+    "progressive-prior": (20_000, 0.3),  # rounds
+    "pairs-endpoint": (10_000, 0.2),
 }
-assert PROOFS.keys() >= SUITE
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SUITE else pytest.mark.long) for name in PROOFS]
-)
-def test_student_reaches_a_tenth_of_the_teachers_euler_step(name: str, tmp_path: Path, manager: Manager) -> None:
-    _check(PROOFS[name], tmp_path, manager, seed=0)
+@pytest.mark.parametrize("name", QUICK)
+def test_a_short_run_comes_near(name: str, tmp_path: Path, manager: Manager) -> None:
+    images, limit = QUICK[name]
+    outcome = prove(dataclasses.replace(PROOFS[name], images=images), tmp_path / "run", manager, num_samples=1024)
+    assert outcome.ratio <= limit, str(outcome)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", PROOFS)
-def test_other_seeds_reach_it_too(name: str, seed: int, tmp_path: Path, manager: Manager) -> None:
-    _check(PROOFS[name], tmp_path, manager, seed)
-
-
-def _check(proof: Proof, tmp_path: Path, manager: Manager, seed: int) -> None:
+def test_student_reaches_a_tenth_of_the_teachers_euler_step(
+    name: str, seed: int, tmp_path: Path, manager: Manager
+) -> None:
+    proof = PROOFS[name]
     outcome = prove(proof, tmp_path / "run", manager, seed)
     print(outcome)  # noqa: T201
     assert outcome.ratio <= LIMIT, str(outcome)

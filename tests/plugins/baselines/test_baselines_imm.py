@@ -7,34 +7,30 @@ from typing import Any
 
 import pytest
 import torch
-from baselines_generative_helpers import (
+from freeflow_baselines.config import IMMConfig
+from freeflow_baselines.imm import IMM, group_mmd, level_weight, lower_level
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from objective_helpers import (
     MEAN,
     STD,
     TeacherSpy,
-    build,
     gaussian_data,
-    losses,
     philox,
     spied,
+    step,
     teacher_and_student,
 )
-from freeflow_baselines.config_generative import IMMConfig
-from freeflow_baselines.group_mmd import group_mmd
-from freeflow_baselines.imm import IMM, level_weight, lower_level
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import AverageVelocityStudent, StartTimes
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.testing.exact import GaussianStudent
 from freeflow_core.types import Batch
 
 
 def objective(**options: Any) -> IMM:
-    return build(IMM, IMMConfig, **options)
+    return IMM(IMMConfig(**options))
 
 
 def data(num: int, start: int = 0, labels: Tensor | None = None) -> Batch:
@@ -48,7 +44,7 @@ def scale_gradient(factor: float, **options: Any) -> tuple[float, float]:
         _, student = teacher_and_student(std=factor * STD)
         models, _, _ = spied(None, student)
         start = 512 * number
-        loss = losses(objective(**options), models, philox(512, start), data(512, start))["student"]
+        loss = step(objective(**options), models, philox(512, start), data(512, start))["student"]
         loss.per_sample.mean().backward()
         assert student.std.grad is not None
         parts.append((student.std.grad * STD).sum())
@@ -74,7 +70,7 @@ def mean_discrepancy(statistic: str, gap_exponent: float, factor: float = 1.0, n
     models, _, _ = spied(None, student)
     imm = objective(statistic=statistic, gap_exponent=gap_exponent)
     with torch.no_grad():
-        return losses(imm, models, philox(num), data(num))["student"].terms["mmd"]
+        return step(imm, models, philox(num), data(num))["student"].terms["mmd"]
 
 
 def test_the_published_statistic_is_positive_at_the_exact_map_and_vanishes_with_the_gap() -> None:
@@ -114,14 +110,6 @@ def test_discrepancy_of_groups_by_brute_force(size: int, groups: int, unbiased: 
     torch.testing.assert_close(found, brute_force(x, y, width, size, unbiased))
 
 
-def test_one_row_a_group_compares_the_two_jumps_of_that_row() -> None:
-    x, y = gaussian_data(5), gaussian_data(5, start=5)
-    width = torch.full((5,), 0.7, dtype=torch.float64)
-    itself = math.exp(-1e-4 / 0.7)  # distances are at least 1e-4
-    expected = 2 * itself - 2 * torch.exp(-(x - y).norm(dim=1) / 0.7)
-    torch.testing.assert_close(group_mmd(x, y, width, size=1, unbiased=False), expected)
-
-
 def test_same_states_differ_in_nothing_and_have_no_gradient() -> None:
     x = gaussian_data(8).requires_grad_()
     found = group_mmd(x, x.detach(), torch.ones(8, dtype=torch.float64), size=4, unbiased=False)
@@ -138,21 +126,21 @@ def test_rows_of_other_labels_are_not_compared_when_asked() -> None:
     same = torch.zeros(8, dtype=torch.long)
     mixed = torch.tensor([0, 1, 2, 3] * 2)
     options = {"gap_exponent": 6.0, "label_kernel": "same"}
-    together = losses(objective(**options), models, philox(8), data(8, labels=same))["student"].per_sample
-    anyway = losses(objective(gap_exponent=6.0), models, philox(8), data(8, labels=mixed))["student"].per_sample
+    together = step(objective(**options), models, philox(8), data(8, labels=same))["student"].per_sample
+    anyway = step(objective(gap_exponent=6.0), models, philox(8), data(8, labels=mixed))["student"].per_sample
     torch.testing.assert_close(together, anyway)
-    apart = losses(objective(**options), models, philox(8), data(8, labels=mixed))["student"].per_sample
+    apart = step(objective(**options), models, philox(8), data(8, labels=mixed))["student"].per_sample
     # Each row is then compared with itself alone: a quarter of its own pair's discrepancy.
     assert not torch.allclose(apart, anyway)
     with pytest.raises(ConfigError, match="label_kernel=any"):
-        losses(objective(**options), models, philox(8), Batch(gaussian_data(8), {"text": torch.zeros(8, 2)}))
+        step(objective(**options), models, philox(8), Batch(gaussian_data(8), {"text": torch.zeros(8, 2)}))
 
 
 def test_groups_share_their_times_and_the_pair_of_levels_its_data_and_noise() -> None:
     _, student = teacher_and_student()
     models, wrapped, bare = spied(None, student)
     config = IMMConfig(gap_exponent=8.0)
-    losses(objective(gap_exponent=8.0), models, philox(64), data(64))
+    step(objective(gap_exponent=8.0), models, philox(64), data(64))
     (x_t, t, s, _, guidance), (x_r, r, s_r, _, _) = wrapped.calls[0], bare.calls[0]
     assert (wrapped.gradient, bare.gradient) == ([True], [False])
     for times in (t, s, r):
@@ -169,7 +157,7 @@ def test_groups_share_their_times_and_the_pair_of_levels_its_data_and_noise() ->
 def test_times_are_uniform_below_their_bounds() -> None:
     _, student = teacher_and_student()
     models, wrapped, _ = spied(None, student)
-    losses(objective(group_size=1), models, philox(4000), data(4000))
+    step(objective(group_size=1), models, philox(4000), data(4000))
     t, s = wrapped.calls[0][1:3]
     assert t.max() < 0.994
     assert abs(float(t.mean()) - 0.497) < 0.02
@@ -204,7 +192,7 @@ def test_with_a_teacher_the_lower_state_is_one_step_of_its_guided_field() -> Non
     models, wrapped, bare = spied(spy, student)
     options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.3, 0.8), "gap_exponent": 6.0}
     imm = objective(velocity="teacher", **options)
-    losses(imm, models, philox(64), data(64, labels=torch.arange(64) % 3))
+    step(imm, models, philox(64), data(64, labels=torch.arange(64) % 3))
     (x_t, t, _, labels, guidance), (x_r, r, *_) = wrapped.calls[0], bare.calls[0]
     _, times, _, weight = spy.calls[0]
     torch.testing.assert_close(times, t)
@@ -221,7 +209,7 @@ def test_labels_are_dropped_without_a_teacher() -> None:
     student.num_classes = 3
     models, wrapped, _ = spied(None, student)
     num = 4000
-    losses(objective(label_dropout=0.2), models, philox(num), data(num, labels=torch.zeros(num, dtype=torch.long)))
+    step(objective(label_dropout=0.2), models, philox(num), data(num, labels=torch.zeros(num, dtype=torch.long)))
     dropped = int((wrapped.calls[0][3] == 3).sum())
     assert abs(dropped - 0.2 * num) < 4 * math.sqrt(num * 0.2 * 0.8)
 
@@ -230,27 +218,18 @@ def test_groups_are_never_cut() -> None:
     _, student = teacher_and_student()
     models, _, _ = spied(None, student)
     with pytest.raises(ConfigError, match="multiple of 4 rows"):
-        losses(objective(), models, philox(6), data(6))
+        step(objective(), models, philox(6), data(6))
     shifted = PhiloxDraws(3, torch.arange(2, 10), position=torch.arange(2, 10), batch_size=12, dtype=torch.float64)
     with pytest.raises(ConfigError, match="multiple of 4 rows"):
-        losses(objective(), models, shifted, data(8))
+        step(objective(), models, shifted, data(8))
     with pytest.raises(ConfigError, match="source yields none"):
-        losses(objective(), models, philox(8))
-
-
-def test_a_batch_is_the_sum_of_its_parts() -> None:
-    _, student = teacher_and_student(std=1.1 * STD)
-    models, _, _ = spied(None, student)
-    whole = losses(objective(), models, philox(12), data(12))["student"]
-    parts = [losses(objective(), models, philox(b - a, a), data(b - a, a))["student"] for a, b in ((0, 4), (4, 12))]
-    torch.testing.assert_close(whole.per_sample, torch.cat([part.per_sample for part in parts]))
-    assert all(term.ndim == 0 and not term.requires_grad for term in whole.terms.values())
+        step(objective(), models, philox(8))
 
 
 def test_no_gradient_runs_through_the_jump_from_below() -> None:
     student = GaussianStudent(MEAN, 1.2 * STD)
     models, wrapped, bare = spied(None, student)
-    losses(objective(gap_exponent=6.0), models, philox(8), data(8))["student"].per_sample.mean().backward()
+    step(objective(gap_exponent=6.0), models, philox(8), data(8))["student"].per_sample.mean().backward()
     found = student.std.grad
     assert found is not None
     (x_t, t, s, _, _), (x_r, r, *_) = wrapped.calls[0], bare.calls[0]
@@ -260,20 +239,3 @@ def test_no_gradient_runs_through_the_jump_from_below() -> None:
     mmd = group_mmd(a, b, 3 * (t - s), size=4, unbiased=False)
     (level_weight(t, offset=4.0, power=1.0) * mmd).mean().backward()
     torch.testing.assert_close(found, again.std.grad)
-
-
-def test_contract() -> None:
-    built = objective()
-    assert built.needs_data
-    assert built.requires is AverageVelocityStudent
-    assert built.start_times is StartTimes.ANY
-    assert built.roles(teacher_and_student()[1], None) == {}
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"statistic": "u", "group_size": 1}, {"time_high": 1.0}, {"kernel_scale": 0.0}, {"guidance_max": 2.0}],
-)
-def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        IMMConfig(**options)

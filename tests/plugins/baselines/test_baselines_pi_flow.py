@@ -7,35 +7,55 @@ from typing import Any
 
 import pytest
 import torch
-from baselines_generative_helpers import (
-    MEAN,
-    NO_DATA,
-    SPREAD,
-    ExactPolicyStudent,
-    TeacherSpy,
-    build,
-    gaussian_data,
-    losses,
-    philox,
-    spied,
-)
-from freeflow_baselines.config_generative import PiFlowConfig
+from freeflow_baselines.config import PiFlowConfig
 from freeflow_baselines.pi_flow import PiFlow, segment_bounds
 from freeflow_toy.policy_student import MLPPolicyStudent
-from pydantic import ValidationError
-from torch import Tensor
+from objective_helpers import (
+    MEAN,
+    NO_DATA,
+    PlainStudent,
+    TeacherSpy,
+    gaussian_data,
+    philox,
+    spied,
+    step,
+)
+from torch import Tensor, nn
 
-from freeflow_core.interfaces import PolicyStudent, StartTimes
-from freeflow_core.math.flow import mean_square
-from freeflow_core.math.policies import roll_policy, shifted_time
+from freeflow_core.interfaces import PolicyStudent
+from freeflow_core.math.flow import expand_times, mean_square
+from freeflow_core.math.policies import GMPolicy, Policy, roll_policy, shifted_time
 from freeflow_core.testing.exact import GaussianTeacher
-from freeflow_core.types import Batch
+from freeflow_core.types import Batch, Condition
 
+SPREAD = 0.6
 SPREADS = torch.tensor(SPREAD, dtype=torch.float64)
 
 
+class ExactPolicyStudent(PolicyStudent):
+    """The exact policy of isotropic Gaussian data N(MEAN, SPREAD^2), its velocities times ``scale`` (trainable)."""
+
+    def __init__(self, scale: float = 1.0, num_substeps: int = 16) -> None:
+        super().__init__()
+        self.sample_shape = tuple(MEAN.shape)
+        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
+        self.num_substeps = num_substeps
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+        time = expand_times(t, x_t)
+        total = (1 - time).square() * SPREAD**2 + time.square()
+        posterior = MEAN + (1 - time) * SPREAD**2 / total * (x_t - (1 - time) * MEAN)
+        return torch.cat([self.scale * (x_t - posterior) / time, 0.5 * (SPREAD**2 / total).log()], 1)
+
+    def policy(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Policy:
+        return GMPolicy(output[:, None, :-1], torch.zeros(len(x_t), 1, 1, dtype=output.dtype), output[:, -1], x_t, t)
+
+    load_teacher = network_state = PlainStudent.load_teacher  # never asked
+    from_state = PlainStudent.from_state
+
+
 def objective(**options: Any) -> PiFlow:
-    return build(PiFlow, PiFlowConfig, **options)
+    return PiFlow(PiFlowConfig(**options))
 
 
 def teacher(sign: float = 1.0) -> TeacherSpy:
@@ -58,7 +78,7 @@ def test_the_exact_policy_is_a_stationary_point_and_a_wrong_sign_is_not(states: 
     for sign, scale in ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0)):
         student = ExactPolicyStudent(scale)
         models, _, _ = spied(teacher(sign), student)
-        per_sample = losses(pi_flow, models, philox(256), batch_for(states, 256))["student"].per_sample
+        per_sample = step(pi_flow, models, philox(256), batch_for(states, 256))["student"].per_sample
         per_sample.mean().backward()
         assert student.scale.grad is not None
         if sign == scale == 1:
@@ -75,7 +95,7 @@ def test_the_gradient_is_that_of_a_regression_on_fixed_states(states: str, kind:
     student, exact = mlp(policy=kind), teacher()
     models, wrapped, _ = spied(exact, student)
     pi_flow = objective(states=states, num_states=3, loss_scale=2.0)
-    loss = losses(pi_flow, models, philox(8), batch_for(states, 8))["student"]
+    loss = step(pi_flow, models, philox(8), batch_for(states, 8))["student"]
     loss.per_sample.mean().backward()
     found = [parameter.grad.clone() for parameter in student.parameters() if parameter.grad is not None]
 
@@ -100,7 +120,7 @@ def test_the_gradient_is_that_of_a_regression_on_fixed_states(states: str, kind:
 def test_states_lie_where_the_policy_leads_at_rising_distance_from_the_start(states: str) -> None:
     student, exact = mlp(shift=2.0), teacher()
     models, wrapped, _ = spied(exact, student)
-    losses(objective(states=states, num_states=3, component_dropout=0.0), models, philox(16), batch_for(states, 16))
+    step(objective(states=states, num_states=3, component_dropout=0.0), models, philox(16), batch_for(states, 16))
     (x, t, s, condition, guidance), (reached, times, _, _) = wrapped.calls[0], exact.calls[0]
     policy = student.policy(student(x, t, s, condition, guidance), x, t, s)
     previous_x, previous_t = x, t
@@ -116,7 +136,7 @@ def test_states_lie_where_the_policy_leads_at_rising_distance_from_the_start(sta
 def test_times_of_the_states_are_uniform_in_the_segment() -> None:
     exact = teacher()
     models, _, _ = spied(exact, ExactPolicyStudent(num_substeps=1))
-    losses(objective(states="prior", num_states=1), models, philox(4000))
+    step(objective(states="prior", num_states=1), models, philox(4000))
     times = exact.calls[0][1]
     assert abs(float(times.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 4000)
     assert abs(float(times.var()) - 1 / 12) < 0.005
@@ -127,7 +147,7 @@ def test_one_gradient_pass_through_the_wrapper_and_one_call_of_the_teacher(state
     for num_segments in (1, 3):
         exact = teacher()
         models, wrapped, bare = spied(exact, mlp())
-        losses(objective(states=states, num_segments=num_segments), models, philox(8), batch_for(states, 8))
+        step(objective(states=states, num_segments=num_segments), models, philox(8), batch_for(states, 8))
         chain = num_segments if states == "prior" else 1
         assert [len(call[0]) for call in wrapped.calls] == [8 * chain]
         assert wrapped.gradient == [True]
@@ -140,7 +160,7 @@ def test_segments_of_data_are_chosen_by_their_length_and_begin_at_noised_data() 
     models, wrapped, _ = spied(teacher(), student)
     num = 4000
     pi_flow = objective(num_segments=3, final_segment_scale=0.5)
-    losses(pi_flow, models, philox(num), batch_for("data", num))
+    step(pi_flow, models, philox(num), batch_for("data", num))
     x, t, s = wrapped.calls[0][:3]
     bounds = shifted_time(segment_bounds(3, 0.5), 3.0)
     for k, share in enumerate((0.4, 0.4, 0.2)):
@@ -155,7 +175,7 @@ def test_segments_from_noise_follow_each_other_and_count_by_their_length() -> No
     student, exact = mlp(), teacher()
     models, wrapped, _ = spied(exact, student)
     pi_flow = objective(states="prior", num_segments=2, final_segment_scale=0.5, component_dropout=0.0, num_states=1)
-    loss = losses(pi_flow, models, philox(6))["student"]
+    loss = step(pi_flow, models, philox(6))["student"]
     x, t, s, condition, guidance = wrapped.calls[0]
     torch.testing.assert_close(x[:6], philox(6).noise("prior", (3,)))
     torch.testing.assert_close(t, torch.tensor([1.0] * 6 + [1 / 3] * 6, dtype=torch.float64))
@@ -172,7 +192,7 @@ def test_dropped_components_change_the_path_and_nothing_else() -> None:
     for share in (0.0, 0.5):
         exact = teacher()
         models, _, _ = spied(exact, mlp())
-        losses(objective(states="prior", component_dropout=share), models, philox(64))
+        step(objective(states="prior", component_dropout=share), models, philox(64))
         seen.append(exact.calls[0])
     moved = (seen[0][0] != seen[1][0]).any(1)
     assert torch.equal(seen[0][1], seen[1][1])
@@ -181,9 +201,7 @@ def test_dropped_components_change_the_path_and_nothing_else() -> None:
     student, exact = mlp(policy="dx"), teacher()
     models, _, _ = spied(exact, student)
     assert (
-        losses(objective(states="prior", component_dropout=0.5), models, philox(8))["student"]
-        .per_sample.isfinite()
-        .all()
+        step(objective(states="prior", component_dropout=0.5), models, philox(8))["student"].per_sample.isfinite().all()
     )
 
 
@@ -191,7 +209,7 @@ def test_guidance_is_drawn_and_holds_in_its_interval_alone() -> None:
     exact = TeacherSpy(GaussianTeacher(MEAN, SPREADS), num_classes=4)
     models, wrapped, _ = spied(exact, ExactPolicyStudent())
     options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.2, 0.6)}
-    losses(objective(states="prior", **options), models, philox(100))
+    step(objective(states="prior", **options), models, philox(100))
     guidance = wrapped.calls[0][4]
     assert guidance.min() >= 2
     assert guidance.max() <= 3
@@ -202,46 +220,8 @@ def test_guidance_is_drawn_and_holds_in_its_interval_alone() -> None:
     assert torch.equal(condition, philox(100).integers("label", 4).repeat(2))
 
 
-@pytest.mark.parametrize("states", ["data", "prior"])
-def test_a_batch_is_the_sum_of_its_parts(states: str) -> None:
-    models, _, _ = spied(teacher(), mlp())
-    pi_flow = objective(states=states, num_segments=2, component_dropout=0.3)
-    whole = losses(pi_flow, models, philox(9), batch_for(states, 9))["student"].per_sample
-    parts = [
-        losses(pi_flow, models, philox(stop - start, start), batch_for(states, stop - start, start))["student"]
-        for start, stop in ((0, 4), (4, 9))
-    ]
-    torch.testing.assert_close(whole, torch.cat([part.per_sample for part in parts]), rtol=1e-10, atol=1e-12)
-
-
-def test_losses_are_float32_under_bf16_autocast() -> None:
-    models, _, _ = spied(teacher(), mlp().float())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = losses(objective(states="prior"), models, philox(8, dtype=torch.float32))["student"]
-    assert loss.per_sample.dtype is torch.float32
-    assert loss.per_sample.isfinite().all()
-    assert all(term.ndim == 0 and not term.requires_grad for term in loss.terms.values())
-
-
-def test_contract() -> None:
-    assert PiFlow.requires is PolicyStudent
-    assert objective().roles(mlp(), None) == {}
-    assert (objective().needs_data, objective(states="prior").needs_data) == (True, False)
-    assert objective().needs_teacher
-    assert objective(num_segments=1).start_times is StartTimes.PRIOR
-    assert objective(num_segments=2).start_times is StartTimes.ANY
-
-
 def test_segments_cover_the_unit_interval() -> None:
     torch.testing.assert_close(segment_bounds(1, 1.0), torch.tensor([1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(segment_bounds(4, 1.0), torch.linspace(1, 0, 5, dtype=torch.float64))
     lengths = segment_bounds(4, 0.5).diff().neg()
     torch.testing.assert_close(lengths, torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64) / 7)
-
-
-@pytest.mark.parametrize(
-    "options", [{"states": "both"}, {"num_segments": 0}, {"final_segment_scale": 0.0}, {"component_dropout": 1.0}]
-)
-def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        PiFlowConfig(**options)

@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
-from baselines_generative_helpers import (
+from freeflow_baselines.config import ProgressiveConfig
+from freeflow_baselines.progressive import PREVIOUS, Progressive, round_bounds
+from objective_helpers import (
     MEAN,
     STD,
+    PlainStudent,
     TeacherSpy,
-    build,
     gaussian_data,
-    losses,
     philox,
     progress,
     spied,
+    step,
     teacher_and_student,
 )
-from freeflow_baselines.config_generative import ProgressiveConfig
-from freeflow_baselines.progressive import PREVIOUS, Progressive, round_bounds
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from freeflow_core import api
-from freeflow_core.config import ComponentConfig, load_run_config
+from freeflow_core.config import load_run_config
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Teacher
+from freeflow_core.interfaces import Teacher
 from freeflow_core.math.flow import average_velocity_jump, mean_square
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
-from freeflow_core.types import Batch, Condition, LoadReport, NetworkState
+from freeflow_core.types import Batch, Condition
 
 
 def objective(**options: Any) -> Progressive:
-    return build(Progressive, ProgressiveConfig, **options)
+    return Progressive(ProgressiveConfig(**options))
 
 
 def in_round(progressive: Progressive, number: int) -> Progressive:
@@ -48,7 +47,7 @@ def data(num: int, start: int = 0) -> Batch:
     return Batch(gaussian_data(num, start), None)
 
 
-class TwoEulerSteps(AverageVelocityStudent):
+class TwoEulerSteps(PlainStudent):
     """The average velocity of two Euler half steps of a teacher, times ``scale`` (trainable)."""
 
     def __init__(self, teacher: Teacher) -> None:
@@ -63,26 +62,6 @@ class TwoEulerSteps(AverageVelocityStudent):
         second = self.teacher.velocity(average_velocity_jump(x_t, first, t, middle), middle, None)
         return self.scale * (first + second) / 2
 
-    def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return output
-
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return average_velocity_jump(x_t, output, t, s)
-
-    def load_teacher(self, teacher: Teacher) -> LoadReport:
-        raise NotImplementedError
-
-    def network_state(self) -> NetworkState:
-        raise NotImplementedError
-
-    @classmethod
-    def from_state(cls, state: NetworkState) -> Self:
-        raise NotImplementedError
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        raise NotImplementedError
-
 
 @pytest.mark.parametrize("states", ["data", "prior"])
 def test_first_round_two_half_steps_of_the_teacher_are_stationary_and_a_wrong_sign_is_not(states: Any) -> None:
@@ -91,7 +70,7 @@ def test_first_round_two_half_steps_of_the_teacher_are_stationary_and_a_wrong_si
         student = TwoEulerSteps(teacher)
         models, _, _ = spied(TeacherSpy(teacher, sign), student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
         batch = data(500) if states == "data" else Batch(None, None)
-        loss = losses(objective(states=states), models, philox(500), batch)["student"]
+        loss = step(objective(states=states), models, philox(500), batch)["student"]
         loss.per_sample.mean().backward()
         assert student.scale.grad is not None
         if sign == 1:
@@ -108,7 +87,7 @@ def test_later_rounds_the_exact_map_is_stationary_and_a_wrong_sign_is_not(number
     for previous in (GaussianStudent(MEAN, STD), GaussianStudent(-MEAN, STD)):
         spy = TeacherSpy(teacher)
         models, _, _ = spied(spy, student, **{PREVIOUS: previous})
-        loss = losses(in_round(objective(), number), models, philox(500), data(500))["student"]
+        loss = step(in_round(objective(), number), models, philox(500), data(500))["student"]
         student.zero_grad()
         loss.per_sample.mean().backward()
         gradient = max(float(p.grad.abs().max()) for p in student.parameters() if p.grad is not None)
@@ -140,7 +119,7 @@ def test_the_first_rounds_error_halves_when_the_steps_double() -> None:
 def test_weight_is_the_truncated_ratio_of_signal_to_noise() -> None:
     teacher, student = teacher_and_student(std=1.2 * STD)
     models, wrapped, _ = spied(teacher, student, **{PREVIOUS: student})
-    loss = losses(objective(start_steps=8), models, philox(200), data(200))["student"]
+    loss = step(objective(start_steps=8), models, philox(200), data(200))["student"]
     x_t, t, s, condition, guidance = wrapped.calls[0]
     u, target = student(x_t, t, s, condition, guidance), TwoEulerSteps(teacher)(x_t, t, s, None, None)
     ratio = ((1 - t) / t).square().clamp_min(1)  # max(SNR, 1) of the implied data points x_t - t u
@@ -151,7 +130,7 @@ def test_weight_is_the_truncated_ratio_of_signal_to_noise() -> None:
 def test_times_are_those_of_the_rounds_grid_alone(number: int) -> None:
     teacher, student = teacher_and_student()
     models, wrapped, _ = spied(teacher, student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
-    losses(in_round(objective(start_steps=16), number), models, philox(2000), data(2000))
+    step(in_round(objective(start_steps=16), number), models, philox(2000), data(2000))
     steps = 16 >> number
     x_t, t, s = wrapped.calls[0][:3]
     torch.testing.assert_close(t - s, torch.full_like(t, 1 / steps))
@@ -165,7 +144,7 @@ def test_times_are_those_of_the_rounds_grid_alone(number: int) -> None:
 def test_without_data_states_lie_on_the_students_own_path() -> None:
     teacher, student = teacher_and_student(std=1.2 * STD)
     models, wrapped, bare = spied(teacher, student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
-    losses(objective(start_steps=4, states="prior"), models, philox(64))
+    step(objective(start_steps=4, states="prior"), models, philox(64))
     x_t, t = wrapped.calls[0][:2]
     x, one = philox(64).noise("prior", (3,)), torch.ones(64, dtype=torch.float64)
     for k in (4, 3, 2, 1):
@@ -181,7 +160,7 @@ def test_the_first_rounds_teacher_is_guided() -> None:
     spy = TeacherSpy(teacher, num_classes=3)
     models, wrapped, _ = spied(spy, student, **{PREVIOUS: student})
     options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.3, 0.8)}
-    losses(objective(**options), models, philox(64), Batch(gaussian_data(64), torch.arange(64) % 3))
+    step(objective(**options), models, philox(64), Batch(gaussian_data(64), torch.arange(64) % 3))
     guidance = wrapped.calls[0][4]
     assert len(spy.calls) == 2
     for _, times, _, weight in spy.calls:
@@ -226,41 +205,6 @@ def test_lengths_of_rounds() -> None:
         round_bounds(config, 300)
     with pytest.raises(ConfigError, match=r"lengthen training\.images"):
         objective(start_steps=4, round_images=(100, 200, 300)).transitions(progress(total=300))
-
-
-@pytest.mark.parametrize("states", ["data", "prior"])
-def test_a_batch_is_the_sum_of_its_parts(states: Any) -> None:
-    teacher, student = teacher_and_student(std=1.1 * STD)
-    models, _, _ = spied(teacher, student, **{PREVIOUS: student})
-
-    def part(start: int, stop: int) -> Tensor:
-        batch = data(stop - start, start) if states == "data" else Batch(None, None)
-        loss = losses(objective(states=states, start_steps=4), models, philox(stop - start, start), batch)["student"]
-        assert all(term.ndim == 0 and not term.requires_grad for term in loss.terms.values())
-        return loss.per_sample
-
-    torch.testing.assert_close(part(0, 9), torch.cat([part(0, 4), part(4, 9)]))
-
-
-def test_contract() -> None:
-    assert (objective().needs_data, objective(states="prior").needs_data) == (True, False)
-    assert objective().needs_teacher
-    assert objective().requires is AverageVelocityStudent
-    assert objective().start_times is StartTimes.PRIOR
-    assert objective(final_steps=4).start_times is StartTimes.ANY
-    _, student = teacher_and_student()
-    ((name, role),) = objective().roles(student, None).items()
-    assert (name, role.trainable, role.ema) == (PREVIOUS, False, False)
-    assert role.network is not student
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"start_steps": 12}, {"final_steps": 3}, {"start_steps": 2, "final_steps": 4}, {"round_images": (100,)}],
-)
-def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        ProgressiveConfig(**options)
 
 
 def run(registry: Registry, manager: Manager, output: Path, *assignments: str, resume: bool = False) -> Any:

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from baselines_generative_helpers import MEAN, STD, TeacherSpy, build, losses, philox, spied, teacher_and_student
-from freeflow_baselines.config_generative import ScoreDistillationConfig
+from freeflow_baselines.config import ScoreDistillationConfig
 from freeflow_baselines.score_distillation import FAKE_VELOCITY, ScoreDistillation, noise_levels
-from pydantic import ValidationError
+from objective_helpers import MEAN, STD, TeacherSpy, philox, progress, spied, step, teacher_and_student
 from torch import Tensor
 
 from freeflow_core.config import OptimizerConfig
-from freeflow_core.interfaces import AverageVelocityStudent, Model, Models, StartTimes
+from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.flow import mean_square
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 
@@ -22,7 +21,7 @@ WEIGHTINGS = ["dmd", "vsd", "velocity"]
 
 
 def objective(**options: Any) -> ScoreDistillation:
-    return build(ScoreDistillation, ScoreDistillationConfig, **{"critic_updates": 1, **options})
+    return ScoreDistillation(ScoreDistillationConfig(**{"critic_updates": 1, **options}))
 
 
 def exact_fake(student: GaussianStudent) -> GaussianStudent:
@@ -36,7 +35,7 @@ def gradients(student: GaussianStudent, sign: float = 1.0, num: int = 20_000, **
     if sign < 0:
         teacher, fake = GaussianTeacher(student.mean, student.std), GaussianStudent(MEAN, STD)
     models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: fake})
-    loss = losses(objective(**options), models, philox(num))["student"]
+    loss = step(objective(**options), models, philox(num))["student"]
     student.zero_grad()
     loss.per_sample.mean().backward()
     assert student.mean.grad is not None
@@ -73,7 +72,7 @@ def test_gradient_is_that_of_the_divergence() -> None:
     student = GaussianStudent(zero, zero + a)
     models, _, _ = spied(GaussianTeacher(zero, zero + c), student, **{FAKE_VELOCITY: exact_fake(student)})
     level = {"time_low": t - 1e-9, "time_high": t, "weighting": "velocity"}
-    losses(objective(**level), models, philox(num))["student"].per_sample.mean().backward()
+    step(objective(**level), models, philox(num))["student"].per_sample.mean().backward()
     f, r = ((1 - t) ** 2 * a**2 + t**2), ((1 - t) ** 2 * c**2 + t**2)
     derivative = a * (1 - t) ** 2 * (1 / r - 1 / f)
     # d x_t / d a = (1 - t) z, of which the sample's own derivative z is the loss's.
@@ -101,7 +100,7 @@ def test_published_weights() -> None:
         else:
             gradient = v - v_fake
         models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: fake})
-        loss = losses(objective(weighting=weighting), models, draws)["student"]
+        loss = step(objective(weighting=weighting), models, draws)["student"]
         torch.testing.assert_close(loss.per_sample, 0.5 * mean_square(gradient))
 
 
@@ -110,7 +109,7 @@ def test_a_sample_on_the_teachers_prediction_gets_no_gradient_instead_of_nan() -
     student = GaussianStudent(point, torch.full_like(point, 1e-200))  # all samples are 0, as predicted
     teacher = GaussianTeacher(point, torch.full_like(point, 1e-200))
     models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: GaussianStudent(point, torch.ones_like(point))})
-    loss = losses(objective(), models, philox(8))["student"]
+    loss = step(objective(), models, philox(8))["student"]
     loss.per_sample.mean().backward()
     assert student.mean.grad is not None
     assert student.mean.grad.isfinite().all()
@@ -121,7 +120,7 @@ def test_the_student_takes_its_turn_once_in_so_many_steps() -> None:
     spy = TeacherSpy(teacher)
     models, wrapped, bare = spied(spy, student, **{FAKE_VELOCITY: exact_fake(student)})
     distillation = objective(critic_updates=5)
-    trained = [set(losses(distillation, models, philox(4), step=step)) for step in range(10)]
+    trained = [set(step(distillation, models, philox(4), at=progress(step=n))) for n in range(10)]
     assert trained == ([{FAKE_VELOCITY}] * 4 + [{FAKE_VELOCITY, "student"}]) * 2
     assert (wrapped.gradient, bare.gradient) == ([True] * 2, [False] * 8)
     assert len(spy.calls) == 2  # the critic alone asks no teacher
@@ -131,12 +130,12 @@ def test_the_fake_velocity_learns_flow_matching_on_the_samples_alone() -> None:
     teacher, student = teacher_and_student(std=1.3 * STD)
     fake = exact_fake(student)
     models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: fake})
-    found = losses(objective(), models, philox(20_000))
+    found = step(objective(), models, philox(20_000))
     found[FAKE_VELOCITY].per_sample.mean().backward()
     assert all(parameter.grad is None for parameter in student.parameters())
     assert all(p.grad is not None and p.grad.abs().max() < 0.1 for p in fake.parameters())  # it is exact already
     fake.zero_grad()
-    losses(objective(), models, philox(8))["student"].per_sample.mean().backward()
+    step(objective(), models, philox(8))["student"].per_sample.mean().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in fake.parameters())
     # Var[n - x | x_t] of N(m, a^2): a^2 / ((1 - t)^2 a^2 + t^2), the least loss there is.
     t = noise_levels(philox(20_000).uniform("noise-level"), ScoreDistillationConfig())[:, None]
@@ -163,7 +162,7 @@ def test_the_fake_velocity_is_never_guided_but_knows_the_weight() -> None:
     fake = spied(spy, exact_fake(student))[1]
     models = Models({**models, FAKE_VELOCITY: Model(fake, exact_fake(student))}, spy)
     options = {"guidance_min": 1.5, "guidance_max": 4.0, "guidance_interval": (0.3, 0.7)}
-    losses(objective(**options), models, philox(64))
+    step(objective(**options), models, philox(64))
     guidance = wrapped.calls[0][4]
     torch.testing.assert_close(fake.calls[0][4], guidance)
     _, times, _, weight = spy.calls[0]
@@ -186,29 +185,3 @@ def test_noise_levels() -> None:
 
 def edm_levels() -> ScoreDistillationConfig:
     return ScoreDistillationConfig(time_distribution="edm")
-
-
-def test_a_batch_is_the_sum_of_its_parts() -> None:
-    teacher, student = teacher_and_student(std=1.1 * STD)
-    models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: exact_fake(student)})
-    whole = losses(objective(), models, philox(9))
-    parts = [losses(objective(), models, philox(b - a, a)) for a, b in ((0, 4), (4, 9))]
-    for role, loss in whole.items():
-        torch.testing.assert_close(loss.per_sample, torch.cat([part[role].per_sample for part in parts]))
-        assert all(term.ndim == 0 and not term.requires_grad for term in loss.terms.values())
-
-
-def test_contract() -> None:
-    built = objective()
-    assert (built.needs_data, built.needs_teacher) == (False, True)
-    assert built.requires is AverageVelocityStudent
-    assert built.start_times is StartTimes.PRIOR
-    assert ScoreDistillationConfig().critic_updates == 5
-
-
-@pytest.mark.parametrize(
-    "options", [{"weighting": "gan"}, {"critic_updates": 0}, {"time_low": 0.6, "time_high": 0.5}, {"guidance_min": 2}]
-)
-def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        ScoreDistillationConfig(**options)

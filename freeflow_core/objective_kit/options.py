@@ -1,0 +1,52 @@
+"""Options that objectives have in common, so that they are compared on equal terms. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from freeflow_core.config import ComponentConfig
+
+UnitTime = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[UnitTime, UnitTime]
+
+
+class GuidanceOptions(ComponentConfig):
+    """Guidance of the teacher, whose weight the student takes as an input."""
+
+    guidance_min: float = Field(
+        1.0, ge=0, le=100, description="Least guidance weight g; each example draws its own, uniform in [min, max]."
+    )
+    guidance_max: float = Field(
+        1.0, ge=0, le=100, description="Greatest guidance weight; equal to guidance_min for a fixed one, 1: unguided."
+    )
+    guidance_interval: Interval = Field(
+        (0.0, 1.0), description="Times (low, high) in which the teacher's field is guided; unguided outside."
+    )
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> GuidanceOptions:
+        if self.guidance_min > self.guidance_max:
+            raise ValueError(f"guidance_min={self.guidance_min:g} exceeds guidance_max={self.guidance_max:g}")
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval must rise, got {list(self.guidance_interval)}")
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether any weight differs from 1."""
+        return (self.guidance_min, self.guidance_max) != (1.0, 1.0)
+
+
+class DerivativeOptions(ComponentConfig):
+    """How the network is differentiated."""
+
+    derivative: Literal["forward-mode", "central", "one-sided"] = Field(
+        "forward-mode",
+        description="forward-mode: exact, math attention; central: two passes, fused attention; one-sided: one pass, "
+        "reuses the gradient pass, which must not run in bf16.",
+    )
+    derivative_step: float = Field(
+        5e-3, ge=1e-6, le=0.1, description="Step in time of central and one-sided differences."
+    )

@@ -1,0 +1,105 @@
+"""What objectives that learn a flow map share: targets, pairs of times, tangents, a learned weight of time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from freeflow_baselines.config import FlowMapOptions
+from freeflow_core.interfaces import Models, Role, Student
+from freeflow_core.math.flow import expand_times, like_states, logit_normal
+from freeflow_core.types import Draws, Loss, Progress
+
+TARGET, TIME_WEIGHT = "target", "time_weight"
+_FREQUENCIES = 8
+
+
+def averaged_target(student: Student, halflife_images: float | None) -> dict[str, Role]:
+    """A network that trails the student, and that no gradient trains; none: the student's own current weights."""
+    if halflife_images is None:
+        return {}
+    network = copy.deepcopy(student)
+    return {TARGET: Role(network, trainable=False, follows="student", follow_halflife_images=halflife_images)}
+
+
+def time_pairs(draws: Draws, config: FlowMapOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """(t, s), (N,) float64 on the host, and the host index of the rows with s < t; the others have s = t.
+
+    triangle: 0 < s < t < 1 uniform (Boffi et al. 2025, arXiv 2505.18825). duration: t - s logit-normal and s uniform in
+    what is left (Sabour et al. 2025, arXiv 2506.14603). Streams ``time`` and ``end-time``.
+    """
+    first, second = draws.uniform("time"), draws.uniform("end-time")
+    if config.times == "triangle":
+        t, s = torch.maximum(first, second), torch.minimum(first, second)
+    else:
+        d = logit_normal(first, config.duration_location, config.duration_scale)
+        s = second * (1 - d)
+        t = s + d
+    moving, instant = draws.split(config.instant_share)
+    return t, s.index_copy(0, instant, t[instant]), moving
+
+
+def ramp(progress: Progress, share: float, end: float = 1.0) -> float:
+    """Rises from 0 to ``end`` over a share of the run; ``end`` from the start where the share is 0."""
+    return min(end, progress.fraction / share) if share else end
+
+
+def normalised(g: Tensor, constant: float, scale: float = 1.0) -> Tensor:
+    """g / (|g| / scale + c) of each row (Lu & Song 2024, arXiv 2410.11081, section 4.2)."""
+    return g / expand_times(g.flatten(1).norm(dim=1) / scale + constant, g)
+
+
+@final
+class TimeWeight(nn.Module):
+    """w(t, s) (N,): linear in sines and cosines of both times.
+
+    The uncertainty weighting exp(-w) L + w (Kendall et al. 2018; Karras et al. 2024, EDM2, eq. 14) has its minimum at
+    w = log L, so that every time contributes alike: exp(-w) L = 1.
+
+    Args:
+        initial: w of every time at the start; log of the dimension, where L is a sum over dimensions.
+    """
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4 * _FREQUENCIES, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, initial)
+
+    def forward(self, t: Tensor, s: Tensor) -> Tensor:
+        frequencies = math.pi * torch.arange(1, _FREQUENCIES + 1, device=t.device, dtype=t.dtype)
+        angles = torch.cat([t.unsqueeze(1) * frequencies, s.unsqueeze(1) * frequencies], 1)
+        result: Tensor = self.linear(torch.cat([angles.sin(), angles.cos()], 1)).squeeze(1)
+        return result
+
+
+def time_weight_roles(student: Student, config: FlowMapOptions) -> dict[str, Role]:
+    """The learned weight of each pair of times, if it is asked for."""
+    if config.weighting == "none":
+        return {}
+    return {TIME_WEIGHT: Role(TimeWeight(math.log(math.prod(student.sample_shape))))}
+
+
+def weighted_losses(models: Models, per_sample: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, dict[str, Loss]]:
+    """exp(-w) L with gradient for the student, and the weight's own loss exp(-w) sg(L) + w.
+
+    Args:
+        models: with the role ``time_weight``, or without: then the loss stays as it is.
+        per_sample: (N,) losses L with gradient, at least 0.
+        t, s: (N,) times on the host.
+    """
+    if TIME_WEIGHT not in models:
+        return per_sample, {}
+    at = per_sample.detach()
+    w = models[TIME_WEIGHT].wrapped(like_states(t, at), like_states(s, at)).to(at.dtype)
+    return torch.exp(-w.detach()) * per_sample, {TIME_WEIGHT: Loss(torch.exp(-w) * at + w)}
+
+
+def reduced(difference: Tensor, config: FlowMapOptions) -> Tensor:
+    """(N,) squares: a sum over dimensions where a learned weight balances it, else a mean."""
+    square = difference.square().flatten(1)
+    return square.sum(1) if config.weighting == "learned" else square.mean(1)
