@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -66,7 +68,21 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     # Deterministic mode also fills every `torch.empty`: a debugging aid that costs 3 % of a small network's step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub for it
     torch.backends.cudnn.benchmark = not runtime.deterministic
-    return Accelerator(cpu=device.type == "cpu")
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave_processes)
+        atexit.register(_leave_processes)
+    return accelerator
+
+
+def _leave_processes() -> None:
+    """End gloo's threads while the interpreter still stands: one left for the C++ teardown aborts the process.
+
+    NCCL's group is left to torch, for its destruction would wait for what a failed process never finishes.
+    """
+    gc.collect()  # what wraps networks for many processes holds the group, and with it the threads
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def from_main(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
