@@ -8,8 +8,7 @@ from pathlib import Path
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load_compare import load_compare_config, parse_sweep
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.compare.runner import CompareResult, Comparison
-from freeflow_core.tools.compare.said_once import said_once
+from freeflow_core.tools.compare.runner import CompareResult, Comparison, each_message_once
 
 
 def compare(
@@ -38,7 +37,7 @@ def compare(
             ``config_file`` (without either: ``"digits"``).
         objectives: names.
         seeds: runs of each objective; None: the preset's, else 3.
-        budget: ``"images=N"``, ``"seconds=N"`` or ``"forwards=N"`` of training; None: the preset's.
+        budget: ``"images=N"`` or ``"forwards=N"`` of training; None: the preset's.
         source: data for the objectives that train on data.
         settings: ``a.b=c`` strings for all runs; ``settings_for``: ``objective:a.b=c`` strings for one objective's.
         sweep: ``a.b=v1,v2,...``: a setting that takes several values in turn.
@@ -67,6 +66,6 @@ def compare(
             assignments=settings,
             assignments_for=settings_for,
         )
-    with said_once():
+    with each_message_once():
         comparison = Comparison(config, manager, output)
         return comparison.plan() if dry_run else comparison.execute()

@@ -12,7 +12,7 @@ from freeflow_core.engine.device import peak_memory, start_accelerator
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.run import RunResult
 from freeflow_core.errors import ConfigError
-from freeflow_core.evaluation.report import markdown_table
+from freeflow_core.evaluation.report import score_table
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.evaluation.student_file import load_student
 from freeflow_core.files import write_text
@@ -67,7 +67,7 @@ def evaluate(
     if output is not None:
         files = {"scores": output / "scores.json", "table": output / "scores.md"}
         write_text(files["scores"], json.dumps(scores, indent=1))
-        write_text(files["table"], markdown_table(scores, config) + "\n")
+        write_text(files["table"], "\n".join(score_table(scores, config)) + "\n")
     return RunResult(
         output or Path(),
         "finished",

@@ -17,9 +17,9 @@ SECTION = "compare"
 
 
 class Budget(Section):
-    """How long every run trains, written ``images=57600``, ``seconds=600`` or ``forwards=1e6``."""
+    """How long every run trains, written ``images=57600`` or ``forwards=1e6``."""
 
-    kind: Literal["images", "seconds", "forwards"]
+    kind: Literal["images", "forwards"]
     amount: PositiveFloat
 
     @model_validator(mode="before")
@@ -30,10 +30,15 @@ class Budget(Section):
         if not isinstance(value, str):
             return value
         kind, _, amount = (part.strip() for part in value.partition("="))
-        if kind in ("images", "seconds", "forwards"):
+        if kind == "seconds":
+            raise ValueError(
+                "a budget of seconds is no longer offered, because it depended on the machine's load; expected "
+                "images=N or forwards=N"
+            )
+        if kind in ("images", "forwards"):
             with contextlib.suppress(ValueError):
                 return {"kind": kind, "amount": float(amount)}
-        raise ValueError("expected images=N, seconds=N or forwards=N")
+        raise ValueError("expected images=N or forwards=N")
 
     def __str__(self) -> str:
         amount = f"{self.amount:.0f}" if self.amount == int(self.amount) and self.amount < 1e15 else f"{self.amount:g}"
@@ -84,7 +89,7 @@ class ComparisonConfig(Section):
     objectives: tuple[str, ...] = Field((), description="Objectives, by name.")
     seeds: PositiveInt = Field(3, description="Runs of each objective: the seeds seed, seed + 1, ...")
     budget: Budget | None = Field(
-        None, description="images=N, seconds=N or forwards=N of training; null: the base run's training.images."
+        None, description="images=N or forwards=N of training; null: the base run's training.images."
     )
     settings_for: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Settings of single objectives, by their names."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.run import row_title
@@ -10,15 +10,20 @@ from freeflow_core.evaluation.scores import COST_COLUMNS
 from freeflow_core.types import Scores
 
 
-def markdown_table(scores: Scores, config: RunConfig) -> str:
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table, line by line."""
+    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def score_table(scores: Scores, config: RunConfig) -> list[str]:
     """Rows of scores as a Markdown table; a dash where a score has no meaning."""
     named = dict.fromkeys(key for row in scores.values() for key in row)
     columns = [c for c in COST_COLUMNS if c in named] + [c for c in named if c not in COST_COLUMNS]
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in scores.items():
-        cells = [f"{row[c]:.4g}" if c in row else "-" for c in columns]
-        lines.append(f"| {row_title(name, config.evaluation)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        [row_title(name, config.evaluation), *(f"{row[c]:.4g}" if c in row else "-" for c in columns)]
+        for name, row in scores.items()
+    ]
+    return markdown_table(["", *columns], rows)
 
 
 def write_report(
@@ -41,9 +46,9 @@ def write_report(
     ]
     if load_report:
         lines += [f"The student started from the teacher: {load_report}.", ""]
-    lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), ""]
+    lines += [*markdown_table(["", ""], facts.items()), ""]
     if scores:
-        lines += ["## Scores", "", markdown_table(scores, config), "", _legend(config), ""]
+        lines += ["## Scores", "", *score_table(scores, config), "", _legend(config), ""]
     for title, path in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({path})", ""]
     lines += ["## Configuration", "", "Every setting, defaults included, is in [config.yaml](config.yaml).", ""]

@@ -31,8 +31,7 @@ Prediction = Literal["velocity", "noise"]
 class TransformerConfig(Section):
     """Constructor arguments of :class:`freeflow_transformers.network.DiffusionTransformer`; stored with its weights.
 
-    The last three fields say what the network's numbers mean. The network itself does not look at them: teachers and
-    students convert with :mod:`freeflow_transformers.conventions`, so that released weights stay as they are.
+    The last three fields say what the network's numbers mean; its ``own_time`` and ``velocity`` convert them.
 
     Raises:
         ConfigError: numbers that do not go together, such as a width that is not a multiple of the heads.

@@ -1,19 +1,25 @@
-"""The diffusion transformer."""
+"""The diffusion transformer: embeddings, blocks whose normalisation is modulated by them (adaLN-Zero), final layer."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.types import Condition
 from freeflow_transformers.architecture import TransformerConfig
-from freeflow_transformers.blocks import Block, FinalLayer
-from freeflow_transformers.embeddings import LabelEmbedder, PatchEmbedder, ScalarEmbedder, position_embedding
-from freeflow_transformers.initialisation import initialise_weights
+
+NUM_FEATURES = 256
+_MAX_PERIOD = 10_000.0
+_EPSILON = 1e-6
+_EMBEDDER_STD = 0.02
+_MODULATION_STD = 0.1
+_EXTRA_INPUTS = ("dt_embedder", "gw_embedder")
 
 
 @final
@@ -23,7 +29,8 @@ class DiffusionTransformer(nn.Module):
     Peebles & Xie 2022 (arXiv 2212.09748), Ma et al. 2024 (arXiv 2401.08740), whose parameter names it keeps; the
     further inputs as in FreeFlow (Tong et al. 2025, arXiv 2511.19428). Their embedders end in a zero layer, so a
     network that takes all other weights from a velocity network answers exactly as that one at every duration and
-    guidance weight.
+    guidance weight. Released networks differ in time and sign; their weights are never altered, and teachers and
+    students convert with :meth:`own_time` and :meth:`velocity`.
 
     Args:
         config: shape, size and inputs.
@@ -45,6 +52,7 @@ class DiffusionTransformer(nn.Module):
         self.checkpoint_activations = False
         _, height, width = config.sample_shape
         self._grid = (height // config.patch_size, width // config.patch_size)
+        self._channels, self._out_channels = config.channels, config.out_channels
         # Built without memory, so that no constructor draws weights of its own from the global generator.
         with torch.device("meta"):
             self.x_embedder = PatchEmbedder(config.channels, config.patch_size, config.width)
@@ -104,6 +112,21 @@ class DiffusionTransformer(nn.Module):
             tokens = self._run(block, tokens, c)
         return self._join_patches(self.final_layer(tokens, c)).to(x_t.dtype)
 
+    def own_time(self, t: Tensor) -> Tensor:
+        """What the network is fed for times ``t`` (N,) of this project: t itself, or 1 - t where its data is at 1.
+
+        A duration t - s is the same positive number in both directions and needs no conversion.
+        """
+        return 1 - t if self.config.time_direction == "data-at-1" else t
+
+    def velocity(self, output: Tensor) -> Tensor:
+        """noise - data (N, C, H, W) of the raw output (N, C or 2C, H, W): its first C channels, negated where needed.
+
+        The same for an average velocity, which is a mean of such velocities.
+        """
+        first = output[:, : self._channels]
+        return -first if self.config.sign == "data-minus-noise" else first
+
     def _run(self, block: nn.Module, tokens: Tensor, c: Tensor) -> Tensor:
         """One block; with ``checkpoint_activations``, a gradient pass keeps its inputs alone and runs it again later.
 
@@ -134,12 +157,228 @@ class DiffusionTransformer(nn.Module):
     def _join_patches(self, patches: Tensor) -> Tensor:
         """(N, T, p * p * out_channels) to (N, out_channels, H, W)."""
         rows, columns = self._grid
-        size, channels = self.config.patch_size, self.config.out_channels
+        size, channels = self.config.patch_size, self._out_channels
         split = patches.reshape(-1, rows, columns, size, size, channels)
         return split.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, rows * size, columns * size)
+
+
+@final
+class Block(nn.Module):
+    """Attention, then an MLP, each between a modulated LayerNorm and a gate.
+
+    Tokens ``x`` (N, T, width) and conditioning ``c`` (N, width) to tokens.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=_EPSILON, elementwise_affine=False)
+        self.attn = Attention(width, num_heads, qk_norm)
+        self.norm2 = nn.LayerNorm(width, eps=_EPSILON, elementwise_affine=False)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        modulation = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=2)
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
+        x = x + gate_attention * self.attn(modulate(self.norm1(x), shift_attention, scale_attention))
+        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+@final
+class Attention(nn.Module):
+    """Self-attention over tokens (N, T, width) with fused queries, keys and values.
+
+    The kernel is left to ``scaled_dot_product_attention``: forward-mode differentiation must choose the math one.
+
+    Args:
+        width: channels, a multiple of ``num_heads``.
+        num_heads: heads.
+        qk_norm: LayerNorm, with affine, over each head's queries and keys (Dehghani et al. 2023).
+    """
+
+    def __init__(self, width: int, num_heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        num, tokens, width = x.shape
+        heads = self.qkv(x).reshape(num, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.unbind(0)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast runs LayerNorm in float32
+        mixed = scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(num, tokens, width))
+        return out
+
+
+@final
+class MLP(nn.Module):
+    """Two layers with a tanh-approximated GELU, per token."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+@final
+class FinalLayer(nn.Module):
+    """Tokens (N, T, width) to the pixels of their patches (N, T, patch_size^2 * out_channels)."""
+
+    def __init__(self, width: int, patch_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=_EPSILON, elementwise_affine=False)
+        self.linear = nn.Linear(width, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=2)
+        out: Tensor = self.linear(modulate(self.norm_final(x), shift, scale))
+        return out
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift for ``x`` (N, T, width), ``shift`` and ``scale`` (N, 1, width)."""
+    return x * (1 + scale) + shift
+
+
+@final
+class PatchEmbedder(nn.Module):
+    """Non-overlapping patches of states (N, C, H, W) as tokens (N, T, width), row by row."""
+
+    def __init__(self, channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(x)
+        return tokens.flatten(2).transpose(1, 2)
+
+
+@final
+class LabelEmbedder(nn.Module):
+    """Rows of a table for labels (N,); the row after the last class, where there is one, is the null class."""
+
+    def __init__(self, num_classes: int, null_class: bool, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + int(null_class), width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        device = self.embedding_table.weight.device
+        rows: Tensor = self.embedding_table(labels.to(device, non_blocking=True))
+        return rows
+
+
+@final
+class ScalarEmbedder(nn.Module):
+    """A number per sample (N,), on any device, as (N, width): sinusoidal features and a two-layer MLP.
+
+    The number enters as it is, without the factor 1000 of discrete-time models: the highest frequency is 1 radian, so
+    the result varies slowly enough for finite differences (and float32) to resolve. It runs without autocast for the
+    same reason, at a cost that is N rows rather than N T tokens.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(NUM_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        weight = next(self.parameters())
+        dtype = torch.float64 if weight.dtype is torch.float64 else torch.float32
+        values = values.to(device=weight.device, dtype=dtype, non_blocking=True)
+        with torch.autocast(weight.device.type, enabled=False):
+            embedded: Tensor = self.mlp(sinusoidal_features(values).to(weight.dtype))
+        return embedded
+
+
+def sinusoidal_features(values: Tensor, num_features: int = NUM_FEATURES) -> Tensor:
+    """(N, num_features) of ``values`` v (N,): cos, then sin, of v exp(-ln(10000) i / half), in their dtype."""
+    half = num_features // 2
+    index = torch.arange(half, device=values.device, dtype=values.dtype)
+    angles = torch.outer(values, torch.exp(-math.log(_MAX_PERIOD) / half * index))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def position_embedding(rows: int, columns: int, width: int) -> Tensor:
+    """(1, rows * columns, width) float32, fixed: half the channels encode the column, half the row.
+
+    Each half is sin, then cos, of p / 10000^(i / (width / 4)) (Vaswani et al. 2017, section 3.5; the order of DiT and
+    MAE). ``width`` is a multiple of 4.
+    """
+    frequencies = _MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    halves = []
+    for place in (column, row):
+        angles = torch.outer(place.flatten(), frequencies)
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).unsqueeze(0).float()
 
 
 def _describe(condition: Condition) -> str:
     if isinstance(condition, Tensor):
         return f"a {condition.dtype} tensor {tuple(condition.shape)}"
     return "none" if condition is None else f"a {type(condition).__name__}"
+
+
+@torch.no_grad()
+def initialise_weights(network: nn.Module, generator: torch.Generator) -> None:
+    """Fill every parameter, in order of construction.
+
+    Xavier-uniform linear layers with zero biases; normal (0.02) label and scalar embedders; zero modulation
+    (adaLN-Zero, Peebles & Xie 2022, section 3.2) and output layer; zero last layer of the inputs that a velocity
+    network lacks.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, PatchEmbedder):
+            nn.init.xavier_uniform_(module.proj.weight.flatten(1), generator=generator)
+            assert module.proj.bias is not None
+            nn.init.zeros_(module.proj.bias)
+        elif isinstance(module, LabelEmbedder):
+            nn.init.normal_(module.embedding_table.weight, std=_EMBEDDER_STD, generator=generator)
+    for name, module in network.named_modules():
+        if isinstance(module, ScalarEmbedder):
+            layers = _linear_layers(module)
+            for layer in layers:
+                nn.init.normal_(layer.weight, std=_EMBEDDER_STD, generator=generator)
+            if name in _EXTRA_INPUTS:
+                nn.init.zeros_(layers[-1].weight)
+        elif isinstance(module, (Block, FinalLayer)):
+            for layer in _linear_layers(module.adaLN_modulation):
+                nn.init.zeros_(layer.weight)
+            if isinstance(module, FinalLayer):
+                nn.init.zeros_(module.linear.weight)
+
+
+@torch.no_grad()
+def fill_with_random_weights(network: nn.Module, generator: torch.Generator) -> None:
+    """Replace the zero layers of fresh weights, so that every input matters and outputs are of order one.
+
+    It makes no useful network, but one that costs what a trained one costs and whose outputs are not all zero.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, (Block, FinalLayer)):
+            for layer in _linear_layers(module.adaLN_modulation):
+                nn.init.normal_(layer.weight, std=_MODULATION_STD, generator=generator)
+            if isinstance(module, FinalLayer):
+                nn.init.normal_(module.linear.weight, std=module.linear.in_features**-0.5, generator=generator)
+        elif isinstance(module, ScalarEmbedder) and name in _EXTRA_INPUTS:
+            nn.init.normal_(_linear_layers(module)[-1].weight, std=_EMBEDDER_STD, generator=generator)
+
+
+def _linear_layers(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_transformers.architecture import TransformerConfig
-from freeflow_transformers.blocks import FinalLayer, modulate
 from freeflow_transformers.config_policy import PolicyOptions
+from freeflow_transformers.network import FinalLayer, modulate
 
 
 @final
 class PolicyHead(nn.Module):
     """Tokens (N, T, width) to the patches of several images of C channels each, (N images, T, patch_size^2 C).
 
-    In the place of :class:`freeflow_transformers.blocks.FinalLayer`, whose parameter names it keeps, it lets the
+    In the place of :class:`freeflow_transformers.network.FinalLayer`, whose parameter names it keeps, it lets the
     network answer with as many images a sample as a policy has parts, folded into the batch: K velocities; for ``gm``
     K logits, one channel each, in as many images as they fill; and one image that holds the logarithm of the deviation
     everywhere, predicted from the conditioning alone, which gets no gradient from it.

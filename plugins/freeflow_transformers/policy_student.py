@@ -14,7 +14,6 @@ from freeflow_core.interfaces import BuildContext, PolicyStudent, Teacher
 from freeflow_core.math.policies import DXPolicy, GMPolicy, Policy
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import Condition, LoadReport, NetworkState
-from freeflow_transformers import conventions
 from freeflow_transformers.architecture import TransformerConfig
 from freeflow_transformers.config_policy import PolicyOptions, PolicyTransformerConfig
 from freeflow_transformers.network import DiffusionTransformer
@@ -82,13 +81,13 @@ class PolicyTransformer(PolicyStudent):
             guidance = None
         elif guidance is None:
             guidance = torch.ones_like(t)
-        images: Tensor = self.network(x_t, conventions.own_time(self.network.config, t), condition, t - s, guidance)
+        images: Tensor = self.network(x_t, self.network.own_time(t), condition, t - s, guidance)
         return images.reshape(len(x_t), -1, *images.shape[2:])
 
     def policy(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Policy:
         head = self.head
         velocities = head.velocities(output)
-        velocities = conventions.velocity(self.network.config, velocities.flatten(0, 1)).reshape(velocities.shape)
+        velocities = self.network.velocity(velocities.flatten(0, 1)).reshape(velocities.shape)
         if self.options.policy == "dx":
             return DXPolicy(velocities, x_t, t, s, shift=self.shift)
         return GMPolicy(velocities, *head.mixture(output), x_t, t)

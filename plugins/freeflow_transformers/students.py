@@ -13,7 +13,6 @@ from freeflow_core.errors import CheckpointError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Teacher
 from freeflow_core.math.flow import average_velocity_jump
 from freeflow_core.types import Condition, LoadReport, NetworkState
-from freeflow_transformers import conventions
 from freeflow_transformers.architecture import TransformerConfig
 from freeflow_transformers.config import FlowMapTransformerConfig, ReleasedStudentConfig, VelocityTransformerConfig
 from freeflow_transformers.network import DiffusionTransformer
@@ -87,10 +86,10 @@ class FlowMapTransformer(AverageVelocityStudent):
             guidance = None
         elif guidance is None:
             guidance = torch.ones_like(t)
-        return self.network(x_t, conventions.own_time(self.network.config, t), condition, t - s, guidance)
+        return self.network(x_t, self.network.own_time(t), condition, t - s, guidance)
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return conventions.velocity(self.network.config, output)
+        return self.network.velocity(output)
 
     def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return average_velocity_jump(x_t, self.average_velocity(output, x_t, t, s), t, s)
@@ -152,10 +151,10 @@ class VelocityTransformer(AverageVelocityStudent):
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         labels = condition if self.num_classes is not None else None
-        return self.network(x_t, conventions.own_time(self.network.config, t), labels)
+        return self.network(x_t, self.network.own_time(t), labels)
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return conventions.velocity(self.network.config, output)
+        return self.network.velocity(output)
 
     def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return average_velocity_jump(x_t, self.average_velocity(output, x_t, t, s), t, s)

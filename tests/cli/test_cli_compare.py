@@ -180,7 +180,7 @@ def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: StandIn)
     [
         (["--teacher", "digits"], "name the objectives"),
         (["--objectives", "freflow"], "Did you mean 'freeflow'"),
-        (["--objectives", "freeflow", "--budget", "hours=3"], "images=N, seconds=N or forwards=N"),
+        (["--objectives", "freeflow", "--budget", "hours=3"], "images=N or forwards=N"),
         (["--objectives", "freeflow", "--sweep", "source.seed"], "is not of the form"),
         (["--objectives", "freeflow", "--set-for", "objective.x=1"], "is not of the form"),
         (["--objectives", "freeflow", "--preset", "nothing"], "Unknown compare or distill preset"),

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from freeflow_core.config.compare import Budget, ComparisonConfig, SweepConfig
+from freeflow_core.config.compare import Budget, SweepConfig
 from freeflow_core.config.load_compare import load_compare_config, objective_config, parse_sweep
-from freeflow_core.errors import ConfigError, UnknownComponent
+from freeflow_core.errors import ConfigError
 
 DATA = {"source": {"name": "digits"}}
 
@@ -39,7 +39,7 @@ def run(registry):
     [
         ("images=57600", "images", 57600, "images=57600"),
         ("forwards=1e6", "forwards", 1e6, "forwards=1000000"),
-        (" seconds = 2.5", "seconds", 2.5, "seconds=2.5"),
+        (" images = 2.5e3", "images", 2500, "images=2500"),
         ("images=57_600", "images", 57600, "images=57600"),
         ({"forwards": 100}, "forwards", 100, "forwards=100"),
     ],
@@ -49,13 +49,13 @@ def test_a_budget_is_read_and_written(given, kind, amount, shown):
     assert (budget.kind, budget.amount, str(budget)) == (kind, amount, shown)
 
 
-@given(st.sampled_from(["images", "seconds", "forwards"]), st.integers(1, 10**12))
+@given(st.sampled_from(["images", "forwards"]), st.integers(1, 10**12))
 def test_a_budget_survives_its_own_text(kind, amount):
     budget = Budget.model_validate(f"{kind}={amount}")
     assert Budget.model_validate(str(budget)) == budget
 
 
-@pytest.mark.parametrize("wrong", ["images", "images=", "hours=3", "images=many", "seconds=0", "forwards=-1", "=5"])
+@pytest.mark.parametrize("wrong", ["images", "images=", "hours=3", "images=many", "seconds=5", "forwards=-1", "=5"])
 def test_a_wrong_budget_is_refused(wrong, load):
     with pytest.raises(ValidationError):
         Budget.model_validate(wrong)
@@ -155,7 +155,6 @@ def test_a_file_holds_both_parts_and_the_command_line_wins(load, run, tmp_path):
         ({"assignments_for": ["seed=1"]}, "OBJECTIVE:a.b=value"),
         ({"assignments": ["training.stop_at_images=5"]}, "--budget"),
         ({"assignments": ["evaluation.evaluators=[]"]}, "at least one evaluator"),
-        ({"assignments": ["evaluation.enabled=false"]}, "at least one evaluator"),
         ({"assignments": ["teacher=null"]}, "needs a teacher"),
         ({"assignments": ["training.imagse=5"]}, "In the runs of freeflow.*Did you mean 'images'"),
         ({"comparison": {"seed": 1}}, "Did you mean 'seeds'"),
@@ -167,12 +166,6 @@ def test_mistakes_are_named(registry, arguments, message):
     section = {"objectives": arguments.pop("objectives"), **arguments.pop("comparison")}
     with pytest.raises(ConfigError, match=message):
         load_compare_config(registry, comparison=section, **arguments)
-
-
-def test_an_unknown_preset_lists_comparisons_and_runs(registry):
-    with pytest.raises(UnknownComponent, match=r"mismatch") as caught:
-        load_compare_config(registry, preset="nothing", comparison={"objectives": ["freeflow"]})
-    assert "digits-guided" in str(caught.value)
 
 
 def test_every_preset_of_a_comparison_resolves(registry):
@@ -193,11 +186,6 @@ def test_the_swept_value_comes_last(load, run):
         comparison={"sweep": parse_sweep("training.batch_size=8,16")},
     )
     assert [run(config, "shortcut", value).training.batch_size for value in config.values] == [8, 16]
-
-
-def test_every_setting_of_a_comparison_is_described():
-    for field in (*ComparisonConfig.model_fields.values(), *SweepConfig.model_fields.values()):
-        assert field.description
 
 
 def test_a_comparison_is_read_without_torch():

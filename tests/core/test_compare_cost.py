@@ -14,9 +14,8 @@ from freeflow_core.config import load_run_config
 from freeflow_core.config.compare import Budget
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.compare.budget import images_for, with_length
-from freeflow_core.tools.compare.cost import Cost, measure_cost, repeating
-from freeflow_core.tools.compare.passes import Rows, counted_rows
+from freeflow_core.tools.compare.cost import Cost, images_for, measure_cost, repeating, with_length
+from freeflow_core.tools.cost.passes import Rows, counted_rows
 
 TINY = {
     "teacher": {"name": "gaussian-mixture", "layout": "ring"},
@@ -40,9 +39,8 @@ class Config(ComponentConfig):
 class Alternating(Objective):
     """The critic learns in every step, the student in every third."""
 
-    @classmethod
-    def from_config(cls, config, context):
-        return cls()
+    def __init__(self, config):
+        pass
 
     def roles(self, student, teacher):
         return {"critic": Role(copy.deepcopy(student)), "scale": Role(torch.nn.Linear(1, 1))}
@@ -139,17 +137,16 @@ def test_the_cost_of_known_objectives(registry, objective, forwards):
     source = "gaussian-mixture" if objective == "flow-matching" else "prior"
     options = {"derivative": "central"} if objective == "freeflow-prediction" else {}
     config = tiny(registry, objective={"name": objective, **options}, source=source, codec="states")
-    cost = measure_cost(config, registry, speed=False)
+    cost = measure_cost(config, registry)
     assert cost.forwards_per_image == forwards
     assert sum(rows.forwards for rows in cost.rows.values()) == forwards
-    assert cost.images_per_second == 0
     student = 1000  # bytes of a network of this size, several times over: weights, gradients, moments, average
     assert student < cost.peak_memory < 50_000_000
 
 
 def test_a_forward_mode_derivative_costs_two(registry):
     config = tiny(registry, objective={"name": "freeflow-prediction", "derivative": "forward-mode"})
-    cost = measure_cost(config, registry, speed=False)
+    cost = measure_cost(config, registry)
     assert cost.rows["student"] == Rows(gradient=1, derivative=1)
     assert cost.forwards_per_image == 1 + 3 + 2
 
@@ -158,19 +155,12 @@ def test_networks_that_take_turns_are_averaged_over_whole_cycles(tmp_path):
     file = Path(tmp_path / "alternating.py")
     file.write_text(ALTERNATING)
     registry = Registry(Manager.load([file]))
-    cost = measure_cost(tiny(registry, objective="alternating"), registry, speed=False)
+    cost = measure_cost(tiny(registry, objective="alternating"), registry)
     assert set(cost.rows) == {"critic", "student", "teacher"}, "a weighting of two numbers is no network pass"
     assert cost.rows["critic"] == Rows(gradient=1)
     assert cost.rows["student"].gradient == pytest.approx(1 / 3)
     assert cost.rows["teacher"].plain == pytest.approx(1 / 3)
     assert cost.forwards_per_image == pytest.approx(3 + 1 + 1 / 3)
-
-
-def test_speed_is_measured_when_asked(registry, monkeypatch):
-    from freeflow_core.tools.compare import cost
-
-    monkeypatch.setattr(cost, "_SECONDS", 0.01)
-    assert cost.measure_cost(tiny(registry), registry, speed=True).images_per_second > 0
 
 
 def test_measuring_draws_nothing_that_training_would_miss(registry, tmp_path):
@@ -180,14 +170,14 @@ def test_measuring_draws_nothing_that_training_would_miss(registry, tmp_path):
 
     config = tiny(registry, "training.images=64", "evaluation.enabled=false")
     before = api.distill(config, output=tmp_path / "before", manager=registry.manager)
-    measure_cost(config, registry, speed=False)
+    measure_cost(config, registry)
     after = api.distill(config, output=tmp_path / "after", manager=registry.manager)
     first, second = (load_tensors(run.folder / "student.safetensors")[0] for run in (before, after))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_what_a_budget_buys(registry):
-    config, cost = tiny(registry), Cost(6.0, {}, 0, images_per_second=100.0)
+    config, cost = tiny(registry), Cost(6.0, {}, 0)
 
     def bought(budget):
         return images_for(None if budget is None else Budget.model_validate(budget), config, cost)
@@ -195,10 +185,8 @@ def test_what_a_budget_buys(registry):
     assert bought(None) == 1000
     assert bought("images=777") == 777
     assert bought("forwards=1000") == 1000 // 6 // 16 * 16 == 160
-    assert bought("seconds=2") == 192
-    for budget in ("forwards=95", "seconds=0.1"):
-        with pytest.raises(ConfigError, match="does not buy one step of freeflow-prediction"):
-            bought(budget)
+    with pytest.raises(ConfigError, match="does not buy one step"):
+        bought("forwards=95")
 
 
 @given(st.integers(1, 10**6))

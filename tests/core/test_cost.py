@@ -15,8 +15,8 @@ from freeflow_core import api
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Component, Manager, hookimpl
 from freeflow_core.tools.cost import Plan, estimate
-from freeflow_core.tools.cost.ledger import ACTIVATIONS, Ledger
-from freeflow_core.tools.cost.pretend import Pretence
+from freeflow_core.tools.cost.fake import FakeTensors
+from freeflow_core.tools.cost.memory import ACTIVATIONS, MemoryTracker
 
 MIB = 2**20
 
@@ -45,62 +45,62 @@ def on_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "_without_memory", lambda *_: estimate._Failure("a test says so"))
 
 
-# The ledger
+# Memory
 
 
-def test_the_ledger_follows_storages_until_they_are_freed():
+def test_the_tracker_follows_storages_until_they_are_freed():
     x = torch.zeros(MIB // 4)
-    with Ledger() as ledger:
+    with MemoryTracker() as memory:
         y = x + 1
         z = y.view(2, -1)[0] + y.view(2, -1)[1]  # views take nothing, z half a MiB
         del y
         w = z * 2
-        assert ledger.peak == MIB + MIB // 2
-        ledger.restart()
-        assert ledger.peak == MIB
+        assert memory.peak == MIB + MIB // 2
+        memory.restart()
+        assert memory.peak == MIB
         del z, w
         _ = x + 1
-    assert ledger.peak == MIB
-    assert ledger.largest == {ACTIVATIONS: MIB}
+    assert memory.peak == MIB
+    assert memory.largest == {ACTIVATIONS: MIB}
 
 
-def test_the_ledger_keeps_kinds_apart_and_counts_shared_storages_once():
+def test_the_tracker_keeps_kinds_apart_and_counts_shared_storages_once():
     network = nn.Linear(256, 256, bias=False)
-    with Ledger() as ledger:
-        assert ledger.assign("weights", network.parameters()) == 256 * 256 * 4
-        ledger.restart()
+    with MemoryTracker() as memory:
+        assert memory.assign("weights", network.parameters()) == 256 * 256 * 4
+        memory.restart()
         out = network(torch.ones(1, 256))
         out.sum().backward()
-        assert ledger.assign("gradients", [network.weight.grad, network.weight.grad.T]) == 2 * 256 * 256 * 4
-    assert ledger.largest["weights"] == ledger.largest["gradients"] == 256 * 256 * 4
-    assert ledger.peak >= 2 * 256 * 256 * 4
+        assert memory.assign("gradients", [network.weight.grad, network.weight.grad.T]) == 2 * 256 * 256 * 4
+    assert memory.largest["weights"] == memory.largest["gradients"] == 256 * 256 * 4
+    assert memory.peak >= 2 * 256 * 256 * 4
 
 
-def test_the_ledger_counts_operations_of_products_and_attention():
-    with Ledger() as ledger:
+def test_the_tracker_counts_operations_of_products_and_attention():
+    with MemoryTracker() as memory:
         a = torch.ones(3, 4, requires_grad=True)
         (a @ torch.ones(4, 5)).sum().backward()
-    assert ledger.flops == 2 * (2 * 3 * 4 * 5)
+    assert memory.flops == 2 * (2 * 3 * 4 * 5)
     q = torch.ones(2, 3, 8, 16)
-    with Ledger() as ledger:
+    with MemoryTracker() as memory:
         nn.functional.scaled_dot_product_attention(q, q, q)
-    assert ledger.flops == 2 * 2 * (2 * 3 * 8 * 8 * 16)
+    assert memory.flops == 2 * 2 * (2 * 3 * 8 * 8 * 16)
 
 
 # Tensors without memory
 
 
-def emptied(device: str, *, width: int = 64) -> tuple[Pretence, nn.Module]:
+def faked(device: str, *, width: int = 64) -> tuple[FakeTensors, nn.Module]:
     with torch.device("meta"):
         network = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
-    pretence = Pretence(device)
-    pretence.empty(network)
-    return pretence, network
+    fake = FakeTensors(device)
+    fake.convert(network)
+    return fake, network
 
 
-def test_values_stay_where_no_emptied_tensor_is_involved():
-    pretence, network = emptied("cpu")
-    with pretence.active():
+def test_values_stay_where_no_fake_tensor_is_involved():
+    fake, network = faked("cpu")
+    with fake.active():
         t = torch.tensor([0.5, 1.0, 0.2])
         rows = (t > 0.3).nonzero().flatten()
         out = network(torch.ones(3, 64))[rows]
@@ -112,17 +112,17 @@ def test_values_stay_where_no_emptied_tensor_is_involved():
 
 
 def test_huge_tensors_cost_nothing():
-    pretence, network = emptied("cpu", width=2**15)  # 4 GiB of weights
-    with pretence.active(), Ledger() as ledger:
+    fake, network = faked("cpu", width=2**15)  # 4 GiB of weights
+    with fake.active(), MemoryTracker() as memory:
         network(torch.ones(1, 2**15)).sum().backward()
-    assert ledger.peak > 4 * 2**30
+    assert memory.peak > 4 * 2**30
     assert network[1].weight.grad.shape == (2**15, 2**15)
 
 
 def test_autocast_works_without_memory_and_cuda_runs_layer_norm_in_float32():
     for device, expected in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
-        pretence, network = emptied(device)
-        with pretence.active(), torch.autocast("cpu", dtype=torch.bfloat16):
+        fake, network = faked(device)
+        with fake.active(), torch.autocast("cpu", dtype=torch.bfloat16):
             assert network(torch.ones(2, 64)).dtype is torch.bfloat16
             assert network[0](torch.ones(2, 64, dtype=torch.bfloat16)).dtype is expected
 
@@ -136,17 +136,17 @@ def test_attention_is_fused_unless_something_forbids_it():
         ("mps", False, True),
         ("cpu", True, True),
     ):
-        pretence = Pretence(device)
+        fake = FakeTensors(device)
         network = nn.Linear(16, 16)
-        pretence.empty(network)
-        with pretence.active(), Ledger() as ledger, torch.no_grad():
+        fake.convert(network)
+        with fake.active(), MemoryTracker() as memory, torch.no_grad():
             q = network(torch.ones(shape))
             if forbidden:
                 with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
                     nn.functional.scaled_dot_product_attention(q, q, q)
             else:
                 nn.functional.scaled_dot_product_attention(q, q, q)
-        assert (ledger.peak > matrix) is found, (device, forbidden)
+        assert (memory.peak > matrix) is found, (device, forbidden)
 
 
 # Plans

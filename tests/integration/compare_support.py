@@ -51,10 +51,6 @@ class Troubled(Objective):
     def __init__(self, config):
         self._config = config
 
-    @classmethod
-    def from_config(cls, config, context):
-        return cls(config)
-
     def roles(self, student, teacher):
         return {}
 

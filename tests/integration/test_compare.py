@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from compare_support import BASE, Watcher, comparison, troubled_manager
+from compare_support import Watcher, comparison, troubled_manager
 
 from freeflow_core import api
-from freeflow_core.config.load_compare import load_compare_config, parse_sweep
+from freeflow_core.config.load_compare import parse_sweep
+from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.network_file import load_tensors
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.compare.manifest import Manifest
+from freeflow_core.tools.compare.plan import Planner
 
 
 @pytest.fixture
@@ -40,53 +45,59 @@ def statuses(folder: Path) -> dict[str, str]:
     return json.loads((folder / "comparison.json").read_text())["runs"]
 
 
-def test_a_comparison_trains_scores_and_shows_every_run(watched, folder):
-    manager, watcher = watched
-    config = comparison(manager, "freeflow", "shortcut", budget="forwards=2000")
-    result = api.compare(config, output=folder, manager=manager)
+NAMES = ["freeflow-seed0", "shortcut-seed0", "freeflow-seed1", "shortcut-seed1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """``result, watcher, manager`` of one comparison that several tests look at; none of them changes its folder."""
+    base = tmp_path_factory.mktemp("whole")
+    manager, watcher = troubled_manager(base), Watcher()
+    manager.register(watcher, "watcher")
+    config = comparison(manager, "freeflow", "shortcut", budget="forwards=1000")
+    return api.compare(config, output=base / "runs" / "compare-x", manager=manager), watcher, manager
+
+
+def test_a_comparison_trains_scores_and_shows_every_run(whole):
+    result, watcher, _ = whole
     assert (result.status, result.failed) == ("finished", {})
-    names = ["freeflow-seed0", "shortcut-seed0", "freeflow-seed1", "shortcut-seed1"]
-    assert watcher.started == ["gaussian-mixture", *names]
-    assert watcher.finished == [*((name, "finished") for name in names), ("gaussian-mixture", "finished")]
-    for name in names:
+    assert watcher.started == ["gaussian-mixture", *NAMES]
+    assert watcher.finished == [*((name, "finished") for name in NAMES), ("gaussian-mixture", "finished")]
+    for name in NAMES:
         assert {"config.yaml", "scores.json", "student.safetensors", "report.md", "checkpoints"} <= {
-            path.name for path in (folder / name).iterdir()
+            path.name for path in (result.folder / name).iterdir()
         }, "an ordinary run folder"
 
     freeflow, shortcut = result.table.rows
     assert set(freeflow.scores) == {1}, "trained from the prior alone: no few-step mode"
     assert set(shortcut.scores) == {1, 2, 4}
     for row in (freeflow, shortcut):
-        assert row.images == int(2000 / row.forwards_per_image) // 16 * 16
+        assert row.images == int(1000 / row.forwards_per_image) // 16 * 16
         assert row.scores[1].number == 2
         assert row.scores[1].deviation > 0
         assert row.fidelity.mean > 0
     assert freeflow.images != shortcut.images
 
-    configs = {name: yaml.safe_load((folder / name / "config.yaml").read_text()) for name in names}
+    configs = {name: yaml.safe_load((result.folder / name / "config.yaml").read_text()) for name in NAMES}
     assert {c["source"]["name"] for name, c in configs.items() if "freeflow" in name} == {"prior"}
     assert {c["source"]["name"] for name, c in configs.items() if "shortcut" in name} == {"gaussian-mixture"}
     assert {c["evaluation"]["seed"] for c in configs.values()} == {1_000_003}, "the same noise for all"
-    assert [configs[name]["seed"] for name in names] == [0, 0, 1, 1]
+    assert [configs[name]["seed"] for name in NAMES] == [0, 0, 1, 1]
     assert all(path.is_file() for path in result.files.values())
     assert set(result.files) == {"table", "csv", "runs", "plot"}
 
 
-def test_the_teacher_is_scored_once_and_its_rows_are_everyones(watched, folder):
-    manager, watcher = watched
-    result = api.compare(comparison(manager, "freeflow", "shortcut"), output=folder, manager=manager)
+def test_the_teacher_is_scored_once_and_its_rows_are_everyones(whole):
+    result, watcher, manager = whole
     of_teacher = [entry for entry in watcher.scored if entry[1].startswith("teacher")]
     assert of_teacher == [("freeflow-seed0", "teacher"), ("freeflow-seed0", "teacher_1_step")]
-    rows = [json.loads((folder / run / "scores.json").read_text()) for run in statuses(folder)]
-    assert all(row["teacher"] == rows[0]["teacher"] for row in rows)
-    assert all(row["teacher_1_step"] == rows[0]["teacher_1_step"] for row in rows)
+    rows = [json.loads((result.folder / run / "scores.json").read_text()) for run in NAMES]
+    for name in ("teacher", "teacher_1_step"):
+        assert all(row[name] == rows[0][name] == result.table.teacher[name] for row in rows)
     assert rows[0]["student"]["energy_teacher"] != rows[1]["student"]["energy_teacher"]
-    assert result.table.teacher["teacher_1_step"] == rows[0]["teacher_1_step"]
-    alone = api.evaluate(
-        yaml_config(manager, folder / "shortcut-seed1"), student=folder / "shortcut-seed1", manager=manager
-    )
-    shared = json.loads((folder / "shortcut-seed1" / "scores.json").read_text())
-    assert without_time(alone.scores) == without_time(shared), "sharing changes no score"
+    run = result.folder / NAMES[-1]
+    alone = api.evaluate(yaml_config(manager, run), student=run, manager=manager)
+    assert without_time(alone.scores) == without_time(rows[-1]), "sharing changes no score"
 
 
 def yaml_config(manager: Manager, run: Path):
@@ -97,37 +108,25 @@ def without_time(scores):
     return {row: {k: v for k, v in own.items() if k != "ms_per_image"} for row, own in scores.items()}
 
 
-def test_the_same_command_again_repeats_nothing(watched, folder):
-    manager, watcher = watched
-    first = api.compare(comparison(manager, "freeflow", "shortcut"), output=folder, manager=manager)
+def test_the_same_command_again_repeats_nothing_and_objectives_may_be_added(whole, watched, folder):
+    first, (manager, watcher) = whole[0], watched
+    shutil.copytree(first.folder, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("student.safetensors")}
-    key = json.loads((folder / "comparison.json").read_text())["key"]
-    watcher.started.clear()
-    second = api.compare(comparison(manager, "freeflow", "shortcut"), output=folder, manager=manager)
+    section = {"budget": "forwards=1000"}
+    second = api.compare(comparison(manager, "freeflow", "shortcut", **section), output=folder, manager=manager)
     assert watcher.started == ["gaussian-mixture"]
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("student.safetensors")} == before
     assert second.table == first.table
-    assert json.loads((folder / "comparison.json").read_text())["key"] == key
 
-    more = api.compare(comparison(manager, "freeflow", "shortcut", "eulerian", seeds=3), output=folder, manager=manager)
-    assert [row.status for row in more.table.rows] == ["3 of 3"] * 3
-    assert len([row for _, row in watcher.scored if row == "teacher_1_step"]) == 1, "a second start takes the first's"
+    objectives = ("freeflow", "shortcut", "eulerian")
+    more = api.compare(comparison(manager, *objectives, **section), output=folder, manager=manager)
+    assert [row.status for row in more.table.rows] == ["2 of 2"] * 3
+    assert ("eulerian-seed0", "teacher_1_step") not in watcher.scored, "a second start takes the first's rows"
     assert more.table.teacher == first.table.teacher != {}
-    assert len(watcher.started) == 2 + 3 + 2  # two parents, three runs of eulerian, two third seeds
+    assert watcher.started == ["gaussian-mixture"] * 2 + ["eulerian-seed0", "eulerian-seed1"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    changed = comparison(manager, *objectives, **section, assignments=("training.optimizer.learning_rate=0.01",))
     with pytest.raises(ConfigError, match=r"learning_rate: 0\.001 -> 0\.01"):
-        api.compare(
-            comparison(
-                manager,
-                "freeflow",
-                "shortcut",
-                "eulerian",
-                seeds=3,
-                assignments=("training.optimizer.learning_rate=0.01",),
-            ),
-            output=folder,
-            manager=manager,
-        )
+        api.compare(changed, output=folder, manager=manager)
 
 
 def test_a_dry_run_measures_and_writes_nothing(watched, folder):
@@ -144,6 +143,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(watched, folder, tmp_pat
         manager,
         "troubled",
         "freeflow",
+        seeds=1,
         settings_for={"troubled": {"objective": {"only_once": str(tmp_path / "done")}}},
     )
     result = api.compare(config, output=folder, manager=manager)
@@ -151,14 +151,8 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(watched, folder, tmp_pat
     assert result.failed == {"troubled-seed0": "RuntimeError: something broke."}
     assert ("troubled-seed0", "failed") in watcher.finished
     assert watcher.finished[-1] == ("gaussian-mixture", "failed")
-    assert statuses(folder) == {
-        "troubled-seed0": "failed",
-        "freeflow-seed0": "finished",
-        "troubled-seed1": "finished",
-        "freeflow-seed1": "finished",
-    }
-    troubled, _ = result.table.rows
-    assert (troubled.status, troubled.scores[1].number) == ("1 of 2, 1 failed", 1)
+    assert statuses(folder) == {"troubled-seed0": "failed", "freeflow-seed0": "finished"}
+    assert [row.status for row in result.table.rows] == ["0 of 1, 1 failed", "1 of 1"]
     assert "`troubled-seed0`: RuntimeError: something broke." in result.files["table"].read_text()
     watcher.started.clear()
     again = api.compare(config, output=folder, manager=manager)
@@ -168,23 +162,19 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(watched, folder, tmp_pat
 
 def test_an_objective_whose_cost_cannot_be_measured_is_a_failed_one(watched, folder, monkeypatch):
     manager, _ = watched
-    from freeflow_core.tools.compare import lengths
+    from freeflow_core.tools.compare import cost
 
-    really = lengths.measure_cost
+    really = cost.measure_cost
 
-    def breaks(config, registry, *, speed):
+    def breaks(config, registry):
         if config.objective.name == "troubled":
             raise RuntimeError("out of memory")
-        return really(config, registry, speed=speed)
+        return really(config, registry)
 
-    monkeypatch.setattr(lengths, "measure_cost", breaks)
+    monkeypatch.setattr(cost, "measure_cost", breaks)
     result = api.compare(comparison(manager, "troubled", "freeflow", seeds=1), output=folder, manager=manager)
     assert result.failed == {"troubled-seed0": "RuntimeError: out of memory."}
     assert [row.status for row in result.table.rows] == ["0 of 1, 1 failed", "1 of 1"]
-    monkeypatch.undo()
-    assert api.compare(
-        comparison(manager, "troubled", "freeflow", seeds=1, settings_for={}), output=folder, manager=manager
-    ).failed == {"troubled-seed0": "RuntimeError: something broke."}, "measured now, and failing for its own reason"
 
 
 def test_ctrl_c_stops_and_the_same_command_ends_with_the_same_weights(watched, folder, tmp_path):
@@ -212,54 +202,42 @@ KILLED = """
 import sys
 sys.path[:0] = [{support!r}]
 from pathlib import Path
-from compare_support import Watcher, comparison, troubled_manager
+from compare_support import comparison, troubled_manager
 from freeflow_core import api
-manager, watcher = troubled_manager(Path({folder!r})), Watcher()
-manager.register(watcher, "watcher")
+manager = troubled_manager(Path({folder!r}))
 options = {{"action": "kill", "only_once": {once!r}}}
-config = comparison(manager, "freeflow", "troubled", settings_for={{"troubled": {{"objective": options}}}})
-result = api.compare(config, output=Path({output!r}), manager=manager)
-print(result.status, watcher.started)
+config = comparison(manager, "freeflow", "troubled", seeds=1, settings_for={{"troubled": {{"objective": options}}}})
+api.compare(config, output=Path({output!r}), manager=manager)
 """
 
 
-def test_a_killed_process_loses_the_run_in_hand_at_most(folder, tmp_path):
-    values = {
-        "support": str(Path(__file__).parent),
-        "folder": str(tmp_path),
-        "once": str(tmp_path / "done"),
-        "output": str(folder),
-    }
-    code = KILLED.format(**values)
-
-    def start():
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
-
-    first = start()
-    assert first.returncode == -9, first.stderr
+def test_a_killed_process_loses_the_run_in_hand_at_most(watched, folder, tmp_path):
+    manager, watcher = watched
+    once = str(tmp_path / "done")
+    support = str(Path(__file__).parent)
+    code = KILLED.format(support=support, folder=str(tmp_path), once=once, output=str(folder))
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
+    assert killed.returncode == -9, killed.stderr
     assert status_of(folder / "freeflow-seed0") == "finished"
     assert status_of(folder / "troubled-seed0") == "running"
-    before = (folder / "freeflow-seed0" / "student.safetensors").stat().st_mtime_ns
-    second = start()
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.strip().endswith(
-        "finished ['gaussian-mixture', 'troubled-seed0', 'freeflow-seed1', 'troubled-seed1']"
-    )
-    assert (folder / "freeflow-seed0" / "student.safetensors").stat().st_mtime_ns == before
+    options = {"action": "kill", "only_once": once}
+    config = comparison(manager, "freeflow", "troubled", seeds=1, settings_for={"troubled": {"objective": options}})
+    assert api.compare(config, output=folder, manager=manager).status == "finished"
+    assert watcher.started == ["gaussian-mixture", "troubled-seed0"]
     assert not list(folder.rglob("*.partial"))
 
 
 def test_a_full_disk_ends_the_comparison_and_keeps_what_was_finished(watched, folder, tmp_path):
     manager, watcher = watched
     options = {"action": "fill-disk", "only_once": str(tmp_path / "done")}
-    config = comparison(manager, "freeflow", "troubled", settings_for={"troubled": {"objective": options}})
-    with pytest.raises(FreeflowError, match=r"The disk is full.*What was finished is kept.*same command again"):
+    objectives = ("freeflow", "troubled", "freeflow-prediction")
+    config = comparison(manager, *objectives, seeds=1, settings_for={"troubled": {"objective": options}})
+    with pytest.raises(FreeflowError, match="The disk is full"):
         api.compare(config, output=folder, manager=manager)
-    assert watcher.started == ["gaussian-mixture", "freeflow-seed0", "troubled-seed0"], "the others would fail as well"
+    assert watcher.started == ["gaussian-mixture", "freeflow-seed0", "troubled-seed0"], "the other would fail as well"
     assert status_of(folder / "freeflow-seed0") == "finished"
-    assert "2 of 2" not in (folder / "comparison.md").read_text()
     result = api.compare(config, output=folder, manager=manager)
-    assert [row.status for row in result.table.rows] == ["2 of 2", "2 of 2"]
+    assert [row.status for row in result.table.rows] == ["1 of 1"] * 3
     assert watcher.started.count("freeflow-seed0") == 1
 
 
@@ -267,23 +245,22 @@ def test_a_disk_that_is_full_from_the_start_is_said(watched, folder, monkeypatch
     manager, watcher = watched
     from freeflow_core.tools.compare import manifest
 
-    def full(path, write):
+    def full(path, text):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(manifest, "write_atomically", full)
+    monkeypatch.setattr(manifest, "write_text", full)
     with pytest.raises(FreeflowError, match="The disk is full"):
         api.compare(comparison(manager, "freeflow"), output=folder, manager=manager)
     assert watcher.started == []
     assert not folder.exists()
 
 
-def test_students_and_sources_follow_the_objective(watched, folder):
-    manager, _ = watched
-    result = api.compare(comparison(manager, "pi-flow", "freeflow", seeds=1), output=folder, manager=manager)
-    assert (result.status, result.failed) == ("finished", {})
-    policy = yaml.safe_load((folder / "pi-flow-seed0" / "config.yaml").read_text())
-    assert (policy["student"]["name"], policy["student"]["width"], policy["student"]["depth"]) == ("mlp-policy", 16, 1)
-    assert policy["source"]["name"] == "gaussian-mixture"
+def test_students_and_sources_follow_the_objective(manager):
+    builder = Builder(Registry(manager), torch.device("cpu"), seed=0)
+    policy, freeflow = (v.config for v in Planner(comparison(manager, "pi-flow", "freeflow"), builder).variants())
+    assert policy.student.name == "mlp-policy"
+    assert (policy.student.options.width, policy.student.options.depth) == (16, 1)
+    assert (freeflow.student.name, freeflow.source.name, policy.source.name) == ("mlp", "prior", "gaussian-mixture")
 
 
 @pytest.mark.parametrize(
@@ -304,8 +281,6 @@ def test_students_and_sources_follow_the_objective(watched, folder):
             ".",
         ),
         (("shortcut",), {"budget": "forwards=10"}, (), "does not buy one step of shortcut"),
-        (("shortcut",), {}, ("source=digits", "codec=pixels"), r"digits"),
-        (("pi-flow",), {}, ("student=transformer",), r"."),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
@@ -322,21 +297,17 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
 
 def test_a_sweep_trains_data_free_objectives_once_and_draws_them_flat(watched, folder):
     manager, watcher = watched
-    config = comparison(manager, "shortcut", "freeflow", sweep=parse_sweep("source.std=0.1,0.3,0.5"))
+    config = comparison(manager, "shortcut", "freeflow", seeds=1, sweep=parse_sweep("source.std=0.1,0.5"))
     result = api.compare(config, output=folder, manager=manager)
     assert (result.status, result.failed) == ("finished", {})
     assert [(row.name, row.value) for row in result.table.rows] == [
         ("shortcut-std-0.1", 0.1),
-        ("shortcut-std-0.3", 0.3),
         ("shortcut-std-0.5", 0.5),
         ("freeflow", None),
     ]
-    assert sorted(run for run in statuses(folder) if "freeflow" in run) == ["freeflow-seed0", "freeflow-seed1"]
-    stds = [
-        yaml.safe_load((folder / f"shortcut-std-{v}-seed0" / "config.yaml").read_text())["source"]["std"]
-        for v in (0.1, 0.3, 0.5)
-    ]
-    assert stds == [0.1, 0.3, 0.5]
+    assert [run for run in statuses(folder) if "freeflow" in run] == ["freeflow-seed0"]
+    configs = [yaml.safe_load((folder / f"shortcut-std-{v}-seed0" / "config.yaml").read_text()) for v in (0.1, 0.5)]
+    assert [config["source"]["std"] for config in configs] == [0.1, 0.5]
     assert result.files["plot"].name == "sweep.png"
     assert len([row for run, row in watcher.scored if row == "teacher"]) == 1
 
@@ -361,23 +332,6 @@ def test_a_swept_evaluation_scores_the_teacher_anew(watched, folder):
         "shortcut-reference_steps-4-seed0",
     ]
     assert result.status == "finished"
-
-
-def test_a_budget_of_seconds_is_measured_once(watched, folder, monkeypatch):
-    manager, _ = watched
-    from freeflow_core.tools.compare import cost
-
-    monkeypatch.setattr(cost, "_SECONDS", 0.05)
-    config = comparison(manager, "freeflow", seeds=1, budget="seconds=0.5")
-    first = api.compare(config, output=folder, manager=manager)
-    (row,) = first.table.rows
-    measured = json.loads((folder / "comparison.json").read_text())["variants"]["freeflow"]
-    assert row.images == int(0.5 * measured["cost"]["images_per_second"]) // 16 * 16 > 0
-    monkeypatch.setattr(cost, "measure_cost", None)
-    again = api.compare(config, output=folder, manager=manager)
-    assert again.table.rows[0].images == row.images, "a second start must train the same run"
-    longer = comparison(manager, "freeflow", seeds=2, budget="seconds=0.5")
-    assert api.compare(longer, output=folder, manager=manager).table.rows[0].status == "2 of 2"
 
 
 def test_one_process_at_a_time(watched, folder, monkeypatch):
@@ -411,20 +365,11 @@ def test_a_run_of_a_comparison_is_resumed_by_itself_too(watched, folder, tmp_pat
 
 def test_a_run_killed_while_its_folder_was_made_begins_again(watched, folder):
     manager, _ = watched
-    run = folder / "freeflow-seed0"
-    run.mkdir(parents=True)
-    (run / ".config.yaml.partial").write_text("nam")
     config = comparison(manager, "freeflow", seeds=1)
-    with pytest.raises(ConfigError, match="already holds other files"):
-        api.compare(config, output=folder, manager=manager)
-    registry = Registry(manager)
-    from freeflow_core.tools.compare.manifest import Manifest
-    from freeflow_core.tools.compare.runner import Comparison
-
-    Manifest.open(folder.parent / "y", config, Comparison(config, manager, folder)._variants).write({})
-    (folder.parent / "y" / "comparison.json").rename(folder / "comparison.json")
+    Manifest.open(folder, config, []).write([])
+    (folder / "freeflow-seed0").mkdir()
+    (folder / "freeflow-seed0" / ".config.yaml.partial").write_text("nam")
     assert api.compare(config, output=folder, manager=manager).status == "finished"
-    assert registry.components("objective")
 
 
 def test_arguments_are_resolved_as_the_command_line_does(folder, manager, monkeypatch, tmp_path):
@@ -455,8 +400,3 @@ def test_arguments_are_resolved_as_the_command_line_does(folder, manager, monkey
     ]
     steps = {row.objective: row.forwards_per_step / row.forwards_per_image for row in result.table.rows}
     assert steps == {"freeflow": 16, "shortcut": 8}
-
-
-def test_the_base_of_these_tests_is_complete(manager):
-    config = load_compare_config(Registry(manager), overrides=BASE, comparison={"objectives": ["freeflow"]})
-    assert config.name == "gaussian-mixture"

@@ -54,7 +54,7 @@ def compare(
         typer.Option(
             "--budget",
             metavar="KIND=N",
-            help="images=N, seconds=N or forwards=N of training for every run; default: the preset's images.",
+            help="images=N or forwards=N of training for every run; default: the preset's images.",
         ),
     ] = None,
     source: Annotated[

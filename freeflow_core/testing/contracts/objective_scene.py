@@ -21,7 +21,7 @@ from freeflow_core.interfaces import Context, Model, Models, Objective, PolicySt
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.testing.contracts.surroundings import WithTeacher
 from freeflow_core.testing.exact import GaussianTeacher
-from freeflow_core.tools.cost.process import PlannedProcess
+from freeflow_core.tools.cost.step import PlannedProcess
 from freeflow_core.types import Batch, Loss, Progress
 
 ROWS = 16

@@ -16,7 +16,7 @@ from freeflow_core.math.derivative import DerivativeMethod, directional_derivati
 from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.contracts.surroundings import WithTeacher
 from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
-from freeflow_core.tools.cost.pretend import Pretence
+from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.types import Condition, index_condition
 
 _ROWS = 6
@@ -291,9 +291,9 @@ class StudentContract(WithTeacher):
         """``--dry-run`` runs it on tensors without memory."""
         student = self.student()
         x, t, s, condition, guidance = self.inputs(student)
-        pretence = Pretence("cpu")
-        pretence.empty(student)
-        with torch.no_grad(), pretence.active():
+        fake = FakeTensors("cpu")
+        fake.convert(student)
+        with torch.no_grad(), fake.active():
             jumped = student.flow_map(torch.empty_like(x), t, s, condition, guidance)
         self.expect(jumped.shape == x.shape, f"states of shape {tuple(x.shape)} without weights", describe(jumped))
 

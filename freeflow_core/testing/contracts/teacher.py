@@ -21,7 +21,7 @@ from freeflow_core.testing.contracts.tensors import (
     same_condition,
     watched_random_state,
 )
-from freeflow_core.tools.cost.pretend import Pretence
+from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.types import Condition, concatenate_conditions, index_condition
 
 _ROWS = 6
@@ -376,9 +376,9 @@ class TeacherContract(ComponentContract):
         """``--dry-run`` runs it on tensors without memory."""
         teacher = self.teacher()
         x, t, condition = self.inputs(teacher)
-        pretence = Pretence("cpu")
-        pretence.empty(teacher)
-        with torch.no_grad(), pretence.active():
+        fake = FakeTensors("cpu")
+        fake.convert(teacher)
+        with torch.no_grad(), fake.active():
             v = teacher.velocity(torch.empty_like(x), t, condition)
         self.expect(v.shape == x.shape, f"a velocity of shape {tuple(x.shape)} without weights", describe(v))
 

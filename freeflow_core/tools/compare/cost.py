@@ -1,11 +1,9 @@
-"""What a step of an objective costs, measured on real steps that are thrown away."""
+"""What a step of an objective costs, measured on steps that are thrown away, and what a budget buys at that cost."""
 
 from __future__ import annotations
 
 import gc
-import itertools
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -14,20 +12,21 @@ import torch
 from torch import nn
 
 from freeflow_core.config import RunConfig
+from freeflow_core.config.compare import Budget
 from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.device import planned_device_type, start_accelerator
 from freeflow_core.engine.state import STUDENT, TrainingState, build_state
 from freeflow_core.engine.trainer import Trainer
+from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.compare.passes import Count, Rows, counted_rows
-from freeflow_core.tools.cost.process import PlannedProcess
-from freeflow_core.tools.cost.step import measure_step
+from freeflow_core.tools.compare.failures import describe, disk_is_full
+from freeflow_core.tools.compare.plan import Variant
+from freeflow_core.tools.cost.passes import Count, Rows, counted_rows
+from freeflow_core.tools.cost.step import PlannedProcess, measure_step
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("freeflow")
 _MOST_STEPS = 60  # the least common multiple of 1 to 6: whole cycles of all usual update ratios
 _NEGLIGIBLE = 0.01
-_SECONDS = 2.0
-_WARM_STEPS, _FEWEST_STEPS, _MOST_TIMED = 2, 5, 500
 
 
 @dataclass(frozen=True)
@@ -39,54 +38,127 @@ class Cost:
         rows: rows through each network, per image of the batch. Every network counts the same, whatever its size, but
             those with less than 1 % of the student's weights are left out.
         peak_memory: bytes at most in a training step: of a GPU, what torch had allocated; elsewhere, of all tensors.
-        images_per_second: of training steps alone; 0 when it was not measured.
     """
 
     forwards_per_image: float
     rows: Mapping[str, Rows]
     peak_memory: int | None
-    images_per_second: float = 0.0
 
 
-def measure_cost(config: RunConfig, registry: Registry, *, speed: bool) -> Cost:
+@dataclass
+class Record:
+    """One row of the table: its runs' configuration before seed and length, and what was measured before them."""
+
+    objective: str
+    value: Any
+    config: Mapping[str, Any]
+    cost: Cost | None = None
+    images: int | None = None
+    error: str | None = None
+
+
+def fix_lengths(
+    records: Mapping[str, Record], variants: Sequence[Variant], budget: Budget | None, registry: Registry
+) -> None:
+    """Fill in the cost and the length that the records, by variant, do not have yet.
+
+    Raises:
+        ConfigError: a run that cannot be built, or a budget too small for one step.
+        Exception: whatever a full disk raised; other failures are recorded.
+    """
+    known = {_cost_key(v.config): cost for v in variants if (cost := records[v.name].cost) is not None}
+    for variant in variants:
+        record, key = records[variant.name], _cost_key(variant.config)
+        if record.images is not None:
+            continue
+        try:
+            if key not in known:
+                _log.info("Measuring what a step of %s costs.", variant.name)
+                known[key] = measure_cost(variant.config, registry)
+            record.cost, record.error = known[key], None
+            record.images = images_for(budget, variant.config, known[key])
+        except ConfigError as error:
+            raise ConfigError(f"In the runs of {variant.name}: {error}") from error
+        except Exception as error:
+            if disk_is_full(error):
+                raise
+            record.error = describe(error)
+            _log.warning("The cost of %s cannot be measured: %s", variant.name, record.error)
+
+
+def images_for(budget: Budget | None, run: RunConfig, cost: Cost) -> int:
+    """Training images within ``budget``: of forwards, amount / forwards per image, in whole batches.
+
+    Raises:
+        ConfigError: a budget that does not buy a single step.
+    """
+    if budget is None:
+        return run.training.images
+    batch, images = run.training.batch_size, round(budget.amount)
+    if budget.kind == "forwards":
+        images = int(budget.amount / cost.forwards_per_image) // batch * batch
+    if images < 1:
+        raise ConfigError(
+            f"The budget {budget} does not buy one step of {run.objective.name}: {batch} images a step, "
+            f"{cost.forwards_per_image:.4g} forwards an image. Raise --budget, or lower training.batch_size."
+        )
+    return images
+
+
+def with_length(run: RunConfig, images: int) -> RunConfig:
+    """The run over ``images``; warm-up, decay and the average's half-life keep their shares of it."""
+    training = run.training
+    optimizer, ema = training.optimizer, training.ema
+    factor = images / training.images
+
+    def scaled(duration: int) -> int:
+        return max(1, round(duration * factor)) if duration else 0
+
+    durations = {
+        "warmup_images": scaled(optimizer.warmup_images),
+        "decay_images": None if optimizer.decay_images is None else scaled(optimizer.decay_images),
+    }
+    changes = {
+        "images": images,
+        "optimizer": optimizer.model_copy(update=durations),
+        "ema": ema.model_copy(update={"halflife_images": scaled(ema.halflife_images)}),
+    }
+    return run.model_copy(update={"training": training.model_copy(update=changes)})
+
+
+def measure_cost(config: RunConfig, registry: Registry) -> Cost:
     """Build what a run would, take a few steps, and forget it all.
 
     Steps are counted until their pattern repeats, with an update of every network in it (an objective may update them
     in turn), at most 60 of them; where rows are drawn at random, all 60.
 
-    Args:
-        speed: measure images per second too, compiled if the run is to be.
-
     Raises:
         ConfigError: whatever the run itself would refuse.
     """
-    plain = config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": False})})
-    held = _Rehearsal(plain, registry).bytes_held() if planned_device_type(config.runtime) != "cuda" else None
-    rehearsal = _Rehearsal(plain, registry)
-    rows = rehearsal.count()
-    peak = rehearsal.bytes_allocated() if held is None else held
-    per_second = 0.0
-    if speed:
-        per_second = (_Rehearsal(config, registry) if config.runtime.compile else rehearsal).images_per_second()
-    del rehearsal
-    _free()
-    return Cost(sum(part.forwards for part in rows.values()), rows, peak, per_second)
+    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": False})})
+    held = _Trial(config, registry).bytes_held() if planned_device_type(config.runtime) != "cuda" else None
+    trial = _Trial(config, registry)
+    rows = trial.count()
+    peak = trial.bytes_allocated() if held is None else held
+    del trial
+    free_memory()
+    return Cost(sum(part.forwards for part in rows.values()), rows, peak)
 
 
 @final
-class _Rehearsal:
+class _Trial:
     """A trainer over parts of its own."""
 
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self._config = config
-        self._accelerator = start_accelerator(config.runtime)
-        self._device = self._accelerator.device
+        accelerator = start_accelerator(config.runtime)
+        self._device = accelerator.device
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         builder = Builder(registry, self._device, config.seed, config.runtime.precision)
         self._components: Components = build_components(builder, config)
-        self._state: TrainingState = build_state(config, self._components, self._accelerator)
-        self._trainer = Trainer(config, self._components, self._state, self._accelerator)
+        self._state: TrainingState = build_state(config, self._components, accelerator)
+        self._trainer = Trainer(config, self._components, self._state, accelerator)
 
     def bytes_held(self) -> int | None:
         """Of all tensors at most, in a step; it leaves the parts unfit for more. None where they cannot be followed."""
@@ -102,11 +174,10 @@ class _Rehearsal:
 
     def count(self) -> Count:
         """Rows through each network per image."""
-        networks = self._networks()
         trained = {name: role for name, role in self._state.roles.items() if role.optimizer is not None}
         steps: list[Count] = []
         updated: list[frozenset[str]] = []
-        with counted_rows(networks, self._components.teacher) as count:
+        with counted_rows(self._networks(), self._components.teacher) as count:
             for _ in range(_MOST_STEPS):
                 count.clear()
                 before = {name: role.updates for name, role in trained.items()}
@@ -117,11 +188,8 @@ class _Rehearsal:
                     steps = steps[-period:]
                     break
         images = self._config.training.batch_size * len(steps)
-        total: Count = {}
-        for step in steps:
-            for name, rows in step.items():
-                total[name] = total.get(name, Rows()) + rows
-        return {name: rows / images for name, rows in total.items()}
+        names = dict.fromkeys(name for step in steps for name in step)
+        return {name: sum((step.get(name, Rows()) for step in steps), Rows()) / images for name in names}
 
     def _networks(self) -> dict[str, nn.Module]:
         """Roles and their averages; a learned weighting of a few numbers costs nothing beside the student."""
@@ -133,24 +201,6 @@ class _Rehearsal:
                 if role.ema is not None:
                     networks[f"{name} average"] = role.ema
         return networks
-
-    def images_per_second(self) -> float:
-        """Over two seconds at least, after the steps that load and compile."""
-        for _ in range(_WARM_STEPS):
-            self._trainer.step()
-        self._synchronize()
-        began = time.perf_counter()
-        for steps in itertools.count(1):
-            self._trainer.step()
-            self._synchronize()
-            elapsed = time.perf_counter() - began
-            if (steps >= _FEWEST_STEPS and elapsed >= _SECONDS) or steps == _MOST_TIMED:
-                break
-        return self._config.training.batch_size * steps / elapsed
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def repeating(steps: Sequence[Any], updated: Sequence[frozenset[str]], trained: frozenset[str]) -> int | None:
@@ -169,11 +219,18 @@ def repeating(steps: Sequence[Any], updated: Sequence[frozenset[str]], trained: 
     return None
 
 
-def _size(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _free() -> None:
+def free_memory() -> None:
+    """Give back what dropped networks held, on the GPU too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _cost_key(config: RunConfig) -> str:
+    """What a step's cost depends on."""
+    size = config.training.batch_size, config.training.accumulation
+    return f"{size} {config.model_dump_json(include={'teacher', 'student', 'objective', 'codec', 'runtime'})}"
+
+
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

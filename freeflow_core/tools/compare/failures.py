@@ -38,11 +38,11 @@ def full_disk_reported(folder: Path) -> Iterator[None]:
     except (Interrupted, ConfigError):
         raise
     except Exception as error:
-        if not disk_is_full(error):
-            if isinstance(error, OSError):
-                raise FreeflowError(f"{folder} cannot be written: {error}.") from error
-            raise
-        raise FreeflowError(
-            f"The disk is full: the comparison in {folder} stopped ({describe(error)}) What was finished is kept. "
-            "Free some space, then run the same command again: it goes on where it stopped."
-        ) from error
+        if disk_is_full(error):
+            raise FreeflowError(
+                f"The disk is full: the comparison in {folder} stopped ({describe(error)}) What was finished is kept. "
+                "Free some space, then run the same command again: it goes on where it stopped."
+            ) from error
+        if isinstance(error, OSError):
+            raise FreeflowError(f"{folder} cannot be written: {error}.") from error
+        raise

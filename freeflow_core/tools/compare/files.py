@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from freeflow_core.config import EvaluationConfig
-from freeflow_core.config.run import row_title
+from freeflow_core.evaluation.report import markdown_table
 from freeflow_core.files import write_text
-from freeflow_core.tools.compare.outcomes import Outcome, PlannedRun
-from freeflow_core.tools.compare.passes import Rows
+from freeflow_core.tools.compare.manifest import Manifest
+from freeflow_core.tools.compare.plan import PlannedRun
 from freeflow_core.tools.compare.table import FIDELITY, Estimate, Row, Table
 
 TABLE, CSV, RUNS = "comparison.md", "comparison.csv", "runs.csv"
@@ -43,100 +42,68 @@ def cells(table: Table, row: Row) -> list[str]:
     ]
 
 
-def teacher_lines(table: Table, evaluation: EvaluationConfig) -> list[tuple[str, str, str]]:
-    """Title, score and fidelity of the teacher's and the data's own rows."""
-    columns = (table.score or "", FIDELITY)
-    shown: dict[str, tuple[str, str]] = {}
-    for row, own in table.teacher.items():
-        score, fidelity = (f"{own[column]:.4g}" if column in own else "-" for column in columns)
-        shown[row] = score, fidelity
-    return [(row_title(row, evaluation), *pair) for row, pair in shown.items() if set(pair) != {"-"}]
-
-
 def write_files(
-    table: Table,
-    runs: Sequence[PlannedRun],
-    outcomes: Mapping[str, Outcome],
-    costs: Mapping[str, Mapping[str, Rows]],
-    pictures: Mapping[str, Path],
-    folder: Path,
+    table: Table, runs: Sequence[PlannedRun], manifest: Manifest, picture: Path | None = None
 ) -> dict[str, Path]:
-    """Write the three files; each is whole or not there. Raises ``OSError`` when the disk is full."""
-    evaluation = runs[0].variant.config.evaluation
+    """Write the three files beside ``picture``, and name all. Raises ``OSError`` when the disk is full."""
     texts = {
-        "table": (TABLE, _markdown(table, runs, costs, pictures, evaluation)),
+        "table": (TABLE, _markdown(table, runs, manifest, picture)),
         "csv": (CSV, _csv(table)),
-        "runs": (RUNS, _runs_csv(table, runs, outcomes)),
+        "runs": (RUNS, _runs_csv(table, runs, manifest)),
     }
     for name, text in texts.values():
-        write_text(folder / name, text)
-    return {key: folder / name for key, (name, _) in texts.items()}
+        write_text(manifest.folder / name, text)
+    files = {key: manifest.folder / name for key, (name, _) in texts.items()}
+    return files if picture is None else {**files, "plot": picture}
 
 
-def _markdown(
-    table: Table,
-    runs: Sequence[PlannedRun],
-    costs: Mapping[str, Mapping[str, Rows]],
-    pictures: Mapping[str, Path],
-    evaluation: EvaluationConfig,
-) -> str:
-    config = runs[0].variant.config
-    teacher = config.teacher.name if config.teacher else "none"
+def _markdown(table: Table, runs: Sequence[PlannedRun], manifest: Manifest, picture: Path | None) -> str:
+    teacher = runs[0].variant.config.teacher
     seeds = sorted({run.seed for run in runs})
     lines = [
         f"# {table.name}",
         "",
-        f"Teacher `{teacher}`, budget {table.budget}, seeds {', '.join(map(str, seeds))}. The columns of steps hold "
-        f"`{table.score or 'no score yet'}`: mean ± standard deviation over seeds; a dash where the student has no "
-        "such mode.",
+        f"Teacher `{teacher.name if teacher else 'none'}`, budget {table.budget}, seeds {', '.join(map(str, seeds))}. "
+        f"The columns of steps hold `{table.score or 'no score yet'}`: mean ± standard deviation over seeds; a dash "
+        "where the student has no such mode.",
         "",
-        *_markdown_table(headers(table), [cells(table, row) for row in table.rows]),
+        *markdown_table(headers(table), [cells(table, row) for row in table.rows]),
         "",
     ]
-    if own := teacher_lines(table, evaluation):
-        lines += [*_markdown_table(["without a student", table.score or "", "fidelity"], own), ""]
-    lines += [_legend(evaluation), "", "Rows through each network, per image (plain / with gradient / derivative):", ""]
-    lines += [*_markdown_table(["objective", "networks"], _passes(table, costs)), ""]
-    for title, path in pictures.items():
-        lines += [f"![{title}]({path.name})", ""]
+    if own := table.teacher_lines:
+        lines += [*markdown_table(["without a student", table.score or "", "fidelity"], own), ""]
+    lines += [
+        f"{table.evaluation.num_samples} samples a row, from the same noise (evaluation seed {table.evaluation.seed}) "
+        f"for all. `fidelity` is `{FIDELITY}` of the single step. `forwards` are passes of all networks: a row without "
+        "gradient counts 1, with gradient 3, with a forward-mode derivative 2, as measured on training steps. "
+        "`memory` is the most that a training step holds.",
+        "",
+        "Rows through each network, per image (plain / with gradient / derivative):",
+        "",
+        *markdown_table(["objective", "networks"], _passes(table, manifest)),
+        "",
+    ]
+    if picture is not None:
+        lines += [f"![{table.score} over {table.setting or 'cost'}]({picture.name})", ""]
     if table.errors:
         lines += ["## Failed", "", *(f"- `{name}`: {error}" for name, error in table.errors.items()), ""]
     return "\n".join(lines)
 
 
-def _passes(table: Table, costs: Mapping[str, Mapping[str, Rows]]) -> list[list[str]]:
+def _passes(table: Table, manifest: Manifest) -> list[tuple[str, str]]:
     """A line for each objective; one for each of its rows where a sweep changes the passes."""
-    texts = {
-        row.name: "; ".join(
-            f"{network} {rows.plain:.4g} / {rows.gradient:.4g} / {rows.derivative:.4g}"
-            for network, rows in costs[row.name].items()
-        )
-        for row in table.rows
-        if row.name in costs
-    }
-    lines: dict[tuple[str, str], None] = {}
+    texts: dict[str, dict[str, str]] = {}  # by objective, then by row
     for row in table.rows:
-        if row.name in texts:
-            same = {texts[r.name] for r in table.rows if r.objective == row.objective and r.name in texts}
-            lines[row.objective if len(same) == 1 else row.name, texts[row.name]] = None
-    return [list(line) for line in lines]
-
-
-def _legend(evaluation: EvaluationConfig) -> str:
-    return (
-        f"{evaluation.num_samples} samples a row, from the same noise (evaluation seed {evaluation.seed}) for all. "
-        f"`fidelity` is `{FIDELITY}` of the single step. `forwards` are passes of all networks: a row without gradient "
-        "counts 1, with gradient 3, with a forward-mode derivative 2, as measured on training steps. `memory` is the "
-        "most that a training step holds."
-    )
-
-
-def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(titles)} |",
-        "|---" * len(titles) + "|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
+        if (cost := manifest.records[row.name].cost) is not None:
+            texts.setdefault(row.objective, {})[row.name] = "; ".join(
+                f"{network} {rows.plain:.4g} / {rows.gradient:.4g} / {rows.derivative:.4g}"
+                for network, rows in cost.rows.items()
+            )
+    lines: list[tuple[str, str]] = []
+    for objective, of_rows in texts.items():
+        same = len(set(of_rows.values())) == 1
+        lines += [(objective, next(iter(of_rows.values())))] if same else list(of_rows.items())
+    return lines
 
 
 def _csv(table: Table) -> str:
@@ -156,22 +123,21 @@ def _csv(table: Table) -> str:
     return _lines(titles, rows)
 
 
-def _runs_csv(table: Table, runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> str:
+def _runs_csv(table: Table, runs: Sequence[PlannedRun], manifest: Manifest) -> str:
     rows: list[list[Any]] = []
+    outcomes = manifest.outcomes(runs)
     for run in runs:
         found = outcomes[run.name]
         head = [run.name, run.variant.objective, run.variant.value, run.seed, found.status]
         scores = [(row, name, value) for row, own in found.scores.items() for name, value in own.items()]
         rows += [[*head, *score, None] for score in scores] or [[*head, None, None, None, found.error]]
-    return _lines(
-        ["run", "objective", table.setting or "swept_value", "seed", "status", "row", "score", "value", "error"], rows
-    )
+    swept = table.setting or "swept_value"
+    return _lines(["run", "objective", swept, "seed", "status", "row", "score", "value", "error"], rows)
 
 
 def _lines(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([titles, *rows])
+    csv.writer(text, lineterminator="\n").writerows([titles, *rows])
     return text.getvalue()
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from freeflow_core.config import EvaluationConfig
-from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.scores import DATA, TEACHER, TEACHER_1
 from freeflow_core.files import replacing
 from freeflow_core.tools.compare.table import Estimate, Row, Table, lower_is_better
@@ -22,15 +20,15 @@ _LOG_FROM = 5.0
 _MOST_TICKS = 12
 
 
-def plot(table: Table, evaluation: EvaluationConfig, folder: Path) -> dict[str, Path]:
-    """The figure that the table has data for, by title; empty while there is nothing to show.
+def plot(table: Table, folder: Path) -> Path | None:
+    """Draw the figure that the table has data for; None while there is nothing to show.
 
     Raises:
         OSError: the disk is full.
     """
     rows = [row for row in table.rows if 1 in row.scores]
     if not rows or table.score is None:
-        return {}
+        return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,17 +37,20 @@ def plot(table: Table, evaluation: EvaluationConfig, folder: Path) -> dict[str, 
     if table.setting is not None:
         axes = figure.subplots()
         _draw_sweep(axes, table, rows)
-        panels, title, path = [axes], f"{table.score} over {table.setting}", folder / SWEEP
+        panels, path = [axes], folder / SWEEP
     else:
         panels = list(figure.subplots(1, 2, sharey=True))
         _draw_training(panels[0], table, rows)
         _draw_sampling(panels[1], table, rows)
-        title, path = f"{table.score} over cost", folder / COSTS
-    _draw_teacher(panels, table, evaluation)
+        path = folder / COSTS
+    for row, style in ((TEACHER, ":"), (DATA, "-.")):
+        if (value := table.teacher_score(row)) is not None:
+            for axes in panels:
+                axes.axhline(value, color="0.4", linestyle=style, linewidth=1, label=table.title(row), zorder=1)
     _finish(figure, panels, table)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-    return {title: path}
+    return path
 
 
 def _draw_training(axes: Any, table: Table, rows: Sequence[Row]) -> None:
@@ -61,7 +62,7 @@ def _draw_training(axes: Any, table: Table, rows: Sequence[Row]) -> None:
         costs, label = [row.training_seconds for row in rows], "training time (s)"
     for row, cost in zip(rows, costs, strict=True):
         if cost is not None:
-            _points(axes, table, row.objective, [cost], [row.scores[1]], line="none")
+            _points(axes, table, row.objective, [cost], [row.scores[1]], "none")
     shown = [cost for cost in costs if cost is not None and cost > 0]
     if shown and max(shown) > _LOG_FROM * min(shown):
         axes.set_xscale("log")
@@ -76,8 +77,8 @@ def _draw_sampling(axes: Any, table: Table, rows: Sequence[Row]) -> None:
     for number, row in enumerate(rows):
         aside = _ASIDE ** (number - (len(rows) - 1) / 2)  # so that error bars do not hide each other
         steps = sorted(row.scores)
-        _points(axes, table, row.objective, [n * aside for n in steps], [row.scores[n] for n in steps])
-    if (value := table.teacher_score(TEACHER_1)) is not None and (_in_decades(table) or value < 2 * _largest(table)):
+        _points(axes, table, row.objective, [n * aside for n in steps], [row.scores[n] for n in steps], "-")
+    if (value := table.teacher_score(TEACHER_1)) is not None and (_in_decades(table) or value < 2 * max(_means(table))):
         axes.plot([1], [value], marker="x", color="0.4", linestyle="none", label="teacher, 1 step", zorder=2)
     axes.set_xscale("log", base=2)
     axes.set_xticks(table.steps, [str(n) for n in table.steps])
@@ -89,15 +90,14 @@ def _draw_sampling(axes: Any, table: Table, rows: Sequence[Row]) -> None:
 
 def _draw_sweep(axes: Any, table: Table, rows: Sequence[Row]) -> None:
     """The score over the swept value; an objective that it does not concern is a flat line over the whole width."""
-    values = list(dict.fromkeys(repr(row.value) for row in rows if row.value is not None))
-    by_repr = {repr(row.value): row.value for row in rows}
-    numeric = all(isinstance(by_repr[text], int | float) and not isinstance(by_repr[text], bool) for text in values)
-    places = {text: float(by_repr[text]) if numeric else float(number) for number, text in enumerate(values)}
+    values = {repr(row.value): row.value for row in rows if row.value is not None}
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
+    places = {text: float(values[text]) if numeric else float(number) for number, text in enumerate(values)}
     for objective in dict.fromkeys(row.objective for row in rows):
         own = [row for row in rows if row.objective == objective]
         if own[0].value is not None:
             own.sort(key=lambda row: places[repr(row.value)])
-            _points(axes, table, objective, [places[repr(r.value)] for r in own], [r.scores[1] for r in own])
+            _points(axes, table, objective, [places[repr(r.value)] for r in own], [r.scores[1] for r in own], "-")
             continue
         estimate, colour = own[0].scores[1], _style(table, objective)["color"]
         axes.axhline(estimate.mean, color=colour, linestyle="--", linewidth=1.6, label=f"{objective} (not affected)")
@@ -105,7 +105,7 @@ def _draw_sweep(axes: Any, table: Table, rows: Sequence[Row]) -> None:
             low, high = estimate.mean - estimate.deviation, estimate.mean + estimate.deviation
             axes.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
     if not numeric:
-        axes.set_xticks(list(places.values()), [str(by_repr[text]) for text in values])
+        axes.set_xticks(list(places.values()), [str(value) for value in values.values()])
     else:
         if min(places.values()) > 0 and max(places.values()) > _LOG_FROM**2 * min(places.values()):
             axes.set_xscale("log")
@@ -115,18 +115,7 @@ def _draw_sweep(axes: Any, table: Table, rows: Sequence[Row]) -> None:
     axes.set_xlabel(table.setting)
 
 
-def _draw_teacher(panels: Sequence[Any], table: Table, evaluation: EvaluationConfig) -> None:
-    for row, style in ((TEACHER, ":"), (DATA, "-.")):
-        if (value := table.teacher_score(row)) is not None:
-            for axes in panels:
-                axes.axhline(
-                    value, color="0.4", linestyle=style, linewidth=1, label=row_title(row, evaluation), zorder=1
-                )
-
-
-def _points(
-    axes: Any, table: Table, objective: str, x: Sequence[float], y: Sequence[Estimate], line: str = "-"
-) -> None:
+def _points(axes: Any, table: Table, objective: str, x: Sequence[float], y: Sequence[Estimate], line: str) -> None:
     deviations = [estimate.deviation or 0.0 for estimate in y]
     axes.errorbar(
         x,
@@ -186,10 +175,6 @@ def _in_decades(table: Table) -> bool:
     found = [*_means(table), *(value for value in own if value is not None)]
     lows = [e.mean - (e.deviation or 0.0) for row in table.rows for e in row.scores.values()]
     return min(*found, *lows) > 0 and max(found) > _LOG_FROM * min(found)
-
-
-def _largest(table: Table) -> float:
-    return max(_means(table))
 
 
 def _means(table: Table) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from typing import final
 import torch
 from filelock import FileLock, Timeout
 
-from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load_compare import objective_config
 from freeflow_core.engine.build import Builder
@@ -26,16 +24,14 @@ from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.scores import DATA, TEACHER_1, SharedRows
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.compare.budget import with_length
+from freeflow_core.tools.compare.cost import fix_lengths, free_memory, with_length
 from freeflow_core.tools.compare.failures import describe, disk_is_full, full_disk_reported
-from freeflow_core.tools.compare.files import teacher_lines, write_files
-from freeflow_core.tools.compare.lengths import fix_lengths
-from freeflow_core.tools.compare.manifest import Manifest
-from freeflow_core.tools.compare.outcomes import FINISHED, Outcome, PlannedRun, outcome, planned_runs
+from freeflow_core.tools.compare.files import write_files
+from freeflow_core.tools.compare.manifest import FINISHED, Manifest
+from freeflow_core.tools.compare.plan import PlannedRun, Planner, Variant, planned_runs
 from freeflow_core.tools.compare.plot import plot
 from freeflow_core.tools.compare.table import Table, make_table
 from freeflow_core.tools.compare.tracking import ParentRun
-from freeflow_core.tools.compare.variants import Planner, Variant
 
 _log = logging.getLogger("freeflow")
 _LOCK = ".lock"
@@ -84,14 +80,10 @@ class Comparison:
         self._variants = self._planned()
         self._runs = planned_runs(self._variants, config.comparison.seeds, self.folder)
         self._shared: dict[str, SharedRows] = {}
-        self._files: dict[str, Path] = {}
-        self._finished: dict[str, Outcome] = {}
 
     def plan(self) -> CompareResult:
         """Measure what each objective costs; write and train nothing. Raises ``ConfigError``."""
-        manifest = Manifest.open(self.folder, self._config, self._variants)
-        self._fix_lengths(manifest)
-        return CompareResult(self.folder, "planned", self._table(manifest))
+        return CompareResult(self.folder, "planned", self._table(self._open()))
 
     def execute(self) -> CompareResult:
         """Take every run that is not finished; a failing one is recorded, and the others go on.
@@ -102,73 +94,76 @@ class Comparison:
             FreeflowError: a full disk, or another process at work in the folder; what was finished stays.
         """
         with self._locked(), full_disk_reported(self.folder):
-            manifest = Manifest.open(self.folder, self._config, self._variants)
-            self._fix_lengths(manifest)
-            self._write_manifest(manifest)
+            manifest = self._open()
+            manifest.write(self._runs)
             return self._execute(manifest)
 
     def _planned(self) -> tuple[Variant, ...]:
-        device = choose_device(self._config_of_first().runtime)
-        variants = Planner(self._config, Builder(self._registry, device, seed=0)).variants()
-        _free()
+        config = self._config
+        first = objective_config(self._registry, config, config.comparison.objectives[0], config.values[0])
+        variants = Planner(config, Builder(self._registry, choose_device(first.runtime), seed=0)).variants()
+        free_memory()
         return variants
 
-    def _config_of_first(self) -> RunConfig:
-        return objective_config(
-            self._registry, self._config, self._config.comparison.objectives[0], self._config.values[0]
-        )
+    def _open(self) -> Manifest:
+        """The manifest, with every variant's length: kept there, for a second start must train the same runs."""
+        manifest = Manifest.open(self.folder, self._config, self._variants)
+        fix_lengths(manifest.records, self._variants, self._config.comparison.budget, self._registry)
+        return manifest
 
     def _execute(self, manifest: Manifest) -> CompareResult:
-        builder = Builder(self._registry, torch.device("cpu"), seed=0)
         parent = ParentRun(
             self._config,
             self._runs,
             self._manager,
-            builder,
+            Builder(self._registry, torch.device("cpu"), seed=0),
             key=manifest.key,
             folder=self.folder,
             resumed=manifest.resumed,
         )
-        status, table = "failed", None
+        status = "failed"
+        table: Table | None = None
+        files: dict[str, Path] = {}
         try:
             parent.started()
             for number, run in enumerate(self._runs, 1):
-                self._take(run, manifest, parent, f"Run {number} of {len(self._runs)}")
+                if self._take(run, manifest, parent, f"Run {number} of {len(self._runs)}"):
+                    manifest.write(self._runs)
+                    files = write_files(self._table(manifest), self._runs, manifest)
             table = self._table(manifest)
-            self._write(table, manifest, pictures=plot(table, self._runs[0].variant.config.evaluation, self.folder))
+            files = write_files(table, self._runs, manifest, plot(table, self.folder))
             status = "failed" if table.errors else "finished"
-            own = teacher_lines(table, self._runs[0].variant.config.evaluation)
-            return CompareResult(self.folder, status, table, own, dict(self._files), table.errors)
+            return CompareResult(self.folder, status, table, table.teacher_lines, files, table.errors)
         except (KeyboardInterrupt, Interrupted) as error:
             status = "interrupted"
+            finished = sum(found.status == FINISHED for found in manifest.outcomes(self._runs).values())
             raise Interrupted(
-                f"The comparison was stopped; {self._num_finished(manifest)} of {len(self._runs)} runs are finished in "
-                f"{self.folder}. The same command goes on where it stopped."
+                f"The comparison was stopped; {finished} of {len(self._runs)} runs are finished in {self.folder}. The "
+                "same command goes on where it stopped."
             ) from error
         finally:
-            parent.finished(status, table, self._files.values())
+            parent.finished(status, table, files.values())
 
-    def _take(self, run: PlannedRun, manifest: Manifest, parent: ParentRun, place: str) -> None:
-        """Train and score one run, or say why not."""
-        if outcome(run, manifest.errors).status == FINISHED:
+    def _take(self, run: PlannedRun, manifest: Manifest, parent: ParentRun, place: str) -> bool:
+        """Train and score one run, or record why not; False for one that was finished before."""
+        if manifest.outcomes([run])[run.name].status == FINISHED:
             _log.info("%s: %s is finished.", place, run.name)
-            return
+            return False
         _log.info("%s: %s", place, run.name)
         manifest.errors.pop(run.name, None)
         record = manifest.records[run.variant.name]
         try:
             if record.images is None:
                 raise FreeflowError(record.error or "Its cost could not be measured.")
-            config = run.config(with_length(run.variant.config, record.images))
             _clear_leftovers(run.folder)
             Run(
-                config,
+                run.config(with_length(run.variant.config, record.images)),
                 "distill",
                 self._manager,
                 output=run.folder,
                 resume=(run.folder / "config.yaml").is_file(),
                 membership=parent.membership(run),
-                scorer=functools.partial(Scoring, shared=self._shared_rows(config, manifest)),
+                scorer=functools.partial(Scoring, shared=self._shared_rows(run.variant, manifest)),
             ).execute()
         except Interrupted:
             raise
@@ -177,54 +172,23 @@ class Comparison:
                 raise
             manifest.errors[run.name] = describe(error)
             _log.warning("The run %s failed: %s The comparison goes on.", run.name, manifest.errors[run.name])
-        _free()
-        self._write_manifest(manifest)
-        self._write(self._table(manifest), manifest)
+        free_memory()
+        return True
 
-    def _shared_rows(self, config: RunConfig, manifest: Manifest) -> SharedRows:
+    def _shared_rows(self, variant: Variant, manifest: Manifest) -> SharedRows:
         """What all runs scored alike have in common; a finished run, perhaps of an earlier start, has the rows already.
 
         The teacher's samples themselves are nowhere on disk and are drawn again by the first run of a start.
         """
-        key = _evaluation_key(config)
+        key = variant.evaluation_key
         if key not in self._shared:
-            alike = (run.name for run in self._runs if _evaluation_key(run.variant.config) == key)
-            outcomes = self._outcomes(manifest)
-            scores = next((o.scores for name in alike if (o := outcomes[name]).status == FINISHED), {})
+            alike = manifest.outcomes([run for run in self._runs if run.variant.evaluation_key == key]).values()
+            scores = next((found.scores for found in alike if found.status == FINISHED), {})
             self._shared[key] = SharedRows(rows={row: scores[row] for row in (TEACHER_1, DATA) if row in scores})
         return self._shared[key]
 
-    def _fix_lengths(self, manifest: Manifest) -> None:
-        fix_lengths(manifest, self._variants, self._config.comparison.budget, self._registry)
-
-    def _write_manifest(self, manifest: Manifest) -> None:
-        manifest.write({name: found.status for name, found in self._outcomes(manifest).items()})
-
     def _table(self, manifest: Manifest) -> Table:
-        return make_table(
-            manifest,
-            self._runs,
-            self._outcomes(manifest),
-            score=self._config.comparison.score,
-            few_steps=self._runs[0].variant.config.evaluation.few_steps,
-            batch_sizes={variant.name: variant.config.training.batch_size for variant in self._variants},
-            one_teacher=len({_evaluation_key(variant.config) for variant in self._variants}) == 1,
-        )
-
-    def _write(self, table: Table, manifest: Manifest, pictures: Mapping[str, Path] | None = None) -> None:
-        costs = {name: record.cost.rows for name, record in manifest.records.items() if record.cost is not None}
-        self._files = write_files(table, self._runs, self._outcomes(manifest), costs, pictures or {}, self.folder)
-        for path in (pictures or {}).values():
-            self._files["plot"] = path
-
-    def _outcomes(self, manifest: Manifest) -> dict[str, Outcome]:
-        for run in self._runs:
-            if run.name not in self._finished and (found := outcome(run, manifest.errors)).status == FINISHED:
-                self._finished[run.name] = found
-        return {run.name: self._finished.get(run.name) or outcome(run, manifest.errors) for run in self._runs}
-
-    def _num_finished(self, manifest: Manifest) -> int:
-        return sum(found.status == FINISHED for found in self._outcomes(manifest).values())
+        return make_table(manifest, self._runs, self._config.comparison.score)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -248,20 +212,26 @@ class Comparison:
                 self.folder.rmdir()
 
 
+@contextlib.contextmanager
+def each_message_once() -> Iterator[None]:
+    """Many runs build the same parts: information repeated word for word is dropped; warnings pass."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        repeated = text in seen and record.levelno <= logging.INFO
+        seen.add(text)
+        return not repeated
+
+    _log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        _log.removeFilter(is_new)
+
+
 def _clear_leftovers(folder: Path) -> None:
     """A process that was killed while it began the run left at most a file that is not whole."""
     if folder.is_dir() and not (folder / "config.yaml").is_file():
         for path in folder.glob(".*.partial"):
             path.unlink()
-
-
-def _evaluation_key(config: RunConfig) -> str:
-    """What the teacher's own samples and scores depend on."""
-    parts = {"teacher", "codec", "reference", "evaluation", "runtime"}
-    return config.model_dump_json(include=parts)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

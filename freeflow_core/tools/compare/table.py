@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+from freeflow_core.config import EvaluationConfig
+from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.scores import COST_COLUMNS, DATA, STUDENT, TEACHER, TEACHER_1
-from freeflow_core.tools.compare.manifest import Manifest
-from freeflow_core.tools.compare.outcomes import FAILED, FINISHED, Outcome, PlannedRun
+from freeflow_core.tools.compare.manifest import FAILED, FINISHED, Manifest, Outcome
+from freeflow_core.tools.compare.plan import PlannedRun
 from freeflow_core.types import Scores
 
 FIDELITY = "fidelity_mse"
@@ -95,6 +97,7 @@ class Table:
         budget: as it was given.
         teacher: what the teacher and the data themselves score, by name of the row: made once for all runs.
         errors: of failed runs, by their names.
+        evaluation: how rows were scored, for their titles.
     """
 
     name: str
@@ -105,38 +108,48 @@ class Table:
     rows: tuple[Row, ...]
     teacher: Scores = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def teacher_score(self, row: str) -> float | None:
         """The teacher's (or the data's) own score."""
         return self.teacher.get(row, {}).get(self.score or "")
 
+    def title(self, row: str) -> str:
+        """A row of the teacher or the data as people name it."""
+        return row_title(row, self.evaluation)
 
-def make_table(
-    manifest: Manifest,
-    runs: Sequence[PlannedRun],
-    outcomes: Mapping[str, Outcome],
-    *,
-    score: str | None,
-    few_steps: Sequence[int],
-    batch_sizes: Mapping[str, int],
-    one_teacher: bool = True,
-) -> Table:
+    @property
+    def teacher_lines(self) -> list[tuple[str, str, str]]:
+        """Title, score and fidelity of the teacher's and the data's own rows."""
+        columns = (self.score or "", FIDELITY)
+        lines = []
+        for row, own in self.teacher.items():
+            score, fidelity = (f"{own[column]:.4g}" if column in own else "-" for column in columns)
+            if (score, fidelity) != ("-", "-"):
+                lines.append((self.title(row), score, fidelity))
+        return lines
+
+
+def make_table(manifest: Manifest, runs: Sequence[PlannedRun], score: str | None = None) -> Table:
     """Gather what is there; runs that are not finished leave gaps.
 
+    Rows of the teacher are left out where a sweep changes the teacher or how it is scored.
+
     Args:
-        outcomes: by the runs' names.
         score: wanted; one that no run has is replaced by the default.
-        batch_sizes: images a step, by the variants' names.
-        one_teacher: all runs have the same teacher and are scored alike; not so where a sweep changes either.
     """
-    finished = [outcomes[run.name] for run in runs if outcomes[run.name].status == FINISHED]
+    outcomes, variants = manifest.outcomes(runs), {run.variant.name: run.variant for run in runs}
+    evaluation = runs[0].variant.config.evaluation
+    finished = [found for found in outcomes.values() if found.status == FINISHED]
     names = list(dict.fromkeys(name for found in finished for name in found.scores.get(STUDENT, {})))
     chosen = score if score in names else default_score(names)
-    steps = (1, *(n for n in few_steps if n != 1))
+    steps = (1, *(n for n in evaluation.few_steps if n != 1))
     rows = []
-    for name in dict.fromkeys(run.variant.name for run in runs):
-        own = [outcomes[run.name] for run in runs if run.variant.name == name]
-        rows.append(_row(name, manifest, own, chosen, steps, batch_sizes[name]))
+    for name, variant in variants.items():
+        own = [outcomes[run.name] for run in runs if run.variant is variant]
+        rows.append(_row(name, manifest, own, chosen, steps, variant.config.training.batch_size))
+    one_teacher = len({variant.evaluation_key for variant in variants.values()}) == 1
+    shown = finished[0].scores if finished and one_teacher else {}
     return Table(
         name=manifest.settings["name"],
         score=chosen,
@@ -144,8 +157,9 @@ def make_table(
         steps=steps,
         budget=manifest.settings["budget"] or "the preset's number of images",
         rows=tuple(rows),
-        teacher=_teacher_rows(finished) if one_teacher else {},
-        errors={run.name: error for run in runs if (error := outcomes[run.name].error) is not None},
+        teacher={row: shown[row] for row in (TEACHER, TEACHER_1, DATA) if shown.get(row)},
+        errors={name: found.error for name, found in outcomes.items() if found.error is not None},
+        evaluation=evaluation,
     )
 
 
@@ -187,8 +201,3 @@ def _row(
         fidelity=estimate(STUDENT, FIDELITY),
         images_per_second=Estimate.of(found.images_per_second for found in finished),
     )
-
-
-def _teacher_rows(finished: Sequence[Outcome]) -> Scores:
-    """Rows of teacher and data, as the first finished run has them."""
-    return {row: found for row in (TEACHER, TEACHER_1, DATA) for f in finished[:1] if (found := f.scores.get(row))}

@@ -15,7 +15,7 @@ from freeflow_core.engine.events import Events
 from freeflow_core.engine.run import Membership
 from freeflow_core.interfaces import Tracker
 from freeflow_core.plugin import Manager
-from freeflow_core.tools.compare.outcomes import PlannedRun
+from freeflow_core.tools.compare.plan import PlannedRun
 from freeflow_core.tools.compare.table import Table
 from freeflow_core.types import Progress, RunInfo, RunParent
 

@@ -1,4 +1,4 @@
-"""From a configuration to its plan: a step on tensors without memory, or, where that fails, on a few real rows."""
+"""From a configuration to its plan: a step on fake tensors, or, where that fails, on a few real rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from freeflow_core.engine.optimizer import RoleOptimizer
 from freeflow_core.engine.state import RoleState, TrainingState, build_state
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.cost.advice import warnings_for
-from freeflow_core.tools.cost.plan import Plan
-from freeflow_core.tools.cost.pretend import Pretence
-from freeflow_core.tools.cost.process import PlannedProcess
-from freeflow_core.tools.cost.step import StepCost, measure_step, size_of
+from freeflow_core.tools.cost.fake import FakeTensors
+from freeflow_core.tools.cost.plan import Plan, warnings_for
+from freeflow_core.tools.cost.step import PlannedProcess, StepCost, measure_step, size_of
 
 _log = logging.getLogger(__name__)
 _META, _CPU = torch.device("meta"), torch.device("cpu")
@@ -95,12 +93,12 @@ def _without_memory(
         components = build_components(Builder(registry, _META, config.seed, config.runtime.precision), config)
         state = build_state(config, components, cast(Accelerator, PlannedProcess(num_processes, _META)))
         held = _held(components, state)
-        pretence = Pretence(device_type)
+        fake = FakeTensors(device_type)
         for part in (components.teacher, components.codec):
             if isinstance(part, nn.Module):
-                pretence.empty(part)
-        roles = {name: _emptied(role, pretence) for name, role in state.roles.items()}
-        with pretence.active():
+                fake.convert(part)
+        roles = {name: _converted(role, fake) for name, role in state.roles.items()}
+        with fake.active():
             cost = measure_step(config, components, TrainingState(roles), PlannedProcess(num_processes, _CPU))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # what comes of tensors without values
         _log.debug("planning without memory failed", exc_info=True)
@@ -117,11 +115,11 @@ def _held(components: Components, state: TrainingState) -> int:
     return found
 
 
-def _emptied(role: RoleState, pretence: Pretence) -> RoleState:
+def _converted(role: RoleState, fake: FakeTensors) -> RoleState:
     """A role built on the meta device, with tensors that a step can be taken on."""
     for network in (role.network, role.ema):
         if network is not None:
-            pretence.empty(network)
+            fake.convert(network)
     optimizer = None if role.optimizer is None else RoleOptimizer(role.network, role.optimizer.config)
     return dataclasses.replace(role, wrapped=role.network, optimizer=optimizer)
 

@@ -1,8 +1,13 @@
-"""The plan of a run, as numbers."""
+"""The plan of a run, as numbers, and what to know about it before the run starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from freeflow_core.config import RunConfig
+from freeflow_core.interfaces import Objective
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,42 @@ class Plan:
             else:
                 kinds[network.name] = network.memory
         return {**kinds, "activations": self.activations, "buckets": self.buckets}
+
+
+def warnings_for(plan: Plan, config: RunConfig, objective: Objective, reason: str) -> tuple[str, ...]:
+    """Memory that will not do, passes that a setting adds, and figures that are not exact; ``reason``: why not."""
+    found = []
+    if plan.free is not None and plan.total > plan.free:
+        found.append(_too_large(plan, plan.free, config))
+    if plan.accumulation > 1 and objective.uses_batch_means:
+        found.append(
+            "This objective needs means over the whole batch: with accumulation, every micro-batch is passed once "
+            "more without gradient."
+        )
+    if plan.extrapolated_from is not None:
+        found.append(
+            f"This run could not be planned without running it ({reason}). A few real steps of up to "
+            f"{plan.extrapolated_from} rows were measured instead; activations, peak and operations for {plan.rows} "
+            "rows are extrapolated from them."
+        )
+    return tuple(found)
+
+
+def _too_large(plan: Plan, free: int, config: RunConfig) -> str:
+    fixed = sum(network.memory for network in plan.networks) + plan.buckets
+    text = (
+        f"A step needs about {plan.total / _GIB:.1f} GiB, but {free / _GIB:.1f} GiB are free on this machine "
+        f"({plan.device})."
+    )
+    if fixed > free:
+        return f"{text} Weights, gradients and optimizer alone take {fixed / _GIB:.1f} GiB: use a smaller student."
+    ways = []
+    if not config.runtime.activation_checkpointing:
+        ways.append("runtime.activation_checkpointing=true")
+    if plan.rows > 1:
+        share = plan.rows * plan.accumulation  # of the batch, this process's
+        more = next(n for n in range(plan.accumulation + 1, share + 1) if share % n == 0)
+        ways.append(f"training.accumulation={more} or more")
+    if config.runtime.precision != "bf16":
+        ways.append("runtime.precision=bf16")
+    return f"{text} To save memory: {', '.join(ways)}." if ways else text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import cast, final
 
 import torch
 from accelerate import Accelerator
@@ -14,12 +15,37 @@ from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Components
 from freeflow_core.engine.state import RoleState, TrainingState
 from freeflow_core.engine.trainer import Trainer
-from freeflow_core.tools.cost.ledger import ACTIVATIONS, Ledger
-from freeflow_core.tools.cost.passes import TEACHER, counted_passes
+from freeflow_core.tools.cost.memory import ACTIVATIONS, MemoryTracker
+from freeflow_core.tools.cost.passes import TEACHER, Rows, counted_rows
 from freeflow_core.tools.cost.plan import RolePlan
-from freeflow_core.tools.cost.process import PlannedProcess
 
 _MOST_STEPS = 8
+
+
+@final
+class PlannedProcess:
+    """The part of an ``Accelerator`` that a training step uses, where nothing is started.
+
+    It is the first of ``num_processes`` processes, working alone: what others would send, it has itself.
+    """
+
+    def __init__(self, num_processes: int, device: torch.device) -> None:
+        self.num_processes = num_processes
+        self.process_index = 0
+        self.is_main_process = True
+        self.device = device
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def reduce(self, tensor: Tensor, reduction: str = "mean") -> Tensor:
+        return tensor
+
+    def prepare_model(self, network: nn.Module) -> nn.Module:
+        return network
+
+    def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -37,36 +63,32 @@ def measure_step(config: RunConfig, components: Components, state: TrainingState
 
     Memory is the largest over these steps. Optimizers have their moments from the start, as after a first step.
     """
-    ledger = Ledger()
-    teacher = components.teacher
-    with ledger:
-        fixed = [_fixed_memory(ledger, name, role) for name, role in state.roles.items()]
+    memory, teacher = MemoryTracker(), components.teacher
+    with memory:
+        plans = [_fixed_memory(memory, name, role) for name, role in state.roles.items()]
         if teacher is not None:
-            weights = ledger.assign(TEACHER, _tensors(teacher))
-            fixed.insert(0, RolePlan(TEACHER, _count(teacher), weights))
+            weights = memory.assign(TEACHER, _tensors(teacher))
+            plans.insert(0, RolePlan(TEACHER, _count(teacher), weights))
         trainer = Trainer(config, components, state, cast(Accelerator, process))
-        networks = {name: role.network for name, role in state.roles.items()}
-        ledger.restart()
-        with counted_passes(networks, teacher) as counts:
+        memory.restart()
+        with counted_rows({name: role.network for name, role in state.roles.items()}, teacher) as counts:
             steps = 0
             while steps < _MOST_STEPS and any(role.optimizer and not role.updates for role in state.roles.values()):
                 trainer.step()
                 steps += 1
     images = steps * config.training.batch_size / process.num_processes
-    plans = [
-        RolePlan(
-            role.name,
-            role.parameters,
-            role.weights,
-            ledger.largest[_gradients(role.name)],
-            role.optimizer,
-            role.average,
-            counts[role.name].gradient_rows / images,
-            counts[role.name].other_rows / images,
+
+    def with_passes(plan: RolePlan) -> RolePlan:
+        rows = counts.get(plan.name, Rows()) / images
+        return replace(
+            plan,
+            gradients=memory.largest[_gradients(plan.name)],
+            gradient_passes=rows.gradient,
+            other_passes=rows.plain + rows.derivative,
         )
-        for role in fixed
-    ]
-    return StepCost(tuple(plans), ledger.largest[ACTIVATIONS], ledger.peak, ledger.flops / steps)
+
+    networks = tuple(map(with_passes, plans))
+    return StepCost(networks, memory.largest[ACTIVATIONS], memory.peak, memory.flops / steps)
 
 
 def size_of(network: nn.Module) -> int:
@@ -74,26 +96,27 @@ def size_of(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
 
 
-def _fixed_memory(ledger: Ledger, name: str, role: RoleState) -> RolePlan:
+def _fixed_memory(memory: MemoryTracker, name: str, role: RoleState) -> RolePlan:
     """Everything of a role but its gradients, which are followed as they come and go."""
-    weights = ledger.assign(f"{name} weights", _tensors(role.network))
-    average = ledger.assign(f"{name} average", _tensors(role.ema)) if role.ema is not None else 0
+    weights = memory.assign(f"{name} weights", _tensors(role.network))
+    average = memory.assign(f"{name} average", _tensors(role.ema)) if role.ema is not None else 0
     moments = 0
     if role.optimizer is not None:
         nothing = torch.zeros(())
         for parameter in role.optimizer.parameters:
             parameter.grad = torch.zeros_like(parameter)
         role.optimizer.step(0.0, nothing, nothing)
-        moments = ledger.assign(f"{name} optimizer", role.optimizer.state_dict().values())
+        moments = memory.assign(f"{name} optimizer", role.optimizer.state_dict().values())
+        hook = _assign_gradient(memory, _gradients(name))
         for parameter in role.optimizer.parameters:
-            hook = _assign_gradient(ledger, _gradients(name))
             parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     return RolePlan(name, _count(role.network), weights, optimizer=moments, average=average)
 
 
-def _assign_gradient(ledger: Ledger, kind: str) -> Callable[[Tensor], None]:
+def _assign_gradient(memory: MemoryTracker, kind: str) -> Callable[[Tensor], None]:
     def assign(parameter: Tensor) -> None:
-        ledger.assign(kind, [parameter.grad])
+        if parameter.grad is not None:
+            memory.assign(kind, [parameter.grad])
 
     return assign
 

@@ -17,10 +17,10 @@ from freeflow_core.math.flow import expand_times
 from freeflow_core.types import Condition
 from freeflow_transformers.config import DiTTeacherConfig
 from freeflow_transformers.network import DiffusionTransformer
-from freeflow_transformers.network_teacher import NetworkTeacher
 from freeflow_transformers.released.loading import load_teacher_network
 from freeflow_transformers.released.probe import judge_alignment, noise_alignment
 from freeflow_transformers.released.schedule import DiffusionSchedule, scale_to_unit_variance
+from freeflow_transformers.teachers import NetworkTeacher
 
 
 @final

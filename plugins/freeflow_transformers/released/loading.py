@@ -13,8 +13,7 @@ from freeflow_core.interfaces import BuildContext
 from freeflow_core.types import NetworkState
 from freeflow_transformers.architecture import SIZES, TransformerConfig
 from freeflow_transformers.config import ReleasedTeacherConfig, SiTRepaTeacherConfig, SiTTeacherConfig
-from freeflow_transformers.initialisation import fill_with_random_weights
-from freeflow_transformers.network import DiffusionTransformer
+from freeflow_transformers.network import DiffusionTransformer, fill_with_random_weights
 from freeflow_transformers.released.detection import Detected, describe, detect, family_differences
 from freeflow_transformers.released.families import (
     FAMILIES,

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from freeflow_transformers.architecture import TransformerConfig
-from freeflow_transformers.embeddings import position_embedding
-from freeflow_transformers.network import DiffusionTransformer
+from freeflow_transformers.network import DiffusionTransformer, position_embedding
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 from freeflow_transformers.architecture import SIZES, TransformerConfig
-from freeflow_transformers.embeddings import ScalarEmbedder, position_embedding, sinusoidal_features
-from freeflow_transformers.network import DiffusionTransformer
+from freeflow_transformers.network import DiffusionTransformer, ScalarEmbedder, position_embedding, sinusoidal_features
 from hypothesis import given
 from hypothesis import strategies as st
 

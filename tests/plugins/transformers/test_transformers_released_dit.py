@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from freeflow_transformers.config import DiTTeacherConfig
-from freeflow_transformers.network_teacher import NetworkTeacher
 from freeflow_transformers.released.dit_flow import NoiseTeacher, velocity_from_noise
 from freeflow_transformers.released.schedule import DiffusionSchedule, log_odds, scale_to_unit_variance
-from freeflow_transformers.teachers import TransformerTeacher
+from freeflow_transformers.teachers import NetworkTeacher, TransformerTeacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -19,12 +19,11 @@ from freeflow_transformers.config import (
     SiTTeacherConfig,
     VelocityTransformerConfig,
 )
-from freeflow_transformers.network_teacher import NetworkTeacher
 from freeflow_transformers.released.dit_flow import NoiseTeacher
 from freeflow_transformers.released.families import FAMILIES
 from freeflow_transformers.released.published import PUBLISHED, published_names
 from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
-from freeflow_transformers.teachers import DIGITS_ASSET, TransformerTeacher
+from freeflow_transformers.teachers import DIGITS_ASSET, NetworkTeacher, TransformerTeacher
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 

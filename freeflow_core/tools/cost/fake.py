@@ -1,7 +1,7 @@
-"""Tensors without memory, that answer every operation with the right shape and dtype, for a device that may be absent.
+"""A step on torch's ``FakeTensor``: shapes and dtypes without memory, for a device that may be absent.
 
-They are torch's ``FakeTensor``, on the CPU for every device planned for: only there does autocast work in all builds
-of torch. What another device would do otherwise (its attention kernel, its autocast rules) is imitated here.
+The tensors are on the CPU for every device planned for: only there does autocast work in all builds of torch. What
+another device would do otherwise (its attention kernel, its autocast rules) is imitated here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _HOST = torch.device("cpu")
 
 
 @final
-class Pretence:
-    """Runs code on tensors without memory.
+class FakeTensors:
+    """Runs code on fake tensors.
 
     Args:
         device_type: what is planned for: ``cpu``, ``cuda`` or ``mps``.
@@ -37,19 +37,19 @@ class Pretence:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Operations on emptied tensors give emptied tensors; those on real ones alone stay real, whatever follows.
+        """Operations on fake tensors give fake ones; those on real ones alone stay real, whatever follows.
 
         So times, guidance weights and rows chosen by them keep their values.
         """
-        real: TorchDispatchMode = _RealUnlessEmptied()  # type: ignore[no-untyped-call]
+        real: TorchDispatchMode = _RealUnlessFake()  # type: ignore[no-untyped-call]
         with self._mode, real, _Kernels(self._device_type):
             yield
 
-    def empty(self, module: nn.Module) -> None:
-        """Replace all parameters and buffers of ``module`` by tensors without memory."""
+    def convert(self, module: nn.Module) -> None:
+        """Replace all parameters and buffers of ``module`` by fake tensors; shared ones stay shared."""
         made: dict[int, Tensor] = {}
 
-        def emptied(tensor: Tensor) -> Tensor:
+        def fake(tensor: Tensor) -> Tensor:
             if id(tensor) not in made:
                 with self._mode:
                     made[id(tensor)] = torch.empty_strided(
@@ -60,19 +60,19 @@ class Pretence:
         for part in module.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None:
-                    part._parameters[name] = nn.Parameter(emptied(parameter), parameter.requires_grad)
+                    part._parameters[name] = nn.Parameter(fake(parameter), parameter.requires_grad)
             for name, buffer in part._buffers.items():
                 if buffer is not None:
-                    part._buffers[name] = emptied(buffer)
+                    part._buffers[name] = fake(buffer)
 
 
 @final
-class _RealUnlessEmptied(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _RealUnlessFake(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not tree_any(_is_emptied, (args, kwargs)):
+        if not tree_any(_is_fake, (args, kwargs)):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if func is _aten._local_scalar_dense.default:
@@ -92,7 +92,7 @@ class _Kernels(TorchFunctionMode):
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and _is_emptied(args[0]):
+        if func is functional.scaled_dot_product_attention and _is_fake(args[0]):
             if self._has_fused_attention(*args, **kwargs):
                 return _fused_attention(*args, **kwargs)
             with sdpa_kernel(SDPBackend.MATH):
@@ -138,5 +138,5 @@ def _in_float32(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(v.float() if isinstance(v, Tensor) and v.dtype in low else v for v in values)
 
 
-def _is_emptied(value: Any) -> bool:
+def _is_fake(value: Any) -> bool:
     return isinstance(value, FakeTensor)

@@ -1,4 +1,4 @@
-"""Bytes held and operations done, noted while tensor operations run."""
+"""Bytes held and operations done, counted while tensor operations run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _aten = torch.ops.aten
 
 
 @final
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every storage from the operation that made it until its last owner lets go.
 
     While it is entered, every operation passes through it. Storages are ``ACTIVATIONS`` unless :meth:`assign` says
@@ -44,16 +44,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self._note(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and self._key(leaf) not in self._storages:
+                self._add(leaf, ACTIVATIONS)
         self.flops += _flops(func, args, kwargs, out)
         return out
 
-    def assign(self, kind: str, tensors: Iterable[Tensor | None]) -> int:
-        """Note the storages of ``tensors`` as ``kind``; their bytes in all."""
+    def assign(self, kind: str, tensors: Iterable[Tensor]) -> int:
+        """Count the storages of ``tensors`` as ``kind``; their bytes in all."""
         size = 0
         for tensor in tensors:
-            if tensor is None:
-                continue
             key = self._key(tensor)
             if key not in self._storages:
                 self._add(tensor, kind)
@@ -68,11 +68,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def restart(self) -> None:
         """Forget peaks and operations; go on following what is held now."""
         self.flops, self.peak, self.largest = 0, self._total, Counter(self._held)
-
-    def _note(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            if self._key(tensor) not in self._storages:
-                self._add(tensor, ACTIVATIONS)
 
     def _add(self, tensor: Tensor, kind: str) -> None:
         storage = tensor.untyped_storage()

@@ -1,21 +1,22 @@
-"""The plan of runs: what each objective trains, on what, and which values of a sweep concern it."""
+"""The plan of runs: what each objective trains, with which student and data, and which values of a sweep concern it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
-from freeflow_core.config import ComponentChoice, RunConfig
+from freeflow_core.config import ComponentChoice, ComponentConfig, RunConfig
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load import resolve_choice
 from freeflow_core.config.load_compare import objective_config
 from freeflow_core.engine.build import Builder
-from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Objective, Source, Teacher
-from freeflow_core.tools.compare.students import fitting_student
+from freeflow_core.errors import ConfigError, PluginError
+from freeflow_core.interfaces import Objective, Source
+from freeflow_core.plugin import Registry
 
 _PRIOR = "prior"
 
@@ -33,6 +34,36 @@ class Variant:
     objective: str
     value: Any
     config: RunConfig
+
+    @property
+    def evaluation_key(self) -> str:
+        """What the teacher's own samples and scores depend on."""
+        return self.config.model_dump_json(include={"teacher", "codec", "reference", "evaluation", "runtime"})
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One objective, one value of the sweep, one seed."""
+
+    name: str
+    variant: Variant
+    seed: int
+    folder: Path
+
+    def config(self, run: RunConfig) -> RunConfig:
+        """``run``, the variant's of the right length, with this run's name and seed."""
+        return run.model_copy(update={"name": self.name, "seed": self.seed})
+
+
+def planned_runs(variants: Sequence[Variant], num_seeds: int, folder: Path) -> tuple[PlannedRun, ...]:
+    """Every variant with the first seed, then every variant with the next: an early look sees all of them."""
+    return tuple(
+        PlannedRun(name, variant, seed, folder / name)
+        for number in range(num_seeds)
+        for variant in variants
+        for seed in [variant.config.seed + number]
+        for name in [f"{variant.name}-seed{seed}"]
+    )
 
 
 @final
@@ -56,14 +87,15 @@ class Planner:
             ConfigError: an objective that needs data without a source, or the reverse; no student for an objective;
                 a sweep that changes nothing.
         """
-        found = [v for objective in self._config.comparison.objectives for v in self._of_objective(objective)]
-        sweep = self._config.comparison.sweep
+        comparison = self._config.comparison
+        found = [variant for objective in comparison.objectives for variant in self._of_objective(objective)]
+        sweep = comparison.sweep
         if sweep is not None and all(variant.value is None for variant in found):
             raise ConfigError(f"The sweep of {sweep.setting} changes none of these runs: no objective here uses it.")
         if self._data_offered and not self._data_used:
             raise ConfigError(
-                f"None of these objectives trains on data ({', '.join(self._config.comparison.objectives)}), so the "
-                "source would never be used. Leave it out; held-out data to compare with is the setting `reference`."
+                f"None of these objectives trains on data ({', '.join(comparison.objectives)}), so the source would "
+                "never be used. Leave it out; held-out data to compare with is the setting `reference`."
             )
         return tuple(found)
 
@@ -78,23 +110,23 @@ class Planner:
 
     def _fitted(self, objective: str, value: Any) -> RunConfig:
         """The objective's run with the source and the student that it needs."""
-        run = objective_config(self._builder.registry, self._config, objective, value)
+        run, builder = objective_config(self._builder.registry, self._config, objective, value), self._builder
         assert run.teacher is not None  # load_compare_config has seen to it
-        teacher: Teacher = self._cached(f"teacher {run.teacher.model_dump_json()}", lambda: self._teacher(run))
+        choice, key = run.teacher, run.teacher.model_dump_json()
+        teacher = self._cached(f"teacher {key}", lambda: builder.teacher(choice))
         built: Objective = self._cached(
-            f"objective {run.objective.model_dump_json()} {run.teacher.model_dump_json()}",
-            lambda: self._builder.build("objective", run.objective, teacher=teacher),
+            f"objective {run.objective.model_dump_json()} {key}",
+            lambda: builder.build("objective", run.objective, teacher=teacher),
         )
-        student = fitting_student(self._builder.registry, run, built.requires)
+        student = fitting_student(builder.registry, run, built.requires)
         return run.model_copy(update={"source": self._source(objective, run, built), "student": student})
 
     def _source(self, objective: str, run: RunConfig, built: Objective) -> ComponentChoice:
         own = self._config.comparison.settings_for.get(objective, {})
         source: Source | None = None
         if built.needs_data or "source" in own:
-            source = self._cached(
-                f"source {run.source.model_dump_json()}", lambda: self._builder.build("source", run.source)
-            )
+            key = f"source {run.source.model_dump_json()}"
+            source = self._cached(key, lambda: self._builder.build("source", run.source))
         if built.needs_data and source is not None:
             if not source.has_data:
                 raise ConfigError(
@@ -111,14 +143,45 @@ class Planner:
         self._data_offered |= run.source.name != _PRIOR
         return resolve_choice(self._builder.registry, "source", ComponentChoice(name=_PRIOR), "source")
 
-    def _teacher(self, run: RunConfig) -> Teacher:
-        assert run.teacher is not None
-        return self._builder.teacher(run.teacher)
-
-    def _cached(self, key: str, build: Any) -> Any:
+    def _cached(self, key: str, build: Callable[[], Any]) -> Any:
         if key not in self._built:
             self._built[key] = build()
         return self._built[key]
+
+
+def fitting_student(registry: Registry, run: RunConfig, requires: type[Any]) -> ComponentChoice:
+    """The run's own student if it is a ``requires``; else the one student of that class, first in the same plugin.
+
+    The options that both have, such as width and depth, are taken along, so that the networks stay comparable.
+
+    Raises:
+        ConfigError: no student of that class, or several to choose from.
+    """
+
+    def fits(name: str) -> bool:
+        try:
+            return issubclass(registry.component("student", name).load_target(), requires)
+        except PluginError:  # a student whose own requirements are not installed
+            return False
+
+    student = run.student
+    if issubclass(registry.component("student", student.name).load_target(), requires):
+        return student
+    fitting = [name for name in registry.components("student") if fits(name)]
+    plugin = registry.origin("student", student.name).name
+    chosen = [name for name in fitting if registry.origin("student", name).name == plugin] or fitting
+    if len(chosen) != 1:
+        found = f"several are: {', '.join(chosen)}" if chosen else "none is offered"
+        raise ConfigError(
+            f"The objective {run.objective.name!r} trains a {requires.__name__}, which the student "
+            f"{student.name!r} is not, and {found}. Choose one with "
+            f"--set-for {run.objective.name}:student=NAME, or leave the objective out."
+        )
+    options = student.options
+    given = options.model_dump(exclude_unset=True) if isinstance(options, ComponentConfig) else options
+    known = registry.component("student", chosen[0]).load_config_class().model_fields
+    kept = {key: value for key, value in given.items() if key in known}
+    return resolve_choice(registry, "student", ComponentChoice(name=chosen[0], options=kept), "student")
 
 
 def _labels(values: Iterable[Any]) -> list[str]:
