@@ -18,10 +18,8 @@ from freeflow_core.evaluation.pictures import grid_image, save_image
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.sample_files.formats import sample_format
-from freeflow_core.tools.sample_files.grid import grid_samples
 from freeflow_core.tools.sample_files.request import Precision, PreparedSamples, SampleRequest
-from freeflow_core.tools.sample_files.team import Team
-from freeflow_core.tools.sample_files.writer import OnSamples, SampleWriter
+from freeflow_core.tools.sample_files.writer import OnSamples, SampleWriter, Team, draw_in_memory
 
 ImageFormat = Literal["grid", "npz", "png", "webp"]
 
@@ -125,9 +123,9 @@ def sample(
 
 def _write_grid(generator: Generator, num: int, batch_size: int, output: Path, team: Team) -> SampleResult:
     """One picture, drawn by the main process alone: it must fit into memory anyway."""
-    if not team.is_main:
+    if not team.is_main_process:
         return SampleResult(output, [], 0.0, 0.0)
-    images, cost = grid_samples(generator, num, batch_size)
+    images, cost = draw_in_memory(generator, num, batch_size)
     output.mkdir(parents=True, exist_ok=True)
     if images.ndim == 4:
         path = output / "grid.png"

@@ -6,7 +6,7 @@ import atexit
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psutil
 import torch
@@ -85,15 +85,25 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def from_main(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
+class Process(Protocol):
+    """One of the processes of a run, such as an ``Accelerator``."""
+
+    @property
+    def num_processes(self) -> int: ...
+
+    @property
+    def is_main_process(self) -> bool: ...
+
+
+def from_main(process: Process, work: Callable[[], _T]) -> _T:
     """What ``work`` returns on the main process, on every process; a ``FreeflowError`` of it likewise."""
     found: list[Any] = [None]
-    if accelerator.is_main_process:
+    if process.is_main_process:
         try:
             found = [work()]
         except FreeflowError as error:
             found = [error]
-    if accelerator.num_processes > 1:
+    if process.num_processes > 1:
         broadcast_object_list(found)
     if isinstance(found[0], FreeflowError):
         raise found[0]

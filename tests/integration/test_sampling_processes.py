@@ -1,9 +1,8 @@
-"""Sampling by real processes: two at once, killed ones, interrupted ones."""
+"""Sampling by real processes: two at once, killed ones, failing ones."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -31,10 +30,6 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return out + err
 
 
-def alone(output: Path, *arguments: object) -> subprocess.Popen[str]:
-    return start([sys.executable, *SAMPLE], output, *arguments)
-
-
 def wait_for_blocks(output: Path, process: subprocess.Popen[str], number: int) -> None:
     end = time.monotonic() + 200
     while len(list(output.glob("parts/block-*.npz"))) < number:
@@ -52,21 +47,14 @@ def here(output: Path, *arguments: object) -> str:
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
-    slow = ("-n", 512, "--steps", 12, "--batch-size", 16)
-    process = alone(tmp_path / "killed", *slow)
+    slow = ("-n", 448, "--steps", 12, "--batch-size", 16)
+    process = start([sys.executable, *SAMPLE], tmp_path / "killed", *slow)
     wait_for_blocks(tmp_path / "killed", process, 2)
     process.kill()
     process.communicate()
     kept = len(list((tmp_path / "killed").glob("parts/block-*.npz")))
     assert 2 <= kept < 7
-    process = alone(tmp_path / "killed", *slow)
-    wait_for_blocks(tmp_path / "killed", process, kept + 1)
-    process.send_signal(signal.SIGINT)
-    said = " ".join(finish(process, code=1).split())
-    assert "of 512 samples are finished and stay in" in said
-    assert "the same command goes on" in said
-    assert "Traceback" not in said
-    assert "of them were there already" in here(tmp_path / "killed", *slow)
+    assert f"{64 * kept} of them were there already" in here(tmp_path / "killed", *slow)
     here(tmp_path / "whole", *slow)
     assert (tmp_path / "killed" / "samples.npz").read_bytes() == (tmp_path / "whole" / "samples.npz").read_bytes()
 

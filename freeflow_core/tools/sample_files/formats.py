@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Literal, final
 
 import numpy as np
 import torch
 from PIL import features
+from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import save_image
-from freeflow_core.files import write_text
-from freeflow_core.tools.sample_files.blocks import Blocks
-from freeflow_core.tools.sample_files.npz import StreamedArray, write_npz
-from freeflow_core.tools.sample_files.parts import Parts
+from freeflow_core.evaluation.sampling import SampleBatch
+from freeflow_core.files import replacing, write_text
+from freeflow_core.tools.sample_files.blocks import Blocks, Parts
+from freeflow_core.types import Condition
 
 FileFormat = Literal["npz", "png", "webp"]
 ARRAY_FILE = "samples.npz"
@@ -46,10 +49,6 @@ class SampleFormat(ABC):
     @abstractmethod
     def finish(self, folder: Path, parts: Parts, blocks: Blocks) -> None:
         """Make the final files of all finished blocks. Raises ``OSError`` when the disk is full."""
-
-    def files(self, folder: Path, num: int) -> list[Path]:
-        """The final files."""
-        return [folder / name for name in self.file_names(num)]
 
     def missing(self, folder: Path, num: int) -> set[str]:
         """Names of final files that are not there; an empty file counts as none."""
@@ -80,15 +79,10 @@ class ArrayFormat(SampleFormat):
         assert first.samples is not None
         if blocks.num * first.samples[0].nbytes > _TAKES_A_WHILE:
             _log.info("Putting %s samples together in %s.", f"{blocks.num:,}", folder / ARRAY_FILE)
-        arrays = {
-            "arr_0": StreamedArray(
-                blocks.num, first.samples.shape[1:], first.samples.dtype, _each_samples(parts, len(blocks))
-            )
-        }
+        arrays: dict[str, Iterable[np.ndarray]] = {"arr_0": _samples(parts, len(blocks))}
         if first.labels is not None:
-            labels = _each_labels(parts, len(blocks))
-            arrays["arr_1"] = StreamedArray(blocks.num, first.labels.shape[1:], first.labels.dtype, labels)
-        write_npz(folder / ARRAY_FILE, arrays)
+            arrays["arr_1"] = _labels(parts, len(blocks))
+        write_npz(folder / ARRAY_FILE, blocks.num, arrays)
 
 
 @final
@@ -110,20 +104,16 @@ class ImageFormat(SampleFormat):
         return [self._name(index) for index in range(num)]
 
     def write_block(self, folder: Path, indices: range, samples: np.ndarray) -> None:
-        def save(pair: tuple[int, np.ndarray]) -> None:
-            save_image(torch.from_numpy(pair[1]).permute(2, 0, 1), folder / self._name(pair[0]))
+        def save(index: int, sample: np.ndarray) -> None:
+            save_image(torch.from_numpy(sample).permute(2, 0, 1), folder / self._name(index))
 
         with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:  # compression leaves Python's lock
-            for _ in pool.map(save, zip(indices, samples, strict=True)):
-                pass
+            list(pool.map(save, indices, samples))
 
     def finish(self, folder: Path, parts: Parts, blocks: Blocks) -> None:
-        labels = list(_each_labels(parts, len(blocks)))
-        if not labels:
-            return
-        lines = ["file,label\n"]
-        lines += [f"{self._name(i)},{label}\n" for i, label in enumerate(np.concatenate(labels).tolist())]
-        write_text(folder / LABELS_FILE, "".join(lines))
+        if labels := list(_labels(parts, len(blocks))):
+            lines = [f"{self._name(i)},{label}\n" for i, label in enumerate(np.concatenate(labels).tolist())]
+            write_text(folder / LABELS_FILE, "".join(["file,label\n", *lines]))
 
     def _name(self, index: int) -> str:
         return f"{index:06d}.{self._suffix}"
@@ -141,14 +131,65 @@ def sample_format(name: FileFormat, sample_shape: tuple[int, ...]) -> SampleForm
     return ImageFormat(name)
 
 
-def _each_samples(parts: Parts, num_blocks: int) -> Iterator[np.ndarray]:
+def host_samples(batch: SampleBatch) -> Tensor:
+    """uint8 images (n, 1|3, H, W), or states (n, *D) of models without images, on the host.
+
+    Raises:
+        ConfigError: the codec left latents that are no images.
+    """
+    images = batch.images
+    if images.ndim == 4 and images.shape[1] not in (1, 3):
+        raise ConfigError(
+            f"The samples have {images.shape[1]} channels: they are latents, and the codec left them as they are. Name "
+            "the codec they were made with, e.g. --set codec=sd-vae."
+        )
+    return images.cpu()
+
+
+def file_array(samples: Tensor) -> np.ndarray:
+    """Images as (n, H, W, C), everything else as it is."""
+    return (samples.permute(0, 2, 3, 1) if samples.ndim == 4 else samples).contiguous().numpy()
+
+
+def class_labels(conditions: list[Condition]) -> np.ndarray | None:
+    """(n,) int64 of all batches, or None when the conditions are not classes."""
+    classes = [c.cpu() for c in conditions if isinstance(c, Tensor) and c.ndim == 1 and not c.is_floating_point()]
+    return torch.cat(classes).long().numpy() if len(classes) == len(conditions) else None
+
+
+def write_npz(path: Path, rows: int, arrays: Mapping[str, Iterable[np.ndarray]]) -> None:
+    """Write arrays (``rows``, ...) that come in chunks along their first axis; none is ever whole in memory.
+
+    They are laid out as ``np.savez`` does, uncompressed; equal arrays make equal files.
+
+    Raises:
+        OSError: the disk is full. Nothing is left at ``path`` that was not there before.
+    """
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, chunks in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(member, "w", force_zip64=True) as stream:
+                following = iter(chunks)
+                first = next(following)
+                description = np.lib.format.dtype_to_descr(first.dtype)
+                header = {"descr": description, "fortran_order": False, "shape": (rows, *first.shape[1:])}
+                np.lib.format.write_array_header_1_0(stream, header)
+                written = 0
+                for chunk in chain([first], following):
+                    assert (chunk.shape[1:], chunk.dtype) == (first.shape[1:], first.dtype)
+                    stream.write(np.ascontiguousarray(chunk).data)
+                    written += len(chunk)
+                assert written == rows
+
+
+def _samples(parts: Parts, num_blocks: int) -> Iterator[np.ndarray]:
     for block in range(num_blocks):
         samples = parts.read(block).samples
         assert samples is not None
         yield samples
 
 
-def _each_labels(parts: Parts, num_blocks: int) -> Iterator[np.ndarray]:
+def _labels(parts: Parts, num_blocks: int) -> Iterator[np.ndarray]:
     for block in range(num_blocks):
         labels = parts.read(block, samples=False).labels
         if labels is not None:

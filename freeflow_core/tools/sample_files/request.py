@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 import torch
+from torch import nn
 
 from freeflow_core.config import ComponentChoice, ComponentConfig
 from freeflow_core.config.load import lay_settings, merge, resolve_choice
@@ -16,7 +19,7 @@ from freeflow_core.evaluation.sampling import Generator, Labels
 from freeflow_core.evaluation.student_file import StudentFile
 from freeflow_core.interfaces import FlowMapSampler, HybridSampler, Student, Teacher
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.sample_files.manifest import network_digest
+from freeflow_core.types import NetworkState
 
 Precision: TypeAlias = Literal["float32", "bf16", "float64"]
 
@@ -38,25 +41,12 @@ class SampleRequest:
     precision: Precision
     assignments: tuple[str, ...]
 
-    @property
-    def leaves_codec_open(self) -> bool:
-        """Whether neither a student nor the user named a codec."""
-        return self.student is None and not any(text.startswith(("codec=", "codec.")) for text in self.assignments)
-
     def choices(self, registry: Registry) -> dict[str, ComponentChoice]:
-        """The sampler and, where there is one, the teacher, with validated options.
-
-        Raises ``ConfigError`` for names and options that do not exist.
-        """
-        laid = self._laid()
-        del laid["codec"]
-        return {kind: _resolved(registry, kind, choice) for kind, choice in laid.items()}
+        """The sampler and, where there is one, the teacher, with validated options. Raises ``ConfigError``."""
+        return {kind: _resolved(registry, kind, choice) for kind, choice in self._laid().items() if kind != "codec"}
 
     def codec(self, registry: Registry, teacher: Teacher | None) -> ComponentChoice:
-        """The student's codec, or the one whose states the teacher's are, with the request's own options.
-
-        Raises ``ConfigError`` for names and options that do not exist.
-        """
+        """The student's codec, or the teacher's, with the request's own options. Raises ``ConfigError``."""
         if self.student is not None:
             own = self.student.codec.model_dump(mode="json")
         else:
@@ -93,9 +83,6 @@ class PreparedSamples:
             if "teacher" not in self._choices:
                 raise ConfigError("This sampler needs a teacher: name one with --teacher.")
             self._teacher = builder.teacher(self._choices["teacher"])
-            if self._teacher.codec is not None and request.leaves_codec_open:
-                choice = ComponentChoice(name=self._teacher.codec)
-                self._choices["codec"] = resolve_choice(registry, "codec", choice, "codec")
         self._choices["codec"] = request.codec(registry, self._teacher)
         self._student: Student | None = request.student.student.to(device) if request.student else None
         if request.precision == "float64":
@@ -128,7 +115,7 @@ class PreparedSamples:
             "seed": request.seed,
             "labels": request.labels if isinstance(request.labels, str) else list(request.labels),
             "student": self._describe_student() if uses_student else None,
-            "teacher": self._describe_teacher() if self._teacher is not None else None,
+            "teacher": self._describe_teacher(self._teacher) if self._teacher is not None else None,
             "sampler": self._choices["sampler"].model_dump(mode="json"),
             "steps": self._steps,
             "jump_to": request.jump_to if self._is_hybrid else None,
@@ -139,20 +126,33 @@ class PreparedSamples:
         }
 
     def _describe_student(self) -> dict[str, Any]:
-        assert self._request.student is not None
-        assert self._student is not None
-        kind = self._request.student.metadata.get("component", type(self._student).__name__)
-        return {"name": kind, "network": network_digest(self._student, self._student.network_state())}
+        file = self._request.student
+        assert file is not None
+        kind = file.metadata.get("component", type(file.student).__name__)
+        return {"name": kind, "network": network_digest(file.student, file.student.network_state())}
 
-    def _describe_teacher(self) -> dict[str, Any]:
+    def _describe_teacher(self, teacher: Teacher) -> dict[str, Any]:
         choice = self._choices["teacher"]
         assert isinstance(choice.options, ComponentConfig)
-        assert self._teacher is not None
         options = choice.options.model_dump(mode="json")
         for name, value in choice.options.model_dump().items():
             if isinstance(value, Path):
                 del options[name]
-        return {"name": choice.name, **options, "network": network_digest(self._teacher, self._teacher.network_state())}
+        return {"name": choice.name, **options, "network": network_digest(teacher, teacher.network_state())}
+
+
+def network_digest(network: nn.Module, state: NetworkState | None = None) -> str:
+    """Hex digest of all weights and buffers, and of the configuration in ``state``, which says how they are used.
+
+    Equal for equal networks, wherever their file lies.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if state is not None:
+        digest.update(json.dumps([state.family, dict(state.config)], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _resolved(registry: Registry, kind: str, choice: Any) -> ComponentChoice:

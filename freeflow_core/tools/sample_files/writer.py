@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, Self, TypeAlias, TypeVar, final
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from freeflow_core.config import RuntimeConfig
+from freeflow_core.engine.device import choose_device, from_main, start_accelerator
 from freeflow_core.engine.interrupt import StopRequest
-from freeflow_core.errors import FreeflowError, Interrupted
+from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator
-from freeflow_core.tools.sample_files.blocks import Blocks, block_size
-from freeflow_core.tools.sample_files.folder import SampleFolder
-from freeflow_core.tools.sample_files.formats import SampleFormat
-from freeflow_core.tools.sample_files.images import class_labels, file_array, host_samples
-from freeflow_core.tools.sample_files.manifest import Manifest, read_manifest
-from freeflow_core.tools.sample_files.parts import Cost, Part, Parts, cost_of
-from freeflow_core.tools.sample_files.team import Team
+from freeflow_core.tools.sample_files.blocks import Blocks, Cost, Part, Parts, block_size
+from freeflow_core.tools.sample_files.formats import SampleFormat, class_labels, file_array, host_samples
+from freeflow_core.tools.sample_files.manifest import Manifest, open_folder, read_manifest
 from freeflow_core.types import Condition
 
 OnSamples: TypeAlias = Callable[[int, int], None]
 """``on_samples(done, total)`` after each batch of the main process; ``done`` counts those of all processes."""
 
 _POLL_SECONDS = 0.1
+_MOST_BYTES_OF_A_GRID = 2**30
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among ``num_processes`` that draw samples together; rank 0 is the main process."""
+
+    device: torch.device
+    rank: int = 0
+    num_processes: int = 1
+
+    @classmethod
+    def join(cls, runtime: RuntimeConfig) -> Self:
+        """The processes of torchrun, or this one alone. Raises ``ConfigError`` for a device that is not there."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            if runtime.threads is not None:
+                torch.set_num_threads(runtime.threads)
+            return cls(choose_device(runtime))
+        accelerator = start_accelerator(runtime)
+        return cls(accelerator.device, accelerator.process_index, accelerator.num_processes)
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the process that prints and puts the files together."""
+        return self.rank == 0
+
+    def from_main(self, make: Callable[[], _T]) -> _T:
+        """What ``make`` returns on the main process, on every process; its ``FreeflowError`` likewise."""
+        return from_main(self, make)
 
 
 @dataclass(frozen=True)
@@ -48,10 +79,11 @@ class _OtherFailedError(FreeflowError):
 class SampleWriter:
     """Writes the samples 0 ... num - 1 into a folder.
 
-    Each process draws every ``team.size``-th block that is not there yet; the main process then makes the final files.
-    Nothing is written before the first block is finished, and no block is ever half there. So a start that fails at
-    once leaves nothing, and one that fails later leaves what the same command goes on from. The processes meet at the
-    start; from then on they tell each other how they fare through the folder, so none waits for one that failed.
+    Each process draws every ``num_processes``-th block that is not there yet; the main process then makes the final
+    files. Nothing is written before the first block is finished, and no block is ever half there. So a start that
+    fails at once leaves nothing, and one that fails later leaves what the same command goes on from. The processes
+    meet at the start; from then on they tell each other how they fare through the folder, so none waits for one that
+    failed.
 
     Args:
         describe: everything that decides the samples, as JSON; the next start must bring the same. Called once, on the
@@ -75,7 +107,7 @@ class SampleWriter:
         self._describe = describe
         self._batch_size = batch_size
         self._team = team
-        self._on_progress = on_progress if team.is_main else None
+        self._on_progress = on_progress if team.is_main_process else None
         self._parts = Parts(folder)
 
     def write(self, generator: Generator) -> WrittenSamples:
@@ -90,67 +122,49 @@ class SampleWriter:
         blocks = Blocks(self._num, manifest.block_size)
         if not manifest.complete:
             todo = [block for block in range(len(blocks)) if block not in finished]
-            with self._telling_the_others(blocks), StopRequest() as stop:
-                self._draw(generator, blocks, todo[self._team.rank :: self._team.size], manifest, stop)
-                if not self._team.is_main:
-                    self._wait(self._is_complete, blocks, stop)
-                elif self._team.size > 1:
+            with self._failures_told(blocks), StopRequest() as stop:
+                self._draw(generator, blocks, todo[self._team.rank :: self._team.num_processes], manifest, stop)
+                if self._team.is_main_process:
                     self._wait(lambda: len(self._parts.finished()) == len(blocks), blocks, stop)
-                    self._tell(blocks, 0)
-                if self._team.is_main:
                     self._finish(blocks, manifest)
+                else:
+                    self._wait(self._is_complete, blocks, stop)
         made = read_manifest(self._folder)
         assert made is not None
-        return WrittenSamples(
-            self._format.files(self._folder, self._num),
-            blocks.count(finished),
-            made.evaluations or 0.0,
-            made.seconds_per_image or 0.0,
-        )
+        files = [self._folder / name for name in self._format.file_names(self._num)]
+        return WrittenSamples(files, blocks.count(finished), made.evaluations or 0.0, made.seconds_per_image or 0.0)
 
     def _open(self) -> tuple[Manifest, set[int]]:
         settings = json.loads(json.dumps(self._describe()))
-        folder = SampleFolder(self._folder, self._num, self._format, self._parts)
-        return folder.open(Manifest(settings, block_size(self._batch_size)))
+        fresh = Manifest(settings, block_size(self._batch_size))
+        return open_folder(self._folder, self._num, self._format, self._parts, fresh)
 
     def _draw(
         self, generator: Generator, blocks: Blocks, todo: list[int], manifest: Manifest, stop: StopRequest
     ) -> None:
         is_first = True
         for block in todo:
-            samples: list[np.ndarray] = []
+            drawn: list[np.ndarray] = []
             conditions: list[Condition] = []
             cost = Cost()
             for index in blocks.batches(block, self._batch_size):
                 self._check(blocks, stop)
                 batch = generator.batch(index)
-                samples.append(file_array(host_samples(batch)))
+                drawn.append(file_array(host_samples(batch)))
                 conditions.append(batch.condition)
-                cost += cost_of(batch, is_first=is_first)
+                cost += Cost.of(batch, is_first=is_first)
                 is_first = False
-                self._tell(blocks, sum(map(len, samples)))
-            self._save(blocks, block, np.concatenate(samples), class_labels(conditions), cost, manifest)
-
-    def _save(
-        self,
-        blocks: Blocks,
-        block: int,
-        samples: np.ndarray,
-        labels: np.ndarray | None,
-        cost: Cost,
-        manifest: Manifest,
-    ) -> None:
-        with self._writing(blocks):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if read_manifest(self._folder) != manifest:
-                manifest.write(self._folder)
-            self._format.write_block(self._folder, blocks.indices(block), samples)
-            self._parts.write(block, Part(cost, labels, samples if self._format.keeps_samples else None))
+                self._tell(blocks, sum(map(len, drawn)))
+            with self._writing(blocks):
+                if read_manifest(self._folder) != manifest:
+                    manifest.write(self._folder)
+                samples = np.concatenate(drawn)
+                self._format.write_block(self._folder, blocks.indices(block), samples)
+                kept = samples if self._format.keeps_samples else None
+                self._parts.write(block, Part(cost, class_labels(conditions), kept))
 
     def _finish(self, blocks: Blocks, manifest: Manifest) -> None:
-        cost = Cost()
-        for block in range(len(blocks)):
-            cost += self._parts.read(block, samples=False).cost
+        cost = sum((self._parts.read(block, samples=False).cost for block in range(len(blocks))), Cost())
         with self._writing(blocks):
             self._format.finish(self._folder, self._parts, blocks)
             replace(
@@ -167,6 +181,8 @@ class SampleWriter:
             self._check(blocks, stop)
             self._tell(blocks, 0)
             time.sleep(_POLL_SECONDS)
+        if self._team.num_processes > 1:
+            self._tell(blocks, 0)
 
     def _tell(self, blocks: Blocks, drawn: int) -> None:
         if self._on_progress is not None:
@@ -175,7 +191,7 @@ class SampleWriter:
     def _check(self, blocks: Blocks, stop: StopRequest) -> None:
         if stop.requested:
             raise Interrupted
-        if self._team.size > 1 and (reason := self._parts.failure()):
+        if self._team.num_processes > 1 and (reason := self._parts.failure()):
             raise _OtherFailedError(f"Sampling stopped because {reason} {self._kept(blocks)}")
 
     @contextmanager
@@ -188,7 +204,7 @@ class SampleWriter:
             ) from error
 
     @contextmanager
-    def _telling_the_others(self, blocks: Blocks) -> Iterator[None]:
+    def _failures_told(self, blocks: Blocks) -> Iterator[None]:
         """What ends the work inside early also ends it in the other processes."""
         try:
             yield
@@ -202,7 +218,7 @@ class SampleWriter:
             raise
 
     def _leave_note(self, reason: str) -> None:
-        if self._team.size > 1:
+        if self._team.num_processes > 1:
             self._parts.report_failure(self._team.rank, reason)
 
     def _kept(self, blocks: Blocks) -> str:
@@ -213,3 +229,22 @@ class SampleWriter:
             f"{finished:,} of {self._num:,} samples are finished and stay in {self._folder}; the same command goes on "
             "from there."
         )
+
+
+def draw_in_memory(generator: Generator, num: int, batch_size: int) -> tuple[Tensor, Cost]:
+    """All samples for one picture of them: images (num, C, H, W) uint8, or states (num, *D), on the host.
+
+    Raises:
+        ConfigError: together they are larger than a gigabyte.
+    """
+    cost = Cost()
+    images: list[Tensor] = []
+    for batch in generator.batches(0, num, batch_size):
+        if batch.images[0].nbytes * num > _MOST_BYTES_OF_A_GRID:
+            raise ConfigError(
+                f"A grid of {num:,} samples of shape {tuple(batch.images.shape[1:])} is too large for one picture. "
+                "Ask for fewer, or for --format png, webp or npz, which never hold all of them in memory."
+            )
+        cost += Cost.of(batch, is_first=not images)
+        images.append(host_samples(batch))
+    return torch.cat(images), cost
