@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,27 +115,6 @@ def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow
     assert arguments["dry_run"]
 
 
-def test_cli_compare_prints_scores_costs_files_and_the_teacher(freeflow: Freeflow, api: StandIn) -> None:
-    text = freeflow("compare", "--objectives", "freeflow,shortcut").output
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "fd_data: mean ± standard deviation over seeds" in lines
-    assert "objective 1 step 2 steps 4 steps fidelity runs" in lines
-    assert "freeflow 3.25 ± 0.5 - - 0.0123 ± 0.001 3 of 3" in lines
-    assert "shortcut 3.25 ± 0.5 2 ± 0.25 1.5 0.0123 ± 0.001 3 of 3" in lines
-    assert "objective images images/s forwards/image forwards/step memory" in lines
-    assert "freeflow 57,600 1234 ± 10 5.5 352 3 MiB" in lines
-    assert "teacher, 100 steps: fd_data 0.9, fidelity -" in lines
-    assert "comparison.md" in text
-
-
-def test_cli_compare_shows_the_swept_value(freeflow: Freeflow, api: StandIn) -> None:
-    api.setting, api.rows = "source.augment_strength", (row("shortcut-a", 0.25), row("freeflow", few=False))
-    lines = [" ".join(line.split()) for line in freeflow("compare", "--preset", "mismatch").output.splitlines()]
-    assert "objective augment_strength 1 step 2 steps 4 steps fidelity runs" in lines
-    assert any(line.startswith("shortcut 0.25 3.25") for line in lines)
-    assert any(line.startswith("freeflow all 3.25") for line in lines)
-
-
 def test_cli_compare_fits_into_eighty_columns(
     freeflow: Freeflow, api: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,17 +122,6 @@ def test_cli_compare_fits_into_eighty_columns(
     text = freeflow("compare", "--objectives", "freeflow,shortcut").output
     assert all(len(line) <= 80 for line in text.splitlines() if "/" not in line)
     assert "3.25 ± 0.5" in text
-
-
-def test_cli_compare_breaks_titles_rather_than_names(
-    freeflow: Freeflow, api: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "90")
-    name = "continuous_consistency"
-    api.setting, api.rows = "source.augment_strength", (dataclasses.replace(row("x", 0.25), objective=name),)
-    lines = freeflow("compare", "--preset", "mismatch").output.splitlines()
-    assert [line.split()[:2] for line in lines if name in line] == [[name, "0.25"]] * 2
-    assert any(line.split() == ["augment_", "images/", "forwards/", "forwards/"] for line in lines)
 
 
 def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow: Freeflow, api: StandIn) -> None:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from io import StringIO
 from pathlib import Path
 
 import pytest
 from freeflow_cli.main import build_app
-from rich.console import Console
 from typer.testing import CliRunner, Result
 from weights_server import Answer, FileServer, content, file_server, sha256
 
-from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import Manager, WeightFile, hookimpl
-from freeflow_core.weights import TransferOptions, WeightStore
+from freeflow_core.weights import WeightStore
 
 BODY = content()
 
@@ -122,16 +118,6 @@ def test_cli_fetch_several_and_the_list_after(freeflow, declared, server, cache)
     assert (shown[0]["cached"], shown[0]["size"], shown[0]["sha256"]) == (True, 5000, sha256(BODY))
 
 
-def test_cli_fetch_shows_how_far_a_broken_download_came(freeflow, declared, server):
-    for name in ("one", "two"):
-        server.serve(f"/{name}.pt", Answer(BODY, cut=2500))
-        with pytest.raises(DownloadError, match="broke"):
-            WeightStore(None, TransferOptions(delays=(), chunk_bytes=500)).fetch(declared[name])
-    rows = {line.split()[0]: line.split() for line in freeflow().stdout.splitlines()[3:7]}
-    assert rows["one"][-2:] == ["127.0.0.1", "50%"]
-    assert rows["two"][-3:] == ["127.0.0.1", "2.4", "KiB"]  # of a size that nobody has declared
-
-
 def test_cli_fetch_from_a_local_file(freeflow, declared, tmp_path):
     copy = tmp_path / "mine.pt"
     copy.write_bytes(b"something else")
@@ -160,17 +146,6 @@ def test_cli_fetch_verifies_every_file(freeflow, declared):
     assert bad.exit_code == 1
     assert "one.pt in the cache is not the file that was published" in bad.stderr
     assert bad.stdout.startswith("two: ")
-
-
-def test_cli_fetch_draws_a_bar_on_a_terminal(freeflow, declared, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    screen = StringIO()
-    console = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
-    monkeypatch.setattr("freeflow_cli.commands.weights.messages", lambda: console)
-    result = freeflow("two")
-    assert result.stdout == f"{WeightStore().path(declared['two'])}\n"
-    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    assert re.search(r"two .*1\.0/1\.0 MiB", drawn)
 
 
 def test_cli_fetch_tells_misspelt_names_before_any_work(freeflow, server):

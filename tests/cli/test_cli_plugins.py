@@ -70,12 +70,6 @@ def test_cli_show_prints_a_preset_as_yaml(freeflow: Freeflow) -> None:
     assert "score 1.5, measured on a test" in result.stdout
 
 
-def test_cli_show_prints_a_plugin(freeflow: Freeflow) -> None:
-    result = freeflow("plugins", "show", "example")
-    assert "freeflow_commands" in result.stdout
-    assert "stern" in result.stdout
-
-
 def test_cli_show_as_json(freeflow: Freeflow) -> None:
     values = json.loads(freeflow("plugins", "show", "agree", "--json").stdout)
     (component,) = values["components"]
@@ -143,11 +137,3 @@ def test_cli_a_duplicate_and_a_wrong_object_cost_a_line_each(manager: Manager) -
     asked = CliRunner().invoke(app, ["config", "show", "--set", "teacher=wise"])
     assert asked.exit_code == 1
     assert "neither is used" in " ".join(asked.stderr.split())
-
-
-def test_cli_versions_of_the_plugin_api_are_shown(freeflow: Freeflow) -> None:
-    assert "version 1.0 of the plugin API" in freeflow("plugins", "list").stdout
-    assert "Needs version 1 of the plugin API; this freeflow has 1.0." in freeflow("plugins", "show", "example").stdout
-    values = json.loads(freeflow("plugins", "list", "--json").stdout)
-    assert values["api_version"] == "1.0"
-    assert values["plugins"][0]["api"] == "1"

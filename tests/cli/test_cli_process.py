@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from freeflow_cli.main import build_app
+from typer.testing import CliRunner
 
 from freeflow_core.plugin import KINDS, Manager, Registry
 
 INSTALLED = Path(__file__).parent / "installed"
 HEAVY = ("torch", "accelerate", "mlflow", "cleanfid", "torchdiffeq")
-START_UP_SECONDS = 1.2
-"""Processor seconds; importing torch alone takes longer on any machine these tests have run on."""
 
 
 def freeflow(*arguments: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -60,48 +59,14 @@ def test_cli_start_imports_nothing_heavy(arguments: list[str]) -> None:
     assert python("-c", code).stdout.rstrip().endswith("heavy: []")
 
 
-def test_cli_help_is_fast() -> None:
-    def cost() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert freeflow("--help").returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert min(cost() for _ in range(3)) < START_UP_SECONDS
-
-
-def test_cli_usage_error_in_a_process() -> None:
-    result = freeflow("distill", "--teacher", "nobody")
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-
-
-def test_cli_lists_every_built_in() -> None:
-    manager = Manager.load()
-    registry = Registry(manager)
-    names = [name for kind in KINDS for name in registry.components(kind)]
-    words = freeflow("plugins", "list").stdout.split()
-    assert len(names) > 10
-    assert set(names) <= set(words)
-    assert {plugin.name for plugin in manager.plugins} <= set(words)
-
-
 def test_cli_shows_every_built_in() -> None:
-    registry = Registry(Manager.load())
-    code = (
-        "from freeflow_cli.main import build_app\n"
-        "from freeflow_core.plugin import KINDS, Manager, Registry\n"
-        "from typer.testing import CliRunner\n"
-        "manager = Manager.load()\n"
-        "registry = Registry(manager)\n"
-        "for kind in KINDS:\n"
-        "    for name in registry.components(kind):\n"
-        "        result = CliRunner().invoke(build_app(manager), ['plugins', 'show', name, '--kind', kind])\n"
-        "        print(kind, name, result.exit_code, f'{kind} {name}: ' in result.stdout)\n"
-    )
-    lines = python("-c", code).stdout.splitlines()
-    assert lines == [f"{kind} {name} 0 True" for kind in KINDS for name in registry.components(kind)]
+    manager = Manager.load()
+    app, registry = build_app(manager), Registry(manager)
+    for kind in KINDS:
+        for name in registry.components(kind):
+            result = CliRunner().invoke(app, ["plugins", "show", name, "--kind", kind])
+            assert result.exit_code == 0
+            assert f"{kind} {name}: " in result.stdout
 
 
 def test_cli_broken_plugin_costs_one_warning_line(tmp_path: Path) -> None:
@@ -162,9 +127,3 @@ def test_cli_missing_plugin_file() -> None:
     result = freeflow("plugins", "list", "--plugin", "absent.py")
     assert result.returncode == 1
     assert result.stderr == "Error: The plugin file absent.py does not exist.\n"
-
-
-def test_cli_version() -> None:
-    import freeflow_core
-
-    assert freeflow("--version").stdout == f"freeflow {freeflow_core.__version__}\n"

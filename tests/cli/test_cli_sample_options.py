@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 from cli_support import FakeApi
-from freeflow_cli.commands.sample import SampleProgress, parse_interval, parse_labels
+from freeflow_cli.commands.sample import SampleProgress, parse_interval
 from freeflow_cli.progress import LineDisplay
 from rich.console import Console
 from typer.testing import Result
@@ -46,10 +45,6 @@ def test_cli_guidance_interval_refuses_anything_else(text: str) -> None:
         parse_interval(text)
 
 
-def test_cli_labels_by_name() -> None:
-    assert (parse_labels("balanced"), parse_labels("random")) == ("balanced", "random")
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -65,17 +60,6 @@ def test_cli_sample_refuses_bad_values_before_torch(
     assert result.exit_code == 2
     assert expected in result.stderr
     assert api.calls == []
-
-
-@pytest.mark.parametrize(("reused", "words"), [(0, "each."), (3, "3 of them"), (8, "All of them were there already.")])
-def test_cli_sample_says_what_was_there_already(
-    freeflow: Freeflow, api: FakeApi, monkeypatch: pytest.MonkeyPatch, reused: int, words: str
-) -> None:
-    drawn = SimpleNamespace(folder=api.folder, files=[], evaluations=1.0, seconds_per_image=0.001, reused=reused)
-    monkeypatch.setattr("freeflow_core.api.sample", lambda **_: drawn)
-    result = freeflow("sample", "--teacher", "wise", "--num", "8")
-    assert words in result.stdout
-    assert ("there already" in result.stdout) == bool(reused)
 
 
 def test_cli_sample_is_silent_on_other_processes(

@@ -83,28 +83,11 @@ def test_cli_row_titles(row: str, title: str) -> None:
     assert row_title(row, EvaluationConfig(reference_steps=50, jump_to=0.25, jump_steps=3)) == title
 
 
-def test_cli_row_titles_without_a_configuration() -> None:
-    assert row_title("teacher") == "teacher, many steps"
-
-
 @given(st.floats(-1e300, 1e300))
 def test_cli_numbers_keep_three_digits_and_stay_short(value: float) -> None:
     text = formats.number(value)
     assert len(text) <= 10
     assert math.isclose(float(text), value, rel_tol=6e-3)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1.0, "1"), (0.98765, "0.9877"), (12345.6, "12346"), (1.5e-7, "1.50e-07"), (0.0, "0"), (math.nan, "nan")],
-)
-def test_cli_number_examples(value: float, text: str) -> None:
-    assert formats.number(value) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(7.2, "0:07"), (3605, "1:00:05"), (math.inf, "-")])
-def test_cli_clock(seconds: float, text: str) -> None:
-    assert formats.clock(seconds) == text
 
 
 def test_cli_paths_are_relative_inside_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
