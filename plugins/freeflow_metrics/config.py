@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from freeflow_core.config.component import ComponentConfig
+from freeflow_core.config import ComponentConfig
 
 
 class ClassifierOptions(ComponentConfig):
@@ -22,21 +22,22 @@ class ClassifierOptions(ComponentConfig):
     )
 
     @model_validator(mode="after")
-    def _file_is_given(self) -> ClassifierOptions:
-        _check_file(self.features, self.features_file)
+    def _file_is_given(self) -> Self:
+        if (self.features == "file") != (self.features_file is not None):
+            raise ValueError(
+                f"features is {self.features!r} and features_file is {self.features_file}; set both, features: file "
+                "and features_file: PATH, or neither"
+            )
         return self
 
 
-class FeatureOptions(ComponentConfig):
+class FeatureOptions(ClassifierOptions):
     """Which network turns images into features."""
 
-    features: Literal["digits", "mnist", "file", "inception"] = Field(
+    features: Literal["digits", "mnist", "file", "inception"] = Field(  # type: ignore[assignment]  # one more
         "digits",
         description="digits, mnist: small packaged networks for 8x8 digits and for MNIST; file: your own, "
         "features_file; inception: clean-fid's, for FID and KID.",
-    )
-    features_file: Path | None = Field(
-        None, description="With features: file, a network that `python -m freeflow_metrics.train_features` wrote."
     )
     inception_path: Path | None = Field(
         None,
@@ -48,10 +49,9 @@ class FeatureOptions(ComponentConfig):
     )
 
     @model_validator(mode="after")
-    def _path_needs_inception(self) -> FeatureOptions:
+    def _path_needs_inception(self) -> Self:
         if self.inception_path is not None and self.features != "inception":
             raise ValueError(f"inception_path is set but features is {self.features!r}; set features: inception")
-        _check_file(self.features, self.features_file)
         return self
 
 
@@ -138,13 +138,3 @@ class CallableVerifierConfig(ComponentConfig):
         description="module:function of (images, condition) that returns (N,) scores, higher is better. "
         "The module is imported, which runs it, and so needs --trust.",
     )
-
-
-def _check_file(features: str, features_file: Path | None) -> None:
-    if (features == "file") != (features_file is not None):
-        wrong = (
-            "features is 'file' but features_file is not set"
-            if features == "file"
-            else (f"features_file is set but features is {features!r}")
-        )
-        raise ValueError(f"{wrong}; set both, features: file and features_file: PATH, or neither")

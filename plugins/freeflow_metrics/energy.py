@@ -1,9 +1,16 @@
-"""Energy distance between two sets of points."""
+"""Energy distances between raw states: no network, for vectors and small images."""
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from freeflow_core.errors import ConfigError
+from freeflow_metrics.config import EnergyDistanceConfig
+from freeflow_metrics.distance import DistanceEvaluator, PointBuffer
+from freeflow_metrics.features import FeatureNetwork
 
 _BLOCK_ELEMENTS = 2**24
 """Entries of the largest block of differences held at once: 128 MiB of float64."""
@@ -44,3 +51,44 @@ def _distance_sum(first: Tensor, second: Tensor) -> float:
         distances = torch.cdist(block, second, compute_mode="donot_use_mm_for_euclid_dist")
         total += float(distances.sum())
     return total
+
+
+@final
+class RawStates(FeatureNetwork):
+    """Points are the states themselves, or uint8 images scaled to [-1, 1]."""
+
+    def __init__(self, max_dimension: int) -> None:
+        super().__init__(f"states/{max_dimension}", nn.Flatten())
+        self._max_dimension = max_dimension
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, dim) float64. Raises ``ConfigError`` for states that are too large."""
+        points: Tensor = self._network(images.detach().cpu().double())
+        if points.shape[1] > self._max_dimension:
+            raise ConfigError(
+                f"The energy-distance evaluator compares raw states, and these have {points.shape[1]:,} entries each, "
+                f"more than max_dimension={self._max_dimension:,}; distances between raw large images say little. Use "
+                "the frechet or kernel evaluator, or raise max_dimension."
+            )
+        return points if images.dtype != torch.uint8 else points / 127.5 - 1
+
+
+@final
+class EnergyDistanceEvaluator(DistanceEvaluator[PointBuffer]):
+    """``energy_data`` and ``energy_teacher``. Unbiased, about 0 between equal distributions."""
+
+    def __init__(self, config: EnergyDistanceConfig) -> None:
+        self._capacity = config.max_samples
+        super().__init__("energy", RawStates(config.max_dimension), config.max_samples)
+
+    def empty(self) -> PointBuffer:
+        return PointBuffer(self._capacity)
+
+    def distance(self, row: PointBuffer, reference: PointBuffer, what: str) -> float:
+        first, second = row.points(), reference.points()
+        if first.shape[1] != second.shape[1]:
+            raise ConfigError(
+                f"The energy-distance evaluator cannot compare samples of {first.shape[1]} entries with the {what} of "
+                f"{second.shape[1]}. Choose a reference of the samples' own shape."
+            )
+        return energy_distance(first, second)

@@ -1,32 +1,50 @@
-"""What turns images into features, and how evaluators of one batch share them."""
+"""Networks that turn images into features, and how evaluators of one batch share them."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.resources
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import EvaluationBatch
+from freeflow_core.network_file import check_tensors, load_network
+from freeflow_core.types import NetworkState
+
+FAMILY = "freeflow_metrics.small_features"
+ASSETS = {"digits": "assets/digits-features.safetensors", "mnist": "assets/mnist-features.safetensors"}
+"""Packaged networks by name; a page beside each, ``<name>-features.md``, says how it was made."""
 
 
 class FeatureNetwork(ABC):
     """A frozen network from images to features.
 
-    Attributes:
+    Args:
         name: identifies the features: equal names mean equal features.
-        dim: number of features F.
-        num_classes: classes of its classifier, or None without one.
+        network: whatever makes them.
     """
 
-    name: str
     dim: int
-    num_classes: int | None = None
+    """Number of features F."""
+    letters: str = "d"
+    """After F for Fréchet or K for kernel, how scores are called: FID and KID belong to Inception alone."""
 
-    @abstractmethod
+    def __init__(self, name: str, network: nn.Module) -> None:
+        self.name = name
+        self._network = network.eval().requires_grad_(False)
+        self._device = torch.device("cpu")
+
     def to(self, device: torch.device) -> None:
         """Move the network."""
+        self._network.to(device)
+        self._device = device
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -34,10 +52,6 @@ class FeatureNetwork(ABC):
 
         Raises ``ConfigError`` for images the network was not made for.
         """
-
-    def logits(self, features: Tensor) -> Tensor | None:
-        """(N, num_classes) logits from features (N, F), or None without a classifier."""
-        return None
 
 
 @torch.no_grad()
@@ -50,7 +64,125 @@ def batch_features(network: FeatureNetwork, batch: EvaluationBatch) -> Tensor:
 
 
 @torch.no_grad()
-def image_features(network: FeatureNetwork, images: Tensor, chunk: int = 250) -> Iterator[Tensor]:
-    """(n, F) float64 features on the host of uint8 ``images`` (M, C, H, W), at most ``chunk`` at a time."""
-    for part in torch.split(images, chunk):
-        yield network.features(part).cpu().double()
+def image_features(network: FeatureNetwork, images: Tensor) -> Tensor:
+    """(M, F) float64 features on the host of uint8 ``images`` (M, C, H, W), a few hundred at a time."""
+    return torch.cat([network.features(part).cpu().double() for part in torch.split(images, 250)])
+
+
+@final
+class SmallNetwork(nn.Module):
+    """Convolutional classifier of small images whose last hidden layer, before its non-linearity, is the feature.
+
+    Strides instead of pooling and GELU throughout, so features are smooth in the pixels; taken before the
+    non-linearity they are close to Gaussian, which is what the Fréchet distance assumes.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        dim: number of features.
+        num_classes: classes.
+        widths, strides: of the three convolutions.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 8, 8),
+        dim: int = 48,
+        num_classes: int = 10,
+        widths: tuple[int, int, int] = (24, 32, 48),
+        strides: tuple[int, int, int] = (1, 2, 2),
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.config = {
+            "image_shape": list(image_shape),
+            "dim": dim,
+            "num_classes": num_classes,
+            "widths": list(widths),
+            "strides": list(strides),
+        }
+        channels, *sides = image_shape
+        for stride in strides:
+            sides = [math.ceil(side / stride) for side in sides]
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(channels, first, 3, strides[0], padding=1)
+        self.conv2 = nn.Conv2d(first, second, 3, strides[1], padding=1)
+        self.conv3 = nn.Conv2d(second, third, 3, strides[2], padding=1)
+        self.embed = nn.Linear(third * math.prod(sides), dim)
+        self.classify = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, dim) of images (N, C, H, W) in [-1, 1]."""
+        for layer in (self.conv1, self.conv2, self.conv3):
+            x = functional.gelu(layer(x))
+        features: Tensor = self.embed(x.flatten(1))
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(N, num_classes) logits of features (N, dim)."""
+        logits: Tensor = self.classify(functional.gelu(features))
+        return logits
+
+
+@final
+class SmallFeatures(FeatureNetwork):
+    """A :class:`SmallNetwork` with its weights: packaged, or trained by the user.
+
+    Args:
+        state: as ``python -m freeflow_metrics.train_features`` writes it.
+        name: identifies the features: equal names mean equal features.
+
+    Raises:
+        CheckpointError: ``state`` does not describe such a network.
+    """
+
+    def __init__(self, state: NetworkState, name: str) -> None:
+        if state.family != FAMILY:
+            raise CheckpointError(
+                f"Expected a network of family {FAMILY!r}, got {state.family!r}. Files of that family are made by "
+                "`python -m freeflow_metrics.train_features`."
+            )
+        try:
+            options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in state.config.items()}
+            network = SmallNetwork(**options)
+        except (TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(f"The feature network {name!r} has a configuration of no use: {error}.") from error
+        check_tensors(network.state_dict(), state.tensors, f"feature network {name!r}")
+        network.load_state_dict(state.tensors)
+        super().__init__(name, network)
+        self._classifier = network
+        self.dim = network.embed.out_features
+        self.num_classes = network.classify.out_features
+
+    @classmethod
+    def packaged(cls, name: str = "digits") -> SmallFeatures:
+        """The network that comes with the plugin under ``name``, a key of :data:`ASSETS`."""
+        with importlib.resources.as_file(importlib.resources.files("freeflow_metrics") / ASSETS[name]) as path:
+            return cls(load_network(path)[0], name)
+
+    @classmethod
+    def from_file(cls, path: Path) -> SmallFeatures:
+        """A network of the user's own. Raises ``CheckpointError`` for a file that cannot be read or is no such network.
+
+        Its features are named by the file's content, so that evaluators share them where the files are alike.
+        """
+        path = path.expanduser()
+        state, _ = load_network(path)
+        return cls(state, f"file:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}")
+
+    def features(self, images: Tensor) -> Tensor:
+        expected = self._classifier.image_shape
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
+            others = ", ".join(name for name in (*ASSETS, "inception") if name != self.name)
+            raise ConfigError(
+                f"The features {self.name!r} are for uint8 images of shape {expected}, but these are "
+                f"{images.dtype} of shape {tuple(images.shape[1:])}. Choose other features ({others}), e.g. "
+                "features: inception for photographs, or train a network for these images: "
+                "`python -m freeflow_metrics.train_features --help`."
+            )
+        features: Tensor = self._network(images.to(self._device).float() / 127.5 - 1)
+        return features
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """(N, num_classes) logits of its classifier on the host, from features (N, F)."""
+        return self._classifier.logits(features.to(self._device, torch.float32)).cpu()

@@ -1,28 +1,22 @@
-"""Faithfulness to the teacher, sample by sample."""
+"""Faithfulness to the teacher: sample by sample, and along the student's own jumps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    EvaluationBatch,
-    EvaluationContext,
-    Evaluator,
-    Teacher,
-)
-from freeflow_core.math.derivative import DerivativeMethod
-from freeflow_core.math.flow import mean_square
-from freeflow_core.types import Condition, index_condition
+from freeflow_core.interfaces import AverageVelocityStudent, EvaluationBatch, EvaluationContext, Evaluator, Teacher
+from freeflow_core.math.derivative import DerivativeMethod, directional_derivative
+from freeflow_core.math.flow import average_velocity_jump, expand_times, mean_square
+from freeflow_core.types import Condition, Guidance, index_condition
 from freeflow_metrics.config import FidelityConfig
-from freeflow_metrics.derivative_residual import derivative_residual
-from freeflow_metrics.rows import REFERENCE_SUBJECT, STUDENT_SUBJECT
+from freeflow_metrics.distance import REFERENCE_SUBJECT
+
+STUDENT_SUBJECT = "student"
+"""The one-step student's row."""
 
 
 @final
@@ -30,28 +24,19 @@ class FidelityEvaluator(Evaluator):
     """``fidelity_mse`` and, for the one-step student, ``derivative_residual``.
 
     ``fidelity_mse`` is the mean squared error of a sample's state to the many-step teacher's from the same noise and
-    condition, per dimension. ``derivative_residual`` is || u + d du/dd - v(f(z, d), 1 - d) ||^2 per dimension, averaged
-    over durations and samples; it needs an average-velocity student and the teacher.
-
-    Args:
-        options: see :class:`FidelityConfig`.
+    condition, per dimension. ``derivative_residual`` is that of :func:`derivative_residual`, averaged over durations
+    and samples; it needs an average-velocity student and the teacher.
     """
 
     paired = True
 
-    def __init__(self, options: FidelityConfig) -> None:
-        self._options = options
+    def __init__(self, config: FidelityConfig) -> None:
+        self._config = config
         self._student: AverageVelocityStudent | None = None
         self._teacher: Teacher | None = None
         self._device = torch.device("cpu")
         self._subject = ""
-        self._errors = _Mean()
-        self._residuals = _Mean()
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, FidelityConfig)
-        return cls(config)
+        self._values: dict[str, list[Tensor]] = {}
 
     def prepare(self, context: EvaluationContext) -> None:
         self._device = context.device
@@ -60,35 +45,39 @@ class FidelityEvaluator(Evaluator):
 
     def reset(self, subject: str) -> None:
         self._subject = subject
-        self._errors, self._residuals = _Mean(), _Mean()
+        self._values = {"fidelity_mse": [], "derivative_residual": []}
 
     def update(self, batch: EvaluationBatch) -> None:
         if batch.x is not None and batch.reference_x is not None and self._subject != REFERENCE_SUBJECT:
-            self._errors.update(mean_square(batch.x.detach().cpu().double() - batch.reference_x.cpu().double()))
-        wanted = self._options.derivative_samples - self._residuals.count // len(self._options.durations)
-        if self._subject == STUDENT_SUBJECT and batch.z is not None and wanted > 0:
-            self._update_residuals(batch, batch.z[:wanted])
-
-    def _update_residuals(self, batch: EvaluationBatch, z: Tensor) -> None:
-        if self._student is None or self._teacher is None:
+            error = batch.x.detach().cpu().double() - batch.reference_x.cpu().double()
+            self._values["fidelity_mse"].append(mean_square(error))
+        if self._subject != STUDENT_SUBJECT or batch.z is None or self._student is None or self._teacher is None:
+            return
+        seen = sum(map(len, self._values["derivative_residual"])) // len(self._config.durations)
+        z = batch.z[: max(0, self._config.derivative_samples - seen)]
+        if not len(z):
             return
         rows = torch.arange(len(z))
-        for duration in self._options.durations:
+        condition = _moved(index_condition(batch.condition, rows), self._device)
+        for duration in self._config.durations:
             residual = derivative_residual(
                 self._student,
                 self._teacher,
                 z.to(self._device),
-                _moved(index_condition(batch.condition, rows), self._device),
+                condition,
                 None if batch.guidance is None else batch.guidance.rows(rows),
                 duration,
-                method=DerivativeMethod(self._options.derivative),
-                step=self._options.derivative_step,
+                method=DerivativeMethod(self._config.derivative),
+                step=self._config.derivative_step,
             )
-            self._residuals.update(residual.cpu().double())
+            self._values["derivative_residual"].append(residual.cpu().double())
 
     def compute(self) -> Mapping[str, float]:
-        scores = {"fidelity_mse": self._errors.value, "derivative_residual": self._residuals.value}
-        return {name: value for name, value in scores.items() if value is not None}
+        return {
+            name: sum(float(part.sum()) for part in parts) / sum(map(len, parts))
+            for name, parts in self._values.items()
+            if parts
+        }
 
 
 def _moved(condition: Condition, device: torch.device) -> Condition:
@@ -97,18 +86,52 @@ def _moved(condition: Condition, device: torch.device) -> Condition:
     return None if condition is None else condition.to(device)
 
 
-@final
-class _Mean:
-    """A running mean of (N,) values."""
+@torch.no_grad()
+def derivative_residual(
+    student: AverageVelocityStudent,
+    teacher: Teacher,
+    z: Tensor,
+    condition: Condition,
+    guidance: Guidance | None,
+    duration: float,
+    *,
+    method: DerivativeMethod,
+    step: float,
+) -> Tensor:
+    """|| u + d du/dd - v(f(z, d), 1 - d) ||^2 / dim per sample (Tong et al. 2025, the identity of the prediction loss).
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._total = 0.0
+    f(z, d) = z - d u(z, 1, 1 - d) is the student's jump from the prior. Zero everywhere only for a student that moves
+    along the teacher's (guided) field.
 
-    def update(self, values: Tensor) -> None:
-        self.count += len(values)
-        self._total += float(values.sum())
+    Args:
+        student, teacher: the networks.
+        z: (N, *D) prior draws, on the networks' device.
+        condition: N conditions, there too.
+        guidance: of the teacher, and the student's guidance input; None for neither.
+        duration: d in (0, 1].
+        method: of du/dd.
+        step: of a central difference, which stays inside (0, 1].
 
-    @property
-    def value(self) -> float | None:
-        return self._total / self.count if self.count else None
+    Returns:
+        (N,), in squared state units.
+    """
+    if method is DerivativeMethod.CENTRAL:
+        duration = min(max(duration, step), 1 - step)
+    start = torch.ones(len(z)).to(z)
+    durations = torch.full_like(start, duration)
+    weight = None if guidance is None else guidance.weight.to(z)
+
+    def average_velocity(d: Tensor) -> Tensor:
+        s = start - d
+        return student.average_velocity(student(z, start, s, condition, weight), z, start, s)
+
+    u = average_velocity(durations)
+    derivative = directional_derivative(
+        average_velocity, (durations,), (torch.ones_like(durations),), method=method, step=step
+    )
+    time = start - durations
+    end = average_velocity_jump(z, u, start, time)
+    time = time.cpu().clamp(*teacher.time_range)  # weights on the host choose rows without a device sync
+    teacher_weight = torch.ones_like(time) if guidance is None else guidance.at(time)
+    velocity = teacher.guided_velocity(end, time, condition, teacher_weight)
+    return mean_square(u + expand_times(durations, u) * derivative - velocity)

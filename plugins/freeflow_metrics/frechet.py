@@ -1,9 +1,22 @@
-"""Fréchet distance between Gaussians."""
+"""Fréchet distances between Gaussians fitted to features."""
 
 from __future__ import annotations
 
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from freeflow_core.errors import ConfigError
+from freeflow_metrics.config import FrechetConfig
+from freeflow_metrics.distance import DistanceEvaluator
+from freeflow_metrics.feature_choice import build_features
+from freeflow_metrics.inception import fetch_statistics
 
 
 def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
@@ -24,3 +37,114 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     trace_root = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
     distance = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * trace_root
     return max(0.0, float(distance))
+
+
+@final
+class RunningMoments:
+    """Mean and covariance in float64 of features (N, F), one batch at a time, whatever the batches.
+
+    Each batch is centred by its own mean and then merged (Chan, Golub & LeVeque 1983, eq. 2.1), so that no large sums
+    are subtracted from each other, as raw second moments would.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(dim, dtype=torch.float64)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, points: Tensor) -> None:
+        """Take in features (N, F)."""
+        if not len(points):
+            return
+        points = points.detach().cpu().double()
+        mean = points.mean(0)
+        centred = points - mean
+        total = self.count + len(points)
+        shift = mean - self.mean
+        self._scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(points) / total)
+        self.mean = self.mean + shift * (len(points) / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """(F, F) unbiased covariance of at least two samples."""
+        return self._scatter / (self.count - 1)
+
+
+@final
+class FrechetEvaluator(DistanceEvaluator[RunningMoments]):
+    """``fd_data``, ``fd_teacher`` and, against stored statistics, ``fd``; with Inception ``fid_data`` and so on.
+
+    The distance is in squared feature units and biased upwards by few samples: compare rows of equal size only.
+    On the row ``data`` (training images), ``fd_data`` is the floor that real images themselves reach.
+    """
+
+    def __init__(self, config: FrechetConfig) -> None:
+        """Raises ``ConfigError`` when Inception or the stored statistics cannot be had."""
+        network = build_features(config)
+        self._stored = reference_statistics(config, network.dim)
+        super().__init__(f"f{network.letters}", network)
+
+    def empty(self) -> RunningMoments:
+        return RunningMoments(self._network.dim)
+
+    def distance(self, row: RunningMoments, reference: RunningMoments, what: str) -> float:
+        self._check_count(reference, what)
+        return frechet_distance(reference.mean, reference.covariance, row.mean, row.covariance)
+
+    def compute(self) -> Mapping[str, float]:
+        """Warns when a covariance has fewer samples than dimensions; a side with fewer than two is left out."""
+        scores = {}
+        if self._stored is not None and self._row.count >= 2:
+            scores[self._prefix] = frechet_distance(*self._stored, self._row.mean, self._row.covariance)
+        scores.update(super().compute())
+        if scores:
+            self._check_count(self._row, f"samples in the row {self._subject!r}")
+        return scores
+
+    def _check_count(self, moments: RunningMoments, what: str) -> None:
+        if moments.count < self._network.dim:
+            warnings.warn(
+                f"The Fréchet distance is unreliable: {moments.count} {what} for {self._network.dim} feature "
+                "dimensions leave the covariance singular. Take more samples, or the kernel distance.",
+                stacklevel=3,
+            )
+
+
+def reference_statistics(options: FrechetConfig, dim: int) -> tuple[Tensor, Tensor] | None:
+    """Mean (F,) and covariance (F, F) float64 that ``options.reference_statistics`` names; None when it names none.
+
+    Raises:
+        ConfigError: no such file, unreadable, without ``mu`` and ``sigma`` or not of F = ``dim``; or the download of
+            clean-fid's own statistics failed.
+    """
+    name = options.reference_statistics
+    if name is None:
+        return None
+    if name.endswith(".npz"):
+        return read_statistics(Path(name), dim)
+    if Path(name).name != name or options.features != "inception":
+        raise ConfigError(
+            f"reference_statistics is {name!r} with features {options.features!r}. Expected the path of an .npz file "
+            "with mu and sigma, or, with features: inception, the name of clean-fid's own statistics, such as cifar10."
+        )
+    path = fetch_statistics(name, options.inception_resize, options.reference_split, options.reference_resolution)
+    return read_statistics(path, dim)
+
+
+def read_statistics(path: Path, dim: int) -> tuple[Tensor, Tensor]:
+    """``mu`` and ``sigma`` of an .npz file, in ADM's layout or clean-fid's. Nothing in it is executed."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = (np.asarray(file[key], dtype=np.float64) for key in ("mu", "sigma"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+        raise ConfigError(
+            f"The reference statistics {path} cannot be read ({error}). Expected an .npz file with the arrays mu, "
+            f"({dim},), and sigma, ({dim}, {dim})."
+        ) from error
+    if mean.shape != (dim,) or covariance.shape != (dim, dim):
+        raise ConfigError(
+            f"The reference statistics {path} hold mu {mean.shape} and sigma {covariance.shape}, but the features "
+            f"chosen have {dim} dimensions. Use statistics made with the same features."
+        )
+    return torch.from_numpy(mean), torch.from_numpy(covariance)

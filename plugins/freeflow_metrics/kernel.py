@@ -1,4 +1,4 @@
-"""Kernel distance between sets of features."""
+"""Kernel distances between sets of features."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import final
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from freeflow_metrics import cleanfid_adapter
+from freeflow_metrics import inception
+from freeflow_metrics.config import KernelConfig
+from freeflow_metrics.distance import DistanceEvaluator, PointBuffer
+from freeflow_metrics.feature_choice import build_features
 
 
 def kernel_distance(first: Tensor, second: Tensor, *, num_subsets: int, subset_size: int, seed: int) -> float:
@@ -30,9 +32,7 @@ def kernel_distance(first: Tensor, second: Tensor, *, num_subsets: int, subset_s
     if min(len(first), len(second)) < 2:
         raise ValueError(f"a kernel distance needs two samples on either side, got {len(first)} and {len(second)}")
     with _global_numpy_seed(seed):
-        return cleanfid_adapter.kernel_distance(
-            first.double().numpy(), second.double().numpy(), num_subsets, subset_size
-        )
+        return inception.kernel_distance(first.double().numpy(), second.double().numpy(), num_subsets, subset_size)
 
 
 @contextmanager
@@ -47,23 +47,26 @@ def _global_numpy_seed(seed: int) -> Iterator[None]:
 
 
 @final
-class FeatureBuffer:
-    """The first ``capacity`` features of a stream, in order; later ones are dropped, so memory is bounded."""
+class KernelEvaluator(DistanceEvaluator[PointBuffer]):
+    """``kd_data`` and ``kd_teacher``; with Inception features ``kid_data`` and ``kid_teacher``.
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._parts: list[Tensor] = []
-        self.count = 0
+    Unbiased, so usable where samples are too few for the Fréchet distance; about 0 between equal distributions.
+    """
 
-    def update(self, features: Tensor) -> None:
-        """Take in features (N, F)."""
-        kept = features[: self._capacity - self.count]
-        if len(kept):
-            self._parts.append(kept)
-            self.count += len(kept)
+    def __init__(self, config: KernelConfig) -> None:
+        """Raises ``ConfigError`` when Inception cannot be had."""
+        self._config = config
+        network = build_features(config)
+        super().__init__(f"k{network.letters}", network, config.max_samples)
 
-    def features(self) -> Tensor:
-        """(count, F). Raises ``ValueError`` when nothing was kept."""
-        if not self._parts:
-            raise ValueError("no features were kept")
-        return torch.cat(self._parts)
+    def empty(self) -> PointBuffer:
+        return PointBuffer(self._config.max_samples)
+
+    def distance(self, row: PointBuffer, reference: PointBuffer, what: str) -> float:
+        return kernel_distance(
+            reference.points(),
+            row.points(),
+            num_subsets=self._config.num_subsets,
+            subset_size=self._config.subset_size,
+            seed=self._config.seed,
+        )

@@ -23,7 +23,7 @@ from freeflow_core.network_file import save_network
 from freeflow_core.plugin.manager import Manager
 from freeflow_core.plugin.registry import Registry
 from freeflow_core.types import NetworkState
-from freeflow_metrics.small_network import FAMILY, SmallNetwork
+from freeflow_metrics.features import FAMILY, SmallNetwork
 
 LARGEST_SIDE = 64
 _TINY_SIDE = 12

@@ -9,34 +9,25 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError, PluginError
 from freeflow_core.interfaces import BuildContext, EvaluationContext, Verifier
 from freeflow_core.types import Condition
+from freeflow_metrics.classes import class_labels
 from freeflow_metrics.config import CallableVerifierConfig, ClassProbabilityConfig, FeatureCentroidConfig
 from freeflow_metrics.feature_choice import build_classifier, build_features
-from freeflow_metrics.features import FeatureNetwork, image_features
-from freeflow_metrics.rows import class_labels
+from freeflow_metrics.features import image_features
 
 
 @final
 class ClassProbability(Verifier):
     """The logarithm of a classifier's probability of the class that was asked for.
 
-    Args:
-        network: with a classifier.
-
     Raises:
         ConfigError: (from ``score``) samples without a class that the classifier knows.
     """
 
-    def __init__(self, network: FeatureNetwork) -> None:
-        self._network = network
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, ClassProbabilityConfig)
-        return cls(build_classifier(config))
+    def __init__(self, config: ClassProbabilityConfig) -> None:
+        self._network = build_classifier(config)
 
     def prepare(self, context: EvaluationContext) -> None:
         self._network.to(context.device)
@@ -45,14 +36,13 @@ class ClassProbability(Verifier):
     def score(self, images: Tensor, condition: Condition) -> Tensor:
         labels = class_labels(condition)
         num_classes = self._network.num_classes
-        if labels is None or num_classes is None or bool((labels < 0).any() or (labels >= num_classes).any()):
+        if labels is None or bool((labels < 0).any() or (labels >= num_classes).any()):
             raise ConfigError(
-                f"The verifier class-probability needs a class label from 0 to {(num_classes or 1) - 1} for every "
-                "sample. Use feature-centroid or callable for other conditions."
+                f"The verifier class-probability needs a class label from 0 to {num_classes - 1} for every sample. Use "
+                "feature-centroid or callable for other conditions."
             )
         logits = self._network.logits(self._network.features(images))
-        assert logits is not None
-        return logits.double().log_softmax(1).cpu().gather(1, labels[:, None])[:, 0]
+        return logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
 
 
 @final
@@ -66,14 +56,9 @@ class FeatureCentroid(Verifier):
         ConfigError: (from ``prepare``) there are no real images, or a class has none.
     """
 
-    def __init__(self, network: FeatureNetwork) -> None:
-        self._network = network
+    def __init__(self, config: FeatureCentroidConfig) -> None:
+        self._network = build_features(config)
         self._centroids: dict[int | None, Tensor] = {}
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, FeatureCentroidConfig)
-        return cls(build_features(config))
 
     def prepare(self, context: EvaluationContext) -> None:
         source = context.reference
@@ -85,7 +70,7 @@ class FeatureCentroid(Verifier):
             )
         self._network.to(context.device)
         images, condition = found
-        features = torch.cat(list(image_features(self._network, images)))
+        features = image_features(self._network, images)
         self._centroids = {None: features.mean(0)}
         labels = class_labels(condition)
         if labels is not None:
@@ -100,7 +85,7 @@ class FeatureCentroid(Verifier):
                 f"The verifier feature-centroid has no real images of the classes {missing[:10]}. Name a reference "
                 "that has, or use another verifier."
             )
-        features = torch.cat(list(image_features(self._network, images)))
+        features = image_features(self._network, images)
         return -(features - torch.stack([self._centroids[key] for key in keys])).norm(dim=1)
 
 
@@ -117,8 +102,7 @@ class CallableVerifier(Verifier):
         self._name = name
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, CallableVerifierConfig)
+    def from_config(cls, config: CallableVerifierConfig, context: BuildContext) -> Self:
         context.require_trust("The verifier 'callable'", f"import and call {config.function}")
         module, _, name = config.function.partition(":")
         try:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 from freeflow_metrics.train_features import make_source
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import BuildContext, Codec, EvaluationBatch, EvaluationContext, Source
 from freeflow_core.types import Batch, Condition
 
 
 class PixelCodec(Codec):
     """uint8 <-> [-1, 1]."""
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls()
 
     def encode(self, images: Tensor) -> Tensor:
         return images.float() / 127.5 - 1
@@ -34,10 +29,6 @@ class HeldOutSource(Source):
 
     def __init__(self, images: Tensor | None) -> None:
         self._images = images
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        return cls(None)
 
     def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
         return iter(())

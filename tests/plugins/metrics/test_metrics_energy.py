@@ -8,13 +8,12 @@ import pytest
 import torch
 from freeflow_metrics import energy
 from freeflow_metrics.config import EnergyDistanceConfig
-from freeflow_metrics.energy import energy_distance
-from freeflow_metrics.energy_evaluator import EnergyDistanceEvaluator
+from freeflow_metrics.energy import EnergyDistanceEvaluator, energy_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext, EvaluationBatch, EvaluationContext, Source
+from freeflow_core.interfaces import EvaluationBatch
 
 
 def normal(rows: int, dims: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -83,74 +82,43 @@ def test_what_cannot_be_compared(x: tuple[int, int], y: tuple[int, int], message
         energy_distance(torch.zeros(x), torch.zeros(y))
 
 
-class HeldOut(Source):
-    """Held-out states alone."""
+@pytest.fixture
+def evaluator(evaluation_context):
+    def make(reference: torch.Tensor | None = None, **options) -> EnergyDistanceEvaluator:
+        made = EnergyDistanceEvaluator(EnergyDistanceConfig(**options))
+        made.prepare(evaluation_context(reference))
+        return made
 
-    def __init__(self, states: torch.Tensor) -> None:
-        self._states = states
-
-    @classmethod
-    def from_config(cls, config, context):
-        raise NotImplementedError
-
-    def batches(self, start, batch_size, rank, world_size):
-        raise NotImplementedError
-
-    def held_out(self):
-        return self._states, None
+    return make
 
 
-def batches(states: torch.Tensor):
-    return [EvaluationBatch(part, None) for part in states.split(37)]
-
-
-def evaluator(reference: torch.Tensor | None = None, **options) -> EnergyDistanceEvaluator:
-    made = EnergyDistanceEvaluator.from_config(
-        EnergyDistanceConfig(**options), BuildContext(torch.device("cpu"), 0, lambda *_: None)
-    )
-    source = None if reference is None else HeldOut(reference)
-    made.prepare(EvaluationContext(torch.device("cpu"), None, reference=source))  # type: ignore[arg-type]
-    return made
-
-
-def test_scores_against_data_and_teacher() -> None:
+def test_scores_against_data_and_teacher(evaluator, score_row) -> None:
     data, teacher, row = normal(100, 2, 0), normal(90, 2, 1, shift=0.2), normal(80, 2, 2, shift=1.0)
     made = evaluator(data)
-    made.reset("teacher")
-    for batch in batches(teacher):
-        made.observe_reference(batch)
-        made.update(batch)
-    assert made.compute() == {"energy_data": pytest.approx(energy_distance(teacher, data))}
-    made.reset("student")
-    for batch in batches(row):
-        made.update(batch)
-    assert made.compute() == {
+    for part in teacher.split(37):
+        made.observe_reference(EvaluationBatch(part, None))
+    assert score_row(made, "teacher", teacher) == {"energy_data": pytest.approx(energy_distance(teacher, data))}
+    assert score_row(made, "student", row, batch_size=37) == {
         "energy_data": pytest.approx(energy_distance(row, data)),
         "energy_teacher": pytest.approx(energy_distance(row, teacher)),
     }
-    made.reset("empty")
-    assert made.compute() == {}
+    assert score_row(made, "empty", row[:0]) == {}
 
 
-def test_images_are_scaled_to_states() -> None:
+def test_images_are_scaled_to_states(evaluator, score_row) -> None:
     images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    made = evaluator(images)
-    made.reset("student")
-    made.update(EvaluationBatch(images, None))
     states = images.double() / 127.5 - 1
-    assert made.compute()["energy_data"] == pytest.approx(energy_distance(states, states))
+    found = score_row(evaluator(images), "student", images)["energy_data"]
+    assert found == pytest.approx(energy_distance(states, states))
 
 
-def test_only_the_first_samples_are_kept() -> None:
+def test_only_the_first_samples_are_kept(evaluator, score_row) -> None:
     data, row = normal(50, 2, 0), normal(200, 2, 1)
-    made = evaluator(data, max_samples=60)
-    made.reset("student")
-    for batch in batches(row):
-        made.update(batch)
-    assert made.compute()["energy_data"] == pytest.approx(energy_distance(row[:60], data))
+    found = score_row(evaluator(data, max_samples=60), "student", row, batch_size=37)["energy_data"]
+    assert found == pytest.approx(energy_distance(row[:60], data))
 
 
-def test_large_states_and_other_shapes_are_refused() -> None:
+def test_large_states_and_other_shapes_are_refused(evaluator) -> None:
     made = evaluator(normal(10, 2, 0), max_dimension=8)
     made.reset("student")
     with pytest.raises(ConfigError, match="max_dimension"):

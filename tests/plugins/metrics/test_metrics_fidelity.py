@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from freeflow_metrics.config import FidelityConfig
-from freeflow_metrics.derivative_residual import derivative_residual
-from freeflow_metrics.fidelity import FidelityEvaluator
+from freeflow_metrics.fidelity import FidelityEvaluator, derivative_residual
 from pydantic import ValidationError
 from torch import Tensor
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from freeflow_metrics.config import KernelConfig
-from freeflow_metrics.kernel import FeatureBuffer, kernel_distance
-from freeflow_metrics.kernel_evaluator import KernelEvaluator
-from freeflow_metrics.small_features import SmallFeatures
+from freeflow_metrics.distance import PointBuffer
+from freeflow_metrics.kernel import KernelEvaluator, kernel_distance
 
 from freeflow_core.interfaces import EvaluationBatch
 
@@ -53,7 +52,7 @@ def test_numpy_s_generator_comes_back_after_an_error(monkeypatch):
     def fail(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("freeflow_metrics.cleanfid_adapter.kernel_distance", fail)
+    monkeypatch.setattr("freeflow_metrics.inception.kernel_distance", fail)
     before = np.random.get_state()[1].copy()
     with pytest.raises(RuntimeError, match="broken"):
         kernel_distance(draws(0, 9), draws(1, 9), num_subsets=1, subset_size=5, seed=1)
@@ -68,16 +67,16 @@ def test_a_single_row_is_refused():
 def test_the_buffer_keeps_the_first_rows_whatever_the_batches():
     x = draws(0, 30)
     for size in (1, 7, 30):
-        buffer = FeatureBuffer(10)
+        buffer = PointBuffer(10)
         for part in x.split(size):
             buffer.update(part)
         assert buffer.count == 10
-        assert torch.equal(buffer.features(), x[:10])
+        assert torch.equal(buffer.points(), x[:10])
 
 
 def test_evaluator_scores_data_and_teacher(digits, evaluation_context, score_row):
     training, held_out = digits.training_images()[0], digits.held_out()[0]
-    evaluator = KernelEvaluator(SmallFeatures.packaged(), "kd", KernelConfig(num_subsets=10, max_samples=400))
+    evaluator = KernelEvaluator(KernelConfig(num_subsets=10, max_samples=400))
     evaluator.prepare(evaluation_context(held_out))
     noise = torch.randint(0, 256, (300, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert set(score_row(evaluator, "data", training)) == {"kd_data"}

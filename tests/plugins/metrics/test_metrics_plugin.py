@@ -8,7 +8,7 @@ from freeflow_core.interfaces import Evaluator
 from freeflow_core.plugin.manager import Manager
 from freeflow_core.plugin.registry import Registry
 
-NAMES = ("frechet", "kernel", "class-accuracy", "spread", "fidelity")
+NAMES = ("frechet", "kernel", "energy-distance", "class-accuracy", "spread", "fidelity")
 
 
 @pytest.mark.parametrize("name", NAMES)

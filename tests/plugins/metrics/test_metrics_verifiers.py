@@ -47,7 +47,7 @@ def test_class_probability_prefers_the_class_asked_for(builder, digits):
 
 
 def test_class_probability_refuses_samples_without_a_class(builder, digits):
-    verifier = ClassProbability.from_config(ClassProbabilityConfig(), None)  # type: ignore[arg-type]
+    verifier = ClassProbability(ClassProbabilityConfig())
     for condition in (None, torch.full((200,), 10)):
         with pytest.raises(ConfigError, match="a class label from 0 to 9"):
             verifier.score(digits[1], condition)
@@ -64,8 +64,8 @@ def test_centroids_are_those_of_the_real_images_of_a_class(builder, digits):
 
 
 def test_centroids_need_real_images(builder):
-    verifier = FeatureCentroid.from_config(FeatureCentroidConfig(), None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"there are none.*--set reference="):
+    verifier = FeatureCentroid(FeatureCentroidConfig())
+    with pytest.raises(ConfigError, match="there are none"):
         verifier.prepare(context())
 
 
@@ -74,7 +74,7 @@ def test_a_function_is_imported_only_where_the_session_is_trusted(monkeypatch, b
     module.ones = lambda images, condition: torch.ones(len(images))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_verifier", module)
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail("imported without a permission"))
-    with pytest.raises(ConfigError, match=r"import and call my_verifier:ones.*--trust"):
+    with pytest.raises(ConfigError, match="--trust"):
         CallableVerifier.from_config(CallableVerifierConfig(function="my_verifier:ones"), build_context)
 
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from freeflow_metrics.class_accuracy import ClassAccuracyEvaluator
-from freeflow_metrics.class_spread import ClassSpread
+from freeflow_metrics.classes import ClassAccuracyEvaluator, ClassSpread, SpreadEvaluator
 from freeflow_metrics.config import ClassAccuracyConfig, SpreadConfig
-from freeflow_metrics.small_features import SmallFeatures
-from freeflow_metrics.spread import SpreadEvaluator
 
 from freeflow_core.interfaces import EvaluationBatch
 
 
 @pytest.fixture
-def accuracy(evaluation_context, build_context):
-    evaluator = ClassAccuracyEvaluator.from_config(ClassAccuracyConfig(), build_context)
+def accuracy(evaluation_context):
+    evaluator = ClassAccuracyEvaluator(ClassAccuracyConfig())
     evaluator.prepare(evaluation_context())
     return evaluator
 
 
 @pytest.fixture
-def spread(evaluation_context, build_context):
-    evaluator = SpreadEvaluator.from_config(SpreadConfig(), build_context)
+def spread(evaluation_context):
+    evaluator = SpreadEvaluator(SpreadConfig())
     evaluator.prepare(evaluation_context())
     return evaluator
 
@@ -40,12 +37,6 @@ def test_accuracy_leaves_out_what_has_no_label(accuracy, digits, score_row):
     assert score_row(accuracy, "student", images, torch.full_like(labels, 10)) == {}
     half_null = torch.where(torch.arange(len(labels)) % 2 == 0, labels, 10)
     assert score_row(accuracy, "student", images, half_null)["accuracy"] >= 0.97
-
-
-def test_accuracy_is_left_out_without_a_classifier(monkeypatch, digits, score_row):
-    network = SmallFeatures.packaged()
-    network.num_classes = None
-    assert score_row(ClassAccuracyEvaluator(network), "student", *digits.held_out()) == {}
 
 
 def test_spread_is_the_standard_deviation_within_classes(spread, digits, score_row):

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 import typer
-from freeflow_metrics.class_accuracy import ClassAccuracyEvaluator
+from freeflow_metrics.classes import ClassAccuracyEvaluator
 from freeflow_metrics.config import ClassAccuracyConfig, ClassProbabilityConfig, FrechetConfig
-from freeflow_metrics.features import batch_features
-from freeflow_metrics.frechet_evaluator import FrechetEvaluator
-from freeflow_metrics.small_features import ASSETS, SmallFeatures
-from freeflow_metrics.small_network import FAMILY
+from freeflow_metrics.features import ASSETS, FAMILY, SmallFeatures, batch_features
+from freeflow_metrics.frechet import FrechetEvaluator
 from freeflow_metrics.train_features import main, make_network, make_source, train, training_digest
 from freeflow_metrics.verifiers import ClassProbability
 from typer.testing import CliRunner
@@ -56,7 +54,7 @@ def test_the_asset_was_trained_on_today_s_training_split_alone(digits):
 
 def test_distances_order_real_collapsed_and_random_images(digits, evaluation_context, score_row):
     (training, labels), (held_out, _) = digits.training_images(), digits.held_out()
-    evaluator = FrechetEvaluator(SmallFeatures.packaged())
+    evaluator = FrechetEvaluator(FrechetConfig())
     evaluator.prepare(evaluation_context(held_out))
     floor = score_row(evaluator, "data", training)["fd_data"]
     missing_class = score_row(evaluator, "student", training[labels != 3])["fd_data"]
@@ -67,7 +65,7 @@ def test_distances_order_real_collapsed_and_random_images(digits, evaluation_con
 
 
 def test_scores_do_not_depend_on_the_batches(digits, evaluation_context, score_row):
-    evaluator = FrechetEvaluator(SmallFeatures.packaged())
+    evaluator = FrechetEvaluator(FrechetConfig())
     evaluator.prepare(evaluation_context(digits.held_out()[0]))
     images = digits.training_images()[0]
     one, other = (score_row(evaluator, "data", images, batch_size=size)["fd_data"] for size in (1200, 77))
@@ -76,7 +74,7 @@ def test_scores_do_not_depend_on_the_batches(digits, evaluation_context, score_r
 
 def test_teacher_s_distance_and_what_is_left_out(digits, evaluation_context, score_row):
     images = digits.training_images()[0]
-    evaluator = FrechetEvaluator(SmallFeatures.packaged())
+    evaluator = FrechetEvaluator(FrechetConfig())
     evaluator.prepare(evaluation_context())
     assert score_row(evaluator, "student", images) == {}
     evaluator.observe_reference(EvaluationBatch(images[:600], None))
@@ -88,7 +86,7 @@ def test_teacher_s_distance_and_what_is_left_out(digits, evaluation_context, sco
 
 
 def test_preparing_again_forgets_the_teacher(digits, evaluation_context, score_row):
-    evaluator = FrechetEvaluator(SmallFeatures.packaged())
+    evaluator = FrechetEvaluator(FrechetConfig())
     evaluator.prepare(evaluation_context())
     evaluator.observe_reference(EvaluationBatch(uniform_noise(100), None))
     evaluator.prepare(evaluation_context())
@@ -96,20 +94,18 @@ def test_preparing_again_forgets_the_teacher(digits, evaluation_context, score_r
 
 
 def test_few_samples_warn(digits, evaluation_context, score_row):
-    evaluator = FrechetEvaluator(SmallFeatures.packaged())
+    evaluator = FrechetEvaluator(FrechetConfig())
     evaluator.prepare(evaluation_context(digits.held_out()[0]))
     with pytest.warns(UserWarning, match="30 samples in the row 'student' for 48 feature dimensions"):
         score_row(evaluator, "student", digits.training_images()[0][:30])
     assert score_row(evaluator, "student", digits.training_images()[0][:1]) == {}
 
 
-def test_stored_statistics_give_the_same_distance_as_held_out_images(
-    tmp_path, digits, evaluation_context, score_row, build_context
-):
+def test_stored_statistics_give_the_same_distance_as_held_out_images(tmp_path, digits, evaluation_context, score_row):
     features = SmallFeatures.packaged().features(digits.held_out()[0]).double().numpy()
     np.savez(tmp_path / "stats.npz", arr_0=features[:1], mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     config = FrechetConfig(reference_statistics=str(tmp_path / "stats.npz"))
-    evaluator = FrechetEvaluator.from_config(config, build_context)
+    evaluator = FrechetEvaluator(config)
     evaluator.prepare(evaluation_context(digits.held_out()[0]))
     scores = score_row(evaluator, "student", digits.training_images()[0])
     assert set(scores) == {"fd", "fd_data"}
@@ -124,17 +120,17 @@ def test_stored_statistics_give_the_same_distance_as_held_out_images(
         (None, "cannot be read"),
     ],
 )
-def test_unfit_statistics_are_explained(tmp_path, build_context, arrays, message):
+def test_unfit_statistics_are_explained(tmp_path, arrays, message):
     path = tmp_path / "stats.npz"
     if arrays is not None:
         np.savez(path, **arrays)
     with pytest.raises(ConfigError, match=message):
-        FrechetEvaluator.from_config(FrechetConfig(reference_statistics=str(path)), build_context)
+        FrechetEvaluator(FrechetConfig(reference_statistics=str(path)))
 
 
-def test_cleanfid_s_statistics_need_inception(build_context):
+def test_cleanfid_s_statistics_need_inception():
     with pytest.raises(ConfigError, match="features: inception"):
-        FrechetEvaluator.from_config(FrechetConfig(reference_statistics="cifar10"), build_context)
+        FrechetEvaluator(FrechetConfig(reference_statistics="cifar10"))
 
 
 def test_features_are_computed_once_per_batch(network, monkeypatch):
@@ -187,16 +183,16 @@ def test_networks_of_any_small_shape(shape):
     assert sum(p.numel() for p in network.parameters()) < 150_000
 
 
-def test_a_network_of_one_s_own_serves_every_evaluator_that_takes_one(tmp_path, digits, build_context, score_row):
+def test_a_network_of_one_s_own_serves_every_evaluator_that_takes_one(tmp_path, digits, score_row):
     path = tmp_path / "mine.safetensors"
-    run = CliRunner().invoke(application(), ["--output", str(path), "--steps", "150", "--source", "digits"])
+    run = CliRunner().invoke(application(), ["--output", str(path), "--steps", "60", "--source", "digits"])
     assert run.exit_code == 0, run.output
     options = {"features": "file", "features_file": path}
-    frechet = FrechetEvaluator.from_config(FrechetConfig(**options), build_context)
-    accuracy = ClassAccuracyEvaluator.from_config(ClassAccuracyConfig(**options), build_context)
-    verifier = ClassProbability.from_config(ClassProbabilityConfig(**options), build_context)
+    frechet = FrechetEvaluator(FrechetConfig(**options))
+    accuracy = ClassAccuracyEvaluator(ClassAccuracyConfig(**options))
+    verifier = ClassProbability(ClassProbabilityConfig(**options))
     images, labels = digits.held_out()
-    assert score_row(accuracy, "data", images, labels)["accuracy"] > 0.9
+    assert score_row(accuracy, "data", images, labels)["accuracy"] > 0.8
     assert verifier.score(images, labels).mean() > verifier.score(images, (labels + 1) % 10).mean()
     assert frechet._network.name == accuracy._network.name != "digits"
 

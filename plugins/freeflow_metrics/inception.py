@@ -1,0 +1,161 @@
+"""Inception features as clean-fid computes them (Parmar et al. 2022): the one door to clean-fid.
+
+clean-fid imports torchvision, which takes seconds, so it is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from freeflow_core.errors import ConfigError
+from freeflow_core.files import replacing
+from freeflow_core.torchvision_ops import ensure_torchvision_ops
+from freeflow_core.weights import cache_folder, offline_variable
+from freeflow_metrics.features import FeatureNetwork
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+"""The file name that clean-fid's loader expects."""
+
+STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats"
+"""Where clean-fid keeps its reference statistics; it has no constant for it."""
+
+Resizing = Literal["clean", "legacy-tensorflow"]
+_TIMEOUT_SECONDS = 30
+
+
+@final
+class InceptionFeatures(FeatureNetwork):
+    """The 2048 pooled features of Inception-v3 (Szegedy et al. 2016) in the port that clean-fid uses for FID and KID.
+
+    Args:
+        path: the file ``inception-2015-12-05.pt`` or its folder; None for the plugin's own download, made once into
+            the cache of published weights. The file is TorchScript, and loading it runs it: no other place is ever
+            looked at.
+        resize: ``clean``: clean-fid's anti-aliased bicubic; ``legacy-tensorflow``: inside the network, as the original
+            TensorFlow code and hence ADM's reference statistics have it.
+
+    Raises:
+        ConfigError: no usable file at ``path``, or no download without one.
+    """
+
+    dim = 2048
+    letters = "id"
+
+    def __init__(self, path: Path | None, resize: Resizing = "clean") -> None:
+        file = _find(path)
+        try:
+            super().__init__(f"inception/{resize}", _load(file.parent, resize == "legacy-tensorflow"))
+        except (OSError, RuntimeError, AttributeError, ValueError) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ConfigError(
+                f"{file} is not clean-fid's Inception: {reason.rstrip('.')}. Expected the TorchScript file from "
+                f"{inception_url()}; download it again."
+            ) from error
+        self._resize = clean_resizer() if resize == "clean" else None
+
+    def features(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ConfigError(
+                f"Inception features need uint8 images of 1 or 3 channels, (N, C, H, W); "
+                f"these are {images.dtype} of shape {tuple(images.shape)}."
+            )
+        pixels = images.expand(-1, 3, -1, -1)
+        if self._resize is not None:
+            resized = np.stack([self._resize(picture) for picture in pixels.cpu().permute(0, 2, 3, 1).numpy()])
+            pixels = torch.from_numpy(resized).permute(0, 3, 1, 2)
+        features: Tensor = self._network(pixels.to(self._device).float())
+        return features.float()
+
+
+def _find(path: Path | None) -> Path:
+    if path is None:
+        return fetch_once(
+            inception_url(),
+            cache_folder(),
+            "Without a network, copy that file from a machine that has one and set inception_path to it; "
+            "or choose features: digits for 8x8 digits.",
+        )
+    file = path / INCEPTION_FILE if path.is_dir() else path
+    if not file.is_file() or file.name != INCEPTION_FILE:
+        raise ConfigError(
+            f"inception_path is {str(path)!r}, where there is no file {INCEPTION_FILE}. Expected that file or the "
+            f"folder that holds it, under this name. It can be downloaded from {inception_url()}; "
+            "leave inception_path out to have that done."
+        )
+    return file
+
+
+def _load(folder: Path, resize_inside: bool) -> nn.Module:
+    """Pixels (N, 3, H, W) float in [0, 255], H = W = 299 unless resized inside, -> (N, 2048)."""
+    ensure_torchvision_ops()
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    network: nn.Module = InceptionV3W(str(folder), download=False, resize_inside=resize_inside)
+    return network
+
+
+def inception_url() -> str:
+    """Where clean-fid downloads its Inception from."""
+    ensure_torchvision_ops()
+    from cleanfid import downloads_helper
+
+    return str(downloads_helper.inception_url)
+
+
+def clean_resizer() -> Callable[[np.ndarray], np.ndarray]:
+    """clean-fid's resizing of one uint8 (H, W, 3) image to float32 (299, 299, 3): anti-aliased, not quantised."""
+    ensure_torchvision_ops()
+    from cleanfid.resize import build_resizer
+
+    resize: Callable[[np.ndarray], np.ndarray] = build_resizer("clean")
+    return resize
+
+
+def kernel_distance(first: np.ndarray, second: np.ndarray, num_subsets: int, subset_size: int) -> float:
+    """clean-fid's KID of features (N, F) and (M, F). It draws from numpy's *global* generator."""
+    ensure_torchvision_ops()
+    from cleanfid import fid
+
+    return float(fid.kernel_distance(first, second, num_subsets=num_subsets, max_subset_size=subset_size))
+
+
+def fetch_statistics(name: str, resize: Resizing, split: str, resolution: int) -> Path:
+    """clean-fid's own reference statistics, such as ``cifar10``, downloaded once. Raises ``ConfigError``."""
+    file = f"{name}_{resize.replace('-', '_')}_{split}_{resolution}.npz".lower()
+    return fetch_once(
+        f"{STATISTICS_URL}/{file}",
+        cache_folder() / "statistics",
+        "Check reference_statistics, reference_split and reference_resolution against the list on clean-fid's page; "
+        "without a network, copy the file from a machine that has one and set reference_statistics to its path.",
+    )
+
+
+def fetch_once(url: str, folder: Path, remedy: str) -> Path:
+    """``folder`` / the url's file name, downloaded if it is not there, whole or not at all.
+
+    Raises:
+        ConfigError: no network or none allowed, no such file, or no room; ``remedy`` says what to do instead.
+    """
+    path = folder / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    if (variable := offline_variable()) is not None:
+        raise ConfigError(f"{url} is not in {folder}, and {variable} is set, so it is not downloaded. {remedy}")
+    try:
+        with replacing(path) as temporary, urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            with temporary.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            announced, received = response.headers.get("Content-Length"), temporary.stat().st_size
+            if announced is not None and int(announced) != received:
+                raise OSError(f"it broke off after {received} of {announced} bytes")
+    except OSError as error:  # urllib's errors are OSErrors
+        raise ConfigError(f"{url} could not be downloaded to {folder} ({error}). {remedy}") from error
+    return path
