@@ -1,25 +1,191 @@
-"""FreeFlow's objectives: prediction, correction, and both on one batch."""
+"""FreeFlow: prediction, correction, and both on one batch, in the order of the paper's algorithm.
+
+Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428. The README has the formulas in words.
+"""
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
+from functools import partial
 from typing import Self, final
 
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext, Context
-from freeflow_core.types import Draws
-from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig, PredictionConfig
-from freeflow_predictor_corrector.correction import Correction, Corrector, balance
-from freeflow_predictor_corrector.prediction import Prediction, Predictor, check_precision
-from freeflow_predictor_corrector.step import PredictorCorrector
+from freeflow_core.interfaces import (
+    AverageVelocityStudent,
+    BuildContext,
+    Context,
+    Models,
+    Objective,
+    Role,
+    StartTimes,
+    Student,
+    Teacher,
+)
+from freeflow_core.math.derivative import relative_error
+from freeflow_core.math.flow import (
+    average_velocity_jump,
+    like_states,
+    linear_interpolate,
+    linear_velocity,
+    mean_square,
+    uniform_between,
+)
+from freeflow_core.objective_kit.passes import (
+    check_derivative,
+    duration_derivative,
+    teacher_velocity,
+    velocity_with_gradient,
+)
+from freeflow_core.types import Batch, Draws, Guidance, Loss, Progress, index_condition
+from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig, GuidanceConfig, PredictionConfig
+from freeflow_predictor_corrector.correction import Correction, balance, correct, corrector_weights, noise_levels
+from freeflow_predictor_corrector.prediction import Prediction, durations, predict
+
+FAKE_VELOCITY = "fake_velocity"
+
+
+class PredictorCorrector(Objective):
+    """The step of the three objectives: how rows are split and how the halves are balanced is theirs to say.
+
+    One student pass, one teacher call, one derivative, one fake-velocity pass. Random streams: ``prior``, ``guidance``,
+    ``duration``, ``noise-level``, ``correction-noise``, and the teacher's own for conditions. The student's
+    ``per_sample`` (N,) holds prediction rows first, then correction rows; since its mean over all rows is minimised,
+    each half counts by its share of the batch.
+
+    Args:
+        options: that both halves share.
+        prediction: None for correction alone.
+        correction: None for prediction alone; then there is no fake velocity either.
+    """
+
+    requires = AverageVelocityStudent
+    start_times = StartTimes.PRIOR
+
+    def __init__(
+        self, options: GuidanceConfig, prediction: PredictionConfig | None, correction: CorrectionConfig | None
+    ) -> None:
+        self._options, self._prediction, self._correction = options, prediction, correction
+
+    @classmethod
+    def from_config(cls, config: GuidanceConfig, context: BuildContext) -> Self:
+        if isinstance(config, PredictionConfig):
+            check_derivative(config.derivative, context)
+        return super().from_config(config, context)
+
+    @abstractmethod
+    def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Host indices of the prediction rows and of the correction rows."""
+
+    def scale(self, strength: float, predicted: Prediction | None, corrected: Correction, context: Context) -> Tensor:
+        """lambda, 0-d: the factor of the correction's gradient; here alpha itself."""
+        return corrected.norm.new_full((), strength)
+
+    @final
+    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
+        """The fake velocity: a copy of the student *with the teacher's weights*, so that at first v_N = v."""
+        if self._correction is None:
+            return {}
+        return {FAKE_VELOCITY: Role(copy.deepcopy(student), optimizer=self._correction.fake_velocity_optimizer)}
+
+    @final
+    def losses(
+        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
+    ) -> dict[str, Loss]:
+        student, teacher, options = models["student"], models.teacher, self._options
+        prediction, correction = self._prediction, self._correction
+
+        # Draw. All rows start at the prior, t = 1, and jump to s = 1 - d; prediction rows come first, so that both
+        # halves share every pass. Correction rows have d = 1.
+        ahead, back = self.split(draws)
+        rows, num_ahead = torch.cat([ahead, back]), len(ahead)
+        z = draws.noise("prior", teacher.sample_shape)
+        z = z[rows.to(z.device, non_blocking=True)]
+        g = uniform_between(draws.uniform("guidance"), options.guidance_min, options.guidance_max)[rows]
+        d = torch.ones(len(rows), dtype=torch.float64)
+        if prediction is not None:
+            d[:num_ahead] = durations(draws.uniform("duration"), prediction)[ahead]
+        labels = teacher.sample_condition(draws) if batch.condition is None else batch.condition
+        condition, labels_ahead, labels_back = (index_condition(labels, part) for part in (rows, ahead, back))
+
+        # u(z, d), the one pass that trains the student; f(z, d) = z - d u, where d = 1 its samples.
+        s = like_states(1 - d, z)
+        one = torch.ones_like(s)
+        u = velocity_with_gradient(student, z, one, s, condition, g)
+        f = average_velocity_jump(z, u.detach(), one, s)
+
+        # Every question to the teacher is known now: ask them all at once.
+        # Prediction: v(f, 1 - d). Correction: v(x_r, r) at samples x noised to r, x_r = (1 - r) x + r n.
+        queries: list[tuple[Tensor, Tensor, Tensor]] = []
+        if prediction is not None:
+            t = 1 - d[:num_ahead]
+            queries.append((f[:num_ahead], t, Guidance(g[:num_ahead], *prediction.guidance_interval).at(t)))
+        if correction is not None:
+            x = f[num_ahead:]
+            n = draws.rows(back).noise("correction-noise", tuple(x.shape[1:]))
+            r = noise_levels(draws.uniform("noise-level")[back], correction).clamp(*teacher.time_range)
+            x_r = linear_interpolate(x, n, r)
+            queries.append((x_r, r, corrector_weights(g[num_ahead:], r, correction)))
+        states, times, weights = (torch.cat(parts) for parts in zip(*queries, strict=True))
+        v = teacher_velocity(teacher, states, times, condition, weights)
+
+        per_sample: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        losses: dict[str, Loss] = {}
+        predicted: Prediction | None = None
+        if prediction is not None:
+            # Delta_G = u + d du/dd - v(f, 1 - d).
+            derivative = partial(
+                duration_derivative,
+                student,
+                z[:num_ahead],
+                torch.ones_like(t),
+                t,
+                labels_ahead,
+                g[:num_ahead],
+                value=u[:num_ahead],
+                step=prediction.derivative_step,
+            )
+            du_dd = derivative(method=prediction.derivative)
+            predicted = predict(
+                u[:num_ahead],
+                du_dd,
+                v[:num_ahead],
+                d[:num_ahead],
+                power=prediction.weight_power,
+                epsilon=prediction.weight_epsilon,
+            )
+            per_sample.append(predicted.per_sample)
+            terms["prediction_loss"] = predicted.per_sample.detach().mean()
+            terms["prediction_residual"] = predicted.norm.mean()
+            terms["weight_mean"] = predicted.weight.mean()
+            every = prediction.check_derivative_every
+            if every and progress.step % every == 0:
+                terms["derivative_relative_error"] = relative_error(du_dd, derivative(method="forward-mode"))
+
+        if correction is not None:
+            # Delta_N = v_N(x_r, r) - v(x_r, r). One pass of the fake velocity serves both: v_N for the student, and its
+            # own flow matching, whose target is n - x. At s = t = r the average velocity is the instantaneous one.
+            v_n = velocity_with_gradient(models[FAKE_VELOCITY], x_r, r, r, labels_back, g[num_ahead:])
+            losses[FAKE_VELOCITY] = Loss(mean_square(v_n - linear_velocity(x, n)))
+            corrected = correct(
+                v_n, v[num_ahead:], power=correction.correction_weight_power, epsilon=correction.weight_epsilon
+            )
+            # alpha rises from 0 while the fake velocity learns; lambda brings both gradients to one size.
+            warmup = correction.correction_warmup_images
+            alpha = correction.balance_strength * (min(1.0, progress.images / warmup) if warmup else 1.0)
+            scale = self.scale(alpha, predicted, corrected, context)
+            per_sample.append(corrected.per_sample(u[num_ahead:], scale))
+            terms |= {"correction_residual": corrected.norm.mean(), "balance": scale}
+        return {"student": Loss(torch.cat(per_sample), terms), **losses}
 
 
 @final
 class FreeFlow(PredictorCorrector):
-    """Prediction and correction on one batch (Tong et al. 2025): together better than either alone.
+    """Prediction and correction on one batch: together better than either alone.
 
     lambda = alpha E||Delta_G|| / (E||Delta_N|| + epsilon) scales the correction's gradient to the prediction's;
     E runs over the global batch. It equates the gradients of one row of either kind; the batch's mean then weighs
@@ -30,34 +196,28 @@ class FreeFlow(PredictorCorrector):
     """
 
     def __init__(self, config: FreeFlowConfig) -> None:
-        super().__init__(config, Predictor(config), Corrector(config))
+        super().__init__(config, config, config)
         self._config = config
         self.uses_batch_means = config.adaptive
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, FreeFlowConfig)
-        check_precision(config, context)
-        return cls(config)
-
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        prediction_rows, correction_rows = draws.split(self._config.correction_share)
-        if not len(prediction_rows) or not len(correction_rows):
+        ahead, back = draws.split(self._config.correction_share)
+        if not len(ahead) or not len(back):
             raise ConfigError(
                 f"A batch of {draws.batch_size} rows split by objective.correction_share="
-                f"{self._config.correction_share:g} has {len(prediction_rows)} prediction and {len(correction_rows)} "
-                "correction rows; the freeflow objective needs at least one of each. Use a larger "
-                "training.batch_size, or the objective freeflow-prediction or freeflow-correction."
+                f"{self._config.correction_share:g} has {len(ahead)} prediction and {len(back)} correction rows; the "
+                "freeflow objective needs at least one of each. Use a larger training.batch_size, or the objective "
+                "freeflow-prediction or freeflow-correction."
             )
-        return prediction_rows, correction_rows
+        return ahead, back
 
-    def scale(self, strength: float, prediction: Prediction | None, correction: Correction, context: Context) -> Tensor:
+    def scale(self, strength: float, predicted: Prediction | None, corrected: Correction, context: Context) -> Tensor:
         if not self._config.adaptive:
-            return super().scale(strength, prediction, correction, context)
-        assert prediction is not None
-        ahead, back = prediction.norm, correction.norm
+            return super().scale(strength, predicted, corrected, context)
+        assert predicted is not None
+        ahead, back = predicted.norm, corrected.norm
         if self._config.balance == "weighted":
-            ahead, back = ahead * prediction.weight, back * correction.weight
+            ahead, back = ahead * predicted.weight, back * corrected.weight
         return balance(context.mean(ahead), context.mean(back), strength, self._config.balance_epsilon)
 
 
@@ -66,13 +226,7 @@ class FreeFlowPrediction(PredictorCorrector):
     """Prediction alone: every row regresses the student's velocity on its own generating target."""
 
     def __init__(self, config: PredictionConfig) -> None:
-        super().__init__(config, Predictor(config), None)
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, PredictionConfig)
-        check_precision(config, context)
-        return cls(config)
+        super().__init__(config, config, None)
 
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
         return torch.arange(len(draws.index)), torch.empty(0, dtype=torch.int64)
@@ -83,12 +237,7 @@ class FreeFlowCorrection(PredictorCorrector):
     """Correction alone: every row. lambda = alpha, for there is no prediction to balance with. It collapses modes."""
 
     def __init__(self, config: CorrectionConfig) -> None:
-        super().__init__(config, None, Corrector(config))
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, CorrectionConfig)
-        return cls(config)
+        super().__init__(config, None, config)
 
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
         return torch.empty(0, dtype=torch.int64), torch.arange(len(draws.index))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
-from freeflow_predictor_corrector.correction import Correction, balance
+from freeflow_predictor_corrector.correction import Correction, balance, corrector_weights
 from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection
-from freeflow_predictor_corrector.guidance import corrector_weights
 from predictor_corrector_helpers import (
     NO_DATA,
     ClassTeacher,
@@ -64,7 +63,7 @@ def test_a_flipped_residual_would_widen_the_too_wide() -> None:
     with torch.no_grad():
         residual = student(x_r, r, r, None, None) - GaussianTeacher(0 * ONE, ONE).velocity(x_r, r, None)
     for sign in (1.0, -1.0):
-        correction = Correction(sign * residual, ONE, torch.ones(4000, dtype=torch.float64), ONE)
+        correction = Correction(sign * residual, ONE, torch.ones(4000, dtype=torch.float64))
         gradient = gradients(correction.per_sample(u, torch.tensor(1.0)).mean(), student)["std"]
         u = student(z, t, s, None, None)
         assert (gradient > 0.01) == (sign > 0)
