@@ -13,8 +13,7 @@ from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.device import start_accelerator
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.search.comparison import Search, SearchPlan
-from freeflow_core.tools.search.job import OnSearched, SearchResult, write_rows, write_samples
+from freeflow_core.tools.search.comparison import OnSearched, Search, SearchPlan, SearchResult, write_rows
 
 
 def search(
@@ -79,7 +78,7 @@ def search(
         reference=builder.build("source", config.reference) if config.reference else None,
     )
     batch_size = config.evaluation.batch_size
-    result = write_samples(searching, plan, output, num, batch_size, seed, on_progress or (lambda done, total: None))
+    result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
     if not compare_seeds:
         return result
     first = config.evaluation.seed

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
+from freeflow_core.config import ComponentChoice, EvaluationConfig
+from freeflow_core.engine.build import Builder
 from freeflow_core.engine.device import autocast
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
@@ -142,6 +144,32 @@ class Generator:
         if self._teacher is not None:
             return self._teacher.balanced_condition(index)
         return index % num_classes if num_classes else None
+
+
+def make_generator(
+    evaluation: EvaluationConfig,
+    builder: Builder,
+    codec: Codec,
+    sampler: ComponentChoice,
+    num_steps: int,
+    *,
+    teacher: Teacher | None,
+    student: Student | None,
+) -> Generator:
+    """A generator with the seed, the guidance and the jump of ``evaluation``, in the precision of the run."""
+    return Generator(
+        builder.build("sampler", sampler),
+        num_steps,
+        codec,
+        teacher=teacher,
+        student=student,
+        seed=evaluation.seed,
+        guidance_weight=evaluation.guidance_weight,
+        guidance_low=evaluation.guidance_low,
+        guidance_high=evaluation.guidance_high,
+        jump_to=evaluation.jump_to,
+        precision=builder.precision,
+    )
 
 
 def _check_labels(labels: Labels, num_classes: int | None) -> None:

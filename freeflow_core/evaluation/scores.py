@@ -11,7 +11,7 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import Builder
-from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream
+from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
 from freeflow_core.interfaces import (
     Codec,
     EvaluationBatch,
@@ -191,18 +191,8 @@ class Evaluation:
 
     def _generator(self, sampler: ComponentChoice | str, num_steps: int) -> Generator:
         choice = ComponentChoice(name=sampler) if isinstance(sampler, str) else sampler
-        return Generator(
-            self._builder.build("sampler", choice),
-            num_steps,
-            self._codec,
-            teacher=self._teacher,
-            student=self._student,
-            seed=self.config.seed,
-            guidance_weight=self.config.guidance_weight,
-            guidance_low=self.config.guidance_low,
-            guidance_high=self.config.guidance_high,
-            jump_to=self.config.jump_to,
-            precision=self._builder.precision,
+        return make_generator(
+            self.config, self._builder, self._codec, choice, num_steps, teacher=self._teacher, student=self._student
         )
 
 

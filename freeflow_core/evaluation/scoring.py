@@ -16,16 +16,15 @@ from freeflow_core.config.run import row_title
 from freeflow_core.engine.build import Builder, Components
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.run_folder import RunFolder
-from freeflow_core.errors import FreeflowError
-from freeflow_core.evaluation.as_teacher import VelocityOfStudent
+from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.evaluation.pictures import comparison_image, grid_image, save_image, scatter_image
 from freeflow_core.evaluation.report import write_report
-from freeflow_core.evaluation.sampling import Generator
+from freeflow_core.evaluation.sampling import Generator, make_generator
 from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluation, SharedRows
 from freeflow_core.evaluation.student_file import save_student
 from freeflow_core.files import write_text
-from freeflow_core.interfaces import AverageVelocityStudent, Student
-from freeflow_core.types import Progress, Scores
+from freeflow_core.interfaces import AverageVelocityStudent, Student, Teacher
+from freeflow_core.types import Condition, Draws, Progress, Scores
 
 _log = logging.getLogger("freeflow")
 
@@ -189,23 +188,44 @@ class Scoring:
             sampler, steps = ComponentChoice(name="euler"), 1
         else:
             sampler, steps = evaluation.reference_sampler, evaluation.reference_steps
-        return Generator(
-            self._builder.build("sampler", sampler),
-            steps,
-            self._components.codec,
-            teacher=self._teacher,
-            student=self._student,
-            seed=evaluation.seed,
-            guidance_weight=evaluation.guidance_weight,
-            guidance_low=evaluation.guidance_low,
-            guidance_high=evaluation.guidance_high,
-            precision=self._builder.precision,
+        codec = self._components.codec
+        return make_generator(
+            evaluation, self._builder, codec, sampler, steps, teacher=self._teacher, student=self._student
         )
 
     def _columns(self) -> tuple[int, int]:
         """Columns shown, and the number of classes (0 without classes)."""
         classes = self._network.num_classes or 0
         return min(classes or self.config.samples.max_classes, self.config.samples.max_classes), classes
+
+
+@final
+class VelocityOfStudent(Teacher):
+    """v(x, t, c) = u(x, t, t, c) of a student, so that `freeflow pretrain` is scored like any teacher.
+
+    The null condition is the label after the last class, as in training with label dropout.
+    """
+
+    def __init__(self, student: AverageVelocityStudent) -> None:
+        super().__init__()
+        self.student = student
+        self.sample_shape = student.sample_shape
+        self.num_classes = student.num_classes
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        output = self.student(x_t, t, t, condition, None)
+        return self.student.average_velocity(output, x_t, t, t)
+
+    def null_condition(self, condition: Condition) -> Condition:
+        if not isinstance(condition, Tensor) or self.num_classes is None:
+            raise ConfigError("This network has no classes, so it cannot be guided; use guidance_weight=1.")
+        return torch.full_like(condition, self.num_classes)
+
+    def sample_condition(self, draws: Draws) -> Condition:
+        return draws.integers("label", self.num_classes) if self.num_classes else None
+
+    def balanced_condition(self, index: Tensor) -> Condition:
+        return index % self.num_classes if self.num_classes else None
 
 
 def _index_by_class(columns: int, classes: int, per_class: int) -> Tensor:

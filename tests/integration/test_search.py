@@ -17,16 +17,11 @@ from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.interfaces import EvaluationContext, Verifier
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.search.best_of_n import BestOfN
-from freeflow_core.tools.search.comparison import Search, SearchPlan
 from freeflow_core.types import Condition
 
 
 class Brightest(Verifier):
     """The mean of the image."""
-
-    @classmethod
-    def from_config(cls, config, context):
-        return cls()
 
     def prepare(self, context: EvaluationContext) -> None:
         pass
@@ -82,32 +77,6 @@ def test_every_evaluation_is_counted_and_one_candidate_is_plain_sampling(parts):
     one = BestOfN(generator(parts, "one-step", 1), finish, Brightest(), 1).batch(torch.arange(2), 8)
     assert one.num_evaluations == 3 * 2 * 2
     assert torch.equal(one.images, finish.batch(torch.arange(2)).images)
-
-
-@pytest.mark.parametrize(("sampler", "weight", "low"), [("euler", 1.0, 0.0), ("heun", 2.0, 0.0), ("heun", 2.0, 0.5)])
-def test_equal_budgets_are_the_most_steps_that_cost_no_more(parts, sampler, weight, low):
-    registry, builder, teacher, student, codec = parts
-    config = load_run_config(
-        registry, "distill", preset="digits", assignments=(f"evaluation.guidance_low={low}", "evaluation.evaluators=[]")
-    )
-    plan = SearchPlan(4, ComponentChoice(name=sampler), 2, weight, weight)
-    search = Search(
-        config,
-        plan,
-        builder,
-        student=student,
-        teacher=teacher,
-        codec=codec,
-        verifier=Brightest(),
-        reference=None,
-    )
-    for steps in (1, 3, 8):
-        counted = search.plain(0, steps).batch(torch.arange(1)).num_evaluations
-        assert search.evaluations(steps) == counted
-    for budget in (7.0, 20.0, 33.0):
-        steps = search.steps_for(budget)
-        assert search.evaluations(steps) <= budget or steps == 1
-        assert search.evaluations(steps + 1) > budget
 
 
 def test_what_is_written_can_be_read_and_compared(parts, tmp_path):

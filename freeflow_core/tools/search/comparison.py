@@ -1,33 +1,35 @@
-"""Best-of-N beside guided sampling that spends as much, and more."""
+"""Samples by best-of-N on disk, and what they gain over plain sampling that spends as much, or more."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean, pstdev
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentChoice, ComponentConfig, RunConfig
+from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import Builder
-from freeflow_core.evaluation.sampling import Generator
+from freeflow_core.evaluation.pictures import comparison_image, save_image
+from freeflow_core.evaluation.report import markdown_table
+from freeflow_core.evaluation.sampling import Generator, make_generator
 from freeflow_core.evaluation.scores import Evaluation
-from freeflow_core.interfaces import (
-    BuildContext,
-    Codec,
-    EvaluationContext,
-    Source,
-    Student,
-    Teacher,
-    VelocitySampler,
-    Verifier,
-)
+from freeflow_core.files import replacing, write_text
+from freeflow_core.interfaces import Codec, EvaluationContext, Source, Student, Teacher, Verifier
+from freeflow_core.tools.sample_files.formats import class_labels, file_array, write_npz
 from freeflow_core.tools.search.best_of_n import BestOfN
-from freeflow_core.types import Condition, Draws, Guidance
+from freeflow_core.types import Condition
 
-_MOST_STEPS = 10_000
+SEARCH, SAME_STEPS = "search", "same steps"
+OnSearched = Callable[[int, int], None]
+"""``on_progress(done, total)`` samples."""
+
+_PICTURE_COLUMNS = 10
+_DISTANCES = ("fid", "fid_data", "fd_data", "kid_data", "kd_data", "energy_data")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ class SearchRow:
     scores: Mapping[str, tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class SearchResult:
+    """Samples on disk, evaluations per sample, and the comparison's rows by name (none when it was not asked for)."""
+
+    folder: Path
+    files: Mapping[str, Path]
+    evaluations: float
+    rows: Mapping[str, SearchRow] = field(default_factory=dict)
+
+
 @final
 class Search:
     """Draws samples by best-of-N, and scores them beside plain sampling.
@@ -82,126 +94,137 @@ class Search:
         self._config = config
         self._plan = plan
         self._builder = builder
-        self._student = student
-        self._teacher = teacher
-        self._codec = codec
+        self._context = EvaluationContext(builder.device, codec, teacher, student, reference)
         self._verifier = verifier
-        self._reference = reference
-        verifier.prepare(EvaluationContext(builder.device, codec, teacher, student, reference))
+        verifier.prepare(self._context)
 
     def stream(self, seed: int) -> BestOfN:
         """Samples by best-of-N."""
         screen = self._generator(ComponentChoice(name="one-step"), 1, self._plan.student_guidance, seed)
-        return BestOfN(screen, self._sampled(self._plan.steps, seed), self._verifier, self._plan.candidates)
+        return BestOfN(screen, self.plain(seed), self._verifier, self._plan.candidates)
 
     def plain(self, seed: int, steps: int | None = None) -> Generator:
         """The teacher alone, in ``steps`` (None: as many as after the search)."""
-        return self._sampled(steps or self._plan.steps, seed)
+        return self._generator(self._plan.sampler, steps or self._plan.steps, self._plan.guidance_weight, seed)
 
     def rows(self, seeds: Sequence[int]) -> dict[str, SearchRow]:
         """The search, plain sampling with the same steps, and with as many and more evaluations; mean over seeds."""
-        paid = self.evaluations(self._plan.steps) + (self._plan.candidates if self._plan.candidates > 1 else 0)
-        steps = {"same steps": self._plan.steps}
-        steps |= {f"{times:g} x evaluations": self.steps_for(times * paid) for times in self._plan.larger}
+        steps = {SEARCH: self._plan.steps, SAME_STEPS: self._plan.steps}
         results: dict[str, list[dict[str, float]]] = {}
         for seed in seeds:
-            config = self._config.model_copy(
-                update={"evaluation": self._config.evaluation.model_copy(update={"seed": seed})}
-            )
+            scored = self._config.evaluation.model_copy(update={"seed": seed})
             # Each row is compared with real images, so no many-step reference is drawn.
             evaluation = Evaluation(
-                config,
+                self._config.model_copy(update={"evaluation": scored}),
                 self._builder,
-                self._codec,
-                teacher=self._teacher,
-                student=self._student,
-                reference_data=self._reference,
+                self._context.codec,
+                teacher=self._context.teacher,
+                student=self._context.student,
+                reference_data=self._context.reference,
             )
-            results.setdefault("search", []).append(evaluation.row("search", self.stream(seed)))
-            for name, count in steps.items():
-                results.setdefault(name, []).append(evaluation.row(name, self.plain(seed, count)))
+            found = {SEARCH: evaluation.row(SEARCH, self.stream(seed))}
+            found[SAME_STEPS] = evaluation.row(SAME_STEPS, self.plain(seed))
+            ratio = found[SEARCH]["evaluations"] / found[SAME_STEPS]["evaluations"]
+            for times in self._plan.larger:
+                name = f"{times:g} x evaluations"
+                steps[name] = max(1, int(times * ratio * self._plan.steps + 1e-9))  # the most that cost no more
+                found[name] = evaluation.row(name, self.plain(seed, steps[name]))
+            for name, scores in found.items():
+                results.setdefault(name, []).append(scores)
         return {
-            name: SearchRow(
-                steps.get(name, self._plan.steps),
-                {key: (mean(values), pstdev(values)) for key in rows[0] for values in [[row[key] for row in rows]]},
-            )
+            name: SearchRow(steps[name], {key: _mean_and_deviation([row[key] for row in rows]) for key in rows[0]})
             for name, rows in results.items()
         }
 
-    def evaluations(self, steps: int) -> float:
-        """Network evaluations a sample of the guided teacher costs in ``steps``: counted on a field that is free."""
-        evaluation = self._config.evaluation
-        generator = Generator(
-            self._builder.build("sampler", self._plan.sampler),
-            steps,
-            self._codec,
-            teacher=_NoField(self._teacher),
-            seed=0,
-            guidance_weight=self._plan.guidance_weight,
-            guidance_low=evaluation.guidance_low,
-            guidance_high=evaluation.guidance_high,
-        )
-        guidance = Guidance(
-            torch.tensor([self._plan.guidance_weight], dtype=torch.float64),
-            evaluation.guidance_low,
-            evaluation.guidance_high,
-        )
-        sampler = generator.sampler
-        assert isinstance(sampler, VelocitySampler)
-        z = torch.zeros(1, *self._teacher.sample_shape)
-        return sampler.sample(generator.model, z, generator.grid, None, guidance).num_evaluations
+    def write_samples(
+        self, output: Path, num: int, batch_size: int, seed: int, on_progress: OnSearched
+    ) -> SearchResult:
+        """``samples.npz`` (arr_0 uint8 NHWC, arr_1 labels), ``search.json`` and a picture beside unsearched samples."""
+        stream, plan = self.stream(seed), self._plan
+        images: list[Tensor] = []
+        conditions: list[Condition] = []
+        evaluations = 0.0
+        for batch in stream.batches(0, num, batch_size):
+            images.append(batch.images.cpu())
+            conditions.append(batch.condition)
+            evaluations += batch.num_evaluations * len(batch.index)
+            on_progress(int(batch.index[-1]) + 1, num)
+        drawn, labels = torch.cat(images), class_labels(conditions)
+        files = {"samples": output / "samples.npz", "search": output / "search.json"}
+        arrays = {"arr_0": [file_array(drawn)]} | ({} if labels is None else {"arr_1": [labels]})
+        write_npz(files["samples"], num, arrays)
+        index = torch.arange(min(num, _PICTURE_COLUMNS))
+        chosen, scores, _ = stream.screen(index, batch_size)
+        described = {
+            "candidates": plan.candidates,
+            "steps": plan.steps,
+            "guidance_weight": plan.guidance_weight,
+            "seed": seed,
+            "num": num,
+            "evaluations_per_sample": evaluations / num,
+            "first_samples": [
+                {"sample": i, "noise": int(chosen[i]), "scores": scores[i].tolist()} for i in range(len(index))
+            ],
+        }
+        write_text(files["search"], json.dumps(described, indent=1) + "\n")
+        if drawn.ndim == 4:
+            unsearched = self.plain(seed).batch(index, index * plan.candidates)
+            rows = [("first noise", unsearched.images.cpu()), (f"best of {plan.candidates}", drawn[: len(index)])]
+            shown = index if labels is None else labels[: len(index)]
+            files["picture"] = output / "search.png"
+            save_image(comparison_image(rows, [str(label) for label in shown.tolist()]), files["picture"])
+        return SearchResult(output, files, evaluations / num)
 
-    def steps_for(self, evaluations: float) -> int:
-        """The largest number of steps that costs at most ``evaluations``; at least 1."""
-        low, high = 1, 2
-        while high < _MOST_STEPS and self.evaluations(high) <= evaluations:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.evaluations(middle) <= evaluations else (low, middle)
-        return low
-
-    def _sampled(self, steps: int, seed: int) -> Generator:
-        return self._generator(self._plan.sampler, steps, self._plan.guidance_weight, seed)
-
-    def _generator(self, choice: ComponentChoice, steps: int, weight: float, seed: int) -> Generator:
-        sampler = self._builder.build("sampler", choice)
-        evaluation = self._config.evaluation
-        return Generator(
-            sampler,
-            steps,
-            self._codec,
-            teacher=self._teacher if isinstance(sampler, VelocitySampler) else None,
-            student=self._student,
-            seed=seed,
-            guidance_weight=weight,
-            guidance_low=evaluation.guidance_low,
-            guidance_high=evaluation.guidance_high,
-            precision=self._builder.precision,
+    def _generator(self, sampler: ComponentChoice, steps: int, weight: float, seed: int) -> Generator:
+        evaluation = self._config.evaluation.model_copy(update={"guidance_weight": weight, "seed": seed})
+        context = self._context
+        return make_generator(
+            evaluation, self._builder, context.codec, sampler, steps, teacher=context.teacher, student=context.student
         )
 
 
-@final
-class _NoField(Teacher):
-    """A field of zeros: a fixed-step sampler asks it as often as it would ask the teacher."""
+def write_rows(rows: Mapping[str, SearchRow], config: RunConfig, output: Path) -> dict[str, Path]:
+    """The comparison as JSON, Markdown and, where a distance was measured, a picture."""
+    files = {"comparison": output / "comparison.json", "table": output / "comparison.md"}
+    values = {name: {"steps": row.steps, **{k: list(v) for k, v in row.scores.items()}} for name, row in rows.items()}
+    write_text(files["comparison"], json.dumps(values, indent=1) + "\n")
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row.scores))
+    lines = [
+        [name, str(row.steps), *(_cell(row.scores[key]) if key in row.scores else "-" for key in columns)]
+        for name, row in rows.items()
+    ]
+    note = f"{config.evaluation.num_samples} samples a row; mean and deviation over seeds."
+    write_text(files["table"], "\n".join([*markdown_table(["", "steps", *columns], lines), "", note, ""]))
+    metric = next((m for m in _DISTANCES if all(m in row.scores for row in rows.values())), None)
+    if metric is not None:
+        files["plot"] = output / "comparison.png"
+        _plot(rows, metric, files["plot"])
+    return files
 
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.sample_shape = teacher.sample_shape
-        self.time_range = teacher.time_range
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        raise NotImplementedError("made here alone, from the teacher it stands for")
+def _plot(rows: Mapping[str, SearchRow], metric: str, path: Path) -> None:
+    """Distance over network evaluations: one point a row, with its deviation over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return torch.zeros_like(x_t)
+    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, row in rows.items():
+        evaluations, (value, deviation) = row.scores["evaluations"][0], row.scores[metric]
+        marker = "*" if name == SEARCH else "o"
+        axes.errorbar([evaluations], [value], yerr=[deviation], fmt=marker, capsize=3, label=name, markersize=9)
+    axes.set_xlabel("network evaluations per sample")
+    axes.set_ylabel(f"{metric} (lower is better)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
-    def null_condition(self, condition: Condition) -> Condition:
-        return None
 
-    def sample_condition(self, draws: Draws) -> Condition:
-        return None
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    return mean(values), pstdev(values)
 
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return None
+
+def _cell(value: tuple[float, float]) -> str:
+    return f"{value[0]:.4g}" + (f" ± {value[1]:.2g}" if value[1] else "")
