@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ConsistencyConfig
-from freeflow_baselines.flow_maps import TARGET, averaged_target
-from freeflow_baselines.rows import guided_field, root_mean_square, rows_from_data, solver_step
+from freeflow_baselines.shared import TARGET, averaged_target, rows_from_data, solver_step
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
     Context,
@@ -21,6 +20,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.flow import average_velocity_jump, linear_interpolate, mean_square, uniform_grid
+from freeflow_core.objective_kit.jumps import guided_field, root_mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.objective_kit.rows import NoisyRows
 from freeflow_core.types import Batch, Draws, Loss, Progress

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ContinuousConsistencyConfig
-from freeflow_baselines.flow_maps import TIME_WEIGHT, TimeWeight, normalised, ramp, weighted_losses
-from freeflow_baselines.rows import jumps_to, path_velocity, root_mean_square, rows_from_data, total_derivative
+from freeflow_baselines.shared import (
+    TIME_WEIGHT,
+    TimeWeight,
+    normalised,
+    path_velocity,
+    ramp,
+    rows_from_data,
+    total_derivative,
+    weighted_losses,
+)
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
     BuildContext,
@@ -23,6 +31,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.flow import expand_times, logit_normal, mean_square
+from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square
 from freeflow_core.objective_kit.passes import check_derivative, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 

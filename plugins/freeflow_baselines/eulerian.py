@@ -7,16 +7,16 @@ from typing import Self, final
 from torch import Tensor
 
 from freeflow_baselines.config import EulerianConfig
-from freeflow_baselines.flow_maps import normalised, ramp, reduced, time_pairs, time_weight_roles, weighted_losses
-from freeflow_baselines.rows import (
-    Jumps,
-    jumps_to,
+from freeflow_baselines.shared import (
+    normalised,
     path_velocity,
-    root_mean_square,
+    ramp,
+    reduced,
     rows_from_data,
-    take,
+    time_pairs,
+    time_weight_roles,
     total_derivative,
-    velocities_with_gradient,
+    weighted_losses,
 )
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
@@ -31,6 +31,7 @@ from freeflow_core.interfaces import (
 )
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import expand_times
+from freeflow_core.objective_kit.jumps import Jumps, jumps_to, root_mean_square, take, velocities_with_gradient
 from freeflow_core.objective_kit.passes import check_derivative, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 

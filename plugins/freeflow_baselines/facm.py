@@ -9,16 +9,10 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import FACMConfig
-from freeflow_baselines.rows import (
-    jumps_to,
-    path_velocity,
-    root_mean_square,
-    rows_from_data,
-    total_derivative,
-    velocities_with_gradient,
-)
+from freeflow_baselines.shared import path_velocity, rows_from_data, total_derivative
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Models, Objective, StartTimes
 from freeflow_core.math.flow import expand_times, mean_square
+from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square, velocities_with_gradient
 from freeflow_core.objective_kit.passes import check_derivative
 from freeflow_core.types import Batch, Draws, Loss, Progress
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import IMMConfig
-from freeflow_baselines.rows import draw_guidance, guided_field
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, Context, Models, Objective
 from freeflow_core.math.flow import average_velocity_jump, expand_times, like_states, linear_interpolate
+from freeflow_core.objective_kit.jumps import draw_guidance, guided_field
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.objective_kit.rows import drop_labels, noisy_rows
 from freeflow_core.types import Batch, Condition, Draws, Loss, Progress

@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import LagrangianConfig
-from freeflow_baselines.flow_maps import reduced, time_pairs, time_weight_roles, weighted_losses
-from freeflow_baselines.rows import (
-    Jumps,
-    guided_field,
-    jumps_from_noise,
-    jumps_to,
-    root_mean_square,
-    rows_from_data,
-    take,
-    velocities_with_gradient,
-)
+from freeflow_baselines.shared import reduced, rows_from_data, time_pairs, time_weight_roles, weighted_losses
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
     BuildContext,
@@ -33,6 +23,15 @@ from freeflow_core.interfaces import (
 )
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import average_velocity_jump, expand_times
+from freeflow_core.objective_kit.jumps import (
+    Jumps,
+    guided_field,
+    jumps_from_noise,
+    jumps_to,
+    root_mean_square,
+    take,
+    velocities_with_gradient,
+)
 from freeflow_core.objective_kit.passes import (
     check_derivative,
     duration_derivative,

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from freeflow_baselines.config import PairsConfig
-from freeflow_baselines.rows import Jumps, jumps_from_noise, raw_output, root_mean_square, solver_step
+from freeflow_baselines.shared import solver_step
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
     Context,
@@ -20,6 +20,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.flow import linear_interpolate, linear_velocity, mean_square, uniform_grid
+from freeflow_core.objective_kit.jumps import Jumps, jumps_from_noise, raw_output, root_mean_square
 from freeflow_core.objective_kit.passes import teacher_velocity, velocity_with_gradient
 from freeflow_core.types import Batch, Condition, Draws, Guidance, Loss, Progress
 

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import PiFlowConfig
-from freeflow_baselines.rows import (
+from freeflow_baselines.shared import rows_from_data
+from freeflow_core.interfaces import Context, Models, Objective, PolicyStudent, StartTimes
+from freeflow_core.math.flow import mean_square
+from freeflow_core.math.policies import Policy, raw_time, roll_policy, shifted_time
+from freeflow_core.objective_kit.jumps import (
     Jumps,
     guided_field,
     joined,
@@ -16,11 +20,7 @@ from freeflow_baselines.rows import (
     jumps_to,
     raw_output,
     root_mean_square,
-    rows_from_data,
 )
-from freeflow_core.interfaces import Context, Models, Objective, PolicyStudent, StartTimes
-from freeflow_core.math.flow import mean_square
-from freeflow_core.math.policies import Policy, raw_time, roll_policy, shifted_time
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ProgressiveConfig
-from freeflow_baselines.rows import Jumps, guided_field, jumps_from_noise, jumps_to, root_mean_square, rows_from_data
+from freeflow_baselines.shared import rows_from_data
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
@@ -25,6 +25,7 @@ from freeflow_core.interfaces import (
     Transition,
 )
 from freeflow_core.math.flow import average_velocity_jump, like_states, mean_square
+from freeflow_core.objective_kit.jumps import Jumps, guided_field, jumps_from_noise, jumps_to, root_mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 

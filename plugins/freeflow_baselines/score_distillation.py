@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ScoreDistillationConfig
-from freeflow_baselines.rows import guided_field, jumps_from_noise, root_mean_square
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
     Context,
@@ -21,6 +20,7 @@ from freeflow_core.interfaces import (
     Teacher,
 )
 from freeflow_core.math.flow import expand_times, linear_interpolate, linear_velocity, mean_square, uniform_between
+from freeflow_core.objective_kit.jumps import guided_field, jumps_from_noise, root_mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from freeflow_baselines.config import ConsistencyConfig
 from freeflow_baselines.consistency import Consistency, consistency_grid
-from freeflow_baselines.flow_maps import TARGET
+from freeflow_baselines.shared import TARGET
 from objective_helpers import (
     ClassTeacher,
     ExactGaussianStudent,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from freeflow_baselines.config import ContinuousConsistencyConfig
 from freeflow_baselines.continuous_consistency import ContinuousConsistency, trigflow_tangent
-from freeflow_baselines.flow_maps import TIME_WEIGHT, TimeWeight, weighted_losses
+from freeflow_baselines.shared import TIME_WEIGHT, TimeWeight, weighted_losses
 from objective_helpers import (
     ClassTeacher,
     ExactGaussianStudent,

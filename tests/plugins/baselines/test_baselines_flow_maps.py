@@ -8,8 +8,8 @@ import pytest
 import torch
 from freeflow_baselines.config import EulerianConfig, LagrangianConfig
 from freeflow_baselines.eulerian import Eulerian
-from freeflow_baselines.flow_maps import TIME_WEIGHT, time_pairs
 from freeflow_baselines.lagrangian import Lagrangian
+from freeflow_baselines.shared import TIME_WEIGHT, time_pairs
 from objective_helpers import (
     ClassTeacher,
     ExactGaussianStudent,

@@ -8,7 +8,7 @@ import freeflow_baselines.shortcut as shortcut_module
 import pytest
 import torch
 from freeflow_baselines.config import ShortcutConfig
-from freeflow_baselines.flow_maps import TARGET
+from freeflow_baselines.shared import TARGET
 from freeflow_baselines.shortcut import Shortcut, shortcut_times
 from objective_helpers import (
     ClassTeacher,

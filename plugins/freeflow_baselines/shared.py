@@ -1,21 +1,52 @@
-"""What objectives that learn a flow map share: targets, pairs of times, tangents, a learned weight of time."""
+"""What the objectives here share: rows, the field to follow, averaged targets, times, a learned weight of time."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from freeflow_baselines.config import FlowMapOptions
-from freeflow_core.interfaces import Models, Role, Student
+from freeflow_baselines.config import FlowMapOptions, VelocityOptions
+from freeflow_core.interfaces import Model, Models, Role, Student
 from freeflow_core.math.flow import expand_times, like_states, logit_normal
-from freeflow_core.types import Draws, Loss, Progress
+from freeflow_core.objective_kit.jumps import Jumps, draw_guidance, guided_field
+from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
+from freeflow_core.objective_kit.passes import path_derivative
+from freeflow_core.objective_kit.rows import NoisyRows, noisy_rows
+from freeflow_core.types import Batch, Draws, Loss, Progress
 
 TARGET, TIME_WEIGHT = "target", "time_weight"
 _FREQUENCIES = 8
+
+
+def rows_from_data(batch: Batch, draws: Draws, t: Tensor, config: GuidanceOptions) -> NoisyRows:
+    """The batch's data noised to ``t`` (N,); streams ``noise`` and ``guidance``. ``ConfigError`` without data."""
+    return noisy_rows(batch, draws, t, draw_guidance(draws, config))
+
+
+def path_velocity(models: Models, rows: NoisyRows, config: VelocityOptions) -> Tensor:
+    """The velocity that ``config`` names at the rows, (N, *D), without gradient."""
+    return rows.velocity if config.velocity == "data" else guided_field(models, rows.x_t, rows.t, rows, config)
+
+
+def total_derivative(student: Model, jumps: Jumps, v: Tensor, u: Tensor, config: DerivativeOptions) -> Tensor:
+    """d/dt u(x_t, t, s) along the velocity ``v`` (N, *D), without gradient, where its value is ``u`` (N, *D)."""
+    x_t, t, s, condition, guidance = jumps
+    method, step = config.derivative, config.derivative_step
+    return path_derivative(student, x_t, t, s, v, condition, guidance, value=u, method=method, step=step)
+
+
+@torch.no_grad()
+def solver_step(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, s: Tensor, solver: str) -> Tensor:
+    """One step of ``euler`` or ``heun`` along ``field(x, t)`` from t to s, (N, *D)."""
+    step, slope = expand_times(s - t, x), field(x, t)
+    if solver == "heun":
+        slope = (slope + field(x + step * slope, s)) / 2
+    return x + step * slope
 
 
 def averaged_target(student: Student, halflife_images: float | None) -> dict[str, Role]:

@@ -1,20 +1,18 @@
-"""What the objectives here ask in a step: jumps of the student, rows from data or from noise, the field to follow."""
+"""Jumps of a student as one value, so that several are asked for in one pass; the teacher's guided field beside."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from freeflow_baselines.config import VelocityOptions
 from freeflow_core.interfaces import Model, Models
-from freeflow_core.math.flow import expand_times, like_states, uniform_between
-from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
-from freeflow_core.objective_kit.passes import path_derivative, teacher_velocity, velocity_with_gradient
-from freeflow_core.objective_kit.rows import NoisyRows, noisy_rows
+from freeflow_core.math.flow import like_states, uniform_between
+from freeflow_core.objective_kit.options import GuidanceOptions
+from freeflow_core.objective_kit.passes import teacher_velocity, velocity_with_gradient
+from freeflow_core.objective_kit.rows import NoisyRows
 from freeflow_core.types import Batch, Condition, Draws, Guidance, concatenate_conditions, index_condition
 
 
@@ -56,31 +54,9 @@ def joined(*jumps: Jumps) -> Jumps:
     )
 
 
-def velocities_with_gradient(student: Model, *jumps: Jumps) -> tuple[Tensor, ...]:
-    """u of each, in one gradient pass, as distributed training needs."""
-    return torch.split(velocity_with_gradient(student, *joined(*jumps)), [len(part.t) for part in jumps])
-
-
-def total_derivative(student: Model, jumps: Jumps, v: Tensor, u: Tensor, config: DerivativeOptions) -> Tensor:
-    """d/dt u(x_t, t, s) along the velocity ``v`` (N, *D), without gradient, where its value is ``u`` (N, *D)."""
-    x_t, t, s, condition, guidance = jumps
-    method, step = config.derivative, config.derivative_step
-    return path_derivative(student, x_t, t, s, v, condition, guidance, value=u, method=method, step=step)
-
-
 def jumps_to(s: Tensor, rows: NoisyRows) -> Jumps:
     """From each row to its end time ``s`` (N,)."""
     return Jumps(rows.x_t, rows.t, s, rows.condition, rows.guidance)
-
-
-def draw_guidance(draws: Draws, config: GuidanceOptions) -> Tensor:
-    """One weight g per row, (N,) float64 on the host; stream ``guidance``."""
-    return uniform_between(draws.uniform("guidance"), config.guidance_min, config.guidance_max)
-
-
-def rows_from_data(batch: Batch, draws: Draws, t: Tensor, config: GuidanceOptions) -> NoisyRows:
-    """The batch's data noised to ``t`` (N,); streams ``noise`` and ``guidance``. ``ConfigError`` without data."""
-    return noisy_rows(batch, draws, t, draw_guidance(draws, config))
 
 
 def jumps_from_noise(models: Models, batch: Batch, draws: Draws, config: GuidanceOptions) -> Jumps:
@@ -88,6 +64,11 @@ def jumps_from_noise(models: Models, batch: Batch, draws: Draws, config: Guidanc
     z, guidance = draws.noise("prior", models.teacher.sample_shape), draw_guidance(draws, config)
     condition = models.teacher.sample_condition(draws) if batch.condition is None else batch.condition
     return Jumps(z, torch.ones_like(guidance), torch.zeros_like(guidance), condition, guidance)
+
+
+def draw_guidance(draws: Draws, config: GuidanceOptions) -> Tensor:
+    """One weight g per row, (N,) float64 on the host; stream ``guidance``."""
+    return uniform_between(draws.uniform("guidance"), config.guidance_min, config.guidance_max)
 
 
 def guided_field(models: Models, x_t: Tensor, t: Tensor, asked: Jumps | NoisyRows, config: GuidanceOptions) -> Tensor:
@@ -99,11 +80,6 @@ def guided_field(models: Models, x_t: Tensor, t: Tensor, asked: Jumps | NoisyRow
     return teacher_velocity(models.teacher, x_t, t, asked.condition, weight)
 
 
-def path_velocity(models: Models, rows: NoisyRows, config: VelocityOptions) -> Tensor:
-    """The velocity that ``config`` names at the rows, (N, *D), without gradient."""
-    return rows.velocity if config.velocity == "data" else guided_field(models, rows.x_t, rows.t, rows, config)
-
-
 def raw_output(network: nn.Module, jumps: Jumps) -> Tensor:
     """What a student's network says of the jumps, on their device and in the network's precision."""
     x_t, t, s, condition, guidance = jumps
@@ -111,13 +87,9 @@ def raw_output(network: nn.Module, jumps: Jumps) -> Tensor:
     return output
 
 
-@torch.no_grad()
-def solver_step(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, s: Tensor, solver: str) -> Tensor:
-    """One step of ``euler`` or ``heun`` along ``field(x, t)`` from t to s, (N, *D)."""
-    step, slope = expand_times(s - t, x), field(x, t)
-    if solver == "heun":
-        slope = (slope + field(x + step * slope, s)) / 2
-    return x + step * slope
+def velocities_with_gradient(student: Model, *jumps: Jumps) -> tuple[Tensor, ...]:
+    """u of each, in one gradient pass, as distributed training needs."""
+    return torch.split(velocity_with_gradient(student, *joined(*jumps)), [len(part.t) for part in jumps])
 
 
 def root_mean_square(values: Tensor) -> Tensor:
