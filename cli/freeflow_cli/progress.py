@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from freeflow_cli import formats
+from freeflow_cli.console import is_main_process
 from freeflow_core.plugin import hookimpl
 
 if TYPE_CHECKING:
@@ -124,6 +125,36 @@ class LineDisplay(Display):
 
     def close(self) -> None:
         self._title = None
+
+
+@final
+class CountProgress:
+    """Images done, images a second, and the time that is left.
+
+    The first report is where the clock starts, so that loading and compiling do not count, nor what was there
+    already.
+    """
+
+    def __init__(self, title: str, display: Display, now: Callable[[], float] = time.monotonic) -> None:
+        self._title = title
+        self._display = display
+        self._now = now
+        self._start: tuple[float, int] | None = None
+        self._last = -1
+
+    def advance(self, done: int, total: int) -> None:
+        """``done`` of ``total``; a number that was told before is not told again."""
+        if done == self._last or not is_main_process():
+            return
+        self._last, now = done, self._now()
+        self._start = self._start or (now, done)
+        elapsed = now - self._start[0]
+        rate = (done - self._start[1]) / elapsed if elapsed > 0 else None
+        self._display.advance(self._title, done, total, unit="images", rate=rate, details="")
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        self._display.close()
 
 
 def remaining(done: int, total: int, rate: float) -> float:

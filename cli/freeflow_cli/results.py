@@ -158,11 +158,6 @@ def print_checks(console: Console, checks: Sequence[Check]) -> None:
     console.print(table)
 
 
-def checks_as_json(checks: Sequence[Check]) -> list[dict[str, str]]:
-    """For ``--json``."""
-    return [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks]
-
-
 def failed(checks: Sequence[Check]) -> bool:
     """Whether any is an error."""
     return any(check.status == "error" for check in checks)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from cli_support import FakeApi
-from freeflow_cli.commands.sample import SampleProgress, parse_interval
-from freeflow_cli.progress import LineDisplay
+from freeflow_cli.commands.sample import parse_interval
+from freeflow_cli.progress import CountProgress, LineDisplay
 from rich.console import Console
 from typer.testing import Result
 
@@ -79,7 +79,7 @@ def test_cli_sample_closes_its_display_when_it_is_interrupted(
         raise Interrupted("64 of 300 samples are finished and stay in x.")
 
     monkeypatch.setattr("freeflow_core.api.sample", stopped)
-    monkeypatch.setattr(SampleProgress, "close", lambda self: closed.append(True))
+    monkeypatch.setattr(CountProgress, "close", lambda self: closed.append(True))
     result = freeflow("sample", "--teacher", "wise")
     assert (result.exit_code, closed) == (1, [True])
     assert "Interrupted: 64 of 300 samples" in result.stderr
@@ -89,7 +89,7 @@ def test_cli_sample_progress_shows_rate_and_time_left_without_the_first_batch() 
     clock = iter([100.0, 110.0, 120.0])
     text = io.StringIO()
     display = LineDisplay(Console(file=text, width=100), interval=0, now=lambda: 0.0)
-    progress = SampleProgress(display, now=lambda: next(clock))
+    progress = CountProgress("sample", display, now=lambda: next(clock))
     progress.advance(5000, 10000)
     for _ in range(3):
         progress.advance(6000, 10000)

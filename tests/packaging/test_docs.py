@@ -164,7 +164,7 @@ def test_every_command_line_parses_and_its_settings_exist(page, line, registry):
     own = values.get("config") is not None or values.get("student") == Path("runs/my-run") or "--plugin" in line
     if path not in (["distill"], ["pretrain"], ["config", "show"], ["evaluate"]) or own:
         return
-    command = "pretrain" if path == ["pretrain"] else getattr(values.get("command"), "value", "distill")
+    command = "pretrain" if path == ["pretrain"] else values.get("command", "distill")
     kinds = ("teacher", "objective", "source", *(() if path == ["evaluate"] else ("student",)))
     overrides = {kind: {"name": values[kind]} for kind in kinds if values.get(kind)}
     load_run_config(

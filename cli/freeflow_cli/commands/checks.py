@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,9 @@ import typer
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.commands.sample import Device, Precision
 from freeflow_cli.console import output
 from freeflow_cli.console import output as output_console
-from freeflow_cli.results import checks_as_json, failed, print_checks, print_files, print_line
+from freeflow_cli.results import failed, print_checks, print_files, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
@@ -27,7 +27,7 @@ def doctor(context: typer.Context, as_json: options.AsJSON = False) -> None:
 
     checks = api.diagnose(Session.of(context).manager)
     if as_json:
-        typer.echo(json.dumps(checks_as_json(checks), indent=1))
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=1))
     else:
         print_checks(output(), checks)
     if failed(checks):
@@ -67,10 +67,8 @@ def check(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for a picture of the samples.")
     ] = Path("teacher-check"),
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="Of the network; bf16 is autocast.")
-    ] = Precision.FLOAT32,
-    device: Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")] = Device.AUTO,
+    precision: options.Precision = "float32",
+    device: options.Device = "auto",
     as_json: options.AsJSON = False,
 ) -> None:
     """Integrate a teacher and measure whether time, sign and scale are right; propose what is. Exit code 1 if not."""
@@ -89,8 +87,8 @@ def check(
         num=num,
         steps=steps,
         seed=seed,
-        device=device.value,
-        precision=precision.value,
+        device=device,
+        precision=precision,
         output=output,
         manager=session.manager,
     )
@@ -106,7 +104,7 @@ def _as_json(result: TeacherCheck) -> dict[str, object]:
     return {
         "teacher": result.teacher,
         "right": result.is_right,
-        "checks": checks_as_json(result.checks),
+        "checks": [asdict(check) for check in result.checks],
         "proposals": [
             {"settings": proposal.settings, "miscalibration": proposal.miscalibration} for proposal in result.proposals
         ],

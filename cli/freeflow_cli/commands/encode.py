@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import time
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.commands.sample import Device
 from freeflow_cli.console import is_main_process, messages
 from freeflow_cli.console import output as output_console
 from freeflow_cli.results import print_line, print_next
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
-
-
-class StoredType(str, Enum):
-    """Type that latents are stored in."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
 
 
 def encode(
@@ -40,8 +30,10 @@ def encode(
     flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored images too.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images the codec gets at once.")] = 32,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images in a file.")] = 4096,
-    dtype: Annotated[StoredType, typer.Option("--dtype", help="Type the latents are stored in.")] = StoredType.FLOAT32,
-    device: Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")] = Device.AUTO,
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option("--dtype", help="Type the latents are stored in.")
+    ] = "float32",
+    device: options.Device = "auto",
 ) -> None:
     """Compute the latents of a source's images once, for the source `latents`. Run it again to go on."""
     if source is None:
@@ -53,19 +45,10 @@ def encode(
     registry = session.registry()
     for kind, name in (("source", source), ("codec", codec)):
         registry.component(kind, name)  # a misspelt name is told before torch is imported
-    from freeflow_cli.progress import choose_display
+    from freeflow_cli.progress import CountProgress, choose_display
     from freeflow_core import api
 
-    display = choose_display(messages()) if is_main_process() else None
-    began, first = time.monotonic(), -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal first
-        first = done if first < 0 else first
-        if display is not None:
-            rate = (done - first) / max(time.monotonic() - began, 1e-9)
-            display.advance("encode", done, total, unit="images", rate=rate or None, details="")
-
+    progress = CountProgress("encode", choose_display(messages()))
     try:
         result = api.encode(
             source=source,
@@ -76,14 +59,13 @@ def encode(
             flip=flip,
             batch_size=batch_size,
             shard_size=shard_size,
-            dtype=dtype.value,
-            device=device.value,
-            on_progress=show,
+            dtype=dtype,
+            device=device,
+            on_progress=progress.advance,
             manager=session.manager,
         )
     finally:
-        if display is not None:
-            display.close()
+        progress.close()
     if not is_main_process():
         return
     console = output_console()

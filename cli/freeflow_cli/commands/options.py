@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -80,6 +80,12 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint of the run in --output, else the newest run.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print what would happen, and stop.")]
+Precision = Annotated[
+    Literal["float32", "bf16", "float64"], typer.Option("--precision", help="Of the networks; bf16 is autocast.")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="auto: cuda, else mps, else cpu.")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

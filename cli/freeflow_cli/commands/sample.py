@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,34 +16,7 @@ from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from freeflow_cli.progress import Display
     from freeflow_core.api import SampleResult
-
-
-class ImageFormat(str, Enum):
-    """How samples are written."""
-
-    GRID = "grid"
-    NPZ = "npz"
-    PNG = "png"
-    WEBP = "webp"
-
-
-class Precision(str, Enum):
-    """What the networks compute in."""
-
-    FLOAT32 = "float32"
-    BF16 = "bf16"
-    FLOAT64 = "float64"
-
-
-class Device(str, Enum):
-    """Where samples are drawn."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
 
 
 def sample(
@@ -80,16 +50,15 @@ def sample(
         typer.Option("--output", "-o", metavar="DIR", help="Folder to write, or to go on with (all but grid)."),
     ] = Path("samples"),
     image_format: Annotated[
-        ImageFormat, typer.Option("--format", help="One picture, one array for evaluators, or one file each.")
-    ] = ImageFormat.GRID,
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="Of the networks; bf16 is autocast.")
-    ] = Precision.FLOAT32,
+        Literal["grid", "npz", "png", "webp"],
+        typer.Option("--format", help="One picture, one array for evaluators, or one file each."),
+    ] = "grid",
+    precision: options.Precision = "float32",
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="teacher.X=, sampler.X= or codec.X=value. Repeatable."),
     ] = None,
-    device: Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")] = Device.AUTO,
+    device: options.Device = "auto",
 ) -> None:
     """Draw samples from the student of a run or file, or from a teacher. Stopped early, the same command goes on."""
     if student is None and teacher is None:
@@ -104,10 +73,10 @@ def sample(
     if not 0 < jump_to < 1:
         raise ConfigError(f"--jump-to {jump_to:g} must lie between 0 (data) and 1 (noise).")
     chosen, interval = parse_labels(labels), parse_interval(guidance_interval)
-    from freeflow_cli.progress import choose_display
+    from freeflow_cli.progress import CountProgress, choose_display
     from freeflow_core import api
 
-    progress = SampleProgress(choose_display(messages()))
+    progress = CountProgress("sample", choose_display(messages()))
     try:
         result = api.sample(
             student=student,
@@ -122,10 +91,10 @@ def sample(
             seed=seed,
             batch_size=batch_size,
             output=output,
-            image_format=image_format.value,
-            precision=precision.value,
+            image_format=image_format,
+            precision=precision,
             settings=tuple(assignments or ()),
-            device=device.value,
+            device=device,
             manager=session.manager,
             on_progress=progress.advance,
         )
@@ -133,35 +102,6 @@ def sample(
         progress.close()
     if is_main_process():
         _print_result(result, num)
-
-
-@final
-class SampleProgress:
-    """Samples done, samples a second, and the time that is left.
-
-    The first report is where the clock starts, so that loading and compiling do not count, nor samples that were
-    there already.
-    """
-
-    def __init__(self, display: Display, now: Callable[[], float] = time.monotonic) -> None:
-        self._display = display
-        self._now = now
-        self._start: tuple[float, int] | None = None
-        self._last = -1
-
-    def advance(self, done: int, total: int) -> None:
-        """``done`` of ``total`` samples; a number that was told before is not told again."""
-        if done == self._last:
-            return
-        self._last, now = done, self._now()
-        self._start = self._start or (now, done)
-        elapsed = now - self._start[0]
-        rate = (done - self._start[1]) / elapsed if elapsed > 0 else None
-        self._display.advance("sample", done, total, unit="images", rate=rate, details="")
-
-    def close(self) -> None:
-        """Leave the terminal clean."""
-        self._display.close()
 
 
 def parse_labels(text: str) -> list[int] | Literal["balanced", "random"]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich import box
@@ -76,13 +75,6 @@ def pretrain(
     train(Session.of(context), request, folder=output, resume=resume, dry_run=dry_run)
 
 
-class Command(str, Enum):
-    """The commands that take a run configuration."""
-
-    DISTILL = "distill"
-    PRETRAIN = "pretrain"
-
-
 def config_application() -> typer.Typer:
     """The ``config`` group."""
     app = typer.Typer(help="Look at run configurations.", no_args_is_help=True)
@@ -97,7 +89,9 @@ def _group() -> None:
 
 def show(
     context: typer.Context,
-    command: Annotated[Command, typer.Option("--command", help="Whose presets and defaults.")] = Command.DISTILL,
+    command: Annotated[
+        Literal["distill", "pretrain"], typer.Option("--command", help="Whose presets and defaults.")
+    ] = "distill",
     teacher: options.TeacherName = None,
     objective: options.ObjectiveName = None,
     student: options.StudentName = None,
@@ -112,7 +106,7 @@ def show(
     from freeflow_core.config import to_yaml
 
     request = Request(
-        command.value,
+        command,
         preset=preset,
         file=config,
         components={"teacher": teacher, "objective": objective, "student": student, "source": source},
