@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from freeflow_core.config.component import ComponentConfig
+from freeflow_core.config import ComponentConfig
 
 Vector = tuple[float, ...]
 Matrix = tuple[Vector, ...]
@@ -68,16 +68,41 @@ class GaussianMixtureConfig(ComponentConfig):
         return None if value is None else tuple(_symmetric(matrix, i) for i, matrix in enumerate(value))
 
     @model_validator(mode="after")
-    def _check(self) -> GaussianMixtureConfig:
-        self._check_layout()
+    def _check_layout(self) -> Self:
+        given = [name for name in ("means", "stds", "covariances") if getattr(self, name) is not None]
         if self.layout == "custom":
-            self._check_components()
-        for name in ("weights", "labels"):
+            if not self.means or (self.stds is None) == (self.covariances is None):
+                raise ValueError(
+                    "layout: custom needs means and exactly one of stds and covariances, got "
+                    + (", ".join(given) or "none of them")
+                )
+        elif given:
+            raise ValueError(f"{', '.join(given)} may only be given with layout: custom, not {self.layout}")
+        elif self.layout != "single" and self.dimension < 2:
+            raise ValueError(f"layout: {self.layout} needs at least 2 dimensions, sample_shape has {self.dimension}")
+        elif self.layout == "grid" and math.isqrt(self.num_modes) ** 2 != self.num_modes:
+            raise ValueError(f"layout: grid needs a square number of modes (4, 9, 16, ...), got {self.num_modes}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_components(self) -> Self:
+        for name in ("stds", "covariances", "weights", "labels"):
             value = getattr(self, name)
             if value is not None and len(value) != self.num_components:
                 raise ValueError(
                     f"{name} has {len(value)} entries, expected one for each of {self.num_components} components"
                 )
+        for name in ("means", "covariances"):
+            for index, entries in enumerate(getattr(self, name) or ()):
+                if len(entries) != self.dimension:
+                    raise ValueError(
+                        f"{name}[{index}] has {len(entries)} entries, expected {self.dimension} "
+                        f"(sample_shape {self.sample_shape})"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
         if self.labels is not None and self.num_classes is not None:
             raise ValueError("labels and num_classes both say which class a component has; give one of them")
         if self.num_classes is not None and self.num_classes > self.num_components:
@@ -89,44 +114,6 @@ class GaussianMixtureConfig(ComponentConfig):
                 f"labels must use every class from 0 to {max(self.labels)}, got {sorted(set(self.labels))}"
             )
         return self
-
-    def _check_layout(self) -> None:
-        given = [name for name in ("means", "stds", "covariances") if getattr(self, name) is not None]
-        if self.layout != "custom":
-            if given:
-                raise ValueError(f"{', '.join(given)} may only be given with layout: custom, not {self.layout}")
-            if self.layout in ("ring", "grid") and self.dimension < 2:
-                raise ValueError(
-                    f"layout: {self.layout} needs at least 2 dimensions, sample_shape has {self.dimension}"
-                )
-            if self.layout == "grid" and math.isqrt(self.num_modes) ** 2 != self.num_modes:
-                raise ValueError(f"layout: grid needs a square number of modes (4, 9, 16, ...), got {self.num_modes}")
-        elif self.means is None or (self.stds is None) == (self.covariances is None):
-            raise ValueError(
-                "layout: custom needs means and exactly one of stds and covariances, got "
-                + (", ".join(given) or "none of them")
-            )
-
-    def _check_components(self) -> None:
-        assert self.means is not None
-        if not self.means:
-            raise ValueError("means must hold at least one component")
-        for index, mean in enumerate(self.means):
-            if len(mean) != self.dimension:
-                raise ValueError(
-                    f"means[{index}] has {len(mean)} entries, expected {self.dimension} "
-                    f"(sample_shape {self.sample_shape})"
-                )
-        name, spread = ("stds", self.stds) if self.stds is not None else ("covariances", self.covariances)
-        assert spread is not None
-        if len(spread) != len(self.means):
-            raise ValueError(f"{name} has {len(spread)} entries, expected one for each of {len(self.means)} means")
-        for index, matrix in enumerate(self.covariances or ()):
-            if len(matrix) != self.dimension:
-                raise ValueError(
-                    f"covariances[{index}] is {len(matrix)} x {len(matrix)}, expected "
-                    f"{self.dimension} x {self.dimension}"
-                )
 
 
 class MixtureSourceConfig(GaussianMixtureConfig):

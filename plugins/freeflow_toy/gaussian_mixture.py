@@ -1,21 +1,22 @@
-"""The exact velocity of a Gaussian mixture: what a perfectly trained teacher would be."""
+"""The exact velocity of a Gaussian mixture, what a perfectly trained teacher would be, and where it leads."""
 
 from __future__ import annotations
 
 import math
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
-from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
-from freeflow_core.math.flow import expand_times
+from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.types import Condition, Draws, Guidance
 from freeflow_toy.config import GaussianMixtureConfig
-from freeflow_toy.layouts import layout_means
-from freeflow_toy.reference import integrate_velocity
+
+_RELATIVE_TOLERANCE = 1e-11
+_ABSOLUTE_TOLERANCE = 1e-12
 
 
 @final
@@ -66,10 +67,7 @@ class GaussianMixtureTeacher(Teacher):
             variances, basis = torch.linalg.eigh(covariances.double())
         else:
             assert stds is not None
-            if stds.ndim != 1:
-                _check_shape("stds", stds, tuple(means.shape))
-            else:
-                _check_shape("stds", stds, (K,))
+            _check_shape("stds", stds, (K,) if stds.ndim == 1 else tuple(means.shape))
             spread = stds.double().reshape(K, -1)
             variances = (spread * spread.abs()).expand_as(self.means).clone()  # a negative std stays visible
         if not bool((variances > 0).all()):
@@ -81,16 +79,17 @@ class GaussianMixtureTeacher(Teacher):
         self._set_classes(torch.ones(K) if weights is None else weights, labels)
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, GaussianMixtureConfig)
+    def from_config(cls, config: GaussianMixtureConfig, context: BuildContext) -> Self:
+        def tensor(values: Any, dtype: torch.dtype = torch.float64) -> Tensor | None:
+            return None if values is None else torch.tensor(values, dtype=dtype)
+
         means = layout_means(config).reshape(-1, *config.sample_shape)
-        stds = torch.full((len(means),), config.std) if config.layout != "custom" else None
         teacher = cls(
             means,
-            stds=stds if config.stds is None else torch.tensor(config.stds, dtype=torch.float64),
-            covariances=None if config.covariances is None else torch.tensor(config.covariances, dtype=torch.float64),
-            weights=None if config.weights is None else torch.tensor(config.weights, dtype=torch.float64),
-            labels=None if config.component_labels is None else torch.tensor(config.component_labels),
+            stds=torch.full((len(means),), config.std) if config.layout != "custom" else tensor(config.stds),
+            covariances=tensor(config.covariances),
+            weights=tensor(config.weights),
+            labels=tensor(config.component_labels, torch.int64),
         )
         # Apple's devices know no float64.
         return teacher.float() if context.device.type == "mps" else teacher
@@ -249,3 +248,69 @@ def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
 def _check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(value.shape) != expected:
         raise ConfigError(f"{name} of a Gaussian mixture must have shape {expected}, got {tuple(value.shape)}.")
+
+
+def layout_means(config: GaussianMixtureConfig) -> Tensor:
+    """(K, dim) float64 means of the configured layout."""
+    if config.layout == "custom":
+        return torch.tensor(config.means, dtype=torch.float64)
+    means = torch.zeros(config.num_components, config.dimension, dtype=torch.float64)
+    if config.layout == "single":
+        means[:, 0] = config.radius
+    elif config.layout == "ring":
+        angle = 2 * math.pi * torch.arange(config.num_modes, dtype=torch.float64) / config.num_modes
+        means[:, 0], means[:, 1] = config.radius * angle.cos(), config.radius * angle.sin()
+    else:
+        side = math.isqrt(config.num_modes)
+        line = config.radius * torch.linspace(-1, 1, side, dtype=torch.float64) if side > 1 else torch.zeros(1).double()
+        means[:, 0], means[:, 1] = line.repeat(side), line.repeat_interleave(side)
+    return means
+
+
+@torch.no_grad()
+def integrate_velocity(
+    teacher: Teacher, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Guidance | None
+) -> Tensor:
+    """X(x_t, t, s) (N, *D) for times ``t``, ``s`` (N,), by dopri8 in float64; each sample meets the tolerance itself.
+
+    Guidance jumps at its interval's ends, so the path is cut there and each piece is smooth: for every sample, piece
+    [low, high] is run over an internal time from 0 to 1, in which samples with nothing to do rest.
+    """
+    x = x_t.double()
+    t, s = t.detach().cpu().double(), s.detach().cpu().double()
+    ones = torch.ones_like(t)
+    weight = ones if guidance is None else guidance.weight.detach().cpu().double()
+    low, high = (0.0, 1.0) if guidance is None else (guidance.low, guidance.high)
+    for bottom, top, weight_here in ((high, 1.0, ones), (low, high, weight), (0.0, low, ones)):
+        start, end = t.clamp(bottom, top), s.clamp(bottom, top)
+        if bottom < top and bool((start != end).any()):
+            x = _integrate_piece(teacher, x, start, end, condition, weight_here)
+    return x.to(x_t.dtype)
+
+
+def _integrate_piece(
+    teacher: Teacher, x: Tensor, start: Tensor, end: Tensor, condition: Condition, weight: Tensor
+) -> Tensor:
+    rate = expand_times(end - start, x)
+
+    def slope(progress: Tensor, state: Tensor) -> Tensor:
+        time = start + progress.cpu() * (end - start)
+        return rate * teacher.guided_velocity(state, time, condition, weight)
+
+    span = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
+    path = odeint(
+        slope,
+        x,
+        span,
+        rtol=_RELATIVE_TOLERANCE,
+        atol=_ABSOLUTE_TOLERANCE,
+        method="dopri8",
+        # Without step_t the end point would be interpolated, at a lower order; and the default norm averages over
+        # the batch, so that one hard sample could hide among many easy ones.
+        options={"norm": _worst_sample, "step_t": span[1:]},
+    )
+    return path[-1]
+
+
+def _worst_sample(error: Tensor) -> Tensor:
+    return mean_square(error).max().sqrt()

@@ -1,4 +1,4 @@
-"""Exact samples of a Gaussian mixture, as training data."""
+"""Exact samples of a Gaussian mixture as training data, and the codec of data that are states already."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import BuildContext, Source
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext, Codec, Source
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch, Condition
-from freeflow_toy.config import MixtureSourceConfig
+from freeflow_toy.config import MixtureSourceConfig, StatesConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 
 
@@ -39,8 +39,7 @@ class MixtureSource(Source):
         self.num_classes = mixture.num_classes
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, MixtureSourceConfig)
+    def from_config(cls, config: MixtureSourceConfig, context: BuildContext) -> Self:
         mixture = GaussianMixtureTeacher.from_config(config, context)
         return cls(mixture.double().cpu(), config.seed, config.held_out)
 
@@ -55,24 +54,41 @@ class MixtureSource(Source):
 
     def held_out(self) -> tuple[Tensor, Condition] | None:
         """Float states (M, *D) and their labels, or None without any."""
-        if not self._num_held_out:
-            return None
-        batch = self._rows("held-out", 0, self._num_held_out)
-        assert batch.x is not None
-        return batch.x, batch.condition
+        return self._rows("held-out", 0, self._num_held_out) if self._num_held_out else None
 
     def _blocks(self, start: int, batch_size: int, stride: int) -> Iterator[Batch]:
         while True:
-            yield self._rows("training", start, batch_size)
+            yield Batch(*self._rows("training", start, batch_size))
             start += stride
 
-    def _rows(self, purpose: str, start: int, count: int) -> Batch:
-        draws = PhiloxDraws(_seed_of(purpose, self._seed), torch.arange(start, start + count), dtype=torch.float64)
+    def _rows(self, purpose: str, start: int, count: int) -> tuple[Tensor, Condition]:
+        # A seed of its own for each purpose, so that no stream meets one of the run's with equal seeds.
+        digest = hashlib.blake2b(f"gaussian-mixture/{purpose}/{self._seed}".encode(), digest_size=8).digest()
+        seed = int.from_bytes(digest, "little") >> 1
+        draws = PhiloxDraws(seed, torch.arange(start, start + count), dtype=torch.float64)
         condition = self._mixture.sample_condition(draws)
-        return Batch(self._mixture.sample_data(draws, condition).float(), condition)
+        return self._mixture.sample_data(draws, condition).float(), condition
 
 
-def _seed_of(purpose: str, seed: int) -> int:
-    """A seed in [0, 2**63) of its own for each purpose, so that no stream meets one of the run's with equal seeds."""
-    digest = hashlib.blake2b(f"gaussian-mixture/{purpose}/{seed}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+@final
+class StatesCodec(Codec):
+    """What a source yields already are states: encoding passes them on, whatever their shape."""
+
+    def __init__(self, config: StatesConfig) -> None:
+        """There is nothing to choose."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The float states (N, *D) given. Raises ``ConfigError`` for integers, which are images to be coded."""
+        if not images.is_floating_point():
+            raise ConfigError(
+                f"The states codec passes float states on, got {images.dtype} {tuple(images.shape)}. uint8 images need "
+                "codec: pixels."
+            )
+        return images
+
+    def state_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        return image_shape
+
+    def decode(self, x: Tensor) -> Tensor:
+        """uint8 values for pictures, with [-1, 1] as 0..255; states beyond are clamped."""
+        return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

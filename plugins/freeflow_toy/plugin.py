@@ -27,14 +27,14 @@ def freeflow_students() -> list[Component]:
     return [
         Component(
             name="mlp",
-            target="freeflow_toy.mlp_student:MLPStudent",
+            target="freeflow_toy.mlp:MLPStudent",
             config="freeflow_toy.config:MLPStudentConfig",
             summary="Residual MLP that predicts the average velocity of small vector states.",
             source="Average velocity: Geng et al. 2025, arXiv 2505.13447",
         ),
         Component(
             name="mlp-policy",
-            target="freeflow_toy.policy_student:MLPPolicyStudent",
+            target="freeflow_toy.mlp:MLPPolicyStudent",
             config="freeflow_toy.config:MLPPolicyStudentConfig",
             summary="Residual MLP that emits a policy, a velocity field in closed form, for small vector states.",
             source="pi-Flow: Chen et al. 2025, arXiv 2510.14974",
@@ -61,7 +61,7 @@ def freeflow_codecs() -> list[Component]:
     return [
         Component(
             name="states",
-            target="freeflow_toy.states_codec:StatesCodec",
+            target="freeflow_toy.mixture_source:StatesCodec",
             config="freeflow_toy.config:StatesConfig",
             summary="Float states pass unchanged: for sources that yield states instead of images.",
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from freeflow_baselines.config import PairsConfig
 from freeflow_baselines.pairs import PairRegression, end_point
-from freeflow_toy.policy_student import MLPPolicyStudent
+from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import MEAN, STD, PlainStudent, TeacherSpy, philox, spied, step, teacher_and_student
 from torch import Tensor, nn
 

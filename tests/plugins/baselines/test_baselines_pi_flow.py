@@ -9,7 +9,7 @@ import pytest
 import torch
 from freeflow_baselines.config import PiFlowConfig
 from freeflow_baselines.pi_flow import PiFlow, segment_bounds
-from freeflow_toy.policy_student import MLPPolicyStudent
+from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import (
     MEAN,
     NO_DATA,

@@ -8,7 +8,7 @@ from freeflow_samplers.one_step import OneStepSampler
 from freeflow_samplers.student_then_teacher import StudentThenTeacherSampler
 from freeflow_toy.config import MLPStudentConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from freeflow_toy.mlp_student import MLPStudent
+from freeflow_toy.mlp import MLPStudent
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, StartTimes

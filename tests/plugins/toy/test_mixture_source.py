@@ -8,12 +8,10 @@ import math
 import pytest
 import torch
 from freeflow_metrics.energy import energy_distance
-from freeflow_toy.config import GaussianMixtureConfig, MixtureSourceConfig
+from freeflow_toy.config import GaussianMixtureConfig, MixtureSourceConfig, StatesConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from freeflow_toy.mixture_source import MixtureSource
-from freeflow_toy.states_codec import StatesCodec
+from freeflow_toy.mixture_source import MixtureSource, StatesCodec
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext
 from freeflow_core.math.random import PhiloxDraws
@@ -108,7 +106,7 @@ def test_places_no_process_can_have(start: int, size: int, rank: int, world: int
 
 
 def test_states_codec_passes_floats_and_refuses_images() -> None:
-    codec = StatesCodec.from_config(ComponentConfig(), CONTEXT)
+    codec = StatesCodec(StatesConfig())
     x = torch.randn(3, 2)
     assert codec.encode(x) is x
     with pytest.raises(ConfigError, match="codec: pixels"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from freeflow_toy.mlp_student import MLPStudent
+from freeflow_toy.mlp import MLPStudent
 from freeflow_transformers.network import Block
 from freeflow_transformers.students import FlowMapTransformer
 from torch import Tensor

@@ -1,0 +1,221 @@
+"""Students of vector states: one residual MLP, smooth in every input, that gives an average velocity or a policy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, PolicyStudent, Student, Teacher
+from freeflow_core.math.flow import average_velocity_jump, expand_times
+from freeflow_core.math.policies import DXPolicy, GMPolicy, Policy
+from freeflow_core.network_file import check_tensors
+from freeflow_core.types import Condition, LoadReport, NetworkState
+from freeflow_toy.config import TrunkConfig
+
+_GUIDANCE_SCALE = 8.0
+"""Guidance weights of 1 to 9 spread over one half period of the lowest frequency."""
+
+
+class MLPTrunk(Student):
+    """What both have in common: everything but what their numbers mean.
+
+    Inputs: the flattened state; raw t and d = t - s with sin and cos of pi k t and pi k d, k = 1, 2, ...; the guidance
+    weight in the same way (None means 1); a learnt class embedding, whose last row is the null class. SiLU throughout,
+    so that forward mode works in any order.
+
+    Args:
+        sample_shape: dimensions ``*D`` of one state.
+        num_classes: classes, or None for an unconditional student.
+        num_outputs: numbers that ``features`` gives for a state.
+        others: further constructor arguments of the student, to rebuild it.
+        width, depth, num_frequencies: see :class:`freeflow_toy.config.TrunkConfig`.
+    """
+
+    family: str
+    """Of the tensors' names."""
+    kind: str
+    """The student in errors."""
+
+    def __init__(
+        self,
+        sample_shape: tuple[int, ...],
+        num_classes: int | None,
+        num_outputs: int,
+        others: dict[str, Any],
+        *,
+        width: int = 128,
+        depth: int = 3,
+        num_frequencies: int = 3,
+    ) -> None:
+        super().__init__()
+        self.sample_shape = tuple(sample_shape)
+        self.num_classes = num_classes
+        self.num_frequencies = num_frequencies
+        self._config: dict[str, Any] = {
+            "sample_shape": list(sample_shape),
+            "num_classes": num_classes,
+            "width": width,
+            "depth": depth,
+            "num_frequencies": num_frequencies,
+            **others,
+        }
+        self.stem = nn.Linear(math.prod(sample_shape) + 3 * (1 + 2 * num_frequencies), width)
+        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
+        )
+        self.head = nn.Linear(width, num_outputs)
+
+    @classmethod
+    def from_config(cls, config: TrunkConfig, context: BuildContext) -> Self:
+        """Weights depend on the run's seed alone. Raises ``ConfigError`` when nothing says the state's dimensions."""
+        shape = config.sample_shape or (context.teacher.sample_shape if context.teacher is not None else None)
+        if shape is None:
+            raise ConfigError(
+                f"The {cls.kind} student takes its state's dimensions from the teacher, and this run has none. "
+                "Set student.sample_shape, e.g. --set student.sample_shape=[2]."
+            )
+        data = context.source if context.teacher is None else context.teacher
+        classes = config.num_classes or (data.num_classes if data is not None else None)
+        values = {**config.model_dump(), "sample_shape": shape, "num_classes": classes}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            return cls(**values)
+
+    def features(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+        """The head's (N, num_outputs) numbers."""
+        x = x_t.flatten(1)
+        weight = torch.ones_like(t) if guidance is None else guidance
+        inputs = [x]
+        for scalar in (t, t - s, (weight - 1) / _GUIDANCE_SCALE):
+            values = expand_times(scalar, x)  # with low frequencies only
+            angles = [math.pi * (k + 1) * values for k in range(self.num_frequencies)]
+            inputs += [values, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)]
+        hidden = self.stem(torch.cat(inputs, dim=1))
+        if self.classes is not None:
+            if not isinstance(condition, Tensor):
+                raise ValueError(f"a class-conditional student needs (N,) labels, got {type(condition).__name__}")
+            hidden = hidden + self.classes(condition.to(x.device))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        output: Tensor = self.head(nn.functional.silu(hidden))
+        return output
+
+    def load_teacher(self, teacher: Teacher) -> LoadReport:
+        """Take nothing: no teacher is an MLP of this kind. The report says so."""
+        state = teacher.network_state()
+        return LoadReport(new=tuple(self.state_dict()), left=() if state is None else tuple(state.tensors))
+
+    def network_state(self) -> NetworkState:
+        return NetworkState(self.family, self._config, self.state_dict())
+
+    @classmethod
+    def from_state(cls, state: NetworkState) -> Self:
+        if state.family != cls.family:
+            raise CheckpointError(
+                f"An {cls.kind} student needs a network of the family {cls.family!r}, but this one is "
+                f"{state.family!r}. Choose the student that wrote the checkpoint."
+            )
+        try:
+            values: dict[str, Any] = {**state.config, "sample_shape": tuple(state.config["sample_shape"])}
+            student = cls(**values)
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"The {cls.kind} student's configuration in the checkpoint is not usable ({error}). It was written by "
+                "another version, or damaged; use the version that wrote it."
+            ) from None
+        check_tensors(student.state_dict(), state.tensors, f"{cls.kind} student's checkpoint")
+        student.to(state.tensors["stem.weight"].dtype).load_state_dict(dict(state.tensors))
+        return student
+
+
+@final
+class MLPStudent(MLPTrunk, AverageVelocityStudent):
+    """u(x_t, t, s, c, w).
+
+    Args:
+        sample_shape, num_classes, size: see :class:`MLPTrunk`.
+        zero_init: start with a zero output layer.
+    """
+
+    family = "toy-mlp"
+    kind = "mlp"
+
+    def __init__(
+        self, sample_shape: tuple[int, ...], num_classes: int | None, *, zero_init: bool = False, **size: int
+    ) -> None:
+        super().__init__(sample_shape, num_classes, math.prod(sample_shape), {}, **size)
+        if zero_init:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+        return self.features(x_t, t, s, condition, guidance).reshape(x_t.shape)
+
+    def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return output
+
+    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return average_velocity_jump(x_t, output, t, s)
+
+
+@final
+class MLPPolicyStudent(MLPTrunk, PolicyStudent):
+    """A policy over [s, t] (Chen et al. 2025, arXiv 2510.14974, section 3.2).
+
+    ``forward`` gives (N, P) numbers: K velocities, and for ``gm`` K logits and one logarithm of a deviation besides.
+    The first dimension of a state holds the mixture's channels; places along the others share its logits.
+
+    Args:
+        sample_shape, num_classes, size: see :class:`MLPTrunk`.
+        policy, num_components, initial_std: see :class:`freeflow_toy.config.MLPPolicyStudentConfig`.
+        shift, num_substeps: see :class:`freeflow_core.interfaces.PolicyStudent`.
+    """
+
+    family = "toy-mlp-policy"
+    kind = "mlp-policy"
+
+    def __init__(
+        self,
+        sample_shape: tuple[int, ...],
+        num_classes: int | None,
+        *,
+        policy: Literal["dx", "gm"] = "gm",
+        num_components: int | None = None,
+        initial_std: float = 0.5,
+        shift: float = 1.0,
+        num_substeps: int = 128,
+        **size: int,
+    ) -> None:
+        dim = math.prod(sample_shape)
+        components = num_components or (10 if policy == "dx" else 32)
+        others = {
+            "policy": policy,
+            "num_components": components,
+            "initial_std": initial_std,
+            "shift": shift,
+            "num_substeps": num_substeps,
+        }
+        num_outputs = components * dim if policy == "dx" else components * (dim + 1) + 1
+        super().__init__(sample_shape, num_classes, num_outputs, others, **size)
+        self.shift, self.num_substeps = shift, num_substeps
+        self._policy, self._split = policy, (components * dim, components)
+        if policy == "gm":
+            with torch.no_grad():
+                self.head.weight[-1].zero_()
+                self.head.bias[-1].fill_(math.log(initial_std))
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+        return self.features(x_t, t, s, condition, guidance)
+
+    def policy(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Policy:
+        num, (ends, components) = len(output), self._split
+        velocities = output[:, :ends].reshape(num, components, *self.sample_shape)
+        if self._policy == "dx":
+            return DXPolicy(velocities, x_t, t, s, shift=self.shift)
+        logits = output[:, ends : ends + components].reshape(num, components, *([1] * len(self.sample_shape)))
+        return GMPolicy(velocities, logits, output[:, -1], x_t, t)

@@ -1,0 +1,131 @@
+"""The MLP students: pure functions of one forward, smooth inputs, honest reports, round trips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from freeflow_toy.config import MLPPolicyStudentConfig
+from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
+from freeflow_toy.mlp import MLPPolicyStudent, MLPStudent
+from torch import Tensor
+
+from freeflow_core.errors import CheckpointError
+from freeflow_core.interfaces import BuildContext
+from freeflow_core.math.policies import DXPolicy, GMPolicy, roll_policy
+from freeflow_core.types import NetworkState
+
+
+def student(kind: type[Any] = MLPStudent, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return kind((3, 2), 4, width=16, depth=2, **options).double()
+
+
+def inputs(num: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num, 3, 2, dtype=torch.float64, generator=generator)
+    t = 0.2 + 0.8 * torch.rand(num, dtype=torch.float64, generator=generator)
+    return x, t, t / 3, torch.arange(num) % 5, torch.linspace(1, 3, num, dtype=torch.float64)
+
+
+def test_jump_follows_the_average_velocity():
+    network, (x, t, s, label, w) = student(), inputs()
+    u = network.average_velocity(network(x, t, s, label, w), x, t, s)
+    torch.testing.assert_close(network.flow_map(x, t, s, label, w), x - (t - s)[:, None, None] * u)
+    torch.testing.assert_close(network.flow_map(x, t, t, label, w), x)
+
+
+@pytest.mark.parametrize(("kind", "policy", "outputs"), [("gm", GMPolicy, 7 * 4 + 1), ("dx", DXPolicy, 4 * 6)])
+def test_jump_rolls_the_policy_of_one_forward(kind: str, policy: type[Any], outputs: int):
+    network = student(MLPPolicyStudent, policy=kind, num_components=4, shift=2.0, num_substeps=16)
+    x, t, s, label, w = inputs()
+    output = network(x, t, s, label, w)
+    assert output.shape == (5, outputs)
+    emitted = network.policy(output, x, t, s)
+    assert isinstance(emitted, policy)
+    expected = roll_policy(emitted, x, t, s, num_substeps=16, shift=2.0)
+    torch.testing.assert_close(network.flow_map(x, t, s, label, w), expected)
+    torch.testing.assert_close(network.flow_map(x, t, t, label, w), x)
+    network.flow_map(x, t, s, label, w).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize("changed", range(5))
+def test_every_input_matters(changed: int):
+    network, arguments = student(), list(inputs())
+    before = network(*arguments)
+    arguments[changed] = (arguments[changed] + 1) % 5 if changed == 3 else arguments[changed] * 0.7 + 0.1
+    assert ((network(*arguments) - before).abs().flatten(1).amax(1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", [MLPStudent, MLPPolicyStudent])
+def test_no_guidance_means_weight_one_and_rows_are_independent(kind: type[Any]):
+    network, (x, t, s, label, _) = student(kind), inputs()
+    whole = network.flow_map(x, t, s, label, None)
+    torch.testing.assert_close(whole, network.flow_map(x, t, s, label, torch.ones_like(t)))
+    torch.testing.assert_close(whole[2:4], network.flow_map(x[2:4], t[2:4], s[2:4], label[2:4], None))
+
+
+def test_forward_mode_in_time_agrees_with_differences():
+    network, (x, t, s, label, w) = student(), inputs()
+    h = 1e-6
+    exact = torch.func.jvp(lambda s: network(x, t, s, label, w), (s,), (torch.ones_like(s),))[1]
+    difference = (network(x, t, s + h, label, w) - network(x, t, s - h, label, w)) / (2 * h)
+    torch.testing.assert_close(exact, difference, rtol=1e-6, atol=1e-8)
+
+
+def test_they_start_as_asked():
+    x, t, s, label, w = inputs()
+    assert torch.equal(student(zero_init=True).flow_map(x, t, s, label, w), x)
+    deviation = student(MLPPolicyStudent, initial_std=0.25)(x, t, s, label, w)[:, -1].exp()
+    torch.testing.assert_close(deviation, torch.full((5,), 0.25, dtype=torch.float64))
+
+
+def test_numbers_of_the_paper_unless_asked_otherwise():
+    context = BuildContext(torch.device("cpu"), 0, lambda *_: None)
+    for kind, components in (("gm", 32), ("dx", 10)):
+        built = MLPPolicyStudent.from_config(MLPPolicyStudentConfig(policy=kind, sample_shape=(2,)), context)
+        assert built.network_state().config["num_components"] == components
+        assert (built.num_substeps, built.shift) == (128, 1.0)
+
+
+@pytest.mark.parametrize("kind", [MLPStudent, MLPPolicyStudent])
+def test_takes_nothing_from_the_toy_teacher_and_says_so(kind: type[Any]):
+    network = student(kind)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    report = network.load_teacher(GaussianMixtureTeacher(torch.zeros(1, 3, 2), stds=torch.ones(1)))
+    assert report.taken == ()
+    assert set(report.new) == set(before)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (MLPStudent, {}),
+        (MLPPolicyStudent, {"policy": "gm", "num_components": 3, "shift": 1.5}),
+        (MLPPolicyStudent, {"policy": "dx", "num_components": 3}),
+    ],
+)
+def test_round_trip_through_its_state(kind: type[Any], options: dict[str, Any]):
+    network, arguments = student(kind, **options), inputs()
+    again = kind.from_state(network.network_state())
+    assert torch.equal(again.flow_map(*arguments), network.flow_map(*arguments))
+
+
+def test_states_that_do_not_fit_are_refused():
+    state = student().network_state()
+    with pytest.raises(CheckpointError, match="family"):
+        MLPPolicyStudent.from_state(state)
+    with pytest.raises(CheckpointError, match="not usable"):
+        MLPStudent.from_state(NetworkState(state.family, {**state.config, "heads": 3}, state.tensors))
+    fewer = {name: value for name, value in state.tensors.items() if name != "head.bias"}
+    with pytest.raises(CheckpointError, match=r"head\.bias"):
+        MLPStudent.from_state(NetworkState(state.family, state.config, fewer))
+
+
+def test_labels_are_required():
+    network, (x, t, s, _, _) = student(), inputs()
+    with pytest.raises(ValueError, match="labels"):
+        network(x, t, s, None, None)
