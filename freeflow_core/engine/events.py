@@ -1,4 +1,4 @@
-"""Tells observers and trackers. They run on the main process, and cannot stop or change training."""
+"""Writes the journal of a run, and tells observers and trackers, who cannot stop or change training."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
 
-from torch import Tensor
-
 from freeflow_core.interfaces import Tracker
+from freeflow_core.interfaces.journal import Journal, Record
 from freeflow_core.plugin import Manager
+from freeflow_core.tracking import Sender
 from freeflow_core.types import Progress, RunInfo
 
 _log = logging.getLogger("freeflow")
@@ -19,25 +19,33 @@ _log = logging.getLogger("freeflow")
 
 @final
 class Events:
-    """The only way from the run to observers and trackers. Silent on all but the main process."""
+    """The only way from the run to its journal, observers and trackers. Silent on all but the main process.
+
+    Methods raise ``OSError`` when the journal cannot be written.
+    """
 
     def __init__(self, manager: Manager, trackers: list[Tracker], run: RunInfo, active: bool) -> None:
         self._hook = manager.hook
         self._trackers = trackers
         self._run = run
         self._active = active
+        self._images = 0
         self._failed: set[str] = set()
+        self._senders: list[Sender] = []
+        self.journal = Journal(run.folder)
 
-    def started(self, states: list[dict[str, Any]]) -> None:
-        """The first step is about to be taken; ``states`` are the trackers' own from a checkpoint, or empty."""
-        for number, tracker in enumerate(self._trackers):
-            self._track(tracker, "start", self._run, states[number] if number < len(states) else {})
+    def started(self) -> None:
+        """The first step is about to be taken."""
+        for tracker in self._trackers if self._active else ():
+            try:
+                self._senders.append(Sender(tracker, self._run, self.journal))
+            except Exception as error:
+                self._warn_once(f"the tracker {type(tracker).__name__}", "start", error)
         self._observe("freeflow_run_started", run=self._run)
 
     def stepped(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """A logging interval has passed."""
-        for tracker in self._trackers:
-            self._track(tracker, "log_metrics", metrics, progress.images)
+        self._measured(progress, metrics)
         self._observe("freeflow_step_finished", run=self._run, progress=progress, metrics=_frozen(metrics))
 
     def advanced(self, row: str, done: int, total: int) -> None:
@@ -46,42 +54,37 @@ class Events:
 
     def evaluated(self, progress: Progress, scores: Mapping[str, float]) -> None:
         """An evaluation is complete."""
-        for tracker in self._trackers:
-            self._track(tracker, "log_metrics", scores, progress.images)
+        self._measured(progress, scores)
         self._observe("freeflow_evaluation_finished", run=self._run, progress=progress, scores=_frozen(scores))
 
-    def pictured(self, name: str, image: Tensor, images_seen: int) -> None:
+    def pictured(self, name: str, path: Path, images_seen: int) -> None:
         """A picture was made."""
-        for tracker in self._trackers:
-            self._track(tracker, "log_images", name, image, images_seen)
+        if self._active:
+            self._recorded(self.journal.add_picture(images_seen, name, path))
 
     def saved(self, progress: Progress, path: Path) -> None:
         """A checkpoint is complete."""
         self._observe("freeflow_checkpoint_saved", run=self._run, progress=progress, path=path)
 
-    def filed(self, path: Path, folder: str = "") -> None:
+    def filed(self, path: Path) -> None:
         """A file is worth keeping."""
-        for tracker in self._trackers:
-            self._track(tracker, "log_file", path, folder)
+        if self._active:
+            self._recorded(self.journal.add_file(self._images, path))
 
     def finished(self, status: str) -> None:
         """Always last."""
-        for tracker in self._trackers:
-            self._track(tracker, "finish", status)
+        for sender in self._senders:
+            sender.finish(status)
         self._observe("freeflow_run_finished", run=self._run, status=status)
 
-    def tracker_states(self) -> list[dict[str, Any]]:
-        """What trackers want to find again after a restart."""
-        return [self._track(tracker, "state") or {} for tracker in self._trackers] if self._active else []
+    def _measured(self, progress: Progress, values: Mapping[str, float]) -> None:
+        if self._active:
+            self._images = progress.images
+            self._recorded(self.journal.add_metrics(progress.images, values))
 
-    def _track(self, tracker: Tracker, method: str, *arguments: Any) -> Any:
-        if not self._active:
-            return None
-        try:
-            return getattr(tracker, method)(*arguments)
-        except Exception as error:
-            self._warn_once(f"tracker {type(tracker).__name__}", method, error)
-            return None
+    def _recorded(self, record: Record) -> None:
+        for sender in self._senders:
+            sender.recorded(record)
 
     def _observe(self, hook: str, **arguments: Any) -> None:
         if not self._active:

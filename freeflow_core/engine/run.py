@@ -23,6 +23,7 @@ from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError, Interrupted
 from freeflow_core.interfaces import Student
+from freeflow_core.interfaces.journal import now
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import Progress, RunInfo, RunParent, Scores
 
@@ -141,7 +142,9 @@ class Run:
         self._told_of_idle_roles = False
         trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
         self.folder = self._open_folder(output, resume)
-        self._tracker_states = self._load_latest() if resume else []
+        self._resumed = resume
+        if resume:
+            self._load_latest()
         self.trainer = Trainer(config, self.components, self.state, self.accelerator)
         member = self._membership(membership)
         info = RunInfo(
@@ -151,7 +154,7 @@ class Run:
             config.model_dump(mode="json"),
             to_yaml(config),
             resume,
-            key=f"{member.parent.key}-{config.name}" if member else None,
+            key=f"{member.parent.key}-{config.name}" if member else self.folder.journal.status().get("key"),
             parent=member.parent if member else None,
             tags=member.tags if member else {},
         )
@@ -172,7 +175,9 @@ class Run:
         """
         status = "failed"
         try:
-            self.events.started(self._tracker_states)
+            self.events.started()
+            if not self._resumed:
+                self.events.filed(self.folder.config_file)
             with StopRequest() as stop:
                 self._train(stop)
             outcome = "finished" if self.state.images >= self.config.training.images else "stopped"
@@ -191,7 +196,7 @@ class Run:
         finally:
             if self._main:
                 with contextlib.suppress(OSError):  # a full disk has already been reported
-                    self.folder.write_status(status=status, images=self.state.images)
+                    self.folder.journal.write_status(status=status, images=self.state.images, ended=now())
             self.events.finished(status)
 
     def _open_folder(self, output: Path | None, resume: bool) -> RunFolder:
@@ -207,21 +212,19 @@ class Run:
     def _membership(self, given: Membership | None) -> Membership | None:
         """What the run belongs to: kept in its folder, so that a member resumed by itself stays one."""
         if given is None:
-            kept = self.folder.read_status().get("membership")
+            kept = self.folder.journal.status().get("membership")
             return None if kept is None else Membership.from_json(kept, self.folder.path.parent)
         if self._main:
-            self.folder.write_status(membership=given.to_json())
+            self.folder.journal.write_status(membership=given.to_json())
         return given
 
-    def _load_latest(self) -> list[dict[str, Any]]:
+    def _load_latest(self) -> None:
         """Go on from the newest checkpoint, or from the start when the run never wrote one."""
         latest = self.folder.checkpoints.latest()
-        states: list[dict[str, Any]] = []
         if latest is not None:
-            states = self.folder.checkpoints.load(latest, self.state).get("trackers", [])
+            self.folder.checkpoints.load(latest, self.state)
         if self._main:
-            self.folder.drop_metrics_after(self.state.images)
-        return states
+            self.folder.journal.drop_after(self.state.images)
 
     def _train(self, stop: StopRequest) -> None:
         config = self.config
@@ -267,8 +270,6 @@ class Run:
 
     def _log(self) -> None:
         metrics = self.trainer.read_metrics()
-        if self._main:
-            self.folder.append_metrics(self.state.images, metrics)
         self.events.stepped(self.trainer.progress, metrics)
 
     def _look_for_idle_roles(self, last: bool) -> None:
@@ -282,8 +283,7 @@ class Run:
             self._log()  # raises when a step was not finite: no checkpoint is written after one
         path = None
         if self._main:
-            extra = {"trackers": self.events.tracker_states(), "command": self.command}
-            path = self.folder.checkpoints.save(self.state, extra)
+            path = self.folder.checkpoints.save(self.state, {"command": self.command})
             self.events.saved(self.trainer.progress, path)
         self.accelerator.wait_for_everyone()
         self.trainer.restart_clock()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import uuid
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import yaml
 
@@ -14,6 +13,7 @@ from freeflow_core.config.differences import differences
 from freeflow_core.engine.checkpoint import Checkpoints
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.files import write_text
+from freeflow_core.interfaces.journal import Journal, now
 
 DEFAULT_PARENT = Path("runs")
 FREE_TO_CHANGE = ("trackers", "logging", "checkpointing", "samples", "evaluation", "training.stop_at_images")
@@ -27,14 +27,13 @@ class RunFolder:
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path = path
         self.config_file = path / "config.yaml"
-        self.metrics_file = path / "metrics.jsonl"
+        self.journal = Journal(path)
         self.report_file = path / "report.md"
         self.scores_file = path / "scores.json"
         self.comparison_file = path / "comparison.png"
         self.student_file = path / "student.safetensors"
         self.samples = path / "samples"
         self.checkpoints = Checkpoints(path / "checkpoints", keep)
-        self._status_file = path / "run.json"
 
     @classmethod
     def start(cls, config: RunConfig, command: str, output: Path | None) -> RunFolder:
@@ -51,7 +50,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             write_text(folder.config_file, to_yaml(config))
-            folder.write_status(command=command, status="running", images=0)
+            folder.journal.write_status(
+                command=command, status="running", images=0, key=uuid.uuid4().hex, started=now()
+            )
         except OSError as error:
             raise FreeflowError(f"The output folder {path} cannot be written: {error}.") from error
         return folder
@@ -74,36 +75,6 @@ class RunFolder:
                 f"{'; '.join(changed)}. Undo that, or start a new run with another --output."
             )
         return folder
-
-    def read_status(self) -> dict[str, Any]:
-        """What ``write_status`` wrote last; empty when there is none."""
-        try:
-            status: dict[str, Any] = json.loads(self._status_file.read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return status
-
-    def write_status(self, **values: Any) -> None:
-        """Update ``run.json``."""
-        write_text(self._status_file, json.dumps({**self.read_status(), **values}, indent=1))
-
-    def append_metrics(self, images: int, values: Mapping[str, float]) -> None:
-        """One line of ``metrics.jsonl``."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"images": images, **values}) + "\n")
-
-    def drop_metrics_after(self, images: int) -> None:
-        """Forget lines beyond a checkpoint that training goes on from, so that none appears twice."""
-        if self.metrics_file.is_file():
-            lines = [line for line in self.metrics_file.read_text("utf-8").splitlines() if _images(line) <= images]
-            write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
-
-
-def _images(line: str) -> float:
-    try:
-        return float(json.loads(line)["images"])
-    except (ValueError, KeyError):
-        return float("inf")  # a line cut short by a crash
 
 
 def _free_name(name: str) -> Path:

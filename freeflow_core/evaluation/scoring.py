@@ -92,11 +92,12 @@ class Scoring:
         batch = self._generator().batch(index)
         image = grid_image(batch.images, columns) if _is_image(batch.x) else _scatter([("samples", batch.x)])
         if image is not None:
-            save_image(image, self.folder.samples / f"images-{images_seen:012d}.png")
-            self._events.pictured("samples", image, images_seen)
+            path = self.folder.samples / f"images-{images_seen:012d}.png"
+            save_image(image, path)
+            self._events.pictured("samples", path, images_seen)
 
     def score(self, progress: Progress, *, everything: bool) -> Scores:
-        """Score all rows, or the student's one step alone; tell observers and trackers; keep the metrics."""
+        """Score all rows, or the student's one step alone; keep the scores, and tell observers and trackers."""
         evaluation = self._open_evaluation()
         if everything:
             rows = evaluation.all_rows()
@@ -105,7 +106,6 @@ class Scoring:
             rows = {STUDENT: evaluation.student_row()} if self._student is not None else {}
         flat = {f"evaluation/{row}/{name}": value for row, scores in rows.items() for name, value in scores.items()}
         self._events.evaluated(progress, flat)
-        self.folder.append_metrics(progress.images, flat)
         return rows
 
     def compare(self, images_seen: int) -> bool:
@@ -132,7 +132,7 @@ class Scoring:
         if image is None:
             return False
         save_image(image, self.folder.comparison_file)
-        self._events.pictured("comparison", image, images_seen)
+        self._events.pictured("comparison", self.folder.comparison_file, images_seen)
         return True
 
     def save_student(self, images_seen: int) -> None:
@@ -158,7 +158,7 @@ class Scoring:
             "student": folder.student_file,
             "scores": folder.scores_file,
             "config": folder.config_file,
-            "metrics": folder.metrics_file,
+            "metrics": folder.journal.metrics_file,
         }
         found = {name: path for name, path in candidates.items() if path.is_file()}
         for path in found.values():

@@ -1,1 +1,1 @@
-"""Sends runs to MLflow, from a thread of its own, and keeps what a dead server did not take."""
+"""Keeps MLflow a copy of the journal in the run folder."""

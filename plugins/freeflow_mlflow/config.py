@@ -30,9 +30,9 @@ class MlflowConfig(ComponentConfig):
         1, ge=0, le=10, description="Repeats of a failed request; MLFLOW_HTTP_REQUEST_MAX_RETRIES, when set, wins."
     )
     finish_seconds: PositiveFloat = Field(
-        60.0, description="Longest wait at the end of a run for what is still to be sent; the rest is kept locally."
+        60.0, description="Longest wait at the end of a run for what is still to be sent; the rest can be sent later."
     )
     log_artifacts: bool = Field(
-        True, description="Send files and folders (checkpoints, tables). Images and config.yaml are always sent."
+        True, description="Send files (student, tables, report). Images and config.yaml are always sent."
     )
     telemetry: bool = Field(False, description="Let MLflow report its use to its makers.")

@@ -26,6 +26,6 @@ def freeflow_trackers() -> list[Component]:
 @hookimpl
 def freeflow_commands(app: Any) -> None:
     """Add ``freeflow mlflow-sync`` to the Typer application."""
-    from freeflow_mlflow.command import mlflow_sync
+    from freeflow_mlflow.sync import mlflow_sync
 
     app.command("mlflow-sync")(mlflow_sync)

@@ -1,146 +1,247 @@
-"""The MLflow tracker: turns what a run reports into records and hands them to the sending thread."""
+"""A run's journal as an MLflow run."""
 
 from __future__ import annotations
 
-import atexit
+import logging
 import math
-import time
-import uuid
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Self, final
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
-import numpy as np
-from torch import Tensor, uint8
+from PIL import Image
 
-from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.journal import Artifact, Journal, Metrics, Picture
 from freeflow_core.interfaces.tracker import Tracker
+from freeflow_core.tracking import Sender, redact
 from freeflow_core.types import RunInfo
-from freeflow_mlflow.address import redact, tracking_uri
+from freeflow_mlflow import names
 from freeflow_mlflow.config import MlflowConfig
-from freeflow_mlflow.environment import prepare_environment
-from freeflow_mlflow.names import MAX_TAG, parameters, safe_name, shorten
-from freeflow_mlflow.process import this_process
-from freeflow_mlflow.records import FileRecord, ImageRecord, MetricRecord, RunHead, mlflow_status
-from freeflow_mlflow.sender import Sender
-from freeflow_mlflow.spool import Spool
+from freeflow_mlflow.names import parameters, safe_name, shorten
 
-_OPENING_SECONDS = 10.0
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger("freeflow")
+_T = TypeVar("_T")
+_METRICS_PER_REQUEST, _OTHERS_PER_REQUEST = 1000, 100
+_KEY, _PARENT_KEY, _PARENT = "freeflow.key", "freeflow.parent_key", "mlflow.parentRunId"
+_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
+_PICTURE = re.compile(r"^images/(.+)[+%]step[+%](\d+)[+%]timestamp[+%](\d+)[+%].*\.png$")
+_MAKING_TABLES = threading.Lock()
+"""alembic, which makes MLflow's tables, keeps its context in module globals: two threads must not run it at once."""
+
+
+class Row(NamedTuple):
+    """What MLflow tells the values of a metric, or pictures, apart by: images seen; milliseconds since 1970."""
+
+    name: str
+    step: int
+    time: int
+
+
+_Taken: TypeAlias = set[Row | tuple[str, int]]
 
 
 @final
 class MlflowTracker(Tracker):
-    """One MLflow run per training run, addressed by its id: nothing in MLflow's global state is touched.
+    """One MLflow run per training run, found by the tag of its key: nothing in MLflow's global state is touched.
 
-    No method waits for MLflow but ``finish`` (at most ``finish_seconds``) and ``state`` (until the first attempt to
-    open the run is over, and never past a bound that counts from the start).
+    A request may have arrived though the process was killed before it noted that. So a run that is there already is
+    asked what it has from the last noted step on. MLflow takes nothing back: a value that a resumed run cut from its
+    journal and trained again stays as it was, and its step gets no second one.
     """
+
+    sync_command = "freeflow mlflow-sync"
 
     def __init__(self, config: MlflowConfig) -> None:
         self._config = config
-        self._sender: Sender | None = None
-        self._uri = ""
-        self._key = ""
-        self._known_until = 0.0
-        self._state: dict[str, Any] = {}
+        self.flush_seconds = config.flush_seconds
+        self.buffer_metrics = config.buffer_metrics
+        self.finish_seconds = config.finish_seconds
+        self._client: MlflowClient
+        self._id = ""
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        if not isinstance(config, MlflowConfig):
-            raise ConfigError(f"The tracker 'mlflow' expects a MlflowConfig; got {type(config).__name__}.")
-        return cls(config)
+    def store(self, run: RunInfo) -> str:
+        return f"MLflow at {redact(self._uri(run))}, experiment {self._config.experiment!r}"
 
-    def start(self, run: RunInfo, state: Mapping[str, Any]) -> None:
-        config = self._config
-        prepare_environment(config.timeout_seconds, config.retries, config.telemetry)
-        self._uri = tracking_uri(config.uri, run.parent.folder if run.parent else run.folder)
-        self._key = _text(state.get("key")) or run.key or uuid.uuid4().hex
-        spool = Spool(run.folder, self._key)
-        run_id = _text(state.get("run_id"))
-        if spool.exists:  # an earlier process of this run may have learnt its id after the checkpoint was written
-            run_id = spool.head().run_id or run_id
-        tags = {
-            **run.tags,
-            "mlflow.source.name": f"freeflow {run.command}",
-            "freeflow.folder": str(run.folder.resolve()),
-        }
-        head = RunHead(
-            key=self._key,
-            uri=redact(self._uri),
-            experiment=config.experiment,
-            run_name=config.run_name or run.name,
-            start_time=_now(),
-            tags={name: shorten(value, MAX_TAG) for name, value in {**tags, **config.tags}.items()},
-            params=parameters(run.config),
-            config_yaml=redact(run.config_yaml),
-            run_id=run_id,
-            process=this_process(),
-            parent_key=run.parent.key if run.parent else None,
-            has_children=run.key is not None and run.parent is None,
-        )
-        self._sender = Sender(self._uri, head, spool, config)
-        self._known_until = time.monotonic() + config.timeout_seconds * (config.retries + 1) + _OPENING_SECONDS
-        atexit.register(self._close_at_exit)
-        self._sender.start()
+    def options(self, run: RunInfo) -> dict[str, Any]:
+        return {"mlflow": {**self._config.model_dump(), "uri": redact(self._uri(run))}}
 
-    def log_metrics(self, metrics: Mapping[str, float], images: int) -> None:
-        if self._sender is None:
-            return
-        now = _now()
-        finite: list[MetricRecord] = []
+    def open(self, run: RunInfo, journal: Journal, notes: dict[str, Any], since: int | None) -> bool:
+        uri, config = self._uri(run), self._config
+        prepare_environment(config)
+        with nullcontext() if names.is_server(uri) else _MAKING_TABLES:
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(tracking_uri=uri)
+            experiment = self._experiment(names.artifact_location(uri))
+        key, earlier = run.key or str(run.folder.resolve()), notes.get("run_id")
+        found = next(iter(self._search(experiment, _KEY, key)), None)
+        is_new = found is None
+        if found is None:
+            found = self._create(experiment, key, run, journal, earlier)
+        elif found.info.status != "RUNNING":
+            self._client.update_run(found.info.run_id, status="RUNNING")
+        self._id = found.info.run_id
+        if self._id != earlier:
+            _log.info("MLflow run %s: %s", self._id, names.view_hint(uri, experiment, self._id))
+            since = None
+        if since is None:
+            notes["nonfinite"] = {}
+        notes |= {"run_id": self._id, "experiment_id": experiment}
+        self._join(experiment, key, run, found.data.tags)
+        self._log_parameters(parameters(run.config), found.data.params)
+        self._metrics_taken = set() if is_new else self._read_metrics_back(journal, since or 0, found.data.metrics)
+        self._pictures_taken: _Taken | None = set() if is_new else None
+        self._journal = journal
+        return self._id == earlier
+
+    def send_metrics(self, records: Sequence[Metrics], notes: dict[str, Any]) -> int:
+        from mlflow.entities import Metric, RunTag
+
+        new: list[Metric] = []
         nonfinite: dict[str, int] = {}
-        for name, number in metrics.items():
-            value = float(number)
-            if math.isfinite(value):
-                finite.append(MetricRecord(safe_name(name), value, now, int(images)))
-            else:
-                nonfinite[safe_name(name)] = 1
-        self._sender.put(finite, nonfinite=nonfinite)
+        for record in records:
+            for row, value in zip(_rows(record), record.values.values(), strict=True):
+                if not math.isfinite(value):  # MLflow would store infinity as 1.8e308
+                    nonfinite[row.name] = nonfinite.get(row.name, notes["nonfinite"].get(row.name, 0)) + 1
+                elif not _is_in(self._metrics_taken, row):
+                    new.append(Metric(row.name, value, row.time, row.step))
+        for metrics in _batches(new, _METRICS_PER_REQUEST):
+            self._client.log_batch(self._id, metrics=metrics, synchronous=True)
+        counts = [RunTag(f"nonfinite/{name}", str(count)) for name, count in nonfinite.items()]
+        for tags in _batches(counts, _OTHERS_PER_REQUEST):
+            self._client.log_batch(self._id, tags=tags, synchronous=True)
+        notes["nonfinite"] |= nonfinite
+        return len(new)
 
-    def log_images(self, name: str, images: Tensor, images_seen: int) -> None:
-        if self._sender is None:
-            return
-        if images.ndim != 3 or images.shape[0] not in (1, 3, 4) or images.dtype != uint8:
-            raise ValueError(
-                f"The picture {name!r} must be uint8 (1|3|4, H, W); got {images.dtype} {tuple(images.shape)}."
+    def send_artifact(self, artifact: Artifact) -> bool:
+        path = artifact.path
+        if isinstance(artifact, Picture):
+            (row,) = _rows(artifact)
+            if is_new := not _is_in(self._read_pictures_back(), row):
+                with Image.open(path) as image:
+                    self._client.log_image(self._id, image, None, row.name, row.step, row.time, synchronous=True)
+            return is_new
+        if path.suffix == ".yaml":  # configurations: always, but without credentials
+            self._client.log_text(self._id, redact(path.read_text("utf-8")), path.name)
+        elif self._config.log_artifacts:
+            self._client.log_artifact(self._id, str(path))
+        return self._config.log_artifacts
+
+    def finish(self, status: str, time: float) -> None:
+        self._client.set_terminated(self._id, _STATUS.get(status, "FAILED"), _milliseconds(time))
+
+    def _uri(self, run: RunInfo) -> str:
+        return names.tracking_uri(self._config.uri, run.parent.folder if run.parent else run.folder)
+
+    def _experiment(self, location: str | None) -> str:
+        """Its id. Raises :class:`ConfigError` when it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        name = self._config.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(name, location)
+            except MlflowException:  # another process may have made it in the meantime
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise ConfigError(
+                f"The MLflow experiment {name!r} was deleted. Restore it with `mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`, or name another with the tracker's option `experiment`."
             )
-        rows = images.detach().cpu().permute(1, 2, 0).numpy()
-        pixels = np.array(rows[..., 0] if rows.shape[2] == 1 else rows, order="C")  # the caller may reuse its memory
-        self._sender.put(artifacts=[ImageRecord(safe_name(name), pixels, _now(), int(images_seen))])
+        return found.experiment_id
 
-    def log_file(self, path: Path, folder: str = "") -> None:
-        if self._sender is not None and self._config.log_artifacts:
-            self._sender.put(artifacts=[FileRecord(Path(path).absolute(), folder)])
+    def _create(self, experiment: str, key: str, run: RunInfo, journal: Journal, lost: str | None) -> Any:
+        config, folder = self._config, str(run.folder.resolve())
+        tags = {"mlflow.source.name": f"freeflow {run.command}", "freeflow.folder": folder, **run.tags, **config.tags}
+        tags |= {_KEY: key} | ({_PARENT_KEY: run.parent.key} if run.parent else {})
+        tags |= {"freeflow.previous_run": lost} if lost else {}
+        tags = {name: shorten(text, names.MAX_TAG) for name, text in tags.items()}
+        started = _milliseconds(journal.status().get("started", 0.0))
+        return self._client.create_run(experiment, started, tags, config.run_name or run.name)
 
-    def state(self) -> dict[str, Any]:
-        if self._sender is not None:
-            run_id, experiment_id = self._sender.identity(self._known_until - time.monotonic())
-            self._state = {
-                "run_id": run_id,
-                "experiment_id": experiment_id,
-                "uri": redact(self._uri),
-                "key": self._key,
-            }
-        return dict(self._state)
+    def _join(self, experiment: str, key: str, run: RunInfo, tags: Mapping[str, str]) -> None:
+        """Become a child of the parent, if MLflow has it; a parent adopts the children that were here before it."""
+        if run.parent is None:
+            for child in self._search(experiment, _PARENT_KEY, key):
+                if child.data.tags.get(_PARENT) != self._id:
+                    self._client.set_tag(child.info.run_id, _PARENT, self._id)
+        elif _PARENT not in tags:
+            for parent in self._search(experiment, _KEY, run.parent.key):
+                self._client.set_tag(self._id, _PARENT, parent.info.run_id)
 
-    def finish(self, status: str) -> None:
-        if self._sender is None:
-            return
-        sender, self._sender = self._sender, None
-        atexit.unregister(self._close_at_exit)
-        sender.close(mlflow_status(status), _now(), self._config.finish_seconds)
-        run_id, experiment_id = sender.identity(0.0)
-        self._state = {"run_id": run_id, "experiment_id": experiment_id, "uri": redact(self._uri), "key": self._key}
+    def _log_parameters(self, wanted: Mapping[str, str], logged: Mapping[str, str]) -> None:
+        """MLflow refuses to change those of a resumed run: they stay, and a tag lists the new values."""
+        from mlflow.entities import Param
 
-    def _close_at_exit(self) -> None:
-        self.finish("interrupted")
+        new = [Param(name, value) for name, value in wanted.items() if name not in logged]
+        for params in _batches(new, _OTHERS_PER_REQUEST):
+            self._client.log_batch(self._id, params=params, synchronous=True)
+        if changed := [f"{name}={value}" for name, value in wanted.items() if logged.get(name, value) != value]:
+            self._client.set_tag(self._id, "freeflow.changed_on_resume", shorten("; ".join(changed), names.MAX_TAG))
+
+    def _read_metrics_back(self, journal: Journal, since: int, logged: Iterable[str]) -> _Taken:
+        histories = (self._client.get_metric_history(self._id, name) for name in logged)
+        rows = {Row(m.key, m.step, m.timestamp) for history in histories for m in history if m.step >= since}
+        return _taken(rows, (row for record, _ in journal.metrics() if record.images >= since for row in _rows(record)))
+
+    def _read_pictures_back(self) -> _Taken:
+        if self._pictures_taken is None:
+            found = (_PICTURE.match(item.path) for item in self._client.list_artifacts(self._id, "images"))
+            rows = {Row(match[1].replace("~", "/"), int(match[2]), int(match[3])) for match in found if match}
+            artifacts = (artifact for artifact, _ in self._journal.artifacts())
+            self._pictures_taken = _taken(rows, (row for artifact in artifacts for row in _rows(artifact)))
+        return self._pictures_taken
+
+    def _search(self, experiment: str, tag: str, value: str) -> list[Any]:
+        """All active runs with that tag."""
+        return list(self._client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=50_000))
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000_000
+def prepare_environment(config: MlflowConfig) -> None:
+    """Set what the user has not set. Must run before mlflow is imported: telemetry starts at its import.
+
+    MLflow's own defaults let a dead server hold a call for four minutes.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(config.timeout_seconds))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(config.retries))
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    if not config.telemetry:
+        os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    for name in ("mlflow.store.db.utils", "alembic.runtime.migration", "urllib3.connectionpool"):
+        logging.getLogger(name).addFilter(_is_loud)
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+def _is_loud(record: logging.LogRecord) -> bool:
+    """Tables made, and requests repeated, by a run's tracker: its one warning says what matters."""
+    return record.threadName != Sender.THREAD or record.levelno >= logging.ERROR
+
+
+def _rows(record: Metrics | Artifact) -> list[Row]:
+    names = record.values if isinstance(record, Metrics) else [getattr(record, "name", "")]
+    return [Row(safe_name(name), record.images, _milliseconds(record.time)) for name in names]
+
+
+def _taken(rows: set[Row], journal: Iterable[Row]) -> _Taken:
+    """What MLflow has; by name and step alone what the journal has no more."""
+    return rows | {(row.name, row.step) for row in rows.difference(journal)}
+
+
+def _is_in(taken: _Taken, row: Row) -> bool:
+    return row in taken or (row.name, row.step) in taken
+
+
+def _batches(values: list[_T], size: int) -> Iterator[list[_T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -22,6 +22,7 @@ from freeflow_core.interfaces import (
     VelocitySampler,
     Verifier,
 )
+from freeflow_core.interfaces.journal import Metrics
 from freeflow_core.plugin import Component, hookimpl
 from freeflow_core.testing.exact import GaussianStudent
 from freeflow_core.types import Batch, Condition, Samples
@@ -178,26 +179,33 @@ class BrokenVerifier(Mistaken, Verifier):
         return score.mean() if self.mistake == "shape" else score
 
 
+ARRIVED: set[tuple[str, int]] = set()
+
+
 class BrokenTracker(Mistaken, Tracker):
-    """Keeps nothing."""
+    """Keeps what arrived in this process."""
 
-    def start(self, run: Any, state: Mapping[str, Any]) -> None:
-        pass
+    def store(self, run: Any) -> str:
+        return "nowhere"
 
-    def log_metrics(self, metrics: Mapping[str, float], images: int) -> None:
-        if self.mistake == "names" and any(" " in name for name in metrics):
+    def options(self, run: Any) -> dict[str, Any]:
+        return {"folder": {1, 2}} if self.mistake == "options" else {"folder": "here"}
+
+    def open(self, run: Any, journal: Any, notes: dict[str, Any], since: int | None) -> bool:
+        self._key = run.key
+        return since is not None
+
+    def send_metrics(self, records: Sequence[Metrics], notes: dict[str, Any]) -> int:
+        if self.mistake == "names" and any(" " in name for record in records for name in record.values):
             raise ValueError("what a name")
+        before = len(ARRIVED)
+        ARRIVED.update((self._key, record.images) for record in records)
+        return len(records) if self.mistake == "twice" else len(ARRIVED) - before
 
-    def log_images(self, name: str, images: Tensor, images_seen: int) -> None:
-        pass
+    def send_artifact(self, artifact: Any) -> bool:
+        return True
 
-    def log_file(self, path: Any, folder: str = "") -> None:
-        pass
-
-    def state(self) -> dict[str, Any]:
-        return {"folder": {1, 2}} if self.mistake == "state" else {"folder": "here"}
-
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, time: float) -> None:
         pass
 
 

@@ -37,7 +37,8 @@ EXPECTED = {
     ("verifier", "batch"): {"rows_do_not_depend_on_each_other"},
     ("verifier", "shape"): {"scores_are_one_number_a_sample"},
     ("tracker", "names"): {"odd_values_stop_no_run"},
-    ("tracker", "state"): {"state_is_plain_json"},
+    ("tracker", "options"): {"options_are_plain_json"},
+    ("tracker", "twice"): {"nothing_is_doubled_by_a_kill"},
 }
 """The checks that must fail, by kind and mistake."""
 

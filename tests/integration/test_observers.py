@@ -15,6 +15,7 @@ from freeflow_core.engine.events import Events
 from freeflow_core.engine.run import Run
 from freeflow_core.errors import FreeflowError, Interrupted, NonFiniteError
 from freeflow_core.evaluation.scoring import Scoring
+from freeflow_core.interfaces.journal import Journal
 from freeflow_core.plugin import Manager, hookimpl
 from freeflow_core.plugin.spec import Observers
 from freeflow_core.types import Loss, Progress, RunInfo
@@ -140,7 +141,7 @@ def test_a_full_disk_is_finished_with_failed(tiny, output, monkeypatch):
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run.folder, "append_metrics", full)
+    monkeypatch.setattr(Journal, "add_metrics", full)
     with pytest.raises(FreeflowError, match="No space left"):
         run.execute()
     assert ear.heard == ["started", "failed"]
@@ -193,7 +194,7 @@ def test_observers_run_on_the_main_process_only(tmp_path):
     ear = Ear()
     info = RunInfo("run", "distill", tmp_path, {}, "")
     events = Events(watched(ear), [], info, active=False)
-    events.started([])
+    events.started()
     events.stepped(Progress(1, 1, 1, {}), {})
     events.advanced("student", 1, 1)
     events.evaluated(Progress(1, 1, 1, {}), {})

@@ -58,6 +58,7 @@ class Record:
         for line in path.read_text("utf-8").splitlines():
             values = json.loads(line)
             self.images = int(values.pop("images"))
+            del values["time"]
             self._extend(self.images, values)
 
     def newest_picture(self) -> Path | None:

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-import torch
+from PIL import Image
 
 from freeflow_core.engine.describe import describe
 from freeflow_core.interfaces import Tracker
+from freeflow_core.interfaces.journal import Journal
 from freeflow_core.testing.contracts.base import ComponentContract
-from freeflow_core.types import RunInfo
+from freeflow_core.tracking import FOLDER, Replay
 
 _ODD = {"student/loss": 1.0, "weird name: 100 %, (ä)": 2.0, "a" * 300: 3.0}
 
@@ -25,93 +26,84 @@ class TrackerContract(ComponentContract):
     kind: ClassVar[str] = "tracker"
 
     def test_a_whole_run(self) -> None:
-        """start, metrics, a picture, a file, state, finish: in this order, without an error."""
-        with _run_folder() as run:
-            tracker = self.tracker()
-            tracker.start(run, {})
-            for images in (64, 128):
-                tracker.log_metrics({"student/loss": 1.0 / images}, images)
-            tracker.log_images("samples/grid", torch.zeros(3, 8, 8, dtype=torch.uint8), 128)
-            note = run.folder / "note.txt"
+        """Metrics, a picture, a file and the end arrive, without an error."""
+        with _journal() as journal:
+            journal.add_metrics(64, {"student/loss": 0.5})
+            Image.new("RGB", (8, 8)).save(journal.folder / "grid.png")
+            journal.add_picture(64, "samples/grid", journal.folder / "grid.png")
+            note = journal.folder / "note.txt"
             note.write_text("kept", "utf-8")
-            tracker.log_file(note)
-            tracker.log_file(note, "notes")
-            tracker.finish("finished")
+            journal.add_file(64, note)
+            replay = self.replay(journal)
+            replay.send()
+            replay.end("finished", 1.0)
+            self.expect(replay.is_complete(), "nothing left to send", "something left")
 
-    def test_state_is_plain_json(self) -> None:
-        """``state`` travels in checkpoints."""
-        with _run_folder() as run:
-            tracker = self.tracker()
-            tracker.start(run, {})
-            state = tracker.state()
-            tracker.finish("stopped")
-        self.expect(isinstance(state, dict), "a dict from state()", describe(state))
-        try:
-            same = json.loads(json.dumps(state)) == state
-        except TypeError as error:
-            self.fail("JSON values from state()", str(error))
-        self.expect(same, "a state that JSON gives back as it was", repr(state))
+    def test_options_are_plain_json(self) -> None:
+        """``options`` and ``open``'s notes are kept in the run folder."""
+        with _journal() as journal:
+            replay = self.replay(journal)
+            try:
+                replay.send()
+            except TypeError as error:
+                self.fail("JSON values from options() and in notes", str(error))
+            options = self.tracker().options(journal.run())
+            same = isinstance(options, dict) and json.loads(json.dumps(options)) == options
+        self.expect(same, "options that JSON gives back as they were", describe(options))
 
     def test_goes_on_after_a_restart(self) -> None:
-        """A new tracker started with the state of the old one logs to the same place, without an error."""
-        with _run_folder() as run:
-            first = self.tracker()
-            first.start(run, {})
-            first.log_metrics({"student/loss": 1.0}, 64)
-            state = json.loads(json.dumps(first.state()))
-            first.finish("interrupted")
-            second = self.tracker()
-            second.start(_resumed(run), state)
-            second.log_metrics({"student/loss": 0.5}, 128)
-            again = second.state()
-            second.finish("finished")
-        self.expect(again == state, f"the state {state!r} after a restart: the same place", repr(again))
+        """A new tracker is sent what is new, and goes on where the old one was."""
+        with _journal() as journal:
+            for images in (64, 128):
+                journal.add_metrics(images, {"student/loss": 1.0})
+                replay = self.replay(journal)
+                replay.send()
+                self.expect(replay.sent.metrics == 1, "1 new value", f"{replay.sent.metrics}")
+
+    def test_nothing_is_doubled_by_a_kill(self) -> None:
+        """A process that was killed before it noted that a request arrived: sent again, it is not new."""
+        with _journal() as journal:
+            replay = self.replay(journal)
+            replay.send()
+            notes = {file: file.read_bytes() for file in (journal.folder / FOLDER).glob("*.json")}
+            journal.add_metrics(64, {"student/loss": 1.0})
+            replay.send()
+            for file, content in notes.items():
+                file.write_bytes(content)
+            again = self.replay(journal)
+            again.send()
+            self.expect(again.sent.metrics == 0, "no new value", f"{again.sent.metrics}")
 
     def test_odd_values_stop_no_run(self) -> None:
-        """Odd names, NaN and infinity, grey pictures, a missing file: at most a warning."""
-        with _run_folder() as run:
-            tracker = self.tracker()
-            tracker.start(run, {})
-            for call, arguments in (
-                ("log_metrics", (_ODD, 1)),
-                ("log_metrics", ({"nan": float("nan"), "infinite": float("inf")}, 2)),
-                ("log_metrics", ({}, 3)),
-                ("log_images", ("a picture, of grey", torch.zeros(1, 8, 8, dtype=torch.uint8), 3)),
-                ("log_file", (run.folder / "no such file.txt",)),
-            ):
-                try:
-                    getattr(tracker, call)(*arguments)
-                except Exception as error:
-                    self.fail(f"{call}{_short(arguments)} without an error", f"{type(error).__name__}: {error}")
-            tracker.finish("failed")
-
-    def test_finish_without_a_start(self) -> None:
-        """``finish`` is always called, even where ``start`` failed."""
-        try:
-            self.tracker().finish("failed")
-        except Exception as error:
-            self.fail("finish('failed') without start() to do nothing", f"{type(error).__name__}: {error}")
+        """Odd names, NaN and infinity, grey pictures, a missing file raise nothing."""
+        with _journal() as journal:
+            journal.add_metrics(1, _ODD)
+            journal.add_metrics(2, {"nan": float("nan"), "infinite": float("inf")})
+            journal.add_metrics(3, {})
+            Image.new("L", (8, 8)).save(journal.folder / "grey.png")
+            journal.add_picture(3, "a picture, of grey", journal.folder / "grey.png")
+            journal.add_file(3, journal.folder / "no such file.txt")
+            try:
+                self.replay(journal).send()
+            except Exception as error:
+                self.fail("no error", f"{type(error).__name__}: {error}")
 
     def tracker(self) -> Tracker:
         """The tracker."""
         built: Tracker = self.build()
         return built
 
+    def replay(self, journal: Journal) -> Replay:
+        """A new tracker on ``journal``, as in a new process."""
+        return Replay(self.tracker(), journal.run(), journal)
+
 
 @contextmanager
-def _run_folder() -> Iterator[RunInfo]:
+def _journal() -> Iterator[Journal]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name) / "runs" / "contract"
         folder.mkdir(parents=True)
-        text = "name: contract\n"
-        (folder / "config.yaml").write_text(text, "utf-8")
-        yield RunInfo("contract", "distill", folder, {"name": "contract", "training": {"images": 128}}, text)
-
-
-def _resumed(run: RunInfo) -> RunInfo:
-    return RunInfo(run.name, run.command, run.folder, run.config, run.config_yaml, resumed=True)
-
-
-def _short(arguments: tuple[object, ...]) -> str:
-    text = str(arguments)
-    return text if len(text) < 80 else f"{text[:76]}...)"
+        (folder / "config.yaml").write_text("name: contract\ntraining: {images: 128}\n", "utf-8")
+        journal = Journal(folder)
+        journal.write_status(command="distill", status="running", key=Path(name).name)
+        yield journal

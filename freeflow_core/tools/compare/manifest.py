@@ -119,10 +119,10 @@ class Manifest:
     def _outcome(self, run: PlannedRun) -> Outcome:
         """The folder of a finished run has its scores, or it counts as unfinished."""
         folder = RunFolder(run.folder)
-        status = folder.read_status().get("status")
+        status = folder.journal.status().get("status")
         scores: Scores = _read_json(folder.scores_file)
         if status == FINISHED and scores:
-            return Outcome(FINISHED, scores, _images_per_second(folder.metrics_file))
+            return Outcome(FINISHED, scores, _images_per_second(folder.journal.metrics_file))
         if run.name in self.errors:
             return Outcome(FAILED, error=self.errors[run.name])
         return Outcome(WAITING if status is None else UNFINISHED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,9 @@ from freeflow_core.config.compare import CompareConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.run import Membership
+from freeflow_core.files import write_text
 from freeflow_core.interfaces import Tracker
+from freeflow_core.interfaces.journal import now
 from freeflow_core.plugin import Manager
 from freeflow_core.tools.compare.plan import PlannedRun
 from freeflow_core.tools.compare.table import Table
@@ -53,11 +56,16 @@ class ParentRun:
         info = RunInfo(config.name, COMMAND, folder, yaml.safe_load(text), text, resumed, key=key, tags=tags)
         trackers: list[Tracker] = [builder.build("tracker", choice) for choice in base.trackers]
         self._events = Events(manager, trackers, info, active=True)
+        self._journal = self._events.journal
+        self._config_file = folder / "comparison.yaml"
+        write_text(self._config_file, text)
+        started = self._journal.status().get("started", now())
+        self._journal.write_status(command=COMMAND, status="running", key=key, tags=tags, started=started)
 
     def started(self) -> None:
-        """Tell everyone, and wait until the trackers know their run (or know that they cannot)."""
-        self._events.started([])
-        self._events.tracker_states()
+        """Tell everyone."""
+        self._events.started()
+        self._events.filed(self._config_file)
 
     def membership(self, run: PlannedRun) -> Membership:
         """What makes ``run`` one of this comparison's."""
@@ -73,14 +81,17 @@ class ParentRun:
 
     def finished(self, status: str, table: Table | None, files: Iterable[Path]) -> None:
         """Hand over the table, as numbers (at a step that counts finished runs) and as files; always called."""
-        if table is not None and table.score is not None:
-            scores = {
-                f"{row.name}/{table.score}_{steps}_step{'s' * (steps > 1)}": estimate.mean
-                for row in table.rows
-                for steps, estimate in row.scores.items()
-            }
-            done = sum(row.finished for row in table.rows)
-            self._events.evaluated(Progress(done, done, max(1, done)), scores)
-        for path in files:
-            self._events.filed(path)
+        with contextlib.suppress(OSError):  # a full disk has already been reported
+            if table is not None and table.score is not None:
+                scores = {
+                    f"{row.name}/{table.score}_{steps}_step{'s' * (steps > 1)}": estimate.mean
+                    for row in table.rows
+                    for steps, estimate in row.scores.items()
+                }
+                done = sum(row.finished for row in table.rows)
+                self._journal.drop_after(done - 1)  # the same command again
+                self._events.evaluated(Progress(done, done, max(1, done)), scores)
+            for path in files:
+                self._events.filed(path)
+            self._journal.write_status(status=status, ended=now())
         self._events.finished(status)

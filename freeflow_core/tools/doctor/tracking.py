@@ -11,11 +11,11 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from freeflow_core.tracking import redact
 from freeflow_core.types import Check
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 _SECONDS = 3
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _SQLITE = re.compile(r"^sqlite(\+\w+)?:///")
 _NAME = "MLflow"
 
@@ -28,7 +28,7 @@ def check_tracking(environment: Mapping[str, str] = os.environ) -> Check:
     uri = environment.get(VARIABLE, "").strip()
     if not uri:
         return _database(Path.cwd() / "runs" / "mlflow.db", f"no {VARIABLE}; runs go to ")
-    shown = _CREDENTIALS.sub("***", uri)
+    shown = redact(uri)
     if uri.startswith(("http://", "https://")):
         return _server(uri, shown)
     if match := _SQLITE.match(uri):
@@ -46,7 +46,7 @@ def _server(uri: str, shown: str) -> Check:
             return Check(_NAME, "ok", f"{shown} answers ({error.code}); whether it lets runs in was not tried")
         return Check(_NAME, "warning", f"{shown} answers with an error ({error.code}); {_KEPT}")
     except (OSError, ValueError) as error:
-        reason = _CREDENTIALS.sub("***", str(getattr(error, "reason", error)))
+        reason = redact(str(getattr(error, "reason", error)))
         return Check(_NAME, "warning", f"{shown} cannot be reached within {_SECONDS} s ({reason}); {_KEPT}")
 
 

@@ -1,19 +1,23 @@
-"""One sqlite store for all tests: making its tables takes seconds."""
+"""One sqlite store for a test process: making its tables takes seconds."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import yaml
+from filelock import FileLock
 from freeflow_mlflow.config import MlflowConfig
 from freeflow_mlflow.tracker import MlflowTracker
 
-from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.journal import Journal
+from freeflow_core.tracking import Replay, Sender
 from freeflow_core.types import RunInfo
 
 VARIABLES = (
@@ -35,7 +39,25 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{(tmp_path_factory.mktemp('store') / 'mlflow.db').as_posix()}"
+    shared = tmp_path_factory.getbasetemp().parent / "mlflow-tables.db"
+    with FileLock(shared.with_suffix(".lock")):  # of the test processes, one makes the tables
+        if not shared.exists():
+            _make_tables(tmp_path_factory.mktemp("tables") / "mlflow.db").rename(shared)
+        own = shutil.copy(shared, tmp_path_factory.mktemp("store") / "mlflow.db")
+    return f"sqlite:///{own.as_posix()}"
+
+
+def _make_tables(database: Path) -> Path:
+    """By two runs at once, as a comparison and its first run do."""
+    config = MlflowConfig(uri=f"sqlite:///{database.as_posix()}")
+
+    def open_run(name: str) -> bool:
+        run = RunInfo(name, "distill", database.parent / name, {}, "")
+        return MlflowTracker(config).open(run, Journal(run.folder), {}, None)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(open_run, ("a", "b"))) == [False, False]
+    return database
 
 
 @pytest.fixture
@@ -54,26 +76,45 @@ def dead_uri() -> str:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., RunInfo]:
-    def make(name: str = "first", config: dict[str, Any] | None = None, resumed: bool = False) -> RunInfo:
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        values = config or {"name": name, "training": {"batch_size": 64, "images": 1280}, "seed": 3}
-        return RunInfo(name, "distill", folder, values, f"name: {name}\n", resumed)
+def make_run(tmp_path: Path) -> Callable[..., Journal]:
+    """The folder of a run as the engine makes it."""
+
+    def make(name: str = "first", config: dict[str, Any] | None = None, **status: Any) -> Journal:
+        journal = Journal(tmp_path / "runs" / name)
+        journal.folder.mkdir(parents=True)
+        config = {"name": name, **(config or {"training": {"batch_size": 64, "images": 1280}, "seed": 3})}
+        (journal.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        key = f"{tmp_path.name}-{name}"
+        journal.write_status(**{"command": "distill", "status": "running", "key": key, "started": 1.7e9} | status)
+        journal.add_file(0, journal.folder / "config.yaml")
+        return journal
 
     return make
 
 
 @pytest.fixture
-def make_tracker(store_uri: str) -> Iterator[Callable[..., MlflowTracker]]:
-    made: list[MlflowTracker] = []
-
+def tracker(store_uri: str) -> Callable[..., MlflowTracker]:
     def make(**options: Any) -> MlflowTracker:
-        config = MlflowConfig(**{"uri": store_uri, "flush_seconds": 0.05, "timeout_seconds": 1, "retries": 0} | options)
-        context = BuildContext(torch.device("cpu"), 0, lambda kind, name, options: None)
-        made.append(MlflowTracker.from_config(config, context))
-        return made[-1]
+        quick = {"uri": store_uri, "flush_seconds": 0.05, "timeout_seconds": 1, "retries": 0}
+        return MlflowTracker(MlflowConfig(**quick | options))
 
-    yield make
-    for tracker in made:
-        tracker.finish("failed")
+    return make
+
+
+@pytest.fixture
+def send(tracker: Callable[..., MlflowTracker]) -> Callable[..., str]:
+    """Send all of a journal; the run's id in MLflow."""
+
+    def make(journal: Journal, status: str | None = None, **options: Any) -> str:
+        replay = Replay(tracker(**options), journal.run(), journal)
+        replay.send()
+        if status is not None:
+            replay.end(status, 1.8e9)
+        return replay.notes["run_id"]
+
+    return make
+
+
+@pytest.fixture
+def start(tracker: Callable[..., MlflowTracker]) -> Callable[..., Sender]:
+    return lambda journal, **options: Sender(tracker(**options), journal.run(), journal)

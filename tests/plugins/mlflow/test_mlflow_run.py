@@ -3,241 +3,161 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from freeflow_mlflow.unsent import send_unsent
+from freeflow_mlflow.config import MlflowConfig
+from freeflow_mlflow.tracker import prepare_environment
+from mlflow_support import check_complete, record
+from PIL import Image
+
+from freeflow_core.interfaces.journal import Journal
 
 
-def test_parameters_metrics_and_status_arrive(client, make_run, make_tracker) -> None:
-    tracker = make_tracker(tags={"team": "a"}, run_name="shown")
-    tracker.start(make_run(config={"training": {"batch_size": 64}, "few": [2, 4], "long": "x" * 9000}), {})
+def test_parameters_metrics_and_status_arrive(client, make_run, send) -> None:
+    journal = make_run(config={"training": {"batch_size": 64}, "few": [2, 4], "long": "x" * 9000})
     for step in range(30):
-        tracker.log_metrics({"loss": 1.0 / (step + 1), "lr/student": 0.5}, step * 64)
-    tracker.finish("finished")
-    run = client.get_run(tracker.state()["run_id"])
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name == "shown"
-    assert run.data.tags["team"] == "a"
+        journal.add_metrics(step * 64, {"loss": 1.0 / (step + 1), "lr/student": 0.5})
+    run = client.get_run(send(journal, "finished", tags={"team": "a"}, run_name="shown"))
+    assert (run.info.status, run.info.run_name, run.data.tags["team"]) == ("FINISHED", "shown", "a")
+    assert (run.info.start_time, run.info.end_time) == (1.7e12, 1.8e12)
     assert run.data.params["training.batch_size"] == "64"
     assert run.data.params["few"] == "[2, 4]"
     assert len(run.data.params["long"]) == 6000
-    assert run.data.params["long"].endswith("[cut: 9000 characters; config.yaml has them all]")
     history = client.get_metric_history(run.info.run_id, "loss")
-    assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
-        (step * 64, 1.0 / (step + 1)) for step in range(30)
-    ]
-    assert all(run.info.start_time <= m.timestamp <= run.info.end_time for m in history)
+    sent = [(m.step, m.value, m.timestamp) for m in sorted(history, key=lambda m: m.step)]
+    assert sent == [(r.images, r.values["loss"], round(r.time * 1000)) for r, _ in journal.metrics()]
     assert len(client.get_metric_history(run.info.run_id, "lr/student")) == 30
 
 
-def test_more_than_one_request_of_metrics_arrives_whole(client, make_run, make_tracker) -> None:
-    tracker = make_tracker(flush_seconds=600, buffer_metrics=100_000)
-    tracker.start(make_run(), {})
-    run_id = tracker.state()["run_id"]
-    for step in range(2100):
-        tracker.log_metrics({"loss": float(step)}, step)
-    assert not client.get_metric_history(run_id, "loss")  # gathered, not sent one by one
-    tracker.finish("finished")
-    assert sorted(m.value for m in client.get_metric_history(run_id, "loss")) == [float(step) for step in range(2100)]
+def test_more_than_one_request_of_metrics_arrives_whole(client, make_run, send) -> None:
+    journal = make_run()
+    for step in range(700):
+        journal.add_metrics(step, {"a": float(step), "b": 0.0, "c": 1.0})
+    run_id = send(journal)
+    assert sorted(m.value for m in client.get_metric_history(run_id, "a")) == [float(step) for step in range(700)]
 
 
-def test_pictures_show_their_step_and_files_their_folder(client, make_run, make_tracker) -> None:
-    tracker, run = make_tracker(), make_run()
-    (run.folder / "table.txt").write_text("a table")
-    (run.folder / "checkpoint").mkdir()
-    (run.folder / "checkpoint" / "weights").write_text("w")
-    tracker.start(run, {})
-    picture = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    tracker.log_images("samples/student", picture, 640)
-    tracker.log_images("grey", torch.zeros(1, 8, 8, dtype=torch.uint8), 1280)
-    expected = picture.permute(1, 2, 0).numpy().copy()
-    picture.zero_()  # the caller may reuse its memory at once
-    tracker.log_file(run.folder / "table.txt", "tables")
-    tracker.log_file(run.folder / "checkpoint")
-    tracker.finish("finished")
-    run_id = tracker.state()["run_id"]
-    images = [item.path for item in client.list_artifacts(run_id, "images")]
-    assert any(path.startswith("images/samples~student+step+640+") and path.endswith(".png") for path in images)
-    assert any(path.startswith("images/grey+step+1280+") for path in images)
-    from PIL import Image
-
-    png = next(path for path in images if "student" in path and path.endswith(".png"))
-    with Image.open(client.download_artifacts(run_id, png)) as stored:
-        assert (torch.tensor(list(stored.tobytes())) == torch.tensor(expected.flatten().tolist())).all()
-    assert Path(client.download_artifacts(run_id, "tables/table.txt")).read_text() == "a table"
-    assert Path(client.download_artifacts(run_id, "checkpoint/weights")).read_text() == "w"
-    assert Path(client.download_artifacts(run_id, "config.yaml")).read_text() == "name: first\n"
+def test_pictures_keep_their_pixels_and_their_step(client, make_run, send) -> None:
+    journal = make_run()
+    picture = Image.frombytes("RGB", (24, 16), bytes(range(256)) * 4 + bytes(128))
+    grey = Image.new("L", (8, 8), 9)
+    for name, image in (("samples/student", picture), ("grey", grey)):
+        path = journal.folder / f"{image.mode}.png"
+        image.save(path)
+        journal.add_picture(640, name, path)
+    run_id = send(journal)
+    images = {item.path for item in client.list_artifacts(run_id, "images") if item.path.endswith(".png")}
+    assert {path.split("+timestamp")[0] for path in images} == {
+        "images/samples~student+step+640",
+        "images/grey+step+640",
+    }
+    with Image.open(client.download_artifacts(run_id, next(p for p in images if "student" in p))) as stored:
+        assert stored.tobytes() == picture.tobytes()
 
 
-def test_files_stay_out_when_not_wanted(client, make_run, make_tracker) -> None:
-    tracker, run = make_tracker(log_artifacts=False), make_run()
-    (run.folder / "big").write_text("")
-    tracker.start(run, {})
-    tracker.log_file(run.folder / "big")
-    tracker.finish("finished")
-    assert [item.path for item in client.list_artifacts(tracker.state()["run_id"])] == ["config.yaml"]
+@pytest.mark.parametrize("wanted", [True, False])
+def test_files_arrive_when_wanted_and_one_that_is_gone_holds_up_nothing(client, make_run, tracker, wanted) -> None:
+    from freeflow_core.tracking import Replay
+
+    journal = make_run()
+    (journal.folder / "weights").mkdir()
+    (journal.folder / "weights" / "a").write_text("w")
+    for name in ("gone", "weights"):
+        journal.add_file(0, journal.folder / name)
+    replay = Replay(tracker(log_artifacts=wanted), journal.run(), journal)
+    replay.send()
+    found = {item.path for item in client.list_artifacts(replay.notes["run_id"])}
+    assert found == {"config.yaml"} | ({"weights"} if wanted else set())
+    assert len(replay.sent.skipped) == 1
 
 
-def test_a_file_that_is_gone_holds_up_nothing(client, make_run, make_tracker, caplog) -> None:
-    tracker, run = make_tracker(), make_run()
-    (run.folder / "kept").write_text("")
-    tracker.start(run, {})
-    tracker.log_file(run.folder / "gone")
-    tracker.log_file(run.folder / "kept")
-    tracker.finish("finished")
-    assert "kept" in {item.path for item in client.list_artifacts(tracker.state()["run_id"])}
-    assert "gone no longer exists" in caplog.text
-    assert not (run.folder / "mlflow-unsent").exists()
-
-
-def test_nonfinite_values_are_counted_instead_of_sent(client, make_run, make_tracker) -> None:
-    tracker = make_tracker()
-    tracker.start(make_run(), {})
-    for value in (1.0, math.nan, math.inf, -math.inf):
-        tracker.log_metrics({"loss": value}, 64)
-    tracker.finish("failed")
-    run = client.get_run(tracker.state()["run_id"])
-    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [1.0]
-    assert run.data.tags["nonfinite/loss"] == "3"
-    assert run.info.status == "FAILED"
-
-
-@pytest.mark.parametrize("status", ["stopped", "interrupted"])
-def test_resuming_goes_on_in_the_same_run(client, make_run, make_tracker, status) -> None:
-    first = make_tracker()
-    first.start(make_run(config={"training": {"images": 1280, "batch_size": 64}}), {})
-    first.log_metrics({"loss": 2.0, "odd": math.nan}, 64)
-    state = first.state()
-    first.finish(status)
-    assert client.get_run(state["run_id"]).info.status == "KILLED"
-
-    second = make_tracker()
-    second.start(make_run(config={"training": {"images": 2560, "batch_size": 64}, "new": 1}, resumed=True), state)
-    assert second.state() == state
-    assert client.get_run(state["run_id"]).info.status == "RUNNING"
-    second.log_metrics({"loss": 1.0, "odd": math.nan}, 128)
-    second.finish("finished")
-    run = client.get_run(state["run_id"])
+def test_resuming_goes_on_in_the_same_run(client, make_run, send) -> None:
+    journal = make_run(config={"training": {"images": 1280}})
+    journal.add_metrics(64, {"loss": 2.0, "odd": math.nan})
+    run_id = send(journal, "stopped")
+    assert client.get_run(run_id).info.status == "KILLED"
+    (journal.folder / "config.yaml").write_text("name: first\ntraining: {images: 2560}\nnew: 1\n")
+    assert send(journal) == run_id
+    assert client.get_run(run_id).info.status == "RUNNING"
+    journal.add_metrics(128, {"loss": 1.0, "odd": math.inf})
+    assert send(journal, "finished") == run_id
+    run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"training.images": "1280", "training.batch_size": "64", "new": "1"}
+    assert run.data.params == {"name": "first", "training.images": "1280", "new": "1"}
     assert run.data.tags["freeflow.changed_on_resume"] == "training.images=2560"
     assert run.data.tags["nonfinite/odd"] == "2"
-    assert [m.step for m in client.get_metric_history(state["run_id"], "loss")] == [64, 128]
-    assert len(_runs(client, state)) == 1
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [64, 128]
 
 
-@pytest.mark.parametrize("lost", ["deleted", "unknown"])
-def test_resuming_a_lost_run_starts_a_new_one_that_names_it(client, make_run, make_tracker, lost) -> None:
-    first = make_tracker()
-    first.start(make_run(), {})
-    state = first.state()
-    first.finish("stopped")
-    if lost == "deleted":
-        client.delete_run(state["run_id"])
-    else:
-        state |= {"run_id": "0" * 32, "key": "another"}
-    second = make_tracker()
-    second.start(make_run(resumed=True), state)
-    second.log_metrics({"loss": 1.0}, 64)
-    second.finish("finished")
-    run = client.get_run(second.state()["run_id"])
-    assert run.info.run_id != state["run_id"]
-    assert run.data.tags["freeflow.previous_run"] == state["run_id"]
-    assert run.data.params["training.batch_size"] == "64"
-    assert run.data.metrics == {"loss": 1.0}
+def test_a_run_deleted_in_mlflow_is_sent_again_whole_and_names_it(client, make_run, send) -> None:
+    journal = make_run()
+    record(journal)
+    lost = send(journal, "stopped")
+    client.delete_run(lost)
+    found = send(journal, "finished")
+    assert client.get_run(found).data.tags["freeflow.previous_run"] == lost
+    check_complete(client, found)
 
 
-def test_a_run_made_without_our_knowing_is_found_by_its_key(client, make_run, make_tracker) -> None:
-    first = make_tracker()
-    first.start(make_run(), {})
-    state = first.state()
-    first.finish("interrupted")
-    second = make_tracker()
-    second.start(make_run(resumed=True), {**state, "run_id": None})
-    assert second.state()["run_id"] == state["run_id"]
+def test_a_run_is_found_by_its_key_when_the_run_folder_forgot_it(client, make_run, send) -> None:
+    journal = make_run()
+    record(journal)
+    run_id = send(journal)
+    (note,) = (journal.folder / "trackers").glob("*.json")
+    note.unlink()
+    assert send(journal) == run_id
+    check_complete(client, run_id)
 
 
-def test_the_state_of_another_tracker_is_harmless(client, make_run, make_tracker) -> None:
-    tracker = make_tracker()
-    tracker.start(make_run(), {"run_id": 7, "key": ["x"]})
-    assert client.get_run(tracker.state()["run_id"]).info.status == "RUNNING"
+def test_another_store_is_sent_the_whole_run(client, make_run, send) -> None:
+    journal = make_run()
+    record(journal)
+    first, second = send(journal), send(journal, experiment="another")
+    assert first != second
+    for run_id in (first, second):
+        check_complete(client, run_id)
 
 
-def test_two_trackers_at_once_do_not_mix(client, make_run, make_tracker) -> None:
-    one, two = make_tracker(experiment="one"), make_tracker(experiment="two")
-    one.start(make_run("a"), {})
-    two.start(make_run("b"), {})
-    for step in range(20):
-        one.log_metrics({"loss": 1.0}, step)
-        two.log_metrics({"loss": 2.0}, step)
-    one.finish("finished")
-    two.finish("failed")
-    for tracker, name, value, status in ((one, "a", 1.0, "FINISHED"), (two, "b", 2.0, "FAILED")):
-        run = client.get_run(tracker.state()["run_id"])
-        assert (run.info.run_name, run.info.status) == (name, status)
-        assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [value] * 20
-    assert one.state()["experiment_id"] != two.state()["experiment_id"]
-    import mlflow
-
-    assert mlflow.active_run() is None
-
-
-def test_nothing_is_printed_or_logged_by_mlflow(make_run, make_tracker, capfd, caplog) -> None:
-    caplog.set_level("INFO")
-    tracker = make_tracker()
-    tracker.start(make_run(), {})
-    tracker.finish("finished")
-    assert capfd.readouterr() == ("", "")
-    assert {record.name for record in caplog.records} == {"freeflow"}
-    assert "mlflow ui --backend-store-uri sqlite:///" in caplog.text
-
-
-def test_after_the_end_everything_is_ignored(client, make_run, make_tracker) -> None:
-    tracker = make_tracker()
-    tracker.start(make_run(), {})
-    tracker.finish("finished")
-    tracker.log_metrics({"late": 1.0}, 1)
-    tracker.finish("failed")
-    run = client.get_run(tracker.state()["run_id"])
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {})
+def test_a_run_by_an_older_version_can_be_sent(client, make_run, send) -> None:
+    """Its records have no time, and its run.json no key."""
+    journal = make_run()
+    journal.metrics_file.write_text('{"images": 64, "loss": 1.5}\n')
+    (journal.folder / "run.json").write_text('{"command": "distill", "status": "finished", "images": 64}')
+    run = client.get_run(send(Journal(journal.folder), "finished"))
+    assert run.data.metrics == {"loss": 1.5}
+    assert send(journal) == run.info.run_id
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(False, ("true", "true")), (True, (None, None))])
-def test_telemetry_is_off_unless_asked_for(make_run, make_tracker, dead_uri, asked, expected) -> None:
-    make_tracker(telemetry=asked, uri=dead_uri).start(make_run(), {})
-    assert (os.environ.get("MLFLOW_DISABLE_TELEMETRY"), os.environ.get("DO_NOT_TRACK")) == expected
+def test_telemetry_is_off_unless_asked_for_and_the_users_timeouts_win(monkeypatch, asked, expected) -> None:
+    import os
 
-
-def test_the_users_timeouts_win(make_run, make_tracker, dead_uri, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    make_tracker(uri=dead_uri, retries=0).start(make_run(), {})
+    prepare_environment(MlflowConfig(telemetry=asked, retries=0))
+    assert (os.environ.get("MLFLOW_DISABLE_TELEMETRY"), os.environ.get("DO_NOT_TRACK")) == expected
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
-def test_a_process_that_ends_without_finish_loses_nothing(client, store_uri, tmp_path) -> None:
-    script = f"""
-import sys
-sys.modules["mlflow"] = None  # not installed, or broken: saves its import here, and must not matter
-from pathlib import Path
-from freeflow_core.types import RunInfo
-from freeflow_mlflow.config import MlflowConfig
-from freeflow_mlflow.tracker import MlflowTracker
-tracker = MlflowTracker(MlflowConfig(uri={store_uri!r}))
-tracker.start(RunInfo("exit", "distill", Path({str(tmp_path)!r}), {{}}, ""), {{}})
-tracker.log_metrics({{"loss": 1.5}}, 64)
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("mlflow-sync") == 1
-    run = client.get_run(send_unsent(tmp_path).runs[0])
-    assert (run.info.status, run.data.metrics) == ("KILLED", {"loss": 1.5})
+def test_two_runs_at_once_do_not_mix_and_print_nothing(client, make_run, start, capfd, caplog) -> None:
+    import mlflow
 
-
-def _runs(client, state):
-    return client.search_runs([state["experiment_id"]], filter_string=f"tags.`freeflow.key` = '{state['key']}'")
+    caplog.set_level("INFO")
+    journals = [make_run(name) for name in ("a", "b")]
+    senders = [start(journal, experiment="two") for journal in journals]
+    for step in range(20):
+        for value, (journal, sender) in enumerate(zip(journals, senders, strict=True)):
+            sender.recorded(journal.add_metrics(step, {"loss": float(value)}))
+    for status, sender in zip(("finished", "failed"), senders, strict=True):
+        sender.finish(status)
+    assert mlflow.active_run() is None
+    assert capfd.readouterr() == ("", "")
+    assert {record.name for record in caplog.records} <= {"freeflow", "filelock"}
+    assert "mlflow ui --backend-store-uri sqlite:///" in caplog.text
+    experiment = client.get_experiment_by_name("two").experiment_id
+    runs = client.search_runs([experiment], order_by=["attributes.run_name"])
+    assert [(r.info.run_name, r.info.status) for r in runs] == [("a", "FINISHED"), ("b", "FAILED")]
+    for value, run in enumerate(runs):
+        assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [value] * 20
+        assert Path(client.download_artifacts(run.info.run_id, "config.yaml")).is_file()

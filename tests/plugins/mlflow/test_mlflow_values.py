@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from freeflow_mlflow.address import artifact_location, redact, tracking_uri, view_hint
-from freeflow_mlflow.names import MAX_PARAMETER, parameters, safe_name
+from freeflow_mlflow.names import MAX_PARAMETER, artifact_location, parameters, safe_name, tracking_uri, view_hint
 from hypothesis import given
 from hypothesis import strategies as st
+
+from freeflow_core.tracking import redact
 
 
 def test_configured_address_then_environment_then_next_to_the_run(tmp_path, monkeypatch) -> None:
