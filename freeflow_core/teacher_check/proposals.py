@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from freeflow_core.interfaces import ConvertibleTeacher
+from freeflow_core.interfaces import ConvertibleTeacher, Teacher
+from freeflow_core.math.calibration import GOOD, LEVELS, calibrate, draw_noises, integrate
 from freeflow_core.math.conversions import SIGNED, Convention, Prediction, Sign, TimeDirection
 from freeflow_core.math.schedules import SCHEDULES, named_schedule
-from freeflow_core.teacher_check.probe import LEVELS, Probe, Reading, read
+from freeflow_core.types import Condition, Draws
 
-GOOD = 0.03
-"""A reading is calibrated up to here; the exact ones measured 0.003, trained networks 0.01, wrong ones from 0.06 on."""
+COLLAPSED = 0.05
+"""Deviation up to which samples are all alike: such a field is calibrated, and empty."""
 
 _ALIKE = 0.003
-
-
-@dataclass(frozen=True)
-class _Round:
-    """One round of the search: the ``keep`` best of a measurement in ``num_steps`` steps at ``levels`` go on."""
-
-    num_steps: int
-    levels: tuple[float, ...]
-    keep: int
-
-
-_ROUNDS = (_Round(4, (0.3, 0.7), 24), _Round(8, LEVELS, 8))
+_UNMOVED = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,32 +31,62 @@ class Proposal:
     miscalibration: float
 
 
-@torch.no_grad()
-def propose(teacher: ConvertibleTeacher, given: Reading, probe: Probe, coarse: Probe, num_steps: int) -> list[Proposal]:
-    """Conventions that fit where the given one does not, the best first, those alike with fewest changes first.
-
-    Every candidate is integrated coarsely, the best ones as carefully as the given one.
+@dataclass(frozen=True)
+class Probe:
+    """What every reading of a network is measured on: N draws with conditions, integrated in ``num_steps`` steps.
 
     Args:
-        probe, coarse: many and few samples.
+        levels: times to look at.
+    """
+
+    draws: Draws
+    condition: Condition
+    num_steps: int
+    levels: tuple[float, ...] = LEVELS
+
+    def measure(self, teacher: Teacher) -> float | None:
+        """Miscalibration; None for samples that are all alike, or the noise itself."""
+
+        def field(x_t: Tensor, t: Tensor) -> Tensor:
+            return teacher.velocity(x_t, t.clamp(*teacher.time_range), self.condition)
+
+        z, noises = draw_noises(teacher.sample_shape, self.draws)
+        x = integrate(field, z, self.num_steps)[-1]
+        found = calibrate(field, x, {level: noises[level] for level in self.levels}).value
+        says_something = spread(x) > COLLAPSED and float((x - z).square().mean().sqrt()) > _UNMOVED
+        return found if says_something else None
+
+
+def spread(x: Tensor) -> float:
+    """Deviation of samples (N, *D) around their mean."""
+    return float((x - x.mean(0)).square().mean().sqrt())
+
+
+@torch.no_grad()
+def propose(teacher: ConvertibleTeacher, given: float, fine: Probe, coarse: Probe) -> list[Proposal]:
+    """Conventions that fit where the given one does not, the best first, those alike with fewest changes first.
+
+    Every candidate is integrated coarsely and the best ones as carefully as the given one.
+
+    Args:
+        given: miscalibration of the teacher as it is read.
+        fine, coarse: many samples, and few.
     """
     remaining = list(candidates(teacher.convention))
-    for stage in _ROUNDS:
-        scored: list[tuple[float, int]] = []
-        for number, convention in enumerate(remaining):
-            reading = read(teacher.with_convention(convention), coarse, stage.num_steps, stage.levels)
-            if reading.says_something and math.isfinite(reading.miscalibration):
-                scored.append((reading.miscalibration, number))
-        remaining = [remaining[number] for _, number in sorted(scored)[: stage.keep]]
-    found: list[tuple[float, Convention]] = []
-    for convention in remaining:
-        reading = read(teacher.with_convention(convention), probe, num_steps)
-        # A convention that fits by a hair where the given one misses by a hair would be no finding.
-        if reading.says_something and reading.miscalibration < min(GOOD, given.miscalibration / 3):
-            found.append((reading.miscalibration, convention))
-    best = min((score for score, _ in found), default=0.0)
-    found.sort(key=lambda pair: (pair[0] > best + _ALIKE, len(teacher.convention.differences(pair[1])), pair[0]))
-    return [Proposal(teacher.convention.differences(convention), score) for score, convention in found]
+    rounds = ((replace(coarse, num_steps=4, levels=(0.3, 0.7)), 24), (replace(coarse, num_steps=8), 8), (fine, 8))
+    scores: list[float] = []
+    for probe, keep in rounds:
+        measured = [(probe.measure(teacher.with_convention(convention)), convention) for convention in remaining]
+        ranked = sorted([pair for pair in measured if pair[0] is not None], key=lambda pair: pair[0] or 0.0)[:keep]
+        scores, remaining = [score or 0.0 for score, _ in ranked], [convention for _, convention in ranked]
+    # A convention that fits by a hair where the given one misses by a hair would be no finding.
+    limit, best = min(GOOD, given / 3), min(scores, default=0.0)
+    found = [
+        (score > best + _ALIKE, len(changes), score, changes)
+        for score, convention in zip(scores, remaining, strict=True)
+        if score < limit and (changes := teacher.convention.differences(convention))
+    ]
+    return [Proposal(changes, score) for *_, score, changes in sorted(found, key=lambda row: row[:3])]
 
 
 def candidates(given: Convention) -> Iterator[Convention]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from typing import final
@@ -12,17 +11,15 @@ from torch import Tensor
 
 from freeflow_core.errors import FreeflowError
 from freeflow_core.interfaces import ConvertibleTeacher, Teacher
-from freeflow_core.math.calibration import integrate, posterior_means
+from freeflow_core.math.calibration import GOOD, Diagnosis, diagnose, draw_noises, enough_rows, times
 from freeflow_core.math.derivative import DerivativeMethod, compare_derivatives
-from freeflow_core.teacher_check.probe import Probe, Reading, read
-from freeflow_core.teacher_check.proposals import GOOD, Proposal, propose
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.teacher_check.proposals import COLLAPSED, Probe, Proposal, propose, spread
 from freeflow_core.types import Check, Status, index_condition
-
-WRONG = 0.1
-"""Miscalibration from which on the field cannot be the velocity of its own samples' path."""
 
 _DERIVATIVE_ROWS = 2
 _DERIVATIVE_STEP = 2e-4
+_LARGE = 1e3
 
 
 @dataclass(frozen=True)
@@ -60,46 +57,51 @@ def check_built_teacher(
     reference = next((t for t in (*teacher.parameters(), *teacher.buffers()) if t.is_floating_point()), None)
     found = torch.float32 if reference is None else reference.dtype
     dtype = torch.promote_types(found, torch.float32)
-    probe = Probe(teacher, num or Probe.default_num(teacher), seed, device, dtype)
-    return _Examination(teacher, probe, num_steps, seed, search).report()
+    num = num or max(16, enough_rows(teacher.sample_shape))
+    draws = PhiloxDraws(seed, torch.arange(num), device=device, dtype=dtype)
+    return _Examination(teacher, draws, num_steps, search).report()
 
 
 @final
 class _Examination:
     """The checks one by one; what one finds, later ones use."""
 
-    def __init__(self, teacher: Teacher, probe: Probe, num_steps: int, seed: int, search: bool) -> None:
+    def __init__(self, teacher: Teacher, draws: PhiloxDraws, num_steps: int, search: bool) -> None:
         self._teacher = teacher
-        self._probe = probe
+        self._draws = draws
         self._num_steps = num_steps
-        self._seed = seed
         self._search = search
+        self._z, self._noises = draw_noises(teacher.sample_shape, draws)
+        self._condition = teacher.balanced_condition(draws.index)
         self._checks: list[Check] = []
 
     def report(self) -> TeacherReport:
         self._add("teacher", "ok", self._described())
         if not self._answers():
             return TeacherReport(tuple(self._checks))
-        states = integrate(self._field, self._probe.z, self._num_steps)
-        reading = read(self._teacher, self._probe, self._num_steps, states=states)
-        self._samples(states[-1], reading)
-        proposals: tuple[Proposal, ...] = ()
-        if reading.miscalibration > GOOD or not reading.says_something:
-            proposals = tuple(self._proposals(reading))
+        found = diagnose(self._field, self._teacher.sample_shape, self._draws, self._num_steps)
+        samples = found.states[-1]
+        arrived = self._samples(samples)
+        fits = found.given.value <= GOOD and spread(samples) > COLLAPSED
+        proposals = () if fits else tuple(self._proposals(found))
         self._direction()
-        self._calibration(reading, proposals)
-        if math.isfinite(reading.miscalibration):
-            self._trajectories(states)
-            self._estimates(states[-1])
+        if arrived:
+            self._calibration(found, fits, proposals)
+            self._trajectories(found.states)
+            self._estimates(samples)
+        else:
+            self._add("calibration", "error", "cannot be measured: there are no samples")
         self._derivative()
         self._guidance()
-        return TeacherReport(tuple(self._checks), proposals, states[-1])
+        return TeacherReport(tuple(self._checks), proposals, samples)
 
     def _add(self, name: str, status: Status, detail: str) -> None:
         self._checks.append(Check(name, status, detail))
 
     def _field(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return self._probe.field(self._teacher, x_t, t)
+        """The unguided velocity of the first len(x_t) samples' conditions."""
+        condition = index_condition(self._condition, torch.arange(len(x_t)))
+        return self._teacher.velocity(x_t, t.clamp(*self._teacher.time_range), condition)
 
     def _described(self) -> str:
         teacher = self._teacher
@@ -111,10 +113,10 @@ class _Examination:
 
     def _answers(self) -> bool:
         """Finite, like the states, the same twice, and row by row; and what a pass costs."""
-        z, num = self._probe.z, self._probe.num
+        z, num = self._z, len(self._z)
         low, high = self._teacher.time_range
         for t in (high, (low + high) / 2, low):
-            v = self._field(z, _times(t, z))
+            v = self._field(z, times(t, z))
             if v.shape != z.shape or v.dtype != z.dtype:
                 told = f"{v.dtype} {tuple(v.shape)} for states {z.dtype} {tuple(z.shape)}"
                 self._add("answers", "error", f"the velocity at t = {t:g} is {told}; expected the same")
@@ -122,7 +124,7 @@ class _Examination:
             if not bool(torch.isfinite(v).all()):
                 self._add("answers", "error", f"the velocity at t = {t:g} holds NaN or infinity")
                 return False
-        middle = _times((low + high) / 2, z)
+        middle = times((low + high) / 2, z)
         began = time.perf_counter()
         first = self._field(z, middle)
         milliseconds = 1000 * (time.perf_counter() - began)
@@ -143,30 +145,29 @@ class _Examination:
         self._add("answers", "ok", f"finite, and the same twice and alone; {cost}")
         return True
 
-    def _samples(self, x: Tensor, reading: Reading) -> None:
-        if not math.isfinite(reading.miscalibration):
+    def _samples(self, x: Tensor) -> bool:
+        if not bool(x.abs().max() < _LARGE):  # NaN included
             self._add("samples", "error", f"integration from noise to data in {self._num_steps} steps runs away")
-            return
+            return False
         detail = (
-            f"{self._probe.num} in {self._num_steps} midpoint steps: mean {float(x.mean()):.3g}, deviation "
-            f"{reading.spread:.3g}, from {float(x.min()):.3g} to {float(x.max()):.3g}"
+            f"{len(x)} in {self._num_steps} midpoint steps: mean {float(x.mean()):.3g}, deviation "
+            f"{spread(x):.3g}, from {float(x.min()):.3g} to {float(x.max()):.3g}"
         )
-        if reading.spread <= 0.05:
+        if spread(x) <= COLLAPSED:
             self._add("samples", "error", f"{detail}: they are all alike")
-        elif reading.moved <= 0.2:
-            self._add("samples", "error", f"{detail}: they are the noise they came from")
         elif float(x.square().mean().sqrt()) > 10:
             self._add("samples", "warning", f"{detail}: much larger than the noise")
         else:
             self._add("samples", "ok", detail)
+        return True
 
     def _direction(self) -> None:
         """At t = 1 the state is the noise and says nothing of the data: v = z - E[x], of slope 1 on z."""
-        z = self._probe.z
+        z = self._z
         if len(z) < 2:
             return
         high = min(self._teacher.time_range[1], 1.0)
-        v, centred = self._field(z, _times(high, z)), z - z.mean(0)
+        v, centred = self._field(z, times(high, z)), z - z.mean(0)
         slope = float(((v - v.mean(0)) * centred).sum() / centred.square().sum())
         if slope < 0:
             told = (
@@ -177,20 +178,16 @@ class _Examination:
             status: Status = "ok" if 0.5 < slope < 2 else "warning"
             self._add("direction", status, f"the velocity of pure noise has slope {slope:.2f} on it, expected 1")
 
-    def _calibration(self, reading: Reading, proposals: tuple[Proposal, ...]) -> None:
-        found = reading.miscalibration
-        if not math.isfinite(found):
-            self._add("calibration", "error", "cannot be measured: there are no samples")
-            return
-        detail = f"along the path from its own samples to noise it misses {found:.2g} predictably; "
-        if found <= GOOD and reading.says_something:
+    def _calibration(self, found: Diagnosis, fits: bool, proposals: tuple[Proposal, ...]) -> None:
+        detail = f"along the path from its own samples to noise it misses {max(found.given.value, 0):.2g} predictably; "
+        if fits:
             self._add("calibration", "ok", f"{detail}an exact velocity misses nothing")
-        elif found > WRONG or proposals or not reading.says_something:
-            self._add("calibration", "error", f"{detail}so this is not the velocity of its own path")
+        elif found.is_wrong or proposals or spread(found.states[-1]) <= COLLAPSED:
+            reason = f": {found.reason}" if found.reason else ""
+            self._add("calibration", "error", f"{detail}so this is not the velocity of its own path{reason}")
         else:
-            self._add(
-                "calibration", "warning", f"{detail}0 to {GOOD:g} is usual; a weak network, or a detail read wrongly"
-            )
+            usual = f"0 to {GOOD:g} is usual; a weak network, guidance built in, or a detail read wrongly"
+            self._add("calibration", "warning", detail + usual)
 
     def _trajectories(self, states: list[Tensor]) -> None:
         """The velocity against central differences of the states it led through, away from the ends."""
@@ -199,7 +196,7 @@ class _Examination:
         for k in range(1, num_steps - 1):
             t = 1 - k / num_steps
             difference = (states[k - 1] - states[k + 1]) * (num_steps / 2)
-            v = self._field(states[k], _times(t, states[k]))
+            v = self._field(states[k], times(t, states[k]))
             errors.append(float((v - difference).norm() / difference.norm().clamp_min(1e-12)))
         worst = max(errors) if errors else 0.0
         detail = f"its velocity and finite differences of its own trajectories are at most {worst:.2g} apart"
@@ -210,9 +207,10 @@ class _Examination:
 
     def _estimates(self, x: Tensor) -> None:
         """Posterior means are no larger than what they estimate (Jensen)."""
-        noise = self._probe.noises[0.5]
+        noise = self._noises[0.5]
         x_t = (x + noise) / 2
-        data, estimated = posterior_means(self._field(x_t, _times(0.5, x_t)), x_t, 0.5)
+        v = self._field(x_t, times(0.5, x_t))
+        data, estimated = x_t - v / 2, x_t + v / 2
         rms = [float(part.square().mean().sqrt()) for part in (data, x, estimated, noise)]
         detail = f"at t = 0.5 data {rms[0]:.3g} of {rms[1]:.3g}, noise {rms[2]:.3g} of {rms[3]:.3g}"
         too_large = rms[0] > 1.1 * rms[1] or rms[2] > 1.1 * rms[3]
@@ -220,10 +218,10 @@ class _Examination:
         self._add("estimates", "warning" if too_large else "ok", told)
 
     def _derivative(self) -> None:
-        rows = torch.arange(min(_DERIVATIVE_ROWS, self._probe.num))
-        x = self._probe.z[: len(rows)]
-        t = torch.full((len(rows),), 0.5, dtype=x.dtype, device=x.device)
-        condition = index_condition(self._probe.condition, rows)
+        rows = torch.arange(min(_DERIVATIVE_ROWS, len(self._z)))
+        x = self._z[: len(rows)]
+        t = times(0.5, x)
+        condition = index_condition(self._condition, rows)
 
         def along(x_t: Tensor, t: Tensor) -> Tensor:
             return self._teacher.velocity(x_t, t, condition)
@@ -243,17 +241,17 @@ class _Examination:
         self._add("derivative", "ok" if error < 0.1 else "warning", told)
 
     def _guidance(self) -> None:
-        if self._probe.condition is None:
+        if self._condition is None:
             self._add("guidance", "ok", "none: the teacher is unconditional")
             return
-        z = self._probe.z
+        z = self._z
         weight = torch.full((len(z),), 2.0, dtype=torch.float64)
         try:
-            guided = self._teacher.guided_velocity(z, _times(0.5, z), self._probe.condition, weight)
+            guided = self._teacher.guided_velocity(z, times(0.5, z), self._condition, weight)
         except FreeflowError as error:
             self._add("guidance", "ok", f"none: {error}")
             return
-        plain = self._field(z, _times(0.5, z))
+        plain = self._field(z, times(0.5, z))
         if not bool(torch.isfinite(guided).all()):
             self._add("guidance", "error", "the guided velocity at weight 2 holds NaN or infinity")
             return
@@ -263,17 +261,13 @@ class _Examination:
         else:
             self._add("guidance", "ok", f"available; weight 2 changes the velocity of noise at t = 0.5 by {change:.2g}")
 
-    def _proposals(self, given: Reading) -> list[Proposal]:
+    def _proposals(self, found: Diagnosis) -> list[Proposal]:
         if not self._search or not isinstance(self._teacher, ConvertibleTeacher):
             return []
-        num = max(8, self._probe.num // 4)
-        z = self._probe.z
-        coarse = Probe(self._teacher, num, self._seed + 1, z.device, z.dtype)
-        return propose(self._teacher, given, self._probe, coarse, self._num_steps)
-
-
-def _times(t: float, like: Tensor) -> Tensor:
-    return torch.full((len(like),), t, dtype=torch.float64)
+        rows = torch.arange(max(8, len(self._z) // 4))
+        fine = Probe(self._draws, self._condition, self._num_steps)
+        coarse = Probe(self._draws.rows(rows), index_condition(self._condition, rows), self._num_steps)
+        return propose(self._teacher, found.given.value, fine, coarse)
 
 
 def _dtype(x: Tensor) -> str:

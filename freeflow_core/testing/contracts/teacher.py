@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from freeflow_core.engine.describe import describe
-from freeflow_core.engine.direction import Reading, check_direction
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Teacher
+from freeflow_core.math.calibration import GOOD, diagnose, enough_rows
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative
 from freeflow_core.testing.contracts.base import ComponentContract
 from freeflow_core.testing.contracts.tensors import (
     draws_of,
     relative_difference,
-    rows_for,
     rows_of,
     same_condition,
     watched_random_state,
@@ -316,7 +315,7 @@ class TeacherContract(ComponentContract):
     # -- Time and derivatives -------------------------------------------------------------------------------------
 
     def test_time_and_sign_run_from_data_to_noise(self) -> None:
-        """The field is the velocity of its own path, with t = 0 data and t = 1 noise (see ``engine.direction``)."""
+        """The field is the velocity of its own path, with t = 0 data and t = 1 noise (see ``math.calibration``)."""
         if not self.trained:
             self.skip("its weights are random, so it has no direction of time")
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -324,14 +323,18 @@ class TeacherContract(ComponentContract):
         size = sum(p.numel() for p in teacher.parameters())
         if size > _LARGE and device == "cpu":
             self.skip(f"{size:,} weights are too many to integrate on a CPU; run this check on a GPU")
-        small = size < _SMALL
-        draws = draws_of(rows_for(teacher.sample_shape, 4_096 if small else 3_072), device=device)
+        draws = draws_of(enough_rows(teacher.sample_shape), device=device)
         condition = teacher.sample_condition(draws)
-        found = check_direction(teacher, condition, draws, num_steps=32 if small else 16)
+
+        def field(x_t: Tensor, t: Tensor) -> Tensor:
+            return teacher.velocity(x_t, t.clamp(*teacher.time_range), condition)
+
+        found = diagnose(field, tuple(teacher.sample_shape), draws, num_steps=16)
+        reason = f": {found.reason}" if found.reason else ""
         self.expect(
-            found.right,
-            f"a velocity field that explains the path of its own samples (inconsistency up to {found.tolerance:g})",
-            f"an inconsistency of {found.errors[Reading.AS_GIVEN]:.2g}: {found.diagnosis}",
+            not found.is_wrong,
+            f"a velocity field that explains the path of its own samples (miscalibration up to {GOOD:g})",
+            f"a miscalibration of {found.given.value:.2g}{reason}",
             _CONVENTION,
         )
 

@@ -10,7 +10,6 @@ from freeflow_networks.conditions import Conditions
 from networks_support import ExactNetwork
 from test_networks_conversions import COMBINATIONS, case, convention
 
-from freeflow_core.math.calibration import integrate, miscalibration
 from freeflow_core.math.conversions import Convention
 from freeflow_core.teacher_check import check_built_teacher
 from freeflow_core.testing.exact import GaussianTeacher
@@ -146,15 +145,3 @@ def test_forward_mode_that_fails_is_a_warning_with_the_remedy():
     assert status(report, "derivative") == "warning"
     assert "derivative=central" in next(c.detail for c in report.checks if c.name == "derivative")
     assert report.is_right
-
-
-def test_an_exact_field_is_calibrated_and_a_wrong_one_is_not():
-    exact = GaussianTeacher(torch.tensor([0.5, -1.0]), torch.tensor([0.5, 2.0]))
-    generator = torch.Generator().manual_seed(0)
-    z, noise = torch.randn(2, 2048, 2, generator=generator)
-    x = integrate(lambda x, t: exact.velocity(x, t, None), z, 16)[-1]
-    assert torch.allclose(x, exact.mean + exact.std * z, atol=2e-2)
-    x_t, t = (x + noise) / 2, torch.full((2048,), 0.5)
-    assert miscalibration(exact.velocity(x_t, t, None), x_t, noise - x) < 0.005
-    assert miscalibration(-exact.velocity(x_t, t, None), x_t, noise - x) > 0.5
-    assert miscalibration(x_t * float("nan"), x_t, noise - x) == float("inf")
