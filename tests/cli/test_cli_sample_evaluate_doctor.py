@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from cli_support import FakeApi
@@ -11,6 +10,7 @@ from freeflow_cli.commands.sample import parse_labels
 from typer.testing import Result
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.types import Check
 
 Freeflow = Callable[..., Result]
 
@@ -104,8 +104,8 @@ def test_cli_evaluate_says_what_is_missing(freeflow: Freeflow, api: FakeApi, tmp
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warning", 0), ("error", 1)])
 def test_cli_doctor_fails_only_on_errors(freeflow: Freeflow, api: FakeApi, status: str, code: int) -> None:
     api.checks = [
-        SimpleNamespace(name="python", status="ok", detail="3.11"),
-        SimpleNamespace(name="disk", status=status, detail="[full]"),
+        Check(name="python", status="ok", detail="3.11"),
+        Check(name="disk", status=status, detail="[full]"),
     ]
     result = freeflow("doctor")
     assert result.exit_code == code
@@ -113,7 +113,7 @@ def test_cli_doctor_fails_only_on_errors(freeflow: Freeflow, api: FakeApi, statu
 
 
 def test_cli_doctor_prints_json(freeflow: Freeflow, api: FakeApi) -> None:
-    api.checks = [SimpleNamespace(name="disk", status="error", detail="[full]")]
+    api.checks = [Check(name="disk", status="error", detail="[full]")]
     result = freeflow("doctor", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout) == [{"name": "disk", "status": "error", "detail": "[full]"}]
