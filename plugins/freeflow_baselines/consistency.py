@@ -9,16 +9,9 @@ from torch import Tensor
 
 from freeflow_baselines.config import ConsistencyConfig
 from freeflow_baselines.shared import TARGET, averaged_target, rows_from_data, solver_step
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    Context,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces.objective import Context, Models, Objective, Role
+from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
+from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import average_velocity_jump, linear_interpolate, mean_square, uniform_grid
 from freeflow_core.objective_kit.jumps import guided_field, root_mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient

@@ -19,17 +19,10 @@ from freeflow_baselines.shared import (
     total_derivative,
     weighted_losses,
 )
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    Context,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.objective import Context, Models, Objective, Role
+from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
+from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import expand_times, logit_normal, mean_square
 from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square
 from freeflow_core.objective_kit.passes import check_derivative, velocity_with_gradient

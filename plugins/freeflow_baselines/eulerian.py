@@ -18,17 +18,10 @@ from freeflow_baselines.shared import (
     total_derivative,
     weighted_losses,
 )
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    Context,
-    Model,
-    Models,
-    Objective,
-    Role,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role
+from freeflow_core.interfaces.student import AverageVelocityStudent, Student
+from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import expand_times
 from freeflow_core.objective_kit.jumps import Jumps, jumps_to, root_mean_square, take, velocities_with_gradient

@@ -9,18 +9,10 @@ from torch import Tensor
 
 from freeflow_baselines.config import LagrangianConfig
 from freeflow_baselines.shared import reduced, rows_from_data, time_pairs, time_weight_roles, weighted_losses
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    Context,
-    Model,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role
+from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
+from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import average_velocity_jump, expand_times
 from freeflow_core.objective_kit.jumps import (

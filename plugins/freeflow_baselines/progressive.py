@@ -12,18 +12,9 @@ from torch import Tensor
 from freeflow_baselines.config import ProgressiveConfig
 from freeflow_baselines.shared import rows_from_data
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    Context,
-    Model,
-    Models,
-    ObjectiveInRounds,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-    Transition,
-)
+from freeflow_core.interfaces.objective import Context, Model, Models, ObjectiveInRounds, Role, Transition
+from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
+from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import average_velocity_jump, like_states, mean_square
 from freeflow_core.objective_kit.jumps import Jumps, guided_field, jumps_from_noise, jumps_to, root_mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient

@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ScoreDistillationConfig
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    Context,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces.objective import Context, Models, Objective, Role
+from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
+from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import expand_times, linear_interpolate, linear_velocity, mean_square, uniform_between
 from freeflow_core.objective_kit.jumps import guided_field, jumps_from_noise, root_mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, RandomStudent
 from freeflow_baselines import config as options_of
 from freeflow_baselines.consistency import Consistency
 from freeflow_baselines.continuous_consistency import ContinuousConsistency
@@ -20,8 +21,8 @@ from freeflow_baselines.pi_flow import PiFlow
 from freeflow_baselines.progressive import Progressive
 from freeflow_baselines.score_distillation import ScoreDistillation
 from freeflow_baselines.shortcut import Shortcut
-from freeflow_toy.mlp import MLPPolicyStudent
-from objective_helpers import ClassTeacher, RandomStudent, build, losses
+from freeflow_toy.mlp_student import MLPPolicyStudent
+from objective_helpers import build, losses
 from pydantic import ValidationError
 from torch import Tensor
 

@@ -6,22 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import ConsistencyConfig
 from freeflow_baselines.consistency import Consistency, consistency_grid
 from freeflow_baselines.shared import TARGET
-from objective_helpers import (
-    ClassTeacher,
-    ExactGaussianStudent,
-    ExactGuidedStudent,
-    GivenDraws,
-    LocalContext,
-    RandomStudent,
-    Spy,
-    build,
-    gaussian_teacher,
-    losses,
-    progress,
-)
+from objective_helpers import GivenDraws, LocalContext, Spy, build, losses, progress
 
 from freeflow_core.interfaces import Model, Models
 from freeflow_core.types import Batch

@@ -7,23 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import ContinuousConsistencyConfig
 from freeflow_baselines.continuous_consistency import ContinuousConsistency, trigflow_tangent
 from freeflow_baselines.shared import TIME_WEIGHT, TimeWeight, weighted_losses
-from objective_helpers import (
-    ClassTeacher,
-    ExactGaussianStudent,
-    ExactGuidedStudent,
-    GivenDraws,
-    RandomStudent,
-    build,
-    flip_derivatives,
-    gaussian_teacher,
-    losses,
-    models,
-    parameter_gradients,
-    progress,
-)
+from objective_helpers import GivenDraws, build, flip_derivatives, losses, models, parameter_gradients, progress
 from torch import Tensor
 
 from freeflow_core.math.flow import logit_normal

@@ -7,22 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import FACMConfig
 from freeflow_baselines.facm import FACM, facm_times
-from objective_helpers import (
-    ClassTeacher,
-    ExactGaussianStudent,
-    ExactGuidedStudent,
-    GivenDraws,
-    LocalContext,
-    RandomStudent,
-    Spy,
-    build,
-    flip_derivatives,
-    gaussian_teacher,
-    losses,
-    progress,
-)
+from objective_helpers import GivenDraws, LocalContext, Spy, build, flip_derivatives, losses, progress
 
 from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.random import PhiloxDraws

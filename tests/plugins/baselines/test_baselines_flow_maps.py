@@ -6,21 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import EulerianConfig, LagrangianConfig
 from freeflow_baselines.eulerian import Eulerian
 from freeflow_baselines.lagrangian import Lagrangian
 from freeflow_baselines.shared import TIME_WEIGHT, time_pairs
 from objective_helpers import (
-    ClassTeacher,
-    ExactGaussianStudent,
-    ExactGuidedStudent,
     GivenDraws,
     LocalContext,
-    RandomStudent,
     Spy,
     build,
     flip_derivatives,
-    gaussian_teacher,
     losses,
     parameter_gradients,
     progress,

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import MEAN, STD, gaussian_data
 from freeflow_baselines.config import FlowMatchingConfig
 from freeflow_baselines.flow_matching import FlowMatching
-from objective_helpers import MEAN, STD, gaussian_data, philox, spied, step
+from objective_helpers import philox, spied, step
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError

@@ -7,20 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import MEAN, STD, gaussian_data, teacher_and_student
 from freeflow_baselines.config import IMMConfig
 from freeflow_baselines.imm import IMM, group_mmd, level_weight, lower_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objective_helpers import (
-    MEAN,
-    STD,
-    TeacherSpy,
-    gaussian_data,
-    philox,
-    spied,
-    step,
-    teacher_and_student,
-)
+from objective_helpers import TeacherSpy, philox, spied, step
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError

@@ -8,10 +8,11 @@ from typing import Any
 import freeflow_baselines.pairs as pairs_module
 import pytest
 import torch
+from exact_maps import MEAN, STD, PlainStudent, teacher_and_student
 from freeflow_baselines.config import PairsConfig
 from freeflow_baselines.pairs import PairRegression, end_point
-from freeflow_toy.mlp import MLPPolicyStudent
-from objective_helpers import MEAN, STD, PlainStudent, TeacherSpy, philox, spied, step, teacher_and_student
+from freeflow_toy.mlp_student import MLPPolicyStudent
+from objective_helpers import TeacherSpy, philox, spied, step
 from torch import Tensor, nn
 
 from freeflow_core.math.flow import expand_times, mean_square

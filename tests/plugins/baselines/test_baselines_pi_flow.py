@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import MEAN, PlainStudent, gaussian_data
 from freeflow_baselines.config import PiFlowConfig
 from freeflow_baselines.pi_flow import PiFlow, segment_bounds
-from freeflow_toy.mlp import MLPPolicyStudent
-from objective_helpers import (
-    MEAN,
-    NO_DATA,
-    PlainStudent,
-    TeacherSpy,
-    gaussian_data,
-    philox,
-    spied,
-    step,
-)
+from freeflow_toy.mlp_student import MLPPolicyStudent
+from objective_helpers import NO_DATA, TeacherSpy, philox, spied, step
 from torch import Tensor, nn
 
 from freeflow_core.interfaces import PolicyStudent

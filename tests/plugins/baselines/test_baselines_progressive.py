@@ -8,20 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import MEAN, STD, PlainStudent, gaussian_data, teacher_and_student
 from freeflow_baselines.config import ProgressiveConfig
 from freeflow_baselines.progressive import PREVIOUS, Progressive, round_bounds
-from objective_helpers import (
-    MEAN,
-    STD,
-    PlainStudent,
-    TeacherSpy,
-    gaussian_data,
-    philox,
-    progress,
-    spied,
-    step,
-    teacher_and_student,
-)
+from objective_helpers import TeacherSpy, philox, progress, spied, step
 from torch import Tensor, nn
 
 from freeflow_core import api

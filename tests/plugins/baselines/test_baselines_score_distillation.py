@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import MEAN, STD, teacher_and_student
 from freeflow_baselines.config import ScoreDistillationConfig
 from freeflow_baselines.score_distillation import FAKE_VELOCITY, ScoreDistillation, noise_levels
-from objective_helpers import MEAN, STD, TeacherSpy, philox, progress, spied, step, teacher_and_student
+from objective_helpers import TeacherSpy, philox, progress, spied, step
 from torch import Tensor
 
 from freeflow_core.config import OptimizerConfig

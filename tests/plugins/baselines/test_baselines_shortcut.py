@@ -7,22 +7,11 @@ from typing import Any
 import freeflow_baselines.shortcut as shortcut_module
 import pytest
 import torch
+from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import ShortcutConfig
 from freeflow_baselines.shared import TARGET
 from freeflow_baselines.shortcut import Shortcut, shortcut_times
-from objective_helpers import (
-    ClassTeacher,
-    ExactGaussianStudent,
-    ExactGuidedStudent,
-    GivenDraws,
-    LocalContext,
-    RandomStudent,
-    Spy,
-    build,
-    gaussian_teacher,
-    losses,
-    progress,
-)
+from objective_helpers import GivenDraws, LocalContext, Spy, build, losses, progress
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Model, Models

@@ -6,20 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_meanflow.config import ImprovedMeanFlowConfig, MeanFlowConfig
 from freeflow_meanflow.improved import ImprovedMeanFlow
 from freeflow_meanflow.meanflow import MeanFlow
-from objective_helpers import (
-    ClassTeacher,
-    ExactGaussianStudent,
-    ExactGuidedStudent,
-    GivenDraws,
-    RandomStudent,
-    antithetic,
-    build,
-    gaussian_teacher,
-    losses,
-)
+from objective_helpers import GivenDraws, antithetic, build, losses
 from torch import Tensor
 
 from freeflow_core.interfaces import Teacher

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, RandomStudent
 from freeflow_meanflow.config import ImprovedMeanFlowConfig, MeanFlowConfig
 from freeflow_meanflow.improved import ImprovedMeanFlow
 from freeflow_meanflow.meanflow import MeanFlow
 from freeflow_meanflow.times import time_pairs
-from objective_helpers import ClassTeacher, GivenDraws, LocalContext, RandomStudent, Spy, build, losses, progress
+from objective_helpers import GivenDraws, LocalContext, Spy, build, losses, progress
 from pydantic import ValidationError
 
 from freeflow_core.errors import ConfigError
