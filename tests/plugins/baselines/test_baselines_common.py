@@ -21,7 +21,7 @@ from freeflow_baselines.pi_flow import PiFlow
 from freeflow_baselines.progressive import Progressive
 from freeflow_baselines.score_distillation import ScoreDistillation
 from freeflow_baselines.shortcut import Shortcut
-from freeflow_toy.mlp_student import MLPPolicyStudent
+from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import build, losses
 from pydantic import ValidationError
 from torch import Tensor

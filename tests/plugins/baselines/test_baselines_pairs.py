@@ -11,7 +11,7 @@ import torch
 from exact_maps import MEAN, STD, PlainStudent, teacher_and_student
 from freeflow_baselines.config import PairsConfig
 from freeflow_baselines.pairs import PairRegression, end_point
-from freeflow_toy.mlp_student import MLPPolicyStudent
+from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import TeacherSpy, philox, spied, step
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ import torch
 from exact_maps import MEAN, PlainStudent, gaussian_data
 from freeflow_baselines.config import PiFlowConfig
 from freeflow_baselines.pi_flow import PiFlow, segment_bounds
-from freeflow_toy.mlp_student import MLPPolicyStudent
+from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import NO_DATA, TeacherSpy, philox, spied, step
 from torch import Tensor, nn
 
