@@ -24,7 +24,7 @@ from torch import Tensor
 
 from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.engine.build import Builder, build_components
-from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.process import start_accelerator
 from freeflow_core.engine.state import TrainingState, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError

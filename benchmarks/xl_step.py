@@ -27,7 +27,7 @@ from torch import Tensor
 from freeflow_core import api
 from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.engine.build import Builder, build_components
-from freeflow_core.engine.device import peak_memory, start_accelerator
+from freeflow_core.engine.process import peak_memory, start_accelerator
 from freeflow_core.engine.state import build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError

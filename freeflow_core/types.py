@@ -39,6 +39,15 @@ def concatenate_conditions(first: Condition, second: Condition) -> Condition:
     raise ValueError(f"cannot join a condition of type {type(first).__name__} with {type(second).__name__}")
 
 
+def describe(value: object) -> str:
+    """Shape, dtype and device of a tensor; parts of a dict; else the type."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {describe(part)}" for key, part in value.items()) + "}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance: per-sample ``weight`` (N,) where low <= t <= high, 1 elsewhere (both ends closed)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from freeflow_core.config import ComponentChoice, RuntimeConfig
 from freeflow_core.config.load import merge, parse_assignment, read_config_file
 from freeflow_core.engine.build import DTYPES, Builder
-from freeflow_core.engine.device import autocast, choose_device
+from freeflow_core.engine.process import autocast, choose_device
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import grid_image, save_image, scatter_image
 from freeflow_core.interfaces import Codec

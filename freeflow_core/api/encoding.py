@@ -7,7 +7,7 @@ from pathlib import Path
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.process import start_accelerator
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Source
 from freeflow_core.plugin import Manager, Registry

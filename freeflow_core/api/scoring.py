@@ -8,8 +8,8 @@ from pathlib import Path
 
 from freeflow_core.config import RunConfig, to_yaml
 from freeflow_core.engine.build import DTYPES, Builder
-from freeflow_core.engine.device import peak_memory, start_accelerator
 from freeflow_core.engine.events import Events
+from freeflow_core.engine.process import peak_memory, start_accelerator
 from freeflow_core.engine.run import RunResult
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.report import score_table

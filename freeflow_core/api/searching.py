@@ -10,7 +10,7 @@ from typing import Any
 from freeflow_core.api.networks import load_student
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import DTYPES, Builder
-from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.process import start_accelerator
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.search.comparison import OnSearched, Search, SearchPlan, SearchResult, write_rows

@@ -13,14 +13,12 @@ import torch
 
 from freeflow_core.config import RunConfig, to_yaml
 from freeflow_core.engine.build import Builder, Components, build_components
-from freeflow_core.engine.context import reduce_mean
-from freeflow_core.engine.device import from_main, peak_memory, start_accelerator
+from freeflow_core.engine.checks import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.events import Events
-from freeflow_core.engine.first_step import PATIENCE, check_first_step, warn_of_idle_roles
-from freeflow_core.engine.interrupt import StopRequest
+from freeflow_core.engine.process import StopRequest, from_main, peak_memory, start_accelerator
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.engine.state import STUDENT, build_state
-from freeflow_core.engine.trainer import Trainer
+from freeflow_core.engine.trainer import Trainer, reduce_mean
 from freeflow_core.errors import FreeflowError, Interrupted
 from freeflow_core.interfaces import Student
 from freeflow_core.interfaces.journal import now

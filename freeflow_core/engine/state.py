@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.optimizer import RoleOptimizer
-from freeflow_core.engine.role_checks import check_roles
 from freeflow_core.errors import CheckpointError, PluginError
-from freeflow_core.interfaces import Model, Models, Role, StatefulObjective
+from freeflow_core.interfaces import Model, Models, Role, StatefulObjective, Student, Teacher
 from freeflow_core.network_file import check_tensors
+from freeflow_core.types import describe
 
 STUDENT = "student"
 OBJECTIVE = "objective"
+_TEACHER = "the teacher, which is never trained"
 
 
 @dataclass
@@ -96,7 +97,7 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
         components.student.enable_activation_checkpointing()  # before the objective copies it
     roles = {STUDENT: Role(components.student, trainable=True, ema=True)}
     asked = components.objective.roles(components.student, components.teacher)
-    check_roles(config.objective.name, asked, components.student, components.teacher)
+    _check_roles(config.objective.name, asked, components.student, components.teacher)
     for name, role in asked.items():
         if name in (STUDENT, OBJECTIVE):
             raise PluginError(f"The objective {config.objective.name!r} may not define a role named {name!r}.")
@@ -123,3 +124,31 @@ def _start_role(config: RunConfig, role: Role, accelerator: Accelerator) -> Role
     if role.trainable and config.runtime.compile:
         wrapped = torch.compile(wrapped)
     return RoleState(network, wrapped, optimizer, ema, role.follows, role.follow_halflife_images)
+
+
+def _check_roles(objective: str, roles: Mapping[str, Role], student: Student, teacher: Teacher | None) -> None:
+    """Every role is a network of its own. Raises ``PluginError`` for one that shares weights, or has none to train."""
+    owners = _owners(student, "the student") | ({} if teacher is None else _owners(teacher, _TEACHER))
+    for name, role in roles.items():
+        if not isinstance(role, Role):
+            raise PluginError(
+                f"The objective {objective!r} returned {describe(role)} as the role {name!r}; expected a "
+                "freeflow_core.interfaces.Role."
+            )
+        shared = next((owners[p.data_ptr()] for p in role.network.parameters() if p.data_ptr() in owners), None)
+        shared = _TEACHER if role.network is teacher else shared
+        if shared is not None:
+            raise PluginError(
+                f"The role {name!r} of the objective {objective!r} shares weights with {shared}; expected a network of "
+                "its own. Give it copy.deepcopy(network)."
+            )
+        if role.trainable and next(role.network.parameters(), None) is None:
+            raise PluginError(
+                f"The role {name!r} of the objective {objective!r} is trainable, but its {type(role.network).__name__} "
+                "has no parameters; expected some, or Role(..., trainable=False)."
+            )
+
+
+def _owners(network: nn.Module, name: str) -> dict[int, str]:
+    """Where its weights lie; none for one that is only planned, whose weights lie nowhere."""
+    return {p.data_ptr(): name for p in network.parameters() if p.numel() and p.device.type != "meta"}

@@ -1,9 +1,9 @@
-"""The training step and the loop around it."""
+"""The training step: rows and their draws, losses, one backward pass, the update; means over the global batch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
@@ -12,18 +12,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from freeflow_core.config import OptimizerConfig, RunConfig
+from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
-from freeflow_core.engine.context import CollectingContext, ProcessContext, ReplayingContext, reduce_mean
-from freeflow_core.engine.device import autocast, memory_in_use
-from freeflow_core.engine.first_step import check_losses
-from freeflow_core.engine.meter import Meter
 from freeflow_core.engine.optimizer import ema_decay, learning_rate, update_average
-from freeflow_core.engine.state import TrainingState
+from freeflow_core.engine.process import autocast, memory_in_use
+from freeflow_core.engine.state import STUDENT, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models, ObjectiveInRounds, Transition
 from freeflow_core.math.random import Lookahead, PhiloxDraws
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Progress, describe
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Trainer:
         self.meter = Meter(accelerator)
         self._models: Models = state.models(components)
         self._rounds = components.objective if isinstance(components.objective, ObjectiveInRounds) else None
+        self._autocast = autocast(accelerator.device, config.runtime.precision)
         parts = accelerator.num_processes * config.training.accumulation
         if config.training.batch_size % parts:
             raise ConfigError(
@@ -76,21 +74,20 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step of every role that has a loss. No host sync."""
-        if self._rounds is not None:
-            self._apply_transitions(self._rounds.transitions(self.progress))
         progress = self.progress
+        if self._rounds is not None:
+            self._apply(self._rounds.transitions(progress))
         micro_batches = [next(self._stream) for _ in range(self.config.training.accumulation)]
-        context = self._context(micro_batches, progress)
+        context = self._global_means(micro_batches, progress)
         metrics: dict[str, Tensor] = {}
         for number, micro in enumerate(micro_batches):
-            if isinstance(context, ReplayingContext):
-                context.rewind()
+            context.restart()
             with self._synchronised(last=number == len(micro_batches) - 1):
                 losses = self._losses(micro, progress, context)
                 total = torch.stack([loss.per_sample.mean() for loss in losses.values()]).sum() / len(micro_batches)
                 self.accelerator.backward(total)
             _collect(metrics, losses, 1 / len(micro_batches))
-        self._update(losses.keys(), metrics, progress)
+        self._update([name for name in self.state.roles if name in losses], metrics, progress)
         self.state.images += self.config.training.batch_size
         self.state.step += 1
 
@@ -110,12 +107,11 @@ class Trainer:
                 "start anew with a lower training.optimizer.learning_rate, with training.optimizer.clip_norm, or with "
                 "runtime.precision=float32."
             )
-        now = time.perf_counter()
-        elapsed = max(now - self._last_read, 1e-9)
+        elapsed = max(time.perf_counter() - self._last_read, 1e-9)
         means["images_per_second"] = (self.state.images - self._images_at_read) / elapsed
         means["memory_gib"] = memory_in_use(self.accelerator.device) / 2**30
-        means["learning_rate"] = self._learning_rate(self.config.training.optimizer, self.progress)
-        self._last_read, self._images_at_read = now, self.state.images
+        means["learning_rate"] = learning_rate(self.config.training.optimizer, *self._schedule(self.progress))
+        self.restart_clock()
         return means
 
     def restart_clock(self) -> None:
@@ -123,7 +119,7 @@ class Trainer:
         self._last_read, self._images_at_read = time.perf_counter(), self.state.images
 
     def _losses(self, micro: MicroBatch, progress: Progress, context: Context) -> dict[str, Loss]:
-        with autocast(self.accelerator.device, self.config.runtime.precision):
+        with self._autocast:
             try:
                 losses = self.components.objective.losses(self._models, micro.batch, micro.draws, progress, context)
             except PluginError as error:
@@ -131,12 +127,13 @@ class Trainer:
         check_losses(self.config.objective.name, losses, self.state, len(micro.draws.index))
         return losses
 
-    def _update(self, trained: Collection[str], metrics: dict[str, Tensor], progress: Progress) -> None:
-        training = self.config.training
-        names = [name for name in self.state.roles if name in trained]
-        optimizers = {name: self.state.roles[name].optimizer for name in names}
-        norms = {name: optimizer.gradient_norm() for name, optimizer in optimizers.items() if optimizer is not None}
-        total = reduce_mean(self.accelerator, torch.stack([metrics[f"{name}/loss"] for name in names]))
+    def _update(self, trained: Sequence[str], metrics: dict[str, Tensor], progress: Progress) -> None:
+        """Optimizers and averages of the roles that had a loss, unless a number is not finite: then nothing moves."""
+        training, roles = self.config.training, self.state.roles
+        total = reduce_mean(self.accelerator, torch.stack([metrics[f"{name}/loss"] for name in trained]))
+        images, span = self._schedule(progress)
+        optimizers = {name: optimizer for name in trained if (optimizer := roles[name].optimizer) is not None}
+        norms = {name: optimizer.gradient_norm() for name, optimizer in optimizers.items()}
         finite = torch.isfinite(torch.stack([*norms.values()])).all() & torch.isfinite(total).all()
         skip = (~finite).float()
         decay = ema_decay(
@@ -146,38 +143,34 @@ class Trainer:
             training.ema.rampup_ratio,
         )
         for name, optimizer in optimizers.items():
-            if optimizer is None:
-                continue
-            role = self.state.roles[name]
-            optimizer.step(self._learning_rate(optimizer.config, progress), norms[name], skip)
+            role, norm = roles[name], norms[name]
+            optimizer.step(learning_rate(optimizer.config, images, span), norm, skip)
             role.updates += 1
             if role.ema is not None:
-                step = ((1 - decay) * finite).to(norms[name].dtype)
-                update_average(role.averages, role.parameters, step)
-            metrics[f"{name}/gradient_norm"] = norms[name]
-        for role in self.state.roles.values():
+                update_average(role.averages, role.parameters, ((1 - decay) * finite).to(norm.dtype))
+            metrics[f"{name}/gradient_norm"] = norm
+        for role in roles.values():
             if role.follows in optimizers:
                 halflife = role.follow_halflife_images
                 decay = 0.0 if halflife is None else 0.5 ** (training.batch_size / halflife)
-                update_average(role.parameters, self.state.roles[role.follows].parameters, (1 - decay) * finite)
+                update_average(role.parameters, roles[role.follows].parameters, (1 - decay) * finite)
         self.meter.add(metrics, skip)
 
-    def _learning_rate(self, config: OptimizerConfig, progress: Progress) -> float:
-        """The schedule runs over the whole run, or over a round of an objective that has rounds."""
+    def _schedule(self, progress: Progress) -> tuple[int, int]:
+        """Images done and in all, of the whole run, or of a round of an objective that has rounds."""
         first, last = (0, progress.total_images) if self._rounds is None else self._rounds.schedule_span(progress)
-        return learning_rate(config, progress.images - first, last - first)
+        return progress.images - first, last - first
 
-    def _context(self, micro_batches: list[MicroBatch], progress: Progress) -> Context:
+    def _global_means(self, micro_batches: list[MicroBatch], progress: Progress) -> GlobalMeans:
         """With accumulation, means that enter the gradient need a first pass without gradient over all rows."""
         if len(micro_batches) == 1 or not self.components.objective.uses_batch_means:
-            return ProcessContext(self.accelerator)
-        collected = []
+            return GlobalMeans(self.accelerator)
+        passes = [LocalMeans() for _ in micro_batches]
         with torch.no_grad():
-            for micro in micro_batches:
-                collecting = CollectingContext()
-                self._losses(micro, progress, collecting)
-                collected.append(collecting.means)
-        return ReplayingContext(self.accelerator, collected)
+            for micro, context in zip(micro_batches, passes, strict=True):
+                self._losses(micro, progress, context)
+        local = torch.stack([torch.stack(context.means) for context in passes]).mean(0)
+        return GlobalMeans(self.accelerator, reduce_mean(self.accelerator, local).unbind())
 
     def _synchronised(self, last: bool) -> ExitStack:
         """Gradients travel between processes with the last micro-batch only."""
@@ -190,10 +183,9 @@ class Trainer:
 
     def _open_stream(self) -> Iterator[MicroBatch]:
         """This process's micro-batches from the image the run stands at; a function of that number alone."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        device, dtype = self.accelerator.device, DTYPES[self.config.runtime.precision]
-        size, rows = self.config.training.batch_size, self._rows
-        source, codec, teacher = self.components.source, self.components.codec, self.components.teacher
+        rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        size, rows, dtype = self.config.training.batch_size, self._rows, DTYPES[self.config.runtime.precision]
+        source, teacher = self.components.source, self.components.teacher
         data = source.batches(self.state.images, rows, rank, world) if source.has_data else None
         first = self.state.images
         lookahead = Lookahead(size)
@@ -210,29 +202,29 @@ class Trainer:
                     lookahead=lookahead,
                 )
                 if data is not None:
-                    batch = next(data)
-                    if batch.x is None:
-                        raise PluginError(f"The source {self.config.source.name!r} yielded a batch without data.")
-                    x = batch.x.to(device)
-                    if source.encoded_by is None:
-                        x = codec.encode(x)
-                    batch = Batch(x.to(dtype), batch.condition)
-                    self._check_shape(batch)
+                    yield MicroBatch(self._encoded(next(data), dtype), draws)
                 else:
-                    batch = Batch(None, teacher.sample_condition(draws) if teacher is not None else None)
-                yield MicroBatch(batch, draws)
+                    condition = teacher.sample_condition(draws) if teacher is not None else None
+                    yield MicroBatch(Batch(None, condition), draws)
             first += size
 
-    def _check_shape(self, batch: Batch) -> None:
-        expected = tuple(self.components.student.sample_shape)
-        if batch.x is not None and tuple(batch.x.shape[1:]) != expected:
+    def _encoded(self, batch: Batch, dtype: torch.dtype) -> Batch:
+        """A source's batch as states on the device."""
+        source, expected = self.config.source.name, tuple(self.components.student.sample_shape)
+        if batch.x is None:
+            raise PluginError(f"The source {source!r} yielded a batch without data.")
+        x = batch.x.to(self.accelerator.device)
+        if self.components.source.encoded_by is None:
+            x = self.components.codec.encode(x)
+        if tuple(x.shape[1:]) != expected:
             raise ConfigError(
-                f"The source {self.config.source.name!r} yields states of shape {tuple(batch.x.shape[1:])} (through "
-                f"the codec {self.config.codec.name!r}), but the student {self.config.student.name!r} works on "
-                f"{expected}. Choose another source or codec, or set the student's sample_shape."
+                f"The source {source!r} yields states of shape {tuple(x.shape[1:])} (through the codec "
+                f"{self.config.codec.name!r}), but the student {self.config.student.name!r} works on {expected}. "
+                "Choose another source or codec, or set the student's sample_shape."
             )
+        return Batch(x.to(dtype), batch.condition)
 
-    def _apply_transitions(self, changes: Iterable[Transition]) -> None:
+    def _apply(self, changes: Iterable[Transition]) -> None:
         for change in changes:
             source = self.state.roles[change.copy_from].network
             self.state.roles[change.copy_to].network.load_state_dict(source.state_dict())
@@ -245,6 +237,50 @@ class Trainer:
                     role.ema.load_state_dict(role.network.state_dict())
 
 
+def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState, rows: int) -> None:
+    """Names, types and shapes of what ``losses`` returned; nothing is read from the device.
+
+    Args:
+        rows: of the micro-batch.
+
+    Raises:
+        PluginError: a loss that cannot be trained on.
+    """
+    trainable = [name for name, role in state.roles.items() if role.optimizer is not None]
+    returned = f"The objective {objective!r} returned"
+    if not isinstance(losses, Mapping):
+        raise PluginError(
+            f"{returned} {describe(losses)}; expected a dict of one Loss a role, such as {{'student': ...}}."
+        )
+    if not losses:
+        raise PluginError(f"{returned} no loss; expected one for {STUDENT!r} or a role.")
+    for role, loss in losses.items():
+        if role not in trainable:
+            frozen = ", for it is frozen" if role in state.roles else ""
+            raise PluginError(
+                f"{returned} a loss for {role!r}, which is not a trainable role{frozen}. Trainable: "
+                f"{', '.join(trainable)}. Name the role in roles(), with trainable=True."
+            )
+        if not isinstance(loss, Loss) or not isinstance(loss.per_sample, Tensor):
+            came = loss.per_sample if isinstance(loss, Loss) else loss
+            raise PluginError(
+                f"{returned} {describe(came)} for {role!r}; expected a freeflow_core.types.Loss whose per_sample is "
+                f"a tensor of one value per sample, ({rows},)."
+            )
+        value = loss.per_sample
+        if value.ndim != 1 or (role == STUDENT and len(value) == 1 < rows):
+            raise PluginError(
+                f"{returned} a {role!r} loss of shape {tuple(value.shape)}; expected one value per sample, ({rows},), "
+                "not a mean over the batch. Average over the dimensions of each sample alone, as "
+                "freeflow_core.math.flow.mean_square does."
+            )
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise PluginError(
+                f"{returned} a {role!r} loss without gradient; expected one that reaches the weights of {role!r}. Pass "
+                f"through models[{role!r}].wrapped, outside of torch.no_grad, and do not detach the result."
+            )
+
+
 def _collect(metrics: dict[str, Tensor], losses: Mapping[str, Loss], share: float) -> None:
     for role, loss in losses.items():
         terms = {f"{role}/loss": loss.per_sample.detach().mean()}
@@ -252,3 +288,87 @@ def _collect(metrics: dict[str, Tensor], losses: Mapping[str, Loss], share: floa
         for name, value in terms.items():
             part = value if share == 1 else share * value
             metrics[name] = metrics[name] + part if name in metrics else part
+
+
+def reduce_mean(accelerator: Accelerator, value: Tensor) -> Tensor:
+    """Mean of a tensor over processes."""
+    if accelerator.num_processes == 1:
+        return value
+    reduced: Tensor = accelerator.reduce(value, reduction="mean")
+    return reduced
+
+
+@final
+class LocalMeans(Context):
+    """First pass of an accumulated step: notes the local means in the order they are asked for."""
+
+    def __init__(self) -> None:
+        self.means: list[Tensor] = []
+
+    def mean(self, values: Tensor) -> Tensor:
+        self.means.append(values.detach().mean())
+        return self.means[-1]
+
+
+@final
+class GlobalMeans(Context):
+    """Means over processes; with several micro-batches those ``known`` from a first pass, in the same order."""
+
+    def __init__(self, accelerator: Accelerator, known: Sequence[Tensor] | None = None) -> None:
+        self._accelerator, self._known = accelerator, known
+        self._next = 0
+
+    def restart(self) -> None:
+        """Before each micro-batch."""
+        self._next = 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        if self._known is None:
+            return reduce_mean(self._accelerator, values.detach().mean())
+        self._next += 1
+        return self._known[self._next - 1]
+
+
+@final
+class Meter:
+    """Means of metrics by name, and the count of skipped steps, gathered on the device.
+
+    Steps with the same names share one vector of sums, so that a step costs one stack and one sum.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether steps were taken since the last reading."""
+        return bool(self._counts)
+
+    def add(self, values: Mapping[str, Tensor], skipped: Tensor) -> None:
+        """One step's scalars, all 0-d on the device. ``skipped`` is 1 when the step was not applied."""
+        stacked = torch.stack([skipped, *values.values()]).detach().float()
+        names = tuple(values)
+        if names in self._sums:
+            self._sums[names] += stacked
+            self._counts[names] += 1
+        else:
+            self._sums[names], self._counts[names] = stacked, 1
+
+    def read(self) -> tuple[dict[str, float], int]:
+        """Means since the last reading, over all processes, and the number of steps skipped. Then start anew."""
+        if not self.pending:
+            return {}, 0
+        groups = list(self._sums)
+        values = iter(reduce_mean(self._accelerator, torch.cat([self._sums[group] for group in groups])).tolist())
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        skipped = 0.0
+        for group in groups:
+            skipped += next(values)
+            for name in group:
+                totals[name] = totals.get(name, 0.0) + next(values)
+                counts[name] = counts.get(name, 0) + self._counts[group]
+        self._sums, self._counts = {}, {}
+        return {name: total / counts[name] for name, total in sorted(totals.items())}, round(skipped)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, EvaluationConfig
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.device import autocast
+from freeflow_core.engine.process import autocast
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
     Codec,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -52,11 +52,18 @@ class Model:
 
 
 class Models(dict[str, Model]):
-    """Roles by name, ``"student"`` among them, and the frozen ``teacher`` (None when training from data)."""
+    """Roles by name, ``"student"`` among them, and the frozen ``teacher``, where there is one.
+
+    Asking for the teacher of a run without one raises ``ValueError``.
+    """
+
+    teacher: Teacher
 
     def __init__(self, models: Mapping[str, Model], teacher: Teacher | None) -> None:
         super().__init__(models)
-        self._teacher = teacher
+        self.has_teacher = teacher is not None
+        if teacher is not None:
+            self.teacher = teacher
 
     def __missing__(self, role: str) -> Model:
         raise PluginError(
@@ -64,17 +71,10 @@ class Models(dict[str, Model]):
             "to what roles() returns."
         )
 
-    @property
-    def teacher(self) -> Teacher:
-        """The teacher. Raises ``ValueError`` when the run has none."""
-        if self._teacher is None:
+    def __getattr__(self, name: str) -> NoReturn:
+        if name == "teacher":
             raise ValueError("this run has no teacher; the objective needs one")
-        return self._teacher
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether the run has a teacher."""
-        return self._teacher is not None
+        raise AttributeError(name)
 
 
 class Context(ABC):

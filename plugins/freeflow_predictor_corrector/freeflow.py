@@ -109,7 +109,8 @@ class PredictorCorrector(Objective):
         if prediction is not None:
             d[:num_ahead] = durations(draws.uniform("duration"), prediction)[ahead]
         labels = teacher.sample_condition(draws) if batch.condition is None else batch.condition
-        condition, labels_ahead, labels_back = (index_condition(labels, part) for part in (rows, ahead, back))
+        condition = index_condition(labels, rows)
+        labels_ahead, labels_back = index_condition(labels, ahead), index_condition(labels, back)
 
         # u(z, d), the one pass that trains the student; f(z, d) = z - d u, where d = 1 its samples.
         s = like_states(1 - d, z)
@@ -129,7 +130,7 @@ class PredictorCorrector(Objective):
             r = noise_levels(draws.uniform("noise-level")[back], correction).clamp(*teacher.time_range)
             x_r = linear_interpolate(x, n, r)
             queries.append((x_r, r, corrector_weights(g[num_ahead:], r, correction)))
-        states, times, weights = (torch.cat(parts) for parts in zip(*queries, strict=True))
+        states, times, weights = map(torch.cat, zip(*queries, strict=True))
         v = teacher_velocity(teacher, states, times, condition, weights)
 
         per_sample: list[Tensor] = []

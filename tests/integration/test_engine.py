@@ -271,7 +271,7 @@ def test_the_schedule_of_an_objective_with_rounds_runs_over_each_round(tiny, out
     config = OptimizerConfig(learning_rate=1.0, warmup_images=0, schedule="linear", final_fraction=0.0)
     spans = lambda progress: (100, 300) if progress.images >= 100 else (0, 100)  # noqa: E731
     run.trainer._rounds = SimpleNamespace(schedule_span=spans)
-    rates = [run.trainer._learning_rate(config, Progress(images, 0, 300, {})) for images in (0, 50, 100, 200)]
+    rates = [learning_rate(config, *run.trainer._schedule(Progress(i, 0, 300))) for i in (0, 50, 100, 200)]
     assert rates == pytest.approx([1.0, 0.5, 1.0, 0.5])
 
 

@@ -15,7 +15,7 @@ from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.weights import transformer_state
 
 from freeflow_core.engine.build import Builder, build_components
-from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.process import start_accelerator
 from freeflow_core.engine.state import build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import ConfigError

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import Codec
 from freeflow_core.testing.contracts.base import ComponentContract
 from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
+from freeflow_core.types import describe
 
 _ROWS = 4
 

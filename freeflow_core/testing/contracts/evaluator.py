@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.errors import FreeflowError
 from freeflow_core.interfaces import EvaluationContext, Evaluator
 from freeflow_core.testing.contracts.evaluation_scene import ROWS, EvaluationScene
 from freeflow_core.testing.contracts.tensors import watched_random_state
+from freeflow_core.types import describe
 
 
 class EvaluatorContract(EvaluationScene):

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_core.engine.checkpoint import Checkpoints
-from freeflow_core.engine.describe import describe
-from freeflow_core.engine.first_step import check_losses
+from freeflow_core.engine.trainer import check_losses
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import ObjectiveInRounds, Role, StartTimes, Student
 from freeflow_core.testing.contracts.objective_scene import ROWS, ObjectiveScenes, Scene, exact_losses
 from freeflow_core.testing.contracts.tensors import watched_random_state
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
+from freeflow_core.types import describe
 
 _MOST_STEPS = 8
 _MEAN, _STD = (0.5, -1.0), (0.6, 1.4)

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import FlowMapSampler, HybridSampler, Sampler, StartTimes, VelocitySampler
 from freeflow_core.math.flow import uniform_grid
 from freeflow_core.testing.contracts.base import ComponentContract
 from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
-from freeflow_core.types import Guidance, Samples
+from freeflow_core.types import Guidance, Samples, describe
 
 _MEAN, _STD = (0.5, -1.0, 0.0), (0.6, 1.4, 1.0)
 _ROWS = 8

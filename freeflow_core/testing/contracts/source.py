@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.interfaces import Source
 from freeflow_core.testing.contracts.base import ComponentContract
 from freeflow_core.testing.contracts.tensors import rows_of, same_condition, watched_random_state
-from freeflow_core.types import Batch, Condition, concatenate_conditions
+from freeflow_core.types import Batch, Condition, concatenate_conditions, describe
 
 _SIZE = 4
 _MOST_IMAGES = 3_000

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import AverageVelocityStudent, Student, Teacher
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative
@@ -17,7 +16,7 @@ from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.contracts.surroundings import WithTeacher
 from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
 from freeflow_core.tools.cost.fake import FakeTensors
-from freeflow_core.types import Condition, index_condition
+from freeflow_core.types import Condition, describe, index_condition
 
 _ROWS = 6
 

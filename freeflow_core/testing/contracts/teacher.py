@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Teacher
 from freeflow_core.math.calibration import GOOD, diagnose, enough_rows
@@ -21,7 +20,7 @@ from freeflow_core.testing.contracts.tensors import (
     watched_random_state,
 )
 from freeflow_core.tools.cost.fake import FakeTensors
-from freeflow_core.types import Condition, concatenate_conditions, index_condition
+from freeflow_core.types import Condition, concatenate_conditions, describe, index_condition
 
 _ROWS = 6
 _SMALL, _LARGE = 100_000, 50_000_000

@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from PIL import Image
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.interfaces import Tracker
 from freeflow_core.interfaces.journal import Journal
 from freeflow_core.testing.contracts.base import ComponentContract
 from freeflow_core.tracking import FOLDER, Replay
+from freeflow_core.types import describe
 
 _ODD = {"student/loss": 1.0, "weird name: 100 %, (ä)": 2.0, "a" * 300: 3.0}
 

@@ -7,12 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from freeflow_core.engine.describe import describe
 from freeflow_core.errors import FreeflowError
 from freeflow_core.interfaces import EvaluationContext, Verifier
 from freeflow_core.testing.contracts.evaluation_scene import EvaluationScene
 from freeflow_core.testing.contracts.tensors import draws_of, relative_difference, watched_random_state
-from freeflow_core.types import index_condition
+from freeflow_core.types import describe, index_condition
 
 _ROWS = 12
 

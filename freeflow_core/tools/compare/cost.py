@@ -14,7 +14,7 @@ from torch import nn
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import Budget
 from freeflow_core.engine.build import Builder, Components, build_components
-from freeflow_core.engine.device import planned_device_type, start_accelerator
+from freeflow_core.engine.process import planned_device_type, start_accelerator
 from freeflow_core.engine.state import STUDENT, TrainingState, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import ConfigError

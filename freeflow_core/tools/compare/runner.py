@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load_compare import objective_config
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.device import choose_device
+from freeflow_core.engine.process import choose_device
 from freeflow_core.engine.run import Run
 from freeflow_core.engine.run_folder import DEFAULT_PARENT
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted

@@ -14,8 +14,8 @@ from torch import nn
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Builder, Components, build_components
-from freeflow_core.engine.device import choose_device, free_memory, is_available, planned_device_type
 from freeflow_core.engine.optimizer import RoleOptimizer
+from freeflow_core.engine.process import choose_device, free_memory, is_available, planned_device_type
 from freeflow_core.engine.state import RoleState, TrainingState, build_state
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Registry

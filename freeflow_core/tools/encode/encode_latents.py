@@ -16,8 +16,7 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentChoice
 from freeflow_core.config.load import lay_settings, resolve_choice
-from freeflow_core.engine.device import from_main
-from freeflow_core.engine.interrupt import StopRequest
+from freeflow_core.engine.process import StopRequest, from_main
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.interfaces import Codec, Source
 from freeflow_core.plugin import Registry

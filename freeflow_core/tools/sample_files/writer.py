@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.config import RuntimeConfig
-from freeflow_core.engine.device import choose_device, from_main, start_accelerator
-from freeflow_core.engine.interrupt import StopRequest
+from freeflow_core.engine.process import StopRequest, choose_device, from_main, start_accelerator
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.tools.sample_files.blocks import Blocks, Cost, Part, Parts, block_size

@@ -11,7 +11,7 @@ from freeflow_transformers.students import FlowMapTransformer
 
 from freeflow_core.config import load_run_config
 from freeflow_core.engine.build import Builder, build_components
-from freeflow_core.engine.device import start_accelerator
+from freeflow_core.engine.process import start_accelerator
 from freeflow_core.engine.state import build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import ConfigError

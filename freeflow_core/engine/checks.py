@@ -1,13 +1,13 @@
 """What a plugin author gets wrong first, looked for once, before the first step, while waiting for the device is cheap.
 
 A run asks its teacher and its student once, on a few rows and without gradient, and judges what comes back. Nothing
-here is part of a later step, except :func:`check_losses`, which looks at shapes and names alone and waits for nothing.
+here is part of a later step; what a step's losses must be, the trainer says.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,14 +15,13 @@ from torch import Tensor
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Components
-from freeflow_core.engine.describe import describe
-from freeflow_core.engine.device import autocast
-from freeflow_core.engine.state import STUDENT, TrainingState
+from freeflow_core.engine.process import autocast
+from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import FreeflowError, PluginError
 from freeflow_core.interfaces import Student, Teacher
 from freeflow_core.math.calibration import GOOD, diagnose, enough_rows
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.types import Batch, Condition, Draws, Loss, index_condition
+from freeflow_core.types import Batch, Condition, Draws, describe, index_condition
 
 _log = logging.getLogger("freeflow")
 _ROWS = 4
@@ -49,50 +48,6 @@ def check_first_step(config: RunConfig, components: Components, batch: Batch, dr
         _check_student(f"student {config.student.name!r}", components.student, condition, few, config.runtime.precision)
     if teacher is not None and config.teacher is not None:
         _check_calibration(config.teacher.name, teacher, draws.device, draws.dtype)
-
-
-def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState, rows: int) -> None:
-    """Names, types and shapes of what ``losses`` returned; nothing is read from the device.
-
-    Args:
-        rows: of the micro-batch.
-
-    Raises:
-        PluginError: a loss that cannot be trained on.
-    """
-    trainable = [name for name, role in state.roles.items() if role.optimizer is not None]
-    returned = f"The objective {objective!r} returned"
-    if not isinstance(losses, Mapping):
-        raise PluginError(
-            f"{returned} {describe(losses)}; expected a dict of one Loss a role, such as {{'student': ...}}."
-        )
-    if not losses:
-        raise PluginError(f"{returned} no loss; expected one for {STUDENT!r} or a role.")
-    for role, loss in losses.items():
-        if role not in trainable:
-            frozen = ", for it is frozen" if role in state.roles else ""
-            raise PluginError(
-                f"{returned} a loss for {role!r}, which is not a trainable role{frozen}. Trainable: "
-                f"{', '.join(trainable)}. Name the role in roles(), with trainable=True."
-            )
-        if not isinstance(loss, Loss) or not isinstance(loss.per_sample, Tensor):
-            came = loss.per_sample if isinstance(loss, Loss) else loss
-            raise PluginError(
-                f"{returned} {describe(came)} for {role!r}; expected a freeflow_core.types.Loss whose per_sample is "
-                f"a tensor of one value per sample, ({rows},)."
-            )
-        value = loss.per_sample
-        if value.ndim != 1 or (role == STUDENT and len(value) == 1 < rows):
-            raise PluginError(
-                f"{returned} a {role!r} loss of shape {tuple(value.shape)}; expected one value per sample, ({rows},), "
-                "not a mean over the batch. Average over the dimensions of each sample alone, as "
-                "freeflow_core.math.flow.mean_square does."
-            )
-        if torch.is_grad_enabled() and not value.requires_grad:
-            raise PluginError(
-                f"{returned} a {role!r} loss without gradient; expected one that reaches the weights of {role!r}. Pass "
-                f"through models[{role!r}].wrapped, outside of torch.no_grad, and do not detach the result."
-            )
 
 
 def warn_of_idle_roles(objective: str, state: TrainingState) -> list[str]:

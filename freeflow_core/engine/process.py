@@ -1,12 +1,15 @@
-"""Devices, precision and memory."""
+"""This process: its device, precision and memory, the others of its run, and how it is stopped."""
 
 from __future__ import annotations
 
 import atexit
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self, TypeVar, final
 
 import psutil
 import torch
@@ -111,14 +114,9 @@ def from_main(process: Process, work: Callable[[], _T]) -> _T:
     return result
 
 
-@contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """bf16 autocast when asked for, nothing otherwise."""
-    if precision == "bf16":
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            yield
-    else:
-        yield
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """bf16 autocast when asked for, nothing otherwise; may be entered again and again."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -140,3 +138,32 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+@final
+class StopRequest:
+    """Ctrl-C and SIGTERM end a run after the step in hand, with a checkpoint; a second one ends it at once.
+
+    A context in which the first interrupt only sets ``requested``. Outside the main thread it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
