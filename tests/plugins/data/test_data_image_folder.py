@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from freeflow_data import image_folder
 from freeflow_data.config import ImageFolderConfig
 from freeflow_data.image_file import UnusableImage, centre_crop, read_header
 from freeflow_data.image_folder import ImageFolderSource
@@ -221,12 +220,6 @@ def test_cut_off_and_foreign_files_are_found_by_their_headers(tmp_path: Path, su
             read_header(path)
 
 
-def test_a_whole_jpeg_with_something_behind_it_is_good(tmp_path: Path) -> None:
-    path = noise(tmp_path / "a.jpg")
-    path.write_bytes(path.read_bytes() + bytes(5000))
-    assert read_header(path).size == (32, 32)
-
-
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 3000, np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(UnusableImage, match="more than 8 bits"):
@@ -333,14 +326,6 @@ def test_the_middle_of_the_longer_side_is_kept(resize: Any) -> None:
         assert (cropped[3:-3, 3:-3] > 240).all()
 
 
-def test_the_filters_differ_and_none_is_needed_at_the_same_size() -> None:
-    image = Image.fromarray(RANDOM.integers(0, 256, (50, 50), dtype=np.uint8))
-    results = [np.asarray(centre_crop(image, 21, resize)) for resize in ("adm", "bicubic", "lanczos")]  # type: ignore[arg-type]
-    assert not np.array_equal(results[0], results[1])
-    assert not np.array_equal(results[1], results[2])
-    assert np.array_equal(np.asarray(centre_crop(image, 50, "adm")), np.asarray(image))
-
-
 def test_num_classes_is_held_against_the_folders(folder: Path) -> None:
     assert build(folder, num_classes=5).num_classes == 5
     with pytest.raises(ConfigError, match="2 sub-folders with images"):
@@ -349,12 +334,3 @@ def test_num_classes_is_held_against_the_folders(folder: Path) -> None:
         build(folder, labels="none", num_classes=3)
     with pytest.raises(ConfigError, match="no image in"):
         build(folder / "cats", labels="folders")
-
-
-def test_a_long_check_says_how_far_it_is(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(image_folder, "_SECONDS_BETWEEN_LINES", 0.0)
-    with caplog.at_level(logging.INFO, "freeflow"):
-        build(folder)
-    assert "Checked 7 of 20 images in " in caplog.text

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
@@ -135,18 +134,6 @@ def test_pixels_come_back_exactly_with_their_labels(
     assert torch.equal(labels, expected_labels)
     assert source.held_out() is None
     assert source.training_images() is None
-
-
-def test_each_epoch_visits_each_latent_once_in_any_split(tmp_path: Path, manager: Manager) -> None:
-    api.encode(**SMALL, codec="pixels", output=tmp_path / "l", shard_size=10, manager=manager)
-    source = latents(tmp_path / "l", seed=4)
-    everything = in_order(source)[0].flatten(1)
-    seen = torch.cat([b.x.flatten(1) for b in islice(source.batches(0, 97, 0, 1), 2) if b.x is not None])
-    assert sorted(map(tuple, seen[:97].tolist())) == sorted(map(tuple, everything.tolist()))
-    assert not torch.equal(seen[:97], seen[97:])
-    ranks = [islice(source.batches(6, 5, rank, 2), 9) for rank in range(2)]
-    joined = torch.cat([b.x.flatten(1) for pair in zip(*ranks, strict=True) for b in pair if b.x is not None])
-    assert torch.equal(joined, seen[6 : 6 + 90])
 
 
 def test_a_posterior_is_drawn_anew_for_each_image_and_epoch(tmp_path: Path, extended: Manager) -> None:
@@ -319,15 +306,6 @@ def test_a_folder_without_a_sound_manifest_is_refused(tmp_path: Path, text: str 
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ConfigError, match=expected):
         latents(tmp_path)
-
-
-def test_augmentations_belong_to_images(registry: Any) -> None:
-    from freeflow_core.config import ComponentChoice
-    from freeflow_core.config.load import resolve_choice
-
-    choice = ComponentChoice(name="latents", options={"path": "x", "augment": ["flip"]})
-    with pytest.raises(ConfigError, match=r"Unknown setting 'source\.augment' of the source 'latents'"):
-        resolve_choice(registry, "source", choice, "source")
 
 
 def test_two_processes_write_what_one_does(tmp_path: Path, manager: Manager) -> None:

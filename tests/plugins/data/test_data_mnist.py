@@ -166,13 +166,6 @@ def test_test_images_of_another_size_are_refused(folder: Path) -> None:
         build(folder)
 
 
-def test_files_without_images_are_refused(folder: Path) -> None:
-    (folder / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((0, 28, 28), np.uint8)))
-    (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(0, np.uint8)))
-    with pytest.raises(ConfigError, match="no images at all"):
-        build(folder)
-
-
 @pytest.mark.skipif(not REAL.is_dir(), reason="MNIST is not beside this checkout")
 def test_the_real_files() -> None:
     source = build(REAL)

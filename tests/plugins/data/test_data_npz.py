@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,6 @@ def test_a_mapped_array_reads_any_order_and_several_arrays(path: Path) -> None:
         assert np.array_equal(found, expected)
 
 
-def test_batches_keep_labels_with_their_images(path: Path) -> None:
-    np.savez(path, x=IMAGES, y=LABELS)
-    for batch in islice(build(path, seed=5).batches(0, 7, 0, 1), 10):
-        assert batch.x is not None
-        for image, label in zip(batch.x, batch.condition, strict=True):  # type: ignore[arg-type]
-            row = np.flatnonzero((image.permute(1, 2, 0).numpy() == IMAGES).all((1, 2, 3)))
-            assert LABELS[row].tolist() == [int(label)]
-
-
 def test_names_are_options(path: Path) -> None:
     np.savez(path, photos=IMAGES, kinds=LABELS, arr_0=IMAGES[:2])
     source = build(path, images="photos", labels="kinds")
@@ -66,13 +56,6 @@ def test_names_are_options(path: Path) -> None:
     np.savez(path, photos=IMAGES)
     with pytest.raises(ConfigError, match="no array named images, x or arr_0; it holds photos"):
         build(path)
-
-
-def test_labels_may_be_left_unused(path: Path) -> None:
-    np.savez(path, images=IMAGES, labels=LABELS)
-    source = build(path, labels="none")
-    assert source.num_classes is None
-    assert next(source.batches(0, 2, 0, 1)).condition is None
 
 
 @pytest.mark.parametrize(
@@ -133,12 +116,6 @@ def test_labels_out_of_range_and_without_images_are_counted_and_skipped(
     images = source.training_images()[0]  # type: ignore[index]
     assert torch.equal(images, torch.from_numpy(np.delete(IMAGES, [2, 4], 0)).permute(0, 3, 1, 2))
     assert "7 of 35" in caplog.text
-
-
-def test_classes_without_labels_are_refused(path: Path) -> None:
-    np.savez(path, x=IMAGES)
-    with pytest.raises(ConfigError, match=r"num_classes=4 is set, but .* no labels"):
-        build(path, num_classes=4)
 
 
 def test_held_out_images_are_a_share_of_each_class(path: Path) -> None:

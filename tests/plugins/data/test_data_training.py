@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from freeflow_data.config import DigitsConfig
-from freeflow_data.digits import DigitsSource
 from freeflow_data.pixels import PixelCodec
 
 from freeflow_core import api
@@ -58,16 +55,6 @@ def test_augmented_training_resumes_bit_for_bit_and_differs_from_plain(
     assert equal(whole, parts)
     assert not equal(whole, plain)
     assert equal(off, plain)
-
-
-def test_a_run_from_npz_equals_the_run_from_the_same_images(tiny: Any, tmp_path: Path, manager: Manager) -> None:
-    images, labels = DigitsSource(DigitsConfig()).training_images()  # type: ignore[misc]
-    assert isinstance(labels, torch.Tensor)
-    np.savez(tmp_path / "digits.npz", x=images.numpy(), y=labels.numpy())
-    digits = api.pretrain(tiny(), output=tmp_path / "digits", manager=manager).folder
-    source = {"name": "npz", "path": str(tmp_path / "digits.npz")}
-    npz = api.pretrain(tiny(source=source), output=tmp_path / "npz", manager=manager).folder
-    assert equal(digits, npz)
 
 
 def test_encoded_states_are_not_encoded_again(

@@ -6,7 +6,6 @@ import pytest
 import torch
 from freeflow_metrics.config import FidelityConfig
 from freeflow_metrics.fidelity import FidelityEvaluator, derivative_residual
-from pydantic import ValidationError
 from torch import Tensor
 
 from freeflow_core.interfaces import EvaluationBatch
@@ -51,12 +50,6 @@ def test_mse_to_the_teacher_s_end_points(evaluation_context):
 def test_the_exact_student_obeys_the_field(evaluation_context, method, tolerance):
     context = evaluation_context(teacher=GaussianTeacher(MEAN, STD), student=GaussianStudent(MEAN, STD))
     assert evaluate(context, "student", batch(z=noise()), derivative=method)["derivative_residual"] < tolerance
-
-
-@pytest.mark.parametrize("method", ["forward-mode", "central"])
-def test_a_wrong_student_does_not(evaluation_context, method):
-    context = evaluation_context(teacher=GaussianTeacher(MEAN, STD), student=GaussianStudent(MEAN + 0.1, STD))
-    assert evaluate(context, "student", batch(z=noise()), derivative=method)["derivative_residual"] > 1e-3
 
 
 def test_residual_of_a_shifted_student_is_known():
@@ -115,8 +108,3 @@ def test_the_teacher_is_asked_within_its_time_range():
         GaussianStudent(MEAN, STD), teacher, noise(2), None, None, 1.0, method=DerivativeMethod.CENTRAL, step=1e-3
     )
     assert times == [0.1]
-
-
-def test_durations_out_of_range_are_refused():
-    with pytest.raises(ValidationError, match=r"\(0, 1\]"):
-        FidelityConfig(durations=(0.0, 0.5))

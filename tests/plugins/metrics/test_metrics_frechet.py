@@ -24,12 +24,6 @@ def random_gaussian(seed: int, dim: int, samples: int | None = None) -> tuple[to
     return x.mean(0), torch.cov(x.T)
 
 
-def test_one_dimension_is_known():
-    one = torch.tensor([1.0]), torch.tensor([[4.0]])
-    two = torch.tensor([3.0]), torch.tensor([[9.0]])
-    assert frechet_distance(*one, *two) == pytest.approx((3 - 1) ** 2 + (3 - 2) ** 2)
-
-
 @settings(max_examples=50, deadline=None)
 @given(
     variances=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=6),

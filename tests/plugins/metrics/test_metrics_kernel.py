@@ -30,13 +30,6 @@ def test_matches_the_formula_when_a_subset_is_the_whole():
     assert found == pytest.approx(unbiased_mmd(first, second), rel=1e-9)
 
 
-def test_small_for_equal_distributions_and_large_for_shifted_ones():
-    options = {"num_subsets": 20, "subset_size": 200, "seed": 0}
-    equal = kernel_distance(draws(0, 400), draws(1, 400), **options)
-    shifted = kernel_distance(draws(0, 400), draws(1, 400, shift=1.0), **options)
-    assert abs(equal) < 0.05 * shifted
-
-
 def test_depends_on_the_seed_alone_and_leaves_numpy_s_generator_alone():
     first, second = draws(0, 60), draws(1, 60)
     np.random.seed(7)
@@ -57,11 +50,6 @@ def test_numpy_s_generator_comes_back_after_an_error(monkeypatch):
     with pytest.raises(RuntimeError, match="broken"):
         kernel_distance(draws(0, 9), draws(1, 9), num_subsets=1, subset_size=5, seed=1)
     np.testing.assert_array_equal(np.random.get_state()[1], before)
-
-
-def test_a_single_row_is_refused():
-    with pytest.raises(ValueError, match="two samples"):
-        kernel_distance(draws(0, 1), draws(1, 9), num_subsets=1, subset_size=5, seed=1)
 
 
 def test_the_buffer_keeps_the_first_rows_whatever_the_batches():

@@ -79,13 +79,6 @@ def test_wrong_parameters_are_not_the_exact_map_and_have_gradients():
     assert (student.std.grad != 0).all()
 
 
-def test_guidance_changes_nothing_for_an_unconditional_teacher():
-    teacher, x, t = GaussianTeacher(MEAN, STD), draws(5).noise("x", (3,)), draws(5).uniform("t")
-    guided = teacher.guided_velocity(x, t, None, torch.full((5,), 3.0, dtype=F64))
-    torch.testing.assert_close(guided, teacher.velocity(x, t, None))
-    assert teacher.sample_condition(draws(5)) is None
-
-
 def test_student_state_round_trip_and_honest_report():
     student = GaussianStudent(MEAN, STD)
     again = GaussianStudent.from_state(student.network_state())

@@ -15,7 +15,6 @@ from freeflow_toy.mixture_source import MixtureSource, StatesCodec
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.plugin import Registry
 
 CONTEXT = BuildContext(torch.device("cpu"), 0, lambda *_: None)
 OPTIONS = {"layout": "ring", "num_modes": 4, "std": 0.05, "num_classes": 2}
@@ -28,13 +27,6 @@ def source(**options) -> MixtureSource:
 def first(made: MixtureSource, count: int, start: int = 0):
     batch = next(made.batches(start, count, 0, 1))
     return batch.x, batch.condition
-
-
-def test_registered_and_coded_by_states(registry: Registry) -> None:
-    assert registry.component("source", "gaussian-mixture").load_target() is MixtureSource
-    assert registry.component("codec", "states").load_target() is StatesCodec
-    assert MixtureSource.encoded_by == "states"
-    assert MixtureSource.has_data
 
 
 def test_sample_i_depends_on_the_seed_and_i_alone() -> None:
@@ -91,12 +83,6 @@ def test_held_out_samples_are_others() -> None:
     assert torch.cdist(x.double(), first(source(), 200)[0].double()).min() > 0
     assert torch.equal(source(held_out=50).held_out()[0], x)
     assert torch.equal(source(held_out=20).held_out()[0], x[:20])
-
-
-def test_unconditional_mixtures_have_no_condition() -> None:
-    made = source(num_classes=None)
-    assert first(made, 3)[1] is None
-    assert made.num_classes is None
 
 
 @pytest.mark.parametrize(("start", "size", "rank", "world"), [(-1, 4, 0, 1), (0, 0, 0, 1), (0, 4, 2, 2)])
