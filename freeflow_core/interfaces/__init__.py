@@ -15,7 +15,7 @@ from freeflow_core.interfaces.objective import (
     Transition,
 )
 from freeflow_core.interfaces.sampler import FlowMapSampler, HybridSampler, Sampler, VelocitySampler
-from freeflow_core.interfaces.source import Source
+from freeflow_core.interfaces.source import Source, block_starts
 from freeflow_core.interfaces.student import AverageVelocityStudent, Policy, PolicyStudent, StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.interfaces.tracker import Tracker
@@ -50,4 +50,5 @@ __all__ = [
     "Transition",
     "VelocitySampler",
     "Verifier",
+    "block_starts",
 ]

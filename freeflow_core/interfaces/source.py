@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
 
@@ -9,6 +10,20 @@ from torch import Tensor
 
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.types import Batch, Condition
+
+
+def block_starts(start: int, batch_size: int, rank: int, world_size: int) -> Iterator[int]:
+    """The number of the first image of each of a process's batches, endless: what :meth:`Source.batches` asks for.
+
+    Raises:
+        ValueError: for a place no process can have.
+    """
+    if start < 0 or batch_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(
+            "batches needs start >= 0, batch_size >= 1 and 0 <= rank < world_size, "
+            f"got {start}, {batch_size}, {rank}, {world_size}"
+        )
+    return itertools.count(start + rank * batch_size, world_size * batch_size)
 
 
 class Source(Buildable):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Source
+from freeflow_core.interfaces import Source, block_starts
 from freeflow_core.math.random import philox_words
 from freeflow_core.types import Batch
 
@@ -82,20 +82,12 @@ class IndexedSource(Source):
         """
 
     def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
-        """As the interface says. Raises ``ValueError`` for a place no process can have."""
-        if start < 0 or batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                "batches needs start >= 0, batch_size >= 1 and 0 <= rank < world_size, "
-                f"got {start}, {batch_size}, {rank}, {world_size}"
-            )
-        places = self._places(start + rank * batch_size, batch_size, world_size * batch_size)
-        return self._read_ahead(places) if self._workers else (self.read(*place) for place in places)
-
-    def _places(self, start: int, batch_size: int, stride: int) -> Iterator[tuple[Rows, Rows]]:
         order = EpochOrder(self._size, self._seed)
-        while True:
-            yield order.rows(start, batch_size), np.arange(start, start + batch_size)
-            start += stride
+        places = (
+            (order.rows(first, batch_size), np.arange(first, first + batch_size))
+            for first in block_starts(start, batch_size, rank, world_size)
+        )
+        return self._read_ahead(places) if self._workers else (self.read(*place) for place in places)
 
     def _read_ahead(self, places: Iterator[tuple[Rows, Rows]]) -> Iterator[Batch]:
         """One batch a thread, handed on in order."""

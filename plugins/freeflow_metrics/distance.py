@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator
-from freeflow_metrics.features import FeatureNetwork, batch_features
+from freeflow_metrics.features import FeatureNetwork, batch_features, image_features
 
 REFERENCE_SUBJECT = "teacher"
 """The many-step teacher's own row: comparing it with itself says nothing, so such scores are left out there."""
-
-_AT_ONCE = 250
 
 
 class Kept(Protocol):
@@ -59,8 +57,8 @@ class DistanceEvaluator(Evaluator, Generic[K]):
         self._data, self._teacher = self.empty(), self.empty()
         held_out = context.reference.held_out() if context.reference is not None else None
         if held_out is not None:
-            for images in torch.split(held_out[0][: self._most], _AT_ONCE):
-                self._data.update(batch_features(self._network, EvaluationBatch(images, None)))
+            for points in image_features(self._network, held_out[0][: self._most]):
+                self._data.update(points)
 
     def observe_reference(self, batch: EvaluationBatch) -> None:
         self._teacher.update(batch_features(self._network, batch))

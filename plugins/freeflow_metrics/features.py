@@ -6,6 +6,7 @@ import hashlib
 import importlib.resources
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
@@ -64,9 +65,10 @@ def batch_features(network: FeatureNetwork, batch: EvaluationBatch) -> Tensor:
 
 
 @torch.no_grad()
-def image_features(network: FeatureNetwork, images: Tensor) -> Tensor:
-    """(M, F) float64 features on the host of uint8 ``images`` (M, C, H, W), a few hundred at a time."""
-    return torch.cat([network.features(part).cpu().double() for part in torch.split(images, 250)])
+def image_features(network: FeatureNetwork, images: Tensor) -> Iterator[Tensor]:
+    """(n, F) float64 features on the host of ``images`` (M, C, H, W), at most 250 at a time."""
+    for part in torch.split(images, 250):
+        yield network.features(part).cpu().double()
 
 
 @final

@@ -70,7 +70,7 @@ class FeatureCentroid(Verifier):
             )
         self._network.to(context.device)
         images, condition = found
-        features = image_features(self._network, images)
+        features = torch.cat(list(image_features(self._network, images)))
         self._centroids = {None: features.mean(0)}
         labels = class_labels(condition)
         if labels is not None:
@@ -85,7 +85,7 @@ class FeatureCentroid(Verifier):
                 f"The verifier feature-centroid has no real images of the classes {missing[:10]}. Name a reference "
                 "that has, or use another verifier."
             )
-        features = image_features(self._network, images)
+        features = torch.cat(list(image_features(self._network, images)))
         return -(features - torch.stack([self._centroids[key] for key in keys])).norm(dim=1)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext, Codec, Source
+from freeflow_core.interfaces import BuildContext, Codec, Source, block_starts
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch, Condition
 from freeflow_toy.config import MixtureSourceConfig, StatesConfig
@@ -44,22 +44,13 @@ class MixtureSource(Source):
         return cls(mixture.double().cpu(), config.seed, config.held_out)
 
     def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
-        """As the interface says, float32 states (N, *D). Raises ``ValueError`` for a place no process can have."""
-        if start < 0 or batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                "batches needs start >= 0, batch_size >= 1 and 0 <= rank < world_size, "
-                f"got {start}, {batch_size}, {rank}, {world_size}"
-            )
-        return self._blocks(start + rank * batch_size, batch_size, world_size * batch_size)
+        """As the interface says, float32 states (N, *D)."""
+        starts = block_starts(start, batch_size, rank, world_size)
+        return (Batch(*self._rows("training", first, batch_size)) for first in starts)
 
     def held_out(self) -> tuple[Tensor, Condition] | None:
         """Float states (M, *D) and their labels, or None without any."""
         return self._rows("held-out", 0, self._num_held_out) if self._num_held_out else None
-
-    def _blocks(self, start: int, batch_size: int, stride: int) -> Iterator[Batch]:
-        while True:
-            yield Batch(*self._rows("training", start, batch_size))
-            start += stride
 
     def _rows(self, purpose: str, start: int, count: int) -> tuple[Tensor, Condition]:
         # A seed of its own for each purpose, so that no stream meets one of the run's with equal seeds.
