@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.interfaces.teacher import Teacher
+from freeflow_core.math.flow import average_velocity_jump
 from freeflow_core.math.policies import Policy as Policy
 from freeflow_core.math.policies import roll_policy
 from freeflow_core.types import Condition, LoadReport, NetworkState
@@ -100,6 +101,9 @@ class AverageVelocityStudent(Student):
     @abstractmethod
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """u (N, *D) as a pure function of ``forward``'s output."""
+
+    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return average_velocity_jump(x_t, self.average_velocity(output, x_t, t, s), t, s)
 
 
 class PolicyStudent(Student):

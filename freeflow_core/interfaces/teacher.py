@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.math.flow import extrapolate
 from freeflow_core.types import Condition, Draws, NetworkState, concatenate_conditions, index_condition
@@ -39,20 +40,26 @@ class Teacher(nn.Module, Buildable):
         """v (N, *D) at states ``x_t`` (N, *D) and times ``t`` (N,). Called under no_grad, and under forward-mode
         differentiation by objectives that need a derivative of the field."""
 
-    @abstractmethod
     def null_condition(self, condition: Condition) -> Condition:
         """The unconditional counterpart of ``condition``, same N.
 
-        Raises ``ConfigError`` when the teacher was not trained unconditionally and so cannot be guided.
+        Raises ``ConfigError``, as here, when the teacher was not trained unconditionally and so cannot be guided.
         """
+        raise ConfigError(
+            f"The teacher {type(self).__name__} knows no unconditional counterpart of a condition, so it cannot be "
+            "guided. Use a guidance weight of 1."
+        )
 
-    @abstractmethod
     def sample_condition(self, draws: Draws) -> Condition:
-        """One condition per row of ``draws``, from p(c): labels or prompts are inputs, not data."""
+        """One condition per row of ``draws``, from p(c): labels or prompts are inputs, not data.
 
-    @abstractmethod
+        By default labels (N,) on the host, every class equally likely; None without classes.
+        """
+        return None if self.num_classes is None else draws.integers("label", self.num_classes)
+
     def balanced_condition(self, index: Tensor) -> Condition:
         """Conditions of sample ``index`` (N,) that cover all classes equally: for pictures and evaluation."""
+        return None if self.num_classes is None else index % self.num_classes
 
     def network_state(self) -> NetworkState | None:
         """Weights that a student of the same family may start from; None when there is no such network."""

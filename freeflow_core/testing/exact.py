@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from freeflow_core.config.component import ComponentConfig
 from freeflow_core.errors import CheckpointError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Teacher
-from freeflow_core.math.flow import average_velocity_jump, expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.network_file import check_tensors
-from freeflow_core.types import Condition, Draws, LoadReport, NetworkState
+from freeflow_core.types import Condition, LoadReport, NetworkState
 
 _FAMILY = "exact-gaussian"
 
@@ -78,12 +78,6 @@ class GaussianTeacher(Teacher):
         """None: the teacher is unconditional, so its guided velocity is its velocity at every weight."""
         return None
 
-    def sample_condition(self, draws: Draws) -> Condition:
-        return None
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return None
-
 
 @final
 class GaussianStudent(AverageVelocityStudent):
@@ -116,9 +110,6 @@ class GaussianStudent(AverageVelocityStudent):
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return output
-
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return average_velocity_jump(x_t, output, t, s)
 
     def load_teacher(self, teacher: Teacher) -> LoadReport:
         """Take nothing: the parameters are the test's own, and training should have something to do."""

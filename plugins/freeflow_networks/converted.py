@@ -14,7 +14,7 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import ConvertibleTeacher
 from freeflow_core.math.conversions import Convention, ask, velocity_of
 from freeflow_core.math.derivative import full_precision
-from freeflow_core.types import Condition, Draws
+from freeflow_core.types import Condition
 from freeflow_networks.calling import CallForm, ForeignNetwork
 from freeflow_networks.conditions import Conditions, read_embeddings
 from freeflow_networks.config import OwnNetworkOptions
@@ -62,13 +62,6 @@ class ConvertedTeacher(ConvertibleTeacher):
         if not isinstance(condition, Tensor):
             raise ConfigError("This teacher is unconditional, so it cannot be guided; use a guidance weight of 1.")
         return self.network.conditions.null(condition)
-
-    def sample_condition(self, draws: Draws) -> Condition:
-        """Labels (N,) on the host, all equally likely; None when unconditional."""
-        return None if self.num_classes is None else draws.integers("label", self.num_classes)
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return None if self.num_classes is None else index % self.num_classes
 
     @torch.no_grad()
     def try_out(self, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
-from freeflow_core.types import Condition, Draws
+from freeflow_core.types import Condition
 from freeflow_networks.calling import DTYPES, keeps_dtype
 from freeflow_networks.conditions import Conditions, read_embeddings
 from freeflow_networks.config import DiffusersTeacherConfig
@@ -92,15 +92,6 @@ class DiffusersTeacher(Teacher):
     def null_condition(self, condition: Condition) -> Condition:
         assert isinstance(condition, Tensor)
         return self.conditions.null(condition)
-
-    def sample_condition(self, draws: Draws) -> Condition:
-        """Numbers of prompts (N,) on the host, all equally likely."""
-        assert self.num_classes is not None
-        return draws.integers("label", self.num_classes)
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        assert self.num_classes is not None
-        return index % self.num_classes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move, but keep a dtype that was asked for, and 16 bits in a run of 32."""

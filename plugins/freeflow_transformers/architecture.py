@@ -22,6 +22,13 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """The named sizes of DiT (Peebles & Xie 2022, table 1)."""
 
+
+def named_heads(depth: int, width: int) -> int | None:
+    """Attention heads of the named size with this depth and width, or None."""
+    found = (size["num_heads"] for size in SIZES.values() if (size["depth"], size["width"]) == (depth, width))
+    return next(found, None)
+
+
 TimeDirection = Literal["data-at-0", "data-at-1"]
 Sign = Literal["noise-minus-data", "data-minus-noise"]
 Prediction = Literal["velocity", "noise"]

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from freeflow_core.config import ComponentConfig
+from freeflow_core.config.component import Section
 from freeflow_transformers.architecture import SIZES, Sign, SizeName, TimeDirection
 from freeflow_transformers.released.families import FamilyName, StudentFamilyName
 
@@ -42,12 +43,7 @@ class TransformerOptions(ComponentConfig):
 
     @model_validator(mode="after")
     def _check_size(self) -> TransformerOptions:
-        given = [name for name in ("depth", "width", "num_heads") if getattr(self, name) is not None]
-        if self.size is not None and given:
-            raise ValueError(
-                f"size={self.size} already sets depth, width and num_heads ({SIZES[self.size]}); "
-                f"give either size or {', '.join(given)}"
-            )
+        _refuse_parts_of_size(self)
         return self
 
 
@@ -67,6 +63,39 @@ class VelocityTransformerConfig(TransformerOptions):
     num_classes: int | None = Field(
         None, ge=0, description="Classes; 0: unconditional, labels are ignored; null: the teacher's, else the source's."
     )
+
+
+class PolicyOptions(Section):
+    """The policy and its head (Chen et al. 2025, arXiv 2510.14974, and its code); stored with the weights."""
+
+    policy: Literal["dx", "gm"] = Field(
+        "gm", description="gm: a Gaussian mixture of the data point; dx: the data point as a function of time."
+    )
+    num_components: PositiveInt | None = Field(
+        None, description="Components of gm (paper: 32; 8 for text-to-image), or points of dx (10); null: 32 and 10."
+    )
+    initial_std: PositiveFloat = Field(
+        0.05, description="gm: deviation of a component at the start, in units of velocity."
+    )
+    mean_noise: float = Field(
+        0.05, ge=0, le=1, description="gm: deviation by which the components' velocities differ at the start."
+    )
+    std_width: PositiveInt = Field(1024, description="gm: hidden units of the layer that predicts the deviation.")
+    shift: PositiveFloat = Field(
+        1.0,
+        description="Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau); 3.2 for "
+        "text-to-image.",
+    )
+    num_substeps: PositiveInt = Field(128, description="Substeps of the policy's path per unit of tau.")
+
+    @property
+    def components(self) -> int:
+        """K."""
+        return self.num_components or (10 if self.policy == "dx" else 32)
+
+
+class PolicyTransformerConfig(FlowMapTransformerConfig, PolicyOptions):
+    """Options of the student ``policy-transformer``."""
 
 
 class ReleasedTeacherConfig(ComponentConfig):
@@ -108,9 +137,7 @@ class ReleasedTeacherConfig(ComponentConfig):
 
     @model_validator(mode="after")
     def _check_choices(self) -> ReleasedTeacherConfig:
-        given = [name for name in ("depth", "width", "num_heads") if getattr(self, name) is not None]
-        if self.size is not None and given:
-            raise ValueError(f"size={self.size} already sets {', '.join(given)}; give either")
+        _refuse_parts_of_size(self)
         if self.initialise == "random" and self.checkpoint is not None:
             raise ValueError("initialise=random uses no checkpoint; leave one of the two out")
         if (self.depth is None) != (self.width is None):
@@ -210,9 +237,28 @@ class FreeFlow512Config(ReleasedStudentConfig):
     family_default: ClassVar[StudentFamilyName | None] = "sit"
 
 
-class DigitsTeacherConfig(ComponentConfig):
-    """Options of the teacher ``digits``."""
+class ShippedTeacherConfig(ComponentConfig):
+    """What teachers inside this package share."""
+
+    asset: ClassVar[str]
+    pretrained_by: ClassVar[str]
 
     checkpoint: Path | None = Field(
         None, description="Other weights to use, written by `freeflow pretrain`; null: the shipped ones."
     )
+
+
+class DigitsTeacherConfig(ShippedTeacherConfig):
+    """Options of the teacher ``digits``."""
+
+    asset: ClassVar[str] = "assets/digits.safetensors"
+    pretrained_by: ClassVar[str] = "digits"
+
+
+def _refuse_parts_of_size(options: TransformerOptions | ReleasedTeacherConfig) -> None:
+    given = [name for name in ("depth", "width", "num_heads") if getattr(options, name) is not None]
+    if options.size is not None and given:
+        raise ValueError(
+            f"size={options.size} already sets depth, width and num_heads ({SIZES[options.size]}); give either size or "
+            f"{', '.join(given)}"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, Preset, WeightFile, hookimpl
-from freeflow_transformers.released.published import PUBLISHED
+from freeflow_transformers.released.families import PUBLISHED
 
 freeflow_api = "1"
 
@@ -37,7 +37,7 @@ def freeflow_teachers() -> Iterable[Component]:
         ),
         Component(
             name="dit",
-            target="freeflow_transformers.released.dit_flow:NoiseTeacher",
+            target="freeflow_transformers.dit:NoiseTeacher",
             config="freeflow_transformers.config:DiTTeacherConfig",
             summary="Noise-predicting diffusion transformer (DiT) as a velocity: published weights, XL/2, 256 or 512",
             source="Peebles & Xie 2022, arXiv 2212.09748",
@@ -65,8 +65,8 @@ def freeflow_students() -> Iterable[Component]:
         ),
         Component(
             name="policy-transformer",
-            target="freeflow_transformers.policy_student:PolicyTransformer",
-            config="freeflow_transformers.config_policy:PolicyTransformerConfig",
+            target="freeflow_transformers.policy:PolicyTransformer",
+            config="freeflow_transformers.config:PolicyTransformerConfig",
             summary="Transformer that emits a policy, a velocity field in closed form; starts from its teacher",
             source="pi-Flow: Chen et al. 2025, arXiv 2510.14974",
         ),

@@ -1,102 +1,69 @@
-"""The transformer as a student: a flow map, or a velocity field to become a teacher."""
+"""The transformer as a student: a flow map, or a velocity field to become a teacher; and the size it gets."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, final
+from typing import Any, Literal, Self, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.errors import CheckpointError
+from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Teacher
-from freeflow_core.math.flow import average_velocity_jump
 from freeflow_core.types import Condition, LoadReport, NetworkState
-from freeflow_transformers.architecture import TransformerConfig
-from freeflow_transformers.config import FlowMapTransformerConfig, ReleasedStudentConfig, VelocityTransformerConfig
+from freeflow_transformers.architecture import SIZES, TransformerConfig
+from freeflow_transformers.config import (
+    FlowMapTransformerConfig,
+    ReleasedStudentConfig,
+    TransformerOptions,
+    VelocityTransformerConfig,
+)
 from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.export import export_released
-from freeflow_transformers.released.families import LATENT_CODEC
-from freeflow_transformers.released.probe import judge_alignment, noise_alignment
-from freeflow_transformers.released.students import load_student_network
-from freeflow_transformers.sizing import student_architecture
-from freeflow_transformers.weights import take_weights, transformer_from_state, transformer_state
+from freeflow_transformers.released.loading import load_student_network
+from freeflow_transformers.weights import (
+    refuse_noise_prediction,
+    take_weights,
+    teacher_architecture,
+    transformer_from_state,
+    transformer_state,
+)
 
 Weights: TypeAlias = Literal["teacher", "random", "file"]
 """Where a student's weights come from: ``load_teacher`` copies the teacher's only for the first."""
 
+_DEFAULTS = {"depth": 4, "width": 128, "num_heads": 4}
+"""A million parameters: trains on a CPU."""
+_MAX_DEFAULT_TOKENS = 256
+_OWN_CONVENTION = {
+    name: TransformerConfig.model_fields[name].default for name in ("time_direction", "sign", "prediction")
+}
+_BACKBONE = ("depth", "width", "num_heads", "patch_size", "mlp_ratio", "qk_norm")
 
-@final
-class FlowMapTransformer(AverageVelocityStudent):
-    """u(x_t, t, s, c, w): the transformer with the duration d = t - s, and by default the guidance weight w, as inputs.
 
-    Both enter their sinusoidal embedding as they are: d lies in [0, 1] like t, and weights of 1 to 8 span one radian to
-    eight of the highest frequency, neither flat nor aliased. A weight of None means 1. Without the guidance input
-    weights are ignored: the student knows only the one it was trained at.
+class TransformerStudent(AverageVelocityStudent):
+    """Base: a transformer whose output is a velocity in its own convention.
 
     Args:
-        network: with the duration as an input.
+        network: see the subclass.
         weights: what the network holds: see :data:`Weights`.
-        provenance: where published weights come from, in words.
     """
 
-    def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher", provenance: str = "") -> None:
+    def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher") -> None:
         super().__init__()
-        if not network.config.jump:
-            raise ValueError("a flow map needs a network with the duration as an input (config.jump)")
         self.network = network
         self.sample_shape = network.config.sample_shape
         self.num_classes = network.config.num_classes or None
         self._weights = weights
-        self.provenance = provenance
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        """Options of ``transformer``, or of a published student. Raises ``ConfigError`` and ``CheckpointError``."""
-        if isinstance(config, ReleasedStudentConfig):
-            return cls._published(config, context)
-        assert isinstance(config, FlowMapTransformerConfig)
-        architecture = student_architecture(config, context, num_classes=None, jump=True, guidance=config.guidance)
-        return cls(_network(architecture, context), weights=config.initialise)
-
-    @classmethod
-    def _published(cls, config: ReleasedStudentConfig, context: BuildContext) -> Self:
-        loaded = load_student_network(config, context)
-        student = cls(loaded.network, weights="file").to(context.device)
-        student.start_times = StartTimes.PRIOR
-        student.provenance = loaded.provenance
-        student.codec = LATENT_CODEC
-        if context.device.type != "meta":
-            now = torch.ones(2, dtype=torch.float64)
-            alignment = noise_alignment(
-                lambda z, labels: student.average_velocity(student(z, now, now, labels, None), z, now, now),
-                student.sample_shape,
-                student.num_classes,
-                context.device,
-            )
-            convention = f"time {student.network.config.time_direction}, velocity {student.network.config.sign}"
-            student.provenance += f"; {judge_alignment(alignment, loaded.provenance.split(':')[0], convention)}"
-        return student
-
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
-        if t.device != s.device:
-            t, s = (time.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32)) for time in (t, s))
-        if not self.network.config.guidance:
-            guidance = None
-        elif guidance is None:
-            guidance = torch.ones_like(t)
-        return self.network(x_t, self.network.own_time(t), condition, t - s, guidance)
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return self.network.velocity(output)
 
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return average_velocity_jump(x_t, self.average_velocity(output, x_t, t, s), t, s)
-
     def load_teacher(self, teacher: Teacher) -> LoadReport:
         """Raises ``ConfigError``, listing the differences, for a teacher whose weights do not fit."""
-        return _load(self.network, teacher, self._weights)
+        if self._weights == "teacher":
+            return take_weights(self.network, teacher)
+        return nothing_taken(teacher, self.network.state_dict() if self._weights == "random" else {})
 
     def enable_activation_checkpointing(self) -> None:
         self.network.checkpoint_activations = True
@@ -110,6 +77,36 @@ class FlowMapTransformer(AverageVelocityStudent):
         Raises ``ConfigError`` for a network or suffix it cannot hold, ``CheckpointError`` when writing fails.
         """
         return export_released(self.network_state(), path)
+
+
+@final
+class FlowMapTransformer(TransformerStudent):
+    """u(x_t, t, s, c, w): the transformer with the duration d = t - s, and by default the guidance weight w, as inputs.
+
+    Both enter their sinusoidal embedding as they are: d lies in [0, 1] like t, and weights of 1 to 8 span one radian to
+    eight of the highest frequency, neither flat nor aliased. A weight of None means 1. Without the guidance input
+    weights are ignored: the student knows only the one it was trained at.
+    """
+
+    def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher") -> None:
+        super().__init__(network, weights=weights)
+        if not network.config.jump:
+            raise ValueError("a flow map needs a network with the duration as an input (config.jump)")
+
+    @classmethod
+    def from_config(cls, config: FlowMapTransformerConfig | ReleasedStudentConfig, context: BuildContext) -> Self:
+        """Options of ``transformer``, or of a published student. Raises ``ConfigError`` and ``CheckpointError``."""
+        if isinstance(config, FlowMapTransformerConfig):
+            architecture = student_architecture(config, context, num_classes=None, jump=True, guidance=config.guidance)
+            return cls(fresh_network(architecture, context), weights=config.initialise)
+        loaded = load_student_network(config, context)
+        student = cls(loaded.network, weights="file").to(context.device)
+        student.start_times = StartTimes.PRIOR
+        loaded.describe(student, lambda z, t, c: student.average_velocity(student(z, t, t, c, None), z, t, t))
+        return student
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+        return jump_output(self.network, x_t, t, s, condition, guidance)
 
     @classmethod
     def from_state(cls, state: NetworkState) -> Self:
@@ -123,58 +120,26 @@ class FlowMapTransformer(AverageVelocityStudent):
 
 
 @final
-class VelocityTransformer(AverageVelocityStudent):
+class VelocityTransformer(TransformerStudent):
     """v(x_t, t, c): the transformer alone, to be trained into a teacher. It ignores s and guidance.
 
     Its u(x_t, t, s) is v(x_t, t) for every s, so its jump is one Euler step. The null class is row ``num_classes``;
     dropping labels to it is the objective's business. An unconditional one ignores labels.
-
-    Args:
-        network: without duration and guidance inputs.
-        weights: what the network holds: see :data:`Weights`.
     """
 
     def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher") -> None:
-        super().__init__()
+        super().__init__(network, weights=weights)
         if network.config.jump or network.config.guidance:
             raise ValueError("a velocity field takes neither a duration nor a guidance weight")
-        self.network = network
-        self.sample_shape = network.config.sample_shape
-        self.num_classes = network.config.num_classes or None
-        self._weights = weights
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, VelocityTransformerConfig)
+    def from_config(cls, config: VelocityTransformerConfig, context: BuildContext) -> Self:
         architecture = student_architecture(config, context, num_classes=config.num_classes, jump=False, guidance=False)
-        return cls(_network(architecture, context), weights=config.initialise)
+        return cls(fresh_network(architecture, context), weights=config.initialise)
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         labels = condition if self.num_classes is not None else None
         return self.network(x_t, self.network.own_time(t), labels)
-
-    def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return self.network.velocity(output)
-
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return average_velocity_jump(x_t, self.average_velocity(output, x_t, t, s), t, s)
-
-    def load_teacher(self, teacher: Teacher) -> LoadReport:
-        """Raises ``ConfigError``, listing the differences, for a teacher whose weights do not fit."""
-        return _load(self.network, teacher, self._weights)
-
-    def enable_activation_checkpointing(self) -> None:
-        self.network.checkpoint_activations = True
-
-    def network_state(self) -> NetworkState:
-        return transformer_state(self.network)
-
-    def export(self, path: Path) -> str:
-        """Write the published format, ``.safetensors`` or ``.pt``; what was written, in words.
-
-        Raises ``ConfigError`` for a network or suffix it cannot hold, ``CheckpointError`` when writing fails.
-        """
-        return export_released(self.network_state(), path)
 
     @classmethod
     def from_state(cls, state: NetworkState) -> Self:
@@ -187,16 +152,89 @@ class VelocityTransformer(AverageVelocityStudent):
         return cls(network)
 
 
-def _network(architecture: TransformerConfig, context: BuildContext) -> DiffusionTransformer:
+def jump_output(
+    network: DiffusionTransformer, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None
+) -> Tensor:
+    """What ``network``, which takes the duration, answers to a jump from ``t`` to ``s`` (N,); no guidance is 1."""
+    if t.device != s.device:
+        t, s = (time.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32)) for time in (t, s))
+    if not network.config.guidance:
+        guidance = None
+    elif guidance is None:
+        guidance = torch.ones_like(t)
+    output: Tensor = network(x_t, network.own_time(t), condition, t - s, guidance)
+    return output
+
+
+def nothing_taken(teacher: Teacher, new: dict[str, Any]) -> LoadReport:
+    """The report of a student that does not start from its teacher's weights."""
+    state = teacher.network_state()
+    return LoadReport(new=tuple(new), left=() if state is None else tuple(state.tensors))
+
+
+def fresh_network(architecture: TransformerConfig, context: BuildContext) -> DiffusionTransformer:
     """Fresh weights, drawn on the host whatever the device; shapes alone where the run is only planned."""
     if context.device.type == "meta":
         return DiffusionTransformer(architecture, device="meta")
     return DiffusionTransformer(architecture, torch.Generator().manual_seed(context.seed))
 
 
-def _load(network: DiffusionTransformer, teacher: Teacher, weights: Weights) -> LoadReport:
-    if weights == "teacher":
-        return take_weights(network, teacher)
-    state = teacher.network_state()
-    new = tuple(network.state_dict()) if weights == "random" else ()
-    return LoadReport(new=new, left=() if state is None else tuple(state.tensors))
+def student_architecture(
+    options: TransformerOptions, context: BuildContext, *, num_classes: int | None, jump: bool, guidance: bool | None
+) -> TransformerConfig:
+    """The architecture of a student: as asked, else as the teacher, else a small default.
+
+    Args:
+        options: what the user asked for.
+        context: the teacher and the source that fill the gaps.
+        num_classes: 0 for an unconditional network; None: the teacher's, else the source's.
+        jump, guidance: further inputs; ``guidance`` None: exactly when the network has classes.
+
+    Raises:
+        ConfigError: states that are not (C, H, W), or whose shape is unknown; sizes that do not go together.
+    """
+    shape = _sample_shape(options, context)
+    base = teacher_architecture(context.teacher)
+    if base is not None and base.prediction == "noise":
+        if options.initialise == "teacher":
+            refuse_noise_prediction(base)
+        # Its size is a good one; what its output and its second half mean is not a student's.
+        base = base.model_copy(update={**_OWN_CONVENTION, "learn_sigma": False})
+    if base is not None:
+        values: dict[str, Any] = base.model_dump()
+    else:
+        origin = context.teacher if context.teacher is not None else context.source
+        classes = (origin.num_classes or 0) if origin is not None else 0
+        values = {**_DEFAULTS, "patch_size": _default_patch_size(*shape[1:]), "num_classes": classes}
+    values.update(SIZES[options.size] if options.size else {})
+    values.update({name: value for name in _BACKBONE if (value := getattr(options, name)) is not None})
+    if num_classes is not None:
+        values["num_classes"] = num_classes
+    values.update(sample_shape=shape, jump=jump, guidance=values["num_classes"] > 0 if guidance is None else guidance)
+    return TransformerConfig(**values)
+
+
+def _sample_shape(options: TransformerOptions, context: BuildContext) -> tuple[int, int, int]:
+    shape: tuple[int, ...] | None = options.sample_shape
+    if shape is None and context.teacher is not None:
+        shape = context.teacher.sample_shape
+    if shape is None and context.source is not None:
+        shape = context.source.image_shape
+    if shape is None:
+        raise ConfigError(
+            "A transformer needs the shape of its states, and neither the teacher nor the source tells it. "
+            "Set student.sample_shape=[C, H, W]."
+        )
+    if len(shape) != 3:
+        raise ConfigError(
+            f"A transformer works on images or latents of shape (C, H, W), but states here are {tuple(shape)}. "
+            "Choose another student, such as `mlp`, for vector states."
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def _default_patch_size(height: int, width: int) -> int:
+    """The smallest divisor of both sides, from 2 up, with at most 256 tokens; else the largest common one."""
+    common = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
+    fitting = [size for size in common if size >= 2 and height * width <= _MAX_DEFAULT_TOKENS * size**2]
+    return fitting[0] if fitting else common[-1]

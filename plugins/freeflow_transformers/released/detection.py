@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, final
 
 from freeflow_core.errors import CheckpointError, ConfigError
-from freeflow_transformers.architecture import SIZES, TransformerConfig
+from freeflow_transformers.architecture import SIZES, TransformerConfig, named_heads
 from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.families import FAMILIES, LATENT_FACTOR, Family
+from freeflow_transformers.released.reading import MAX_LISTED, listed
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -25,7 +26,6 @@ _REQUIRED = {
 }
 """Tensors that tell the architecture, with their numbers of dimensions."""
 _SCALAR_EMBEDDERS = ("t_embedder", "dt_embedder", "gw_embedder")
-_MAX_LISTED = 6
 
 
 @final
@@ -71,8 +71,8 @@ def detect(shapes: Shapes, path: Path, num_heads: int | None = None) -> Detected
     ]
     if problems:
         raise CheckpointError(
-            f"{path} holds no diffusion transformer (DiT, SiT, REPA, FreeFlow): {_listed(problems)}. Its tensors are "
-            f"{_listed(list(shapes))}. Choose another file."
+            f"{path} holds no diffusion transformer (DiT, SiT, REPA, FreeFlow): {listed(problems)}. Its tensors are "
+            f"{listed(list(shapes))}. Choose another file."
         )
     width, channels, patch_size, _ = shapes["x_embedder.proj.weight"]
     tokens = shapes["pos_embed"][1]
@@ -139,9 +139,9 @@ def shape_differences(expected: Shapes, found: Shapes) -> list[str]:
         if name in found and found[name] != shape
     ]
     return (
-        [f"missing {_listed(missing)}"] * bool(missing)
-        + [f"unexpected {_listed(unexpected)}"] * bool(unexpected)
-        + wrong[:_MAX_LISTED]
+        [f"missing {listed(missing)}"] * bool(missing)
+        + [f"unexpected {listed(unexpected)}"] * bool(unexpected)
+        + wrong[:MAX_LISTED]
     )
 
 
@@ -164,16 +164,10 @@ def _heads(shapes: Shapes, path: Path, depth: int, width: int, given: int | None
         return width // norm[0]
     if given is not None:
         return given
-    named = [v["num_heads"] for v in SIZES.values() if (v["depth"], v["width"]) == (depth, width)]
-    if not named:
+    named = named_heads(depth, width)
+    if named is None:
         raise ConfigError(
             f"The number of attention heads cannot be seen in {path}, and {depth} blocks of width {width} are none of "
             f"the sizes {', '.join(SIZES)}. Set the option num_heads."
         )
-    return named[0]
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
+    return named

@@ -1,20 +1,36 @@
-"""From a teacher's options to its network: read, detect, check against what was asked for, load."""
+"""From the options of a published teacher or student to its network: read, detect, check against what was asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
-from freeflow_core.interfaces import BuildContext
-from freeflow_core.types import NetworkState
-from freeflow_transformers.architecture import SIZES, TransformerConfig
-from freeflow_transformers.config import ReleasedTeacherConfig, SiTRepaTeacherConfig, SiTTeacherConfig
+from freeflow_core.interfaces import BuildContext, Student, Teacher
+from freeflow_core.types import Condition, NetworkState
+from freeflow_transformers.architecture import FAMILY, SIZES, TransformerConfig, named_heads
+from freeflow_transformers.config import (
+    ReleasedStudentConfig,
+    ReleasedTeacherConfig,
+    SiTRepaTeacherConfig,
+    SiTTeacherConfig,
+)
 from freeflow_transformers.network import DiffusionTransformer, fill_with_random_weights
-from freeflow_transformers.released.detection import Detected, describe, detect, family_differences
+from freeflow_transformers.released.detection import (
+    Detected,
+    describe,
+    detect,
+    expected_shapes,
+    family_differences,
+    released_name,
+    shape_differences,
+)
+from freeflow_transformers.released.export import RELEASED_METADATA
 from freeflow_transformers.released.families import (
     FAMILIES,
     LATENT_CHANNELS,
@@ -22,38 +38,85 @@ from freeflow_transformers.released.families import (
     LATENT_FACTOR,
     NUM_CLASSES,
     Family,
+    published_names,
     weights_name,
 )
-from freeflow_transformers.released.published import published_names
 from freeflow_transformers.released.reading import Checkpoint, read_checkpoint
 from freeflow_transformers.weights import filled_network, transformer_from_state
 
 _BACKBONE = ("depth", "width", "num_heads", "patch_size", "num_classes")
+_MIN_ALIGNMENT = 0.5
 
 
 @final
 @dataclass(frozen=True)
-class LoadedTeacher:
-    """A teacher's network, and what is known of it.
+class LoadedNetwork:
+    """A network, and what is known of it.
 
     Args:
         network: on the CPU, or the meta device.
-        guidance_channels: guidance applies to the first that many; None: to all.
         provenance: where it comes from and what was taken, in words.
         origin: the file, or None without one.
-        is_published: whether the family's convention was assumed for weights that do not state it.
+        guidance_channels: guidance applies to the first that many; None: to all.
         codec: name of the codec whose states it works on, where known.
+        is_assumed: whether a family's convention was assumed for weights that do not state it.
     """
 
     network: DiffusionTransformer
-    guidance_channels: int | None
     provenance: str
     origin: Path | None = None
-    is_published: bool = False
+    guidance_channels: int | None = None
     codec: str | None = None
+    is_assumed: bool = False
+
+    @torch.no_grad()
+    def describe(
+        self,
+        model: Teacher | Student,
+        answer: Callable[[Tensor, Tensor, Condition], Tensor],
+        *,
+        noise_time: float = 1.0,
+    ) -> None:
+        """Tell ``model``, made of the network, what is known of it, after a check of an assumed convention.
+
+        At t = 1 a state is pure noise z and tells nothing of the data, so the best velocity n - x is z minus the mean
+        image, almost parallel to z. A network of the opposite convention answers almost the opposite; one that predicts
+        the noise answers z. Random weights answer something unrelated.
+
+        Args:
+            model: on its device.
+            answer: its velocity, or the noise it predicts, for states, times and labels.
+            noise_time: time at which it takes pure noise.
+
+        Raises:
+            CheckpointError: the network answers the opposite of what its convention says.
+        """
+        model.codec, model.provenance = self.codec, self.provenance
+        if isinstance(model, Teacher):
+            model.guidance_channels = self.guidance_channels
+        device = self.network.pos_embed.device
+        if not self.is_assumed or device.type == "meta":
+            return
+        z = torch.randn(2, *model.sample_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        labels = None if model.num_classes is None else torch.arange(2) % model.num_classes
+        direction = answer(z, torch.full((2,), noise_time, dtype=torch.float64), labels).to(z)
+        alignment = float(torch.nn.functional.cosine_similarity(z.flatten(), direction.flatten(), dim=0))
+        if alignment < -_MIN_ALIGNMENT:
+            raise CheckpointError(
+                f"{self.origin} does not follow the convention it was read with ({_convention(self.network.config)}): "
+                f"asked about pure noise, it points the opposite way (cosine {alignment:.2f}, expected near 1). Its "
+                "weights are of another family: choose the teacher, or the options family, time_direction and sign, "
+                "that describe them."
+            )
+        agrees = alignment > _MIN_ALIGNMENT
+        verdict = "as its convention says" if agrees else "which tells nothing (untrained weights?)"
+        model.provenance += f"; asked about pure noise it answers at cosine {alignment:.2f} to it, {verdict}"
 
 
-def load_teacher_network(config: ReleasedTeacherConfig, context: BuildContext) -> LoadedTeacher:
+# --- teachers ---
+
+
+def load_teacher_network(config: ReleasedTeacherConfig, context: BuildContext) -> LoadedNetwork:
     """The network that the options of ``sit``, ``sit-repa`` or ``dit`` ask for.
 
     On the device ``meta`` nothing is fetched, and of a local checkpoint only names and shapes are read.
@@ -62,92 +125,89 @@ def load_teacher_network(config: ReleasedTeacherConfig, context: BuildContext) -
         CheckpointError: a file that is missing, damaged, or of another family; the differences are listed.
         ConfigError: options that the checkpoint contradicts, or a size without published weights.
     """
-    family = FAMILIES[config.family]
-    shapes_only = context.device.type == "meta"
-    path = _path(config, family, context)
-    if path is None:
-        loaded = _without_checkpoint(config, family, context, shapes_only)
-    else:
-        checkpoint = read_checkpoint(path, config.weights, shapes_only=shapes_only)
-        own = "family" in checkpoint.metadata
-        loaded = _pretrained(config, family, checkpoint) if own else _released(config, family, checkpoint)
-    return loaded
+    family, shapes_only = FAMILIES[config.family], context.device.type == "meta"
+    if config.initialise == "random" or (config.checkpoint is None and shapes_only):
+        return _teacher_without_checkpoint(config, family, context)
+    path = config.checkpoint or context.weights(_published_name(config, family))
+    checkpoint = read_checkpoint(path, config.weights, shapes_only=shapes_only)
+    if "family" in checkpoint.metadata:
+        return _pretrained_teacher(config, family, checkpoint)
+    return _released_teacher(config, family, checkpoint)
 
 
-def _path(config: ReleasedTeacherConfig, family: Family, context: BuildContext) -> Path | None:
-    """The checkpoint to read, or None for a network from options alone."""
-    if config.initialise == "random":
-        return None
-    if config.checkpoint is not None:
-        return config.checkpoint
-    if context.device.type == "meta":
-        return None
-    size = config.size or "XL"
-    name = weights_name(family.name, size, config.patch_size or 2, config.resolution or 256)
-    if config.depth is not None or name not in published_names(family.name):
-        asked = f"{config.depth} blocks of width {config.width}" if config.depth is not None else name
-        raise ConfigError(
-            f"There are no published weights for {asked} (there are {', '.join(published_names(family.name))}). Name "
-            "yours in teacher.checkpoint, or try things out with teacher.initialise=random."
-        )
-    return context.weights(name)
+def _published_name(config: ReleasedTeacherConfig, family: Family) -> str:
+    name = weights_name(family.name, config.size or "XL", config.patch_size or 2, config.resolution or 256)
+    known = published_names(family.name)
+    if config.depth is None and name in known:
+        return name
+    asked = f"{config.depth} blocks of width {config.width}" if config.depth is not None else name
+    raise ConfigError(
+        f"There are no published weights for {asked} (there are {', '.join(known)}). Name yours in "
+        "teacher.checkpoint, or try things out with teacher.initialise=random."
+    )
 
 
-def _without_checkpoint(
-    config: ReleasedTeacherConfig, family: Family, context: BuildContext, shapes_only: bool
-) -> LoadedTeacher:
+def _teacher_without_checkpoint(config: ReleasedTeacherConfig, family: Family, context: BuildContext) -> LoadedNetwork:
     """Random weights, or shapes alone."""
-    architecture = _with_convention(_architecture_from_options(config, family), config, family)
-    origin = "random weights" if config.initialise == "random" else "published weights (not read here)"
-    if shapes_only:
+    backbone = SIZES[config.size or "XL"]
+    if config.depth is not None and config.width is not None:
+        heads = config.num_heads or named_heads(config.depth, config.width)
+        if heads is None:
+            raise ConfigError("A size of one's own needs teacher.num_heads beside depth and width.")
+        backbone = {"depth": config.depth, "width": config.width, "num_heads": heads}
+    architecture = _with_convention(
+        published_architecture(
+            config.resolution or 256,
+            family,
+            patch_size=config.patch_size or 2,
+            num_classes=config.num_classes or NUM_CLASSES,
+            **backbone,
+        ),
+        config,
+        family,
+    )
+    if context.device.type == "meta":
         network = DiffusionTransformer(architecture, device="meta")
     else:
         generator = torch.Generator().manual_seed(context.seed)
         network = DiffusionTransformer(architecture, generator)
         fill_with_random_weights(network, generator)
-    provenance = f"{family.name}, {origin}: {describe(architecture)}; {_conventions(config, family, architecture)}"
+    origin = "random weights" if config.initialise == "random" else "published weights (not read here)"
     channels = _guidance_channels(config, family.guidance_channels)
-    return LoadedTeacher(network, channels, provenance, codec=LATENT_CODEC)
+    provenance = f"{family.name}, {origin}: {_in_words(architecture, channels)}"
+    return LoadedNetwork(network, provenance, guidance_channels=channels, codec=LATENT_CODEC)
 
 
-def _released(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedTeacher:
+def _released_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedNetwork:
     detected = detect(checkpoint.shapes, checkpoint.path, config.num_heads)
     _check_family(family, detected, checkpoint)
     _check_options(config, detected.architecture, checkpoint.path)
     architecture = _with_convention(detected.architecture, config, family)
     kept = {name: t for name, t in checkpoint.tensors.items() if name.split(".")[0] not in family.ignored}
-    network = filled_network(architecture, kept)
     ignored = len(checkpoint.tensors) - len(kept)
-    others = [name for name in detected.families if name != family.name]
-    told = f"names and shapes fit {', '.join(detected.families)}" + (
-        f", {family.name} is what was asked for" if others else ""
-    )
+    told = f"names and shapes fit {', '.join(detected.families)}"
+    if len(detected.families) > 1:
+        told += f", {family.name} is what was asked for"
+    channels = _guidance_channels(config, family.guidance_channels)
     provenance = (
-        f"{family.name} from {checkpoint.path} ({checkpoint.container}; {told}): {describe(architecture)}; "
-        f"{_conventions(config, family, architecture)}"
+        f"{family.name} from {checkpoint.path} ({checkpoint.container}; {told}): {_in_words(architecture, channels)}"
         + (f"; {ignored} tensors not needed ({', '.join(family.ignored)})" if ignored else "")
     )
-    return LoadedTeacher(
-        network,
-        _guidance_channels(config, family.guidance_channels),
-        provenance,
-        checkpoint.path,
-        is_published=not network.pos_embed.is_meta,
-        codec=LATENT_CODEC,
-    )
+    network = filled_network(architecture, kept)
+    return LoadedNetwork(network, provenance, checkpoint.path, channels, LATENT_CODEC, is_assumed=True)
 
 
-def _pretrained(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedTeacher:
+def _pretrained_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedNetwork:
     """A file that this project wrote says itself what it is, its convention included."""
+    path, metadata = checkpoint.path, checkpoint.metadata
     if not isinstance(config, SiTTeacherConfig):
         raise CheckpointError(
-            f"{checkpoint.path} was written by `freeflow pretrain`, not by the authors of {family.name}. Use it as the "
-            "teacher `sit`."
+            f"{path} was written by `freeflow pretrain`, not by the authors of {family.name}. Use it as the teacher "
+            "`sit`."
         )
-    metadata = checkpoint.metadata
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in checkpoint.tensors.items()}
     state = NetworkState(metadata["family"], metadata.get("config", {}), tensors)
-    network = transformer_from_state(state, f"teacher checkpoint {checkpoint.path}")
+    network = transformer_from_state(state, f"teacher checkpoint {path}")
     stored = network.config
     contradictions = [
         f"{name}={asked}, but it stores {getattr(stored, name)}"
@@ -155,24 +215,18 @@ def _pretrained(config: ReleasedTeacherConfig, family: Family, checkpoint: Check
         if (asked := getattr(config, name)) is not None and asked != getattr(stored, name)
     ]
     if contradictions:
-        raise ConfigError(f"{checkpoint.path} contradicts teacher.{'; teacher.'.join(contradictions)}. Leave it out.")
-    _check_options(config, stored, checkpoint.path)
-    provenance = (
-        f"transformer from {checkpoint.path} (written by freeflow): {describe(stored)}; "
-        f"{_conventions(config, None, stored)}"
-    )
-    codec = metadata.get("codec") or {}
-    return LoadedTeacher(
-        network, _guidance_channels(config, None), provenance, checkpoint.path, codec=dict(codec).get("name")
-    )
+        raise ConfigError(f"{path} contradicts teacher.{'; teacher.'.join(contradictions)}. Leave it out.")
+    _check_options(config, stored, path)
+    channels = _guidance_channels(config, None)
+    provenance = f"transformer from {path} (written by freeflow): {_in_words(stored, channels)}"
+    return LoadedNetwork(network, provenance, path, channels, codec=dict(metadata.get("codec") or {}).get("name"))
 
 
 def _check_family(family: Family, detected: Detected, checkpoint: Checkpoint) -> None:
     if not detected.is_student and family.name in detected.families:
         return
-    differences = family_differences(
-        checkpoint.shapes, detected.architecture.model_copy(update={"jump": False, "guidance": False}), family
-    )
+    velocity_network = detected.architecture.model_copy(update={"jump": False, "guidance": False})
+    differences = family_differences(checkpoint.shapes, velocity_network, family)
     if detected.is_student:
         verdict = "the published FreeFlow students, which answer with an average velocity; use it with --student"
     elif detected.families:
@@ -205,29 +259,6 @@ def _check_options(config: ReleasedTeacherConfig, found: TransformerConfig, path
         )
 
 
-def _architecture_from_options(config: ReleasedTeacherConfig, family: Family) -> TransformerConfig:
-    resolution = config.resolution or 256
-    side = resolution // LATENT_FACTOR
-    if config.depth is not None and config.width is not None:
-        backbone = {"depth": config.depth, "width": config.width, "num_heads": config.num_heads or _named_heads(config)}
-    else:
-        backbone = SIZES[config.size or "XL"]
-    return TransformerConfig(
-        sample_shape=(LATENT_CHANNELS, side, side),
-        patch_size=config.patch_size or 2,
-        num_classes=config.num_classes or NUM_CLASSES,
-        learn_sigma=family.default_learn_sigma(resolution),
-        **backbone,
-    )
-
-
-def _named_heads(config: ReleasedTeacherConfig) -> int:
-    named = [v["num_heads"] for v in SIZES.values() if (v["depth"], v["width"]) == (config.depth, config.width)]
-    if not named:
-        raise ConfigError("A size of one's own needs teacher.num_heads beside depth and width.")
-    return named[0]
-
-
 def _with_convention(
     architecture: TransformerConfig, config: ReleasedTeacherConfig, family: Family
 ) -> TransformerConfig:
@@ -245,8 +276,114 @@ def _guidance_channels(config: ReleasedTeacherConfig, default: int | None) -> in
     return None if config.guidance_channels == "all" else config.guidance_channels
 
 
-def _conventions(config: ReleasedTeacherConfig, family: Family | None, architecture: TransformerConfig) -> str:
-    channels = _guidance_channels(config, family.guidance_channels if family else None)
-    guided = "all channels" if channels is None else f"the first {channels} channels"
+# --- students ---
+
+
+def load_student_network(config: ReleasedStudentConfig, context: BuildContext) -> LoadedNetwork:
+    """The network that the options of a published student (Tong et al. 2025, arXiv 2511.19428) ask for.
+
+    Its sampler takes one step from noise z: z + f(z, t', d = 1, w) in SiT's convention (t' = 0), z - f(z, t', 1, w) in
+    REPA's (t' = 1). Both are x_s = x_t - (t - s) u with u the converted output, so the weights need no change.
+
+    On the device ``meta`` nothing is fetched, and of a local checkpoint only names and shapes are read.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, of another kind, or of another family.
+        ConfigError: a family or heads that the file does not tell and nobody named.
+    """
+    shapes_only = context.device.type == "meta"
+    if config.checkpoint is None and shapes_only:
+        family = FAMILIES[config.family or config.family_default or "sit-repa"]
+        architecture = published_architecture(config.resolution, family, jump=True, guidance=True, **SIZES["XL"])
+        network = DiffusionTransformer(architecture, device="meta")
+        return LoadedNetwork(network, f"{config.published}, shapes alone: {describe(architecture)}", codec=LATENT_CODEC)
+    path = config.checkpoint
+    if path is None:
+        assert config.published is not None  # the configuration of `freeflow` requires a checkpoint
+        path = context.weights(config.published)
+    checkpoint = read_checkpoint(path, config.weights, shapes_only=shapes_only)
+    if "family" in checkpoint.metadata:
+        raise CheckpointError(
+            f"{path} was written by this project, not in the published format. Use it as it is: --student {path}."
+        )
+    stored: Mapping[str, Any] = checkpoint.metadata.get(RELEASED_METADATA, {})
+    state = student_from_released(
+        checkpoint.tensors,
+        path,
+        family=config.family or stored.get("family") or config.family_default,
+        num_heads=config.num_heads or stored.get("num_heads"),
+    )
+    architecture = TransformerConfig.from_stored(dict(state.config))
+    convention = _convention(architecture)
+    provenance = f"FreeFlow student from {path} ({checkpoint.container}): {describe(architecture)}; {convention}"
+    network = filled_network(architecture, state.tensors)
+    return LoadedNetwork(network, provenance, path, codec=LATENT_CODEC, is_assumed=True)
+
+
+def student_from_released(
+    tensors: Mapping[str, Tensor], path: Path, *, family: str | None = None, num_heads: int | None = None
+) -> NetworkState:
+    """Published tensors as the state of a flow map; the tensors themselves are the same.
+
+    Args:
+        tensors: by their published names.
+        path: where they come from, for errors.
+        family: ``sit`` or ``sit-repa``, whose convention they have; None where only one is possible.
+        num_heads: attention heads; None for a named size.
+
+    Raises:
+        CheckpointError: not a published student, or not of ``family``; the differences are listed.
+        ConfigError: family or heads that the tensors do not tell.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    detected = detect(shapes, path, num_heads)
+    student = detected.architecture.model_copy(update={"jump": True, "guidance": True})
+    if not (detected.families and detected.architecture.jump and detected.architecture.guidance):
+        differences = shape_differences(expected_shapes(student), shapes)
+        raise CheckpointError(
+            f"{path} is no published FreeFlow student: {'; '.join(differences)}."
+            + (f" It is a checkpoint of the teacher {' or '.join(detected.families)}." if detected.families else "")
+        )
+    if family is None and len(detected.families) > 1:
+        raise ConfigError(
+            f"{path} fits students of {' and of '.join(detected.families)}: their conventions differ, but not in names "
+            "and shapes. Say whose it is with the option family."
+        )
+    family = family or detected.families[0]
+    if family not in detected.families:
+        differences = family_differences(shapes, student, FAMILIES[family])
+        raise CheckpointError(
+            f"{path} cannot be the student of a {family} teacher: {'; '.join(differences)}. It fits "
+            f"{' or '.join(detected.families)}."
+        )
+    convention = {"time_direction": FAMILIES[family].time_direction, "sign": FAMILIES[family].sign}
+    architecture = student.model_copy(update=convention)
+    own = DiffusionTransformer(architecture, device="meta").state_dict()
+    renamed = {name: tensors[released_name(name, student=True)] for name in own}
+    return NetworkState(FAMILY, architecture.model_dump(mode="json"), renamed)
+
+
+# --- both ---
+
+
+def published_architecture(resolution: int, family: Family, **options: Any) -> TransformerConfig:
+    """The architecture and convention of ``family``'s published network for images of that many pixels."""
+    side = resolution // LATENT_FACTOR
+    defaults = {
+        "patch_size": 2,
+        "num_classes": NUM_CLASSES,
+        "learn_sigma": family.default_learn_sigma(resolution),
+        "time_direction": family.time_direction,
+        "sign": family.sign,
+    }
+    return TransformerConfig(**{"sample_shape": (LATENT_CHANNELS, side, side), **defaults, **options})
+
+
+def _in_words(architecture: TransformerConfig, guidance_channels: int | None) -> str:
+    guided = "all channels" if guidance_channels is None else f"the first {guidance_channels} channels"
+    return f"{describe(architecture)}; {_convention(architecture)}, guidance on {guided}"
+
+
+def _convention(architecture: TransformerConfig) -> str:
     predicted = "predicts the noise" if architecture.prediction == "noise" else f"velocity {architecture.sign}"
-    return f"time {architecture.time_direction}, {predicted}, guidance on {guided}"
+    return f"time {architecture.time_direction}, {predicted}"

@@ -6,7 +6,7 @@ import argparse
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
@@ -19,6 +19,7 @@ from freeflow_core.errors import CheckpointError
 from freeflow_core.network_file import load_tensors
 
 Entry = Literal["ema", "model"]
+MAX_LISTED = 6
 
 _ENTRIES: tuple[str, ...] = ("ema", "model", "state_dict")
 """Where training checkpoints keep weights, in order of preference: averaged ones first."""
@@ -135,17 +136,17 @@ def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: 
         return Checkpoint(path, "state dict", _without_prefixes(content, path))
     present = [name for name in _ENTRIES if isinstance(content.get(name), Mapping) and content[name]]
     if entry is not None and entry not in present:
-        raise _no_entry(path, entry, f"holds the entries {_listed(content)}")
+        raise _no_entry(path, entry, f"holds the entries {listed(content)}")
     if not present:
         raise CheckpointError(
             f"{path} holds no weights: expected a state dict, or a training checkpoint with the entry "
-            f"{' or '.join(_ENTRIES)}, found the entries {_listed(content)}."
+            f"{' or '.join(_ENTRIES)}, found the entries {listed(content)}."
         )
     name = entry or present[0]
     strays = [key for key, value in content[name].items() if not isinstance(value, Tensor)]
     if strays:
         raise CheckpointError(
-            f"The entry {name} of {path} holds more than tensors: {_listed(strays)}. Expected a state dict."
+            f"The entry {name} of {path} holds more than tensors: {listed(strays)}. Expected a state dict."
         )
     return Checkpoint(path, f"training checkpoint, entry {name}", _without_prefixes(content[name], path))
 
@@ -186,6 +187,8 @@ def _no_entry(path: Path, entry: str, found: str) -> CheckpointError:
     )
 
 
-def _listed(names: Mapping[Any, Any] | list[Any]) -> str:
-    first = ", ".join(str(name) for name in list(names)[:6])
-    return f"{first}, ... ({len(names)} in all)" if len(names) > 6 else first or "none"
+def listed(names: Iterable[Any]) -> str:
+    """The first few names, and how many there are."""
+    every = [str(name) for name in names]
+    more = f", ... ({len(every)} in all)" if len(every) > MAX_LISTED else ""
+    return ", ".join(every[:MAX_LISTED]) + more or "none"

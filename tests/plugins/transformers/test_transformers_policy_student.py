@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from freeflow_transformers.architecture import TransformerConfig
-from freeflow_transformers.config_policy import PolicyTransformerConfig
+from freeflow_transformers.config import PolicyTransformerConfig
 from freeflow_transformers.network import DiffusionTransformer
-from freeflow_transformers.policy_student import PolicyTransformer
+from freeflow_transformers.policy import PolicyTransformer
 from freeflow_transformers.students import FlowMapTransformer
 from freeflow_transformers.teachers import TransformerTeacher
 from pydantic import ValidationError

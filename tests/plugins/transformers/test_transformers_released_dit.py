@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 import torch
 from freeflow_transformers.config import DiTTeacherConfig
-from freeflow_transformers.released.dit_flow import NoiseTeacher, velocity_from_noise
-from freeflow_transformers.released.schedule import DiffusionSchedule, log_odds, scale_to_unit_variance
+from freeflow_transformers.dit import (
+    DiffusionSchedule,
+    NoiseTeacher,
+    log_odds,
+    scale_to_unit_variance,
+    velocity_from_noise,
+)
 from freeflow_transformers.teachers import NetworkTeacher, TransformerTeacher
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -20,7 +20,7 @@ from freeflow_transformers.config import (
 )
 from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.export import export_released, released_family, released_state_dict
-from freeflow_transformers.released.students import student_from_released
+from freeflow_transformers.released.loading import student_from_released
 from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
 from freeflow_transformers.teachers import DIGITS_ASSET, TransformerTeacher
 from pydantic import ValidationError

@@ -19,9 +19,8 @@ from freeflow_transformers.config import (
     SiTTeacherConfig,
     VelocityTransformerConfig,
 )
-from freeflow_transformers.released.dit_flow import NoiseTeacher
-from freeflow_transformers.released.families import FAMILIES
-from freeflow_transformers.released.published import PUBLISHED, published_names
+from freeflow_transformers.dit import NoiseTeacher
+from freeflow_transformers.released.families import FAMILIES, PUBLISHED, published_names
 from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
 from freeflow_transformers.teachers import DIGITS_ASSET, NetworkTeacher, TransformerTeacher
 from pydantic import ValidationError
