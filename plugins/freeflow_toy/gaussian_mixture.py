@@ -177,9 +177,6 @@ class GaussianMixtureTeacher(Teacher):
         probabilities = self.class_probabilities.cpu().double()
         return _inverse_cdf(probabilities.expand(len(uniform), -1), uniform).to(draws.device)
 
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return None if self.num_classes is None else index.long() % self.num_classes
-
     def _set_classes(self, weights: Tensor, labels: Tensor | None) -> None:
         K = self.means.shape[0]
         _check_shape("weights", weights, (K,))
