@@ -24,7 +24,7 @@ from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluat
 from freeflow_core.evaluation.student_file import save_student
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import AverageVelocityStudent, Student, Teacher
-from freeflow_core.types import Condition, Draws, Progress, Scores
+from freeflow_core.types import Condition, Progress, Scores
 
 _log = logging.getLogger("freeflow")
 
@@ -220,12 +220,6 @@ class VelocityOfStudent(Teacher):
         if not isinstance(condition, Tensor) or self.num_classes is None:
             raise ConfigError("This network has no classes, so it cannot be guided; use guidance_weight=1.")
         return torch.full_like(condition, self.num_classes)
-
-    def sample_condition(self, draws: Draws) -> Condition:
-        return draws.integers("label", self.num_classes) if self.num_classes else None
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return index % self.num_classes if self.num_classes else None
 
 
 def _index_by_class(columns: int, classes: int, per_class: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Self, final
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from freeflow_core.errors import ConfigError
 from freeflow_networks.conditions import Conditions
+from freeflow_networks.config import OwnNetworkOptions
 
 DTYPES = {
     "float32": torch.float32,
@@ -25,46 +25,35 @@ def keeps_dtype(wanted: torch.dtype | None, own: torch.dtype | None) -> bool:
     return wanted is not None or own in (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class CallForm:
-    """How a network is called; fields as in :class:`freeflow_networks.config.OwnNetworkOptions`."""
-
-    arguments: tuple[str, ...] = ("x", "t", "condition")
-    condition_argument: str | None = None
-    keywords: Mapping[str, Any] = field(default_factory=dict)
-    integer_times: bool = False
-    drop_channels: bool = False
-
-
 @final
 class ForeignNetwork(nn.Module):
     """A frozen network with its conditions, in evaluation mode whatever the run asks for.
 
     Args:
         function: what is called; its tensors move with this module where it is a torch module.
-        form: see :class:`CallForm`.
+        options: how it is called, and its dtype: None for as it comes, following a run from float32 to float64 and
+            back. 16 bits stay so.
         conditions: what labels stand for.
         name: of the network, in errors.
-        dtype: of its tensors and inputs, whatever the run's; None: as they come, following a run from float32 to
-            float64 and back. 16 bits stay so.
         is_program: a saved program, whose dtype is part of it; torch.export's refuse ``eval()`` too.
     """
 
     def __init__(
         self,
         function: Callable[..., Any],
-        form: CallForm,
+        options: OwnNetworkOptions,
         conditions: Conditions,
         name: str,
-        dtype: torch.dtype | None = None,
         *,
         is_program: bool = False,
     ) -> None:
         super().__init__()
         self.conditions = conditions
-        self._form = form
-        self._name = name
+        self.name = name
+        self.is_program = is_program
+        self._options = options
         self._function = function  # registered by torch where it is a module
+        dtype = None if options.dtype is None else DTYPES[options.dtype]
         if isinstance(function, nn.Module):
             for parameter in function.parameters():  # TorchScript has no requires_grad_ of its own
                 parameter.requires_grad_(False)
@@ -84,12 +73,12 @@ class ForeignNetwork(nn.Module):
         time = time.to(x.device)
         values: dict[str, Any] = {
             "x": x.to(dtype),
-            "t": time.round().long() if self._form.integer_times else time.to(dtype),
+            "t": time.round().long() if self._options.time_type == "int" else time.to(dtype),
         }
-        keywords = dict(self._form.keywords)
+        keywords = dict(self._options.keywords)
         if labels is not None and self.conditions.num_classes is not None:
             keywords |= self._place_condition(values, labels, x.device, dtype)
-        positional = [values[name] for name in self._form.arguments if name in values]
+        positional = [values[name] for name in self._options.arguments if name in values]
         return self._checked(self._function(*positional, **keywords), x).to(x.dtype)
 
     def train(self, mode: bool = True) -> Self:
@@ -111,8 +100,8 @@ class ForeignNetwork(nn.Module):
         if len(found) > 1:
             return found
         condition = next(iter(found.values())) if found else labels.to(device, non_blocking=True)
-        if self._form.condition_argument is not None:
-            return {self._form.condition_argument: condition}
+        if self._options.condition_argument is not None:
+            return {self._options.condition_argument: condition}
         values["condition"] = condition
         return {}
 
@@ -127,7 +116,7 @@ class ForeignNetwork(nn.Module):
             answer = answer[0]
         if not isinstance(answer, Tensor):
             raise ConfigError(
-                f"The network {self._name} answered with a {type(answer).__name__}; expected a tensor like the states, "
+                f"{self.name} answered with a {type(answer).__name__}; expected a tensor like the states, "
                 f"{tuple(x.shape)}, or a tuple that begins with one. For diffusers models set "
                 "teacher.keywords={return_dict: false}."
             )
@@ -138,7 +127,7 @@ class ForeignNetwork(nn.Module):
             and answer.shape[1] > x.shape[1]
             and answer.shape[:1] + answer.shape[2:] == x.shape[:1] + x.shape[2:]
         )
-        if wider and self._form.drop_channels:
+        if wider and self._options.extra_channels == "drop":
             return answer[:, : x.shape[1]]
         remedy = (
             "If the channels beyond the state's are variances, set teacher.extra_channels=drop"
@@ -146,6 +135,6 @@ class ForeignNetwork(nn.Module):
             else "Check teacher.sample_shape and teacher.arguments"
         )
         raise ConfigError(
-            f"The network {self._name} answered states of shape {tuple(x.shape)} with {tuple(answer.shape)}; expected "
+            f"{self.name} answered states of shape {tuple(x.shape)} with {tuple(answer.shape)}; expected "
             f"the same shape. {remedy}."
         )

@@ -1,23 +1,27 @@
-"""A flow-matching transformer of diffusers, with prompts given as embeddings."""
+"""A flow-matching transformer of diffusers from a local folder, with prompts given as embeddings.
+
+Nothing in the folder is executed, and nothing is fetched.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.errors import ConfigError
+from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
+from freeflow_core.torchvision_ops import ensure_torchvision_ops
 from freeflow_core.types import Condition
 from freeflow_networks.calling import DTYPES, keeps_dtype
 from freeflow_networks.conditions import Conditions, read_embeddings
 from freeflow_networks.config import DiffusersTeacherConfig
-from freeflow_networks.diffusers_loading import load_transformer, transformer_folder
-from freeflow_networks.packing import image_places, pack, unpack
 
+SUPPORTED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 PROMPTS, POOLED = "prompt_embeds", "pooled_prompt_embeds"
 _NUM_STEPS = 1000
 _DEFAULT_SIDE = 128
@@ -66,9 +70,8 @@ class DiffusersTeacher(Teacher):
         )
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+    def from_config(cls, config: DiffusersTeacherConfig, context: BuildContext) -> Self:
         """Raises ``ConfigError`` and ``CheckpointError`` as the loading of either file does."""
-        assert isinstance(config, DiffusersTeacherConfig)
         folder = transformer_folder(config.folder, config.subfolder)
         conditions = read_embeddings(config.embeddings, expected=(PROMPTS, POOLED))
         dtype = None if config.dtype is None else DTYPES[config.dtype]
@@ -143,3 +146,111 @@ def _check_size(size: tuple[int, int], patch_size: int, largest: int | None) -> 
         raise ConfigError(
             f"teacher.latent_size={size} must be of multiples of {patch_size}{limit} for this transformer."
         )
+
+
+# FLUX works on tokens: 2 x 2 latents each, with their place in the picture.
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H/2 W/2, 4C), for even H and W: rows of pairs first, channels before places in a token."""
+    N, C, H, W = latents.shape
+    return latents.view(N, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(N, H // 2 * (W // 2), 4 * C)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of :func:`pack`: (N, H/2 W/2, 4C) to (N, C, H, W)."""
+    N, _, channels = tokens.shape
+    latents = tokens.view(N, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return latents.reshape(N, channels // 4, height, width)
+
+
+def image_places(height: int, width: int, like: Tensor) -> Tensor:
+    """(H/2 W/2, 3): 0, row and column of each token, which its rotary embedding turns by."""
+    rows = torch.arange(height // 2, device=like.device, dtype=like.dtype)
+    columns = torch.arange(width // 2, device=like.device, dtype=like.dtype)
+    places = torch.zeros(height // 2, width // 2, 3, device=like.device, dtype=like.dtype)
+    places[..., 1], places[..., 2] = rows[:, None], columns[None, :]
+    return places.reshape(-1, 3)
+
+
+def transformer_folder(folder: Path, subfolder: str | None) -> Path:
+    """Where config.json lies: the subfolder asked for, else `transformer` of a pipeline, else the folder itself.
+
+    Raises ``ConfigError`` when there is none.
+    """
+    candidates = [folder / subfolder] if subfolder is not None else [folder / "transformer", folder]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ConfigError(
+        f"There is no {' or '.join(str(candidate / 'config.json') for candidate in candidates)}. teacher.folder names "
+        "a local folder in the diffusers layout; nothing is fetched from the hub. Get one with, say, "
+        "`huggingface-cli download OWNER/NAME --include 'transformer/*' --local-dir FOLDER`."
+    )
+
+
+def load_transformer(folder: Path, dtype: torch.dtype | None, *, shapes_only: bool = False) -> nn.Module:
+    """The transformer, frozen, on the CPU.
+
+    Args:
+        folder: config.json beside safetensors, in one file or in shards with their index.
+        dtype: of its floating tensors; None: as stored.
+        shapes_only: on the meta device, without reading the weights; ``dtype`` None is then float32.
+
+    Raises:
+        ConfigError: diffusers is not installed, or the folder holds another kind of network.
+        CheckpointError: weights that are missing, damaged, or do not fit config.json.
+    """
+    name = _class_name(folder / "config.json")
+    model_class = _model_class(name)
+    if shapes_only:
+        with torch.device("meta"):
+            network: nn.Module = model_class.from_config(model_class.load_config(folder, local_files_only=True))
+        return network.to(dtype or torch.float32)
+    try:
+        network, report = model_class.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"diffusers cannot read a {name} from {folder}: {' '.join(str(error).split())[:400]}. Expected config.json "
+            "beside the .safetensors files that belong to it; pickled .bin weights are not read."
+        ) from error
+    wrong = {kind: report.get(f"{kind}_keys") for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        listed = "; ".join(f"{kind}: {', '.join(map(str, keys))[:200]}" for kind, keys in wrong.items() if keys)
+        raise CheckpointError(f"The weights in {folder} are not those of its config.json ({listed}).")
+    return network.eval().requires_grad_(False)
+
+
+def _class_name(file: Path) -> str:
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        name = str(config["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} does not say what it describes ({error}); expected one written by diffusers."
+        ) from error
+    if name not in SUPPORTED:
+        raise ConfigError(
+            f"{file} describes a {name}; the teacher diffusers-transformer reads {' and '.join(SUPPORTED)}. Another "
+            "network can be a teacher through `callable`, with its convention as options."
+        )
+    return name
+
+
+def _model_class(name: str) -> Any:
+    ensure_torchvision_ops()
+    try:
+        import diffusers
+
+        return getattr(diffusers, name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"The teacher diffusers-transformer needs a diffusers with {name} ({error}). "
+            "Install it with: pip install 'freeflow-distill[diffusers]'"
+        ) from error

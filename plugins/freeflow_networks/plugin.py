@@ -15,13 +15,13 @@ def freeflow_teachers() -> Iterable[Component]:
     return [
         Component(
             name="callable",
-            target="freeflow_networks.callable_teacher:CallableTeacher",
+            target="freeflow_networks.teacher:OwnNetworkTeacher",
             config="freeflow_networks.config:CallableTeacherConfig",
             summary="Any importable function or module, with its convention as options; needs --trust",
         ),
         Component(
             name="torch-file",
-            target="freeflow_networks.torch_file:TorchFileTeacher",
+            target="freeflow_networks.teacher:OwnNetworkTeacher",
             config="freeflow_networks.config:TorchFileTeacherConfig",
             summary="A torch.export (.pt2) or TorchScript file, with its convention as options; needs --trust",
         ),

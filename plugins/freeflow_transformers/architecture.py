@@ -114,12 +114,3 @@ class TransformerConfig(Section):
                 f"The configuration stored with the weights does not describe a {FAMILY} ({reason}). The file was "
                 "edited, or written by another version of this plugin: export it again."
             ) from None
-
-
-def architecture_differences(ours: TransformerConfig, other: TransformerConfig) -> list[str]:
-    """``"width 384, not 768"`` for every part of the backbone that differs; extra inputs do not count."""
-    return [
-        f"{name} {getattr(ours, name)}, not {getattr(other, name)}"
-        for name in TransformerConfig.model_fields
-        if name not in ("jump", "guidance") and getattr(ours, name) != getattr(other, name)
-    ]

@@ -111,60 +111,44 @@ def freeflow_weights() -> Iterable[WeightFile]:
 def freeflow_presets() -> Iterable[Preset]:
     """Complete runs: the handwritten digits, and the paper's recipes."""
     return [
-        Preset(
-            name="digits",
-            resource="freeflow_transformers:presets/digits.yaml",
-            command="distill",
-            summary="Data-free one-step student of the shipped digits teacher, unguided",
-        ),
-        Preset(
-            name="digits-guided",
-            resource="freeflow_transformers:presets/digits-guided.yaml",
-            command="distill",
-            summary="The same with a guided teacher and the guidance weight as an input",
-        ),
-        Preset(
-            name="sit-repa-xl2-256",
-            resource="freeflow_transformers:presets/sit-repa-xl2-256.yaml",
-            command="distill",
-            summary="SiT-XL/2+REPA at 256 pixels to one step; for GPUs",
+        _distill("digits", "Data-free one-step student of the shipped digits teacher, unguided"),
+        _distill("digits-guided", "The same with a guided teacher and the guidance weight as an input"),
+        _distill(
+            "sit-repa-xl2-256",
+            "SiT-XL/2+REPA at 256 pixels to one step; for GPUs",
             scores="The paper: FID 1.45 in one step on ImageNet 256 (teacher 1.37). Not reproduced here yet.",
             teacher="sit-repa",
         ),
-        Preset(
-            name="sit-xl2-256",
-            resource="freeflow_transformers:presets/sit-xl2-256.yaml",
-            command="distill",
-            summary="SiT-XL/2 at 256 pixels to one step; for GPUs",
+        _distill(
+            "sit-xl2-256",
+            "SiT-XL/2 at 256 pixels to one step; for GPUs",
             scores="The paper: FID 1.69 in one step on ImageNet 256 (teacher 2.06). Not reproduced here yet.",
             teacher="sit",
         ),
-        Preset(
-            name="sit-repa-xl2-512",
-            resource="freeflow_transformers:presets/sit-repa-xl2-512.yaml",
-            command="distill",
-            summary="SiT-XL/2+REPA at 512 pixels to one step; for GPUs",
+        _distill(
+            "sit-repa-xl2-512",
+            "SiT-XL/2+REPA at 512 pixels to one step; for GPUs",
             scores="The paper: FID 1.49 in one step on ImageNet 512 (teacher 1.37). Not reproduced here yet.",
         ),
-        Preset(
-            name="dit-xl2-256",
-            resource="freeflow_transformers:presets/dit-xl2-256.yaml",
-            command="distill",
-            summary="DiT-XL/2 at 256 pixels to one step, the student from random weights; for GPUs",
+        _distill(
+            "dit-xl2-256",
+            "DiT-XL/2 at 256 pixels to one step, the student from random weights; for GPUs",
             scores="None known: the paper does not distil this teacher.",
             teacher="dit",
         ),
-        Preset(
-            name="dit-b2-ablation",
-            resource="freeflow_transformers:presets/dit-b2-ablation.yaml",
-            command="distill",
-            summary="DiT-B/2 at 256 pixels, the setting of the paper's ablations; needs a teacher of your own",
+        _distill(
+            "dit-b2-ablation",
+            "DiT-B/2 at 256 pixels, the setting of the paper's ablations; needs a teacher of your own",
             scores="None promised: the paper's teacher is not identified. The paper's own: FID 5.58.",
         ),
-        Preset(
-            name="digits",
-            resource="freeflow_transformers:presets/pretrain-digits.yaml",
-            command="pretrain",
-            summary="The digits teacher, trained from data by flow matching",
-        ),
+        _pretrain("digits", "The digits teacher, trained from data by flow matching"),
     ]
+
+
+def _distill(name: str, summary: str, scores: str = "", teacher: str = "") -> Preset:
+    resource = f"freeflow_transformers:presets/{name}.yaml"
+    return Preset(name, resource, command="distill", summary=summary, scores=scores, teacher=teacher)
+
+
+def _pretrain(name: str, summary: str) -> Preset:
+    return Preset(name, f"freeflow_transformers:presets/pretrain-{name}.yaml", command="pretrain", summary=summary)

@@ -11,7 +11,7 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import Teacher
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import LoadReport, NetworkState
-from freeflow_transformers.architecture import FAMILY, TransformerConfig, architecture_differences
+from freeflow_transformers.architecture import FAMILY, TransformerConfig
 from freeflow_transformers.network import DiffusionTransformer
 
 
@@ -73,8 +73,7 @@ def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
     Raises:
         ConfigError: the teacher's network is of another family, or differs from ``network`` in its architecture.
     """
-    own = network.state_dict()
-    state = teacher.network_state()
+    own, state = network.state_dict(), teacher.network_state()
     if state is None:
         return LoadReport(new=tuple(own))
     remedy = "start from fresh weights (--set student.initialise=random)"
@@ -83,8 +82,13 @@ def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
             f"The student is a {FAMILY}, the teacher's network a {state.family}: none of its weights fit. Choose a "
             f"student of that family, or {remedy}."
         )
-    refuse_noise_prediction(TransformerConfig.from_stored(dict(state.config)))
-    differences = architecture_differences(network.config, TransformerConfig.from_stored(dict(state.config)))
+    theirs = TransformerConfig.from_stored(dict(state.config))
+    refuse_noise_prediction(theirs)
+    differences = [
+        f"{name} {getattr(network.config, name)}, not {getattr(theirs, name)}"
+        for name in TransformerConfig.model_fields
+        if name not in ("jump", "guidance") and getattr(network.config, name) != getattr(theirs, name)
+    ]
     if differences:
         raise ConfigError(
             f"The student cannot start from this teacher, because it has {'; '.join(differences)}. Leave these "

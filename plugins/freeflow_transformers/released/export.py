@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.files import replacing
 from freeflow_core.network_file import save_tensors
 from freeflow_core.types import NetworkState
 from freeflow_transformers.architecture import FAMILY, TransformerConfig
@@ -38,7 +38,16 @@ def released_family(state: NetworkState) -> str:
     Raises:
         ConfigError: a network that no published format can hold.
     """
-    return _family(_exportable(state))
+    architecture = _exportable(state)
+    for family in FAMILIES.values():  # a REPA file has C output channels
+        same = (family.time_direction, family.sign) == (architecture.time_direction, architecture.sign)
+        if same and family.prediction == "velocity" and family.learn_sigma in (None, architecture.learn_sigma):
+            return family.name
+    raise ConfigError(
+        f"No published family has time {architecture.time_direction}, velocity {architecture.sign} and "
+        f"{architecture.out_channels} output channels for {architecture.channels}; sit has data-at-1 and "
+        "data-minus-noise, sit-repa data-at-0, noise-minus-data and no more output channels than states."
+    )
 
 
 def export_released(state: NetworkState, path: Path) -> str:
@@ -50,16 +59,19 @@ def export_released(state: NetworkState, path: Path) -> str:
     """
     if path.suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"Cannot export to {path}: expected a name that ends in .safetensors or .pt.")
-    tensors, family = released_state_dict(state), released_family(state)
-    architecture = TransformerConfig.from_stored(dict(state.config))
+    architecture, family = _exportable(state), released_family(state)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in released_state_dict(state).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    if path.suffix == ".pt":
-        _save_pickle(path, tensors)
-    else:
-        save_tensors(path, tensors, {RELEASED_METADATA: {"family": family, "num_heads": architecture.num_heads}})
+        if path.suffix == ".safetensors":
+            save_tensors(path, tensors, {RELEASED_METADATA: {"family": family, "num_heads": architecture.num_heads}})
+        else:  # a plain state dict, as load_state_dict of the authors' programs takes it
+            with replacing(path) as temporary:
+                torch.save(tensors, temporary)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. Free some space or choose another folder."
+        ) from error
     kind = "FreeFlow student" if architecture.jump else "velocity network"
     return f"{kind} with the convention of {family}, {len(tensors)} tensors"
 
@@ -69,50 +81,17 @@ def _exportable(state: NetworkState) -> TransformerConfig:
         raise ConfigError(f"Only a {FAMILY} can be exported to the published formats, not a {state.family}.")
     architecture = TransformerConfig.from_stored(dict(state.config))
     _, height, width = architecture.sample_shape
-    problems = [
-        ("it takes a duration but no guidance weight (train it with student.guidance=true)", _lacks_guidance),
-        ("it has no classes", lambda a: a.num_classes == 0),
-        ("it has no null class", lambda a: a.num_classes > 0 and not a.null_class),
-        (f"its states of {height} x {width} are not square", lambda a: height != width),
-        ("it predicts the noise", lambda a: a.prediction == "noise"),
-    ]
-    found = [text for text, applies in problems if applies(architecture)]
+    lacks_null_class = architecture.num_classes > 0 and not architecture.null_class
+    problems = {
+        "it takes a duration but no guidance weight (train it with student.guidance=true)": (
+            architecture.jump != architecture.guidance
+        ),
+        "it has no classes": architecture.num_classes == 0,
+        "it has no null class": lacks_null_class,
+        f"its states of {height} x {width} are not square": height != width,
+        "it predicts the noise": architecture.prediction == "noise",
+    }
+    found = [text for text, applies in problems.items() if applies]
     if found:
         raise ConfigError(f"The network cannot be exported to the published formats: {'; '.join(found)}.")
-    _family(architecture)
     return architecture
-
-
-def _lacks_guidance(architecture: TransformerConfig) -> bool:
-    return architecture.jump != architecture.guidance
-
-
-def _family(architecture: TransformerConfig) -> str:
-    """By convention; a REPA file has C output channels."""
-    for family in FAMILIES.values():
-        same = (family.time_direction, family.sign) == (architecture.time_direction, architecture.sign)
-        if same and family.prediction == "velocity" and family.learn_sigma in (None, architecture.learn_sigma):
-            return family.name
-    raise ConfigError(
-        f"No published family has time {architecture.time_direction}, velocity {architecture.sign} and "
-        f"{architecture.out_channels} output channels for {architecture.channels}; sit has data-at-1 and "
-        "data-minus-noise, sit-repa data-at-0, noise-minus-data and no more output channels than states."
-    )
-
-
-def _save_pickle(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A plain state dict, as ``load_state_dict`` of the authors' programs takes it."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be written: {error}. Free some space or choose another folder.")

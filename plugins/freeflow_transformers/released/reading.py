@@ -79,10 +79,9 @@ def read_checkpoint(path: Path, entry: Entry | None = None, *, shapes_only: bool
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:9] == b"{":
-        checkpoint = _read_safetensors(path, shapes_only)
         if entry is not None:
             raise _no_entry(path, entry, "is a safetensors file, which holds one set of weights")
-        return checkpoint
+        return _read_safetensors(path, shapes_only)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _read_pickle(path, entry, mapped=head[:2] == b"PK", shapes_only=shapes_only)
     raise CheckpointError(

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 from freeflow_networks.config import OwnNetworkOptions
-from freeflow_networks.conventions import convention_from
+from freeflow_networks.teacher import convention_from
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks_support import ExactNetwork, ddpm_tables

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from freeflow_networks.packing import image_places, pack, unpack
+from freeflow_networks.diffusers_teacher import image_places, pack, unpack
 from safetensors.torch import save_file
 
 from freeflow_core.config import ComponentChoice

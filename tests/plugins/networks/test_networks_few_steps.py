@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from freeflow_networks.callable_teacher import CallableTeacher
-from freeflow_networks.calling import CallForm, ForeignNetwork
+from freeflow_networks.calling import ForeignNetwork
 from freeflow_networks.conditions import Conditions
+from freeflow_networks.config import OwnNetworkOptions
+from freeflow_networks.teacher import OwnNetworkTeacher
 from freeflow_samplers.config import FewStepConfig
 from freeflow_samplers.few_step import FewStepSampler
 from networks_support import ExactNetwork
@@ -56,8 +57,8 @@ def spread(field, steps: int) -> float:
 @pytest.mark.parametrize("path", PATHS)
 def test_the_exact_map_keeps_the_spread_in_any_number_of_steps(path: str) -> None:
     network = ExactNetwork(*PATHS[path], convention(*PATHS[path]).scale, mean=(0.5,), std=(STD,))
-    foreign = ForeignNetwork(network, CallForm(("x", "t")), Conditions(), "test")
-    teacher = CallableTeacher(foreign, convention(*PATHS[path]), (1,), "test")
+    foreign = ForeignNetwork(network, OwnNetworkOptions(sample_shape=(2,), arguments=("x", "t")), Conditions(), "test")
+    teacher = OwnNetworkTeacher(foreign, convention(*PATHS[path]), (1,))
     for steps in (1, 2, 4):
         assert spread(lambda x, t: teacher.velocity(x, t, None), steps) == pytest.approx(STD, rel=0.04)
 

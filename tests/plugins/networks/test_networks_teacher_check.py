@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from freeflow_networks.callable_teacher import CallableTeacher
-from freeflow_networks.calling import CallForm, ForeignNetwork
+from freeflow_networks.calling import ForeignNetwork
 from freeflow_networks.conditions import Conditions
+from freeflow_networks.config import OwnNetworkOptions
+from freeflow_networks.teacher import OwnNetworkTeacher
 from networks_support import ExactNetwork
 from test_networks_conversions import COMBINATIONS, case, convention
 
@@ -21,9 +22,9 @@ SCALED = [
 ]
 
 
-def teacher_of(network, read: Convention, shape=(2,)) -> CallableTeacher:
-    foreign = ForeignNetwork(network, CallForm(("x", "t")), Conditions(), "test")
-    return CallableTeacher(foreign, read, shape, "test")
+def teacher_of(network, read: Convention, shape=(2,)) -> OwnNetworkTeacher:
+    foreign = ForeignNetwork(network, OwnNetworkOptions(sample_shape=(2,), arguments=("x", "t")), Conditions(), "test")
+    return OwnNetworkTeacher(foreign, read, shape)
 
 
 def examine(teacher, **options):

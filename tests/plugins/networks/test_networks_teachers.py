@@ -330,7 +330,7 @@ def test_programs_in_files_are_teachers(programs, build):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_files_that_hold_no_program_are_refused(programs, build):
-    with pytest.raises(ConfigError, match=r"needs a dynamic first dimension.*asked about 3 states"):
+    with pytest.raises(ConfigError, match="needs a dynamic first dimension"):
         build("torch-file", file=programs / "fixed.pt2")
     with pytest.raises(CheckpointError, match="A state dict is no program"):
         build("torch-file", file=programs / "state.pt")

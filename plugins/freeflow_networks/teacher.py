@@ -1,27 +1,29 @@
-"""A foreign network and a convention: a teacher."""
+"""Anybody's network with the convention that the user states: a teacher."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from abc import abstractmethod
-from typing import Self
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError, FreeflowError
-from freeflow_core.interfaces import ConvertibleTeacher
-from freeflow_core.math.conversions import Convention, ask, velocity_of
+from freeflow_core.interfaces import BuildContext, ConvertibleTeacher
+from freeflow_core.math.conversions import Convention, Prediction, Sign, TimeDirection, ask, velocity_of
 from freeflow_core.math.derivative import full_precision
+from freeflow_core.math.schedules import named_schedule
 from freeflow_core.types import Condition
-from freeflow_networks.calling import CallForm, ForeignNetwork
+from freeflow_networks.calling import ForeignNetwork
 from freeflow_networks.conditions import Conditions, read_embeddings
-from freeflow_networks.config import OwnNetworkOptions
+from freeflow_networks.config import CallableTeacherConfig, ConventionOptions, OwnNetworkOptions, TorchFileTeacherConfig
+from freeflow_networks.loading import load_program, make_callable
 
 
-class ConvertedTeacher(ConvertibleTeacher):
-    """Base: v(x_t, t, c) of a network read with ``convention``. Conditions are (N,) labels, or None.
+@final
+class OwnNetworkTeacher(ConvertibleTeacher):
+    """v(x_t, t, c) of a network read with ``convention``. Conditions are (N,) labels, or None.
 
     Outside the convention's time range the field is continued constantly in t. Where the answer is divided by a small
     number near an end (a prediction of data, noise or score), autocast and TF32 are off.
@@ -39,10 +41,25 @@ class ConvertedTeacher(ConvertibleTeacher):
         self.sample_shape = tuple(sample_shape)
         self.time_range = convention.time_range
         self.num_classes = network.conditions.num_classes
+        self.provenance = network.name[0].lower() + network.name[1:]
 
-    @abstractmethod
-    def described(self) -> str:
-        """What the network is, for errors."""
+    @classmethod
+    def from_config(cls, config: CallableTeacherConfig | TorchFileTeacherConfig, context: BuildContext) -> Self:
+        """Raises ``ConfigError`` when the session is not trusted, or the network cannot be made or asked,
+        ``CheckpointError`` for a file that holds none."""
+        if isinstance(config, CallableTeacherConfig):
+            context.require_trust("The teacher 'callable'", f"import and call {config.network}")
+            network = ForeignNetwork(
+                make_callable(config), config, conditions_from(config), f"The network {config.network}"
+            )
+        else:
+            context.require_trust("The teacher 'torch-file'", f"run the program in {config.file}")
+            name = f"The program in {config.file}"
+            network = ForeignNetwork(load_program(config.file), config, conditions_from(config), name, is_program=True)
+        teacher = cls(network, convention_from(config), config.sample_shape).to(context.device)
+        if context.device.type != "meta":
+            teacher.try_out(context.device)
+        return teacher
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         x = x_t.to(torch.promote_types(x_t.dtype, torch.float32)) if self.convention.amplifies else x_t
@@ -78,22 +95,31 @@ class ConvertedTeacher(ConvertibleTeacher):
             except FreeflowError:
                 raise
             except Exception as error:
+                hint = "; an exported program needs a dynamic first dimension" if self.network.is_program else ""
                 raise ConfigError(
-                    f"{self.described()} failed when it was asked about {num} states {tuple(x.shape)}: "
+                    f"{self.network.name} failed when it was asked about {num} states {tuple(x.shape)}: "
                     f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. It is called as "
                     "f(x (N, *D), t (N,), condition (N, ...)) unless teacher.arguments, condition_argument and "
-                    "keywords say otherwise, and must take any N."
+                    f"keywords say otherwise, and must take any N{hint}."
                 ) from error
 
 
-def call_form(options: OwnNetworkOptions) -> CallForm:
-    """How the options say the network is called."""
-    return CallForm(
-        options.arguments,
-        options.condition_argument,
-        options.keywords,
-        options.time_type == "int",
-        options.extra_channels == "drop",
+def convention_from(options: ConventionOptions) -> Convention:
+    """What the options say."""
+    return Convention(
+        prediction=Prediction(options.prediction),
+        time_direction=TimeDirection(options.time_direction),
+        sign=None if options.sign is None else Sign(options.sign),
+        schedule=named_schedule(
+            options.schedule, num_steps=options.num_steps, start=options.schedule_start, end=options.schedule_end
+        ),
+        schedule_name=options.schedule,
+        time_scale=options.time_scale,
+        time_offset=options.time_offset,
+        output_scale=options.output_scale,
+        data_std=options.data_std,
+        low=options.time_low,
+        high=options.time_high,
     )
 
 
