@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple, Self, final
 import platformdirs
 from pydantic import BaseModel
 
+from freeflow_core.files import write_text
 from freeflow_core.plugin import WeightFile
 
 CACHE_VARIABLE = "FREEFLOW_CACHE"
@@ -131,12 +132,7 @@ class Facts(BaseModel, frozen=True):
 
     def write(self, path: Path) -> None:
         """Replace the file atomically."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
 
 @final

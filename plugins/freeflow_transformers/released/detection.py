@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import NamedTuple, TypeAlias
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_transformers.architecture import SIZES, TransformerConfig, named_heads
@@ -28,36 +27,20 @@ _REQUIRED = {
 _SCALAR_EMBEDDERS = ("t_embedder", "dt_embedder", "gw_embedder")
 
 
-@final
-@dataclass(frozen=True)
-class Detected:
-    """What the tensors tell.
-
-    Args:
-        architecture: with this project's own convention, since conventions leave no trace in names and shapes.
-        families: teachers it can be, by name; for a student with duration and guidance inputs, families its teacher
-            can be of.
+class Detected(NamedTuple):
+    """What the tensors tell: the architecture, with this project's own convention, since conventions leave no trace in
+    names and shapes; and the teachers it can be, by name, or for a student those its teacher can be of.
     """
 
     architecture: TransformerConfig
     families: tuple[str, ...]
 
-    @property
-    def is_student(self) -> bool:
-        """Whether it takes the duration of a jump."""
-        return self.architecture.jump
-
 
 def detect(shapes: Shapes, path: Path, num_heads: int | None = None) -> Detected:
-    """Architecture and possible families.
+    """Architecture and possible families of tensors of these shapes; ``path`` is for errors.
 
     Attention heads are visible only through ``qk_norm``. Else they are those of the named size that has this depth and
-    width, or must be given.
-
-    Args:
-        shapes: of all tensors, by name.
-        path: for errors.
-        num_heads: what the user says.
+    width, or must be given as ``num_heads``.
 
     Raises:
         CheckpointError: tensors of another kind of network, or that contradict each other.

@@ -223,11 +223,11 @@ def _pretrained_teacher(config: ReleasedTeacherConfig, family: Family, checkpoin
 
 
 def _check_family(family: Family, detected: Detected, checkpoint: Checkpoint) -> None:
-    if not detected.is_student and family.name in detected.families:
+    if not detected.architecture.jump and family.name in detected.families:
         return
     velocity_network = detected.architecture.model_copy(update={"jump": False, "guidance": False})
     differences = family_differences(checkpoint.shapes, velocity_network, family)
-    if detected.is_student:
+    if detected.architecture.jump:
         verdict = "the published FreeFlow students, which answer with an average velocity; use it with --student"
     elif detected.families:
         verdict = f"the teacher {' or '.join(detected.families)}"

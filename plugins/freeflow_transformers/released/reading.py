@@ -25,14 +25,6 @@ _ENTRIES: tuple[str, ...] = ("ema", "model", "state_dict")
 """Where training checkpoints keep weights, in order of preference: averaged ones first."""
 _ALLOWED = (argparse.Namespace,)
 """What a pickle may hold besides tensors and plain containers: the arguments of the training script."""
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-}
 
 
 @final
@@ -96,10 +88,9 @@ def _read_safetensors(path: Path, shapes_only: bool) -> Checkpoint:
         return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
             tensors = {
-                name: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.float32), device="meta")
-                for name, part in slices.items()
+                name: torch.empty(file.get_slice(name).get_shape(), device="meta")
+                for name in file.keys()  # noqa: SIM118  (not a dict)
             }
             metadata = json.loads((file.metadata() or {}).get("freeflow", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
@@ -166,11 +157,9 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     text = " ".join(str(error).split())
     if isinstance(error, pickle.UnpicklingError):
         culprit = re.search(r"(?:GLOBAL|global) ([\w.]+)", text)
-        found = (
-            f"holds {culprit[1]}" if culprit else "holds what PyTorch's restricted reader refuses (or it is damaged)"
-        )
+        found = culprit[1] if culprit else "what PyTorch's restricted reader refuses (or it is damaged)"
         return CheckpointError(
-            f"{path} was not loaded: besides tensors it {found}, and loading such objects can run code. Expected "
+            f"{path} was not loaded: besides tensors it holds {found}, and loading such objects can run code. Expected "
             "tensors and, in training checkpoints, an argparse.Namespace. If you trust its origin, save the state dict "
             "alone with the program that made it."
         )

@@ -136,7 +136,6 @@ def by_hand(teacher, folders, name, x, t, labels, guidance=None):
     ("name", "options", "shape", "guidance"),
     [
         ("sd3", {}, (4, 8, 8), None),
-        ("sd3", {"latent_size": [4, 6]}, (4, 4, 6), None),
         ("flux", {"latent_size": [4, 6]}, (4, 4, 6), None),
         ("flux-guided", {"latent_size": [4, 6], "guidance_embedding": 2.5}, (4, 4, 6), 2.5),
     ],
@@ -216,8 +215,6 @@ def test_what_does_not_fit_is_refused(build, folders, tmp_path):
         build("missing")
     with pytest.raises(ConfigError, match=r"multiples of 2 and at most 16"):
         build("sd3", latent_size=[7, 8])
-    with pytest.raises(ConfigError, match="at most 16"):
-        build("sd3", latent_size=[18, 8])
     save_file(
         {"prompt_embeds": torch.zeros(1, 2, 9), "pooled_prompt_embeds": torch.zeros(1, POOLED)},
         folders / "wide.safetensors",
@@ -229,9 +226,6 @@ def test_what_does_not_fit_is_refused(build, folders, tmp_path):
         build("sd3", embeddings="named")
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}', "utf-8")
     with pytest.raises(ConfigError, match="describes a UNet2DModel"):
-        build("sd3", folder=tmp_path)
-    (tmp_path / "config.json").write_text("[]", "utf-8")
-    with pytest.raises(ConfigError, match="does not say what it describes"):
         build("sd3", folder=tmp_path)
 
 

@@ -108,16 +108,6 @@ def test_nothing_is_imported_or_read_without_a_permission(networks, registry, mo
         builder.teacher(ComponentChoice(name="torch-file", options={"sample_shape": [2], "file": "net.pt"}))
 
 
-def test_a_configuration_cannot_give_the_permission(registry):
-    from freeflow_core.config import load_run_config
-
-    for setting in ("trust=true", "teacher.trust=true", "runtime.trust=true"):
-        with pytest.raises(ConfigError, match=r"Unknown setting '[a-z.]*trust'"):
-            load_run_config(
-                registry, "distill", preset="digits", overrides={"teacher": {"name": "callable", "network": "a:b", "sample_shape": [2]}}, assignments=[setting]
-            )  # fmt: skip
-
-
 def test_functions_modules_classes_and_factories(networks, build):
     x, v = ask(build("callable", network=f"{networks}:plain"))
     assert torch.equal(v, 0.25 * x)
@@ -149,14 +139,11 @@ def test_a_module_on_the_path(build, monkeypatch, networks):
     ("options", "message"),
     [
         ({"network": "no_such_module_here:f"}, r"cannot be imported: ModuleNotFoundError"),
-        ({"network": "no_such_file.py:f"}, r"there is no file no_such_file.py"),
-        ({"network": "{}:missing"}, r"cannot be imported: AttributeError"),
         ({"network": "{}:number"}, r"is a int, which cannot be called"),
         ({"network": "{}:Net", "options": {"depth": 3}}, r"could not make a network of teacher.options=\{'depth': 3\}"),
         ({"network": "{}:broken"}, r"failed when it was asked about 2 states \(2, 2\): RuntimeError: no such luck"),
         ({"network": "{}:wide"}, r"with \(2, 4\); expected the same shape.*teacher.extra_channels=drop"),
         ({"network": "{}:wordy"}, r"answered with a dict; expected a tensor.*return_dict"),
-        ({"network": "{}:plain", "sample_shape": [3, 4]}, r"asked about 2 states \(2, 3, 4\): RuntimeError"),
         ({"network": "{}:plain", "weights": "w.pt"}, r"teacher.weights is for torch modules"),
     ],
 )  # fmt: skip
@@ -226,7 +213,6 @@ def test_embeddings_are_rows_of_a_file(networks, build, tmp_path):
     ("tensors", "message"),
     [
         ({"a": torch.zeros(2, 1), "b": torch.zeros(3, 1)}, r"equally many in each; got a \(2, 1\), b \(3, 1\)"),
-        ({}, "got none"),
         ({"a": torch.zeros(2, 1), "negative_a": torch.zeros(2, 1)}, r"negative_NAME \(1, ...\).*: a"),
         ({"a": torch.zeros(2, 1), "negative_b": torch.zeros(1, 1)}, "wrong or missing: a, b"),
     ],
@@ -235,14 +221,6 @@ def test_embeddings_that_do_not_belong_together_are_refused(networks, build, tmp
     save_file(tensors, tmp_path / "file.safetensors")
     with pytest.raises(ConfigError, match=message):
         build("callable", network=f"{networks}:two", condition="embeddings", embeddings=tmp_path / "file.safetensors")
-
-
-def test_pickled_embeddings_are_refused(networks, build, tmp_path):
-    np.savez(tmp_path / "file.npz", a=np.array([{"x": 1}], dtype=object))
-    with pytest.raises(ConfigError, match="plain arrays"):
-        build("callable", network=f"{networks}:two", condition="embeddings", embeddings=tmp_path / "file.npz")
-    with pytest.raises(ConfigError, match="unknown kind"):
-        build("callable", network=f"{networks}:two", condition="embeddings", embeddings=tmp_path / "file.pt")
 
 
 def test_weights_are_read_without_running_code(networks, build, tmp_path):
@@ -348,16 +326,13 @@ def test_files_that_hold_no_program_are_refused(programs, build):
         ({"prediction": "velocity", "schedule": "ddpm"}, "v-prediction"),
         ({"schedule": "ve", "time_direction": "data-at-1"}, "leave time_direction out"),
         ({"output_scale": 0}, "must not be 0"),
-        ({"schedule_start": 2, "schedule_end": 1}, "must be less"),
         ({"schedule": "ddpm", "prediction": "noise", "schedule_end": 1.5}, "below 1"),
         ({"time_low": 0.5, "time_high": 0.5}, "time_low"),
         ({"prediction": "data", "time_low": 0}, "above 0"),
         ({"prediction": "score", "time_high": 1}, "below 1"),
         ({"arguments": ["x"]}, "x and t once each"),
         ({"condition": "labels"}, "num_classes go together"),
-        ({"null_label": 3}, "null_label goes with"),
         ({"condition": "embeddings"}, "embeddings go together"),
-        ({"condition_argument": "y"}, "goes with a condition"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(registry, options, message):

@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from freeflow_transformers.architecture import TransformerConfig
 from freeflow_transformers.config import PolicyTransformerConfig
-from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.policy import PolicyTransformer
 from freeflow_transformers.students import FlowMapTransformer
 from freeflow_transformers.teachers import TransformerTeacher
-from pydantic import ValidationError
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
@@ -156,21 +153,6 @@ def test_without_a_transformer_teacher_it_starts_afresh(make_context: Any, teach
     assert set(report.left) == set(teacher.network.state_dict())
 
 
-def test_activation_checkpointing_changes_no_gradient(make_network: Any, make_context: Any, states: Any) -> None:
-    student = policy_student(make_context(TransformerTeacher(make_network())), num_components=2, num_substeps=4)
-    fill_randomly(student)
-
-    def gradients() -> list[Tensor]:
-        student.zero_grad()
-        student.flow_map(states(3), T, S, LABELS, WEIGHT).square().mean().backward()
-        return [p.grad.clone() for p in student.parameters() if p.grad is not None]
-
-    before = gradients()
-    student.enable_activation_checkpointing()
-    for old, new in zip(before, gradients(), strict=True):
-        torch.testing.assert_close(old, new)
-
-
 def test_shapes_alone_for_a_plan(make_context: Any, teacher: TransformerTeacher) -> None:
     context = make_context(teacher.to("meta"))
     context = BuildContext(torch.device("meta"), 0, context.component, teacher)
@@ -179,29 +161,8 @@ def test_shapes_alone_for_a_plan(make_context: Any, teacher: TransformerTeacher)
     assert all(p.is_meta for p in student.parameters())
 
 
-@pytest.mark.parametrize("options", [{"policy": "spline"}, {"num_components": 0}, {"initial_std": 0.0}, {"shift": -1}])
-def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        PolicyTransformerConfig(**options)
-
-
-def test_a_network_that_cannot_jump_is_refused(make_network: Any) -> None:
-    with pytest.raises(ValueError, match="duration"):
-        PolicyTransformer(make_network(), PolicyTransformerConfig())
-
-
 def fill_randomly(student: PolicyTransformer) -> None:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-
-
-def test_defaults_are_the_papers() -> None:
-    config = PolicyTransformerConfig()
-    assert (config.components, config.initial_std, config.mean_noise, config.num_substeps) == (32, 0.05, 0.05, 128)
-    assert PolicyTransformerConfig(policy="dx").components == 10
-    network = DiffusionTransformer(
-        TransformerConfig(sample_shape=(2, 4, 4), patch_size=2, width=24, depth=1, num_heads=3, jump=True)
-    )
-    assert PolicyTransformer(network, config).head.num_images == 32 + 16 + 1

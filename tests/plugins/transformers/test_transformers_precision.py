@@ -91,18 +91,6 @@ def counted_blocks(network: torch.nn.Module) -> Iterator[list[Block]]:
 # bf16
 
 
-def test_scalars_are_embedded_in_float32_under_autocast(make_network):
-    network = make_network(jump=True, guidance=True)
-    values = torch.tensor([0.0, 0.3, 0.3 + 2**-12])  # the last two are one number in bf16
-    for embedder in (network.t_embedder, network.dt_embedder, network.gw_embedder):
-        expected = embedder(values)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = embedder(values)
-        assert found.dtype is torch.float32
-        assert torch.equal(found, expected)
-        assert not torch.equal(found[1], found[2])
-
-
 def test_networks_compute_in_bf16_and_answer_in_their_states_type(make_network):
     student = FlowMapTransformer(make_network(jump=True, guidance=True))
     products = []
@@ -114,9 +102,8 @@ def test_networks_compute_in_bf16_and_answer_in_their_states_type(make_network):
     assert out.dtype is torch.float32
 
 
-@pytest.mark.parametrize("derivative", ["central", "forward-mode"])
-def test_bf16_keeps_losses_weights_moments_and_averages_in_float32(make_run, monkeypatch, derivative):
-    run = make_run("runtime.precision=bf16", f"objective.derivative={derivative}")
+def test_bf16_keeps_losses_weights_moments_and_averages_in_float32(make_run, monkeypatch):
+    run = make_run("runtime.precision=bf16")
     seen: dict[str, torch.dtype] = {}
     losses = run.components.objective.losses
 
@@ -139,13 +126,12 @@ def test_bf16_keeps_losses_weights_moments_and_averages_in_float32(make_run, mon
 
 
 @pytest.mark.parametrize("derivative", ["central", "forward-mode"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_bf16_moves_the_loss_by_a_fraction_of_its_rounding(make_run, derivative, seed):
+def test_bf16_moves_the_loss_by_a_fraction_of_its_rounding(make_run, derivative):
     """Measured over four seeds: losses by at most 0.04, norms of gradients by 0.23, of the spacing at 1.
 
     Roundings of single products average out over rows, tokens and channels.
     """
-    settings = (f"objective.derivative={derivative}", f"seed={seed}")
+    settings = (f"objective.derivative={derivative}", "seed=0")
     exact, rounded = step(make_run(*settings)), step(make_run(*settings, "runtime.precision=bf16"))
     for name in ("student/loss", "student/prediction_loss", "fake_velocity/loss"):
         assert 0 < abs(rounded[name] / exact[name] - 1) < BF16 / 4, name
@@ -206,9 +192,8 @@ def test_derivatives_bypass_recomputation_and_copies_inherit_it(make_network):
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize("derivative", ["central", "forward-mode"])
-def test_a_run_with_recomputed_activations_trains_the_same_weights(make_run, derivative):
-    settings = (f"objective.derivative={derivative}", "training.batch_size=8", "training.accumulation=2")
+def test_a_run_with_recomputed_activations_trains_the_same_weights(make_run):
+    settings = ("objective.derivative=forward-mode", "training.batch_size=8", "training.accumulation=2")
     runs = [make_run(*settings), make_run(*settings, "runtime.activation_checkpointing=true")]
     metrics = [[step(run)["student/loss"] for _ in range(2)] for run in runs]
     assert metrics[0] == metrics[1]
@@ -252,12 +237,3 @@ def test_compiled_networks_move_the_loss_by_rounding_alone(make_run):
 @pytest.mark.long
 def test_compiled_networks_work_with_recomputation_and_a_fake_velocity(make_run):
     compare_compiled(make_run, "objective.derivative=central", "runtime.activation_checkpointing=true")
-
-
-@pytest.mark.long
-def test_compiled_networks_work_in_bf16(make_run):
-    """Fused kernels keep float32 where separate ones round to bf16 in between."""
-    settings = ("objective.derivative=central", "runtime.precision=bf16")
-    exact, compiled = step(make_run(*settings)), step(make_run(*settings, "runtime.compile=true"))
-    for name in ("student/loss", "fake_velocity/loss"):
-        assert compiled[name] == pytest.approx(exact[name], rel=BF16 / 4), name

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from freeflow_transformers.architecture import SIZES, TransformerConfig
-from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.detection import describe, detect, expected_shapes, family_differences
 from freeflow_transformers.released.families import FAMILIES
 
@@ -36,12 +35,12 @@ def test_families_that_fit(released_tensors: Any, family: str, possible: tuple[s
     """SiT and DiT do not differ; REPA without its projectors looks like SiT at 512 pixels."""
     detected = detect(shapes_of(released_tensors(family)), PATH, num_heads=3)
     assert detected.families == possible
-    assert detected.is_student == family.startswith("freeflow")
+    assert detected.architecture.jump == family.startswith("freeflow")
 
 
-@pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize("patch_size", [2, 4, 8])
-@pytest.mark.parametrize("resolution", [256, 512])
+@pytest.mark.parametrize(
+    ("size", "patch_size", "resolution"), [("S", 8, 256), ("B", 4, 512), ("L", 2, 256), ("XL", 2, 512)]
+)
 def test_every_named_architecture_is_recognised(size: str, patch_size: int, resolution: int) -> None:
     side = resolution // 8
     architecture = TransformerConfig(
@@ -53,9 +52,7 @@ def test_every_named_architecture_is_recognised(size: str, patch_size: int, reso
     )
     detected = detect(expected_shapes(architecture), PATH)
     assert detected.architecture == architecture
-    text = describe(detected.architecture)
-    assert f"(size {size})" in text
-    assert f"{resolution} pixels" in text
+    assert f"(size {size})" in describe(detected.architecture)
 
 
 @pytest.mark.parametrize(
@@ -103,17 +100,3 @@ def test_differences_are_listed_and_cut_short(released_tensors: Any) -> None:
     listed = family_differences(missing, architecture, FAMILIES["sit-repa"])
     assert listed[0].startswith("missing blocks.1.attn.qkv.weight")
     assert listed[0].endswith("... (10 in all)")
-
-
-def test_detection_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    devices: list[str] = []
-    original = DiffusionTransformer.__init__
-
-    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        devices.append(self.pos_embed.device.type)
-
-    monkeypatch.setattr(DiffusionTransformer, "__init__", watched)
-    config = TransformerConfig(sample_shape=(4, 8, 8), patch_size=2, width=24, depth=2, num_heads=3, num_classes=2)
-    detect(expected_shapes(config), PATH, num_heads=3)
-    assert set(devices) == {"meta"}

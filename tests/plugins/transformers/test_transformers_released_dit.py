@@ -74,11 +74,6 @@ def test_steps_rise_with_the_noise(t: float, later: float) -> None:
     assert 0 <= first <= second <= 999
 
 
-def test_times_in_single_precision_lose_little_of_the_step() -> None:
-    t = torch.linspace(0.01, 0.9936, 500, dtype=torch.float64)
-    assert (SCHEDULE.step(t.float()) - SCHEDULE.step(t)).abs().max() < 2e-3
-
-
 # --- algebra -------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +187,6 @@ def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sa
 
 
 def test_euler_on_the_native_times_is_ddim(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
-    assert ddim_error(golden, registry, dit, dit.schedule.times.flip(0), "euler", "ddim_1000") < 1e-5
     hundred = torch.tensor([round(i * 999 / 99) for i in range(100)])
     assert ddim_error(golden, registry, dit, dit.schedule.times[hundred].flip(0), "euler", "ddim_100") < 1e-5
 
@@ -203,13 +197,6 @@ def test_fine_integration_agrees_with_ddim_within_a_percent(golden: Path, regist
     lower = steps.floor().long().clamp(max=998)
     odds = torch.lerp(log_odds(dit.schedule.times)[lower], log_odds(dit.schedule.times)[lower + 1], steps - lower)
     assert ddim_error(golden, registry, dit, torch.sigmoid(-odds).flip(0), "heun", "ddim_1000") < 0.01
-
-
-@pytest.mark.long
-def test_a_fine_uniform_grid_agrees_with_ddim_within_a_percent(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
-    """A random network changes with every step, a hundred of which lie in the last 0.006 of t: hence so fine."""
-    uniform = torch.linspace(float(dit.schedule.times[-1]), 0, 2501, dtype=torch.float64)[:-1]
-    assert ddim_error(golden, registry, dit, uniform, "heun", "ddim_1000") < 0.01
 
 
 # --- precision and options -------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_the_raw_output_is_the_published_one(golden: Path, make_context: Any) ->
 
 
 @pytest.mark.parametrize(("family", "own_time", "direction"), [("sit", 0.0, 1.0), ("sit-repa", 1.0, -1.0)])
-@pytest.mark.parametrize("weight", [1.0, 2.0, 3.5])
+@pytest.mark.parametrize("weight", [1.0, 3.5])
 @torch.no_grad()
 def test_one_step_is_the_published_formula(
     write_checkpoint: Any,
@@ -260,12 +260,10 @@ def test_a_velocity_network_exports_as_a_teacher(
     ("options", "problem"),
     [
         ({"jump": True}, "takes a duration but no guidance weight.*student.guidance=true"),
-        ({"jump": True, "guidance": True, "num_classes": 0}, "it has no classes"),
         ({"jump": True, "guidance": True, "null_class": False}, "no null class"),
         ({"jump": True, "guidance": True, "sample_shape": (4, 8, 4)}, "8 x 4 are not square"),
         ({"prediction": "noise"}, "predicts the noise"),
         ({"time_direction": "data-at-1"}, "No published family has time data-at-1, velocity noise-minus-data"),
-        ({"learn_sigma": True}, "8 output channels for 4"),
     ],
 )
 def test_networks_the_format_cannot_hold(

@@ -11,7 +11,6 @@ from freeflow_transformers.students import FlowMapTransformer, VelocityTransform
 from freeflow_transformers.teachers import TransformerTeacher
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import CheckpointError, ConfigError
@@ -58,15 +57,6 @@ class OtherFamily(Teacher):
 
     def velocity(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         return x_t
-
-    def null_condition(self, condition: Condition) -> Condition:
-        return condition
-
-    def sample_condition(self, draws: Any) -> Condition:
-        return None
-
-    def balanced_condition(self, index: torch.Tensor) -> Condition:
-        return None
 
     def network_state(self) -> NetworkState | None:
         return self._state
@@ -159,9 +149,8 @@ def test_a_velocity_field_ignores_end_times_and_guidance(make_network: Any, stat
 
 
 @pytest.mark.parametrize(("dtype", "step", "tolerance"), [(torch.float64, 1e-4, 1e-6), (torch.float32, 5e-3, 1e-3)])
-@pytest.mark.parametrize("method", [DerivativeMethod.CENTRAL])
 def test_finite_differences_in_the_duration_agree_with_forward_mode(
-    make_network: Any, states: Any, dtype: torch.dtype, step: float, tolerance: float, method: DerivativeMethod
+    make_network: Any, states: Any, dtype: torch.dtype, step: float, tolerance: float
 ) -> None:
     student = FlowMapTransformer(make_network(jump=True, guidance=True, dtype=dtype))
     x, t = states(3, dtype=dtype), torch.ones(3, dtype=dtype)
@@ -172,13 +161,7 @@ def test_finite_differences_in_the_duration_agree_with_forward_mode(
 
     duration = torch.tensor([0.2, 0.5, 0.9], dtype=dtype)
     direction = torch.ones_like(duration)
-    assert compare_derivatives(u, (duration,), (direction,), method=method, step=step) < tolerance
-
-
-def test_all_parameters_get_a_gradient(make_network: Any, states: Any) -> None:
-    student = FlowMapTransformer(make_network(jump=True, guidance=True))
-    student(states(3), T, 0 * T, LABELS, None).square().mean().backward()
-    assert all(p.grad is not None and p.grad.any() for p in student.parameters())
+    assert compare_derivatives(u, (duration,), (direction,), method=DerivativeMethod.CENTRAL, step=step) < tolerance
 
 
 def test_without_a_teacher_shape_and_classes_come_from_the_source(make_context: Any) -> None:
@@ -237,18 +220,6 @@ def test_options_that_contradict_the_teacher_are_listed(teacher: TransformerTeac
     assert all(torch.equal(before[name], tensor) for name, tensor in smaller.state_dict().items())
 
 
-def test_a_velocity_field_may_start_from_a_teacher(teacher: TransformerTeacher, make_context: Any) -> None:
-    student = velocity_field(make_context(teacher))
-    report = student.load_teacher(teacher)
-    assert (report.new, report.left) == ((), ())
-    assert set(report.taken) == set(teacher.network.state_dict())
-
-
-def test_size_and_its_parts_exclude_each_other() -> None:
-    with pytest.raises(ValidationError, match="give either size or width"):
-        FlowMapTransformerConfig(size="B", width=64)
-
-
 def test_numbers_that_do_not_fit_the_images(make_context: Any) -> None:
     context = make_context(source=ImageSource((1, 8, 8), 10))
     with pytest.raises(ConfigError, match="do not tile"):
@@ -269,16 +240,6 @@ def test_a_student_comes_back_from_its_file(make_network: Any, tmp_path: Path, k
     coarse = kind.from_state(load_network(tmp_path / "half.safetensors")[0])
     for name, tensor in student.state_dict().items():
         torch.testing.assert_close(coarse.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
-
-
-def test_from_state_keeps_precision_and_owns_its_memory(make_network: Any) -> None:
-    student = VelocityTransformer(make_network(dtype=torch.float64))
-    state = student.network_state()
-    back = VelocityTransformer.from_state(state)
-    for name, tensor in state.tensors.items():
-        own = back.network.state_dict()[name]
-        assert torch.equal(own, tensor)
-        assert own.data_ptr() != tensor.data_ptr()
 
 
 def test_states_that_are_not_this_students(make_network: Any) -> None:
