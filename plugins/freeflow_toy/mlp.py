@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, PolicyStudent, Student, Teacher
-from freeflow_core.math.flow import average_velocity_jump, expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.math.policies import DXPolicy, GMPolicy, Policy
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import Condition, LoadReport, NetworkState
@@ -158,9 +158,6 @@ class MLPStudent(MLPTrunk, AverageVelocityStudent):
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return output
-
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return average_velocity_jump(x_t, output, t, s)
 
 
 @final
