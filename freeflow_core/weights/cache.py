@@ -161,5 +161,5 @@ class Remote(Facts):
 
     def contradicts(self, other: Remote) -> bool:
         """Whether the two cannot be the same version."""
-        pairs = ((self.size, other.size), (self.etag, other.etag), (self.last_modified, other.last_modified))
-        return any(mine is not None and theirs is not None and mine != theirs for mine, theirs in pairs)
+        names = ("size", "etag", "last_modified")
+        return any(len({getattr(self, name), getattr(other, name)} - {None}) > 1 for name in names)

@@ -98,13 +98,9 @@ class Download:
         self._remote: Remote | None = None  # the version they belong to
 
     def run(self) -> Record:
-        """All attempts, until the partial file is whole and checked.
+        """All attempts, until the partial file is whole and checked; else ``DownloadError``, or the disk's ``OSError``.
 
         What has arrived is kept on failures that may pass, and dropped when it is of no use.
-
-        Raises:
-            DownloadError: no network, no such file, another file than published, no space, too many failures.
-            OSError: reading or writing failed.
         """
         self._take_over()
         try:

@@ -62,8 +62,7 @@ def address_of(weight: WeightFile) -> tuple[str, dict[str, str]]:
     Files on the hub take the same road as all others, rather than ``hf_hub_download``: that one begins again after an
     interruption, since it deletes its unfinished file, and its headers tell about the machine.
 
-    Raises:
-        DownloadError: the weights have no address, or one that the hub cannot have.
+    Raises ``DownloadError`` when the weights have no address, or one that the hub cannot have.
     """
     if weight.url is not None:
         return weight.url, {}
@@ -86,8 +85,7 @@ def address_of(weight: WeightFile) -> tuple[str, dict[str, str]]:
 def locate(weight: WeightFile, timeout: tuple[float, float]) -> WeightFile:
     """The weight with its path in its repository as ``filename``: what ``pattern`` finds among the weight files there.
 
-    Raises:
-        DownloadError: the repository cannot be listed, or not just one of its files is meant.
+    Raises ``DownloadError`` when the repository cannot be listed, or not just one of its files is meant.
     """
     if weight.pattern is None:
         return weight

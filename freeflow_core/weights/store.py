@@ -14,6 +14,7 @@ from typing import final
 from filelock import FileLock, Timeout
 
 from freeflow_core.errors import DownloadError, Interrupted
+from freeflow_core.files import sync_file
 from freeflow_core.plugin import Registry, WeightFile
 from freeflow_core.weights.cache import (
     Content,
@@ -37,8 +38,7 @@ _LOG = logging.getLogger("freeflow")
 def weights_by_name(registry: Registry) -> Callable[[str], Path]:
     """What a component gets as ``context.weights``: the path of published weights, fetched when they are not there yet.
 
-    The function raises ``UnknownComponent`` for a name that no plugin offers, ``DownloadError`` for weights that cannot
-    be had.
+    Raises ``UnknownComponent`` for a name that no plugin offers, ``DownloadError`` for weights that cannot be had.
     """
 
     def weights(name: str) -> Path:
@@ -100,11 +100,7 @@ class WeightStore:
 
     def find(self, weight: WeightFile) -> Path | None:
         """The file if it is here or in the user's Hugging Face cache, else None. One that was put here by hand is
-        checked first, once.
-
-        Raises:
-            DownloadError: the file here is damaged, or another one.
-        """
+        checked first, once; ``DownloadError`` when it is damaged, or another one."""
         place = Place.of(weight, self.folder)
         size = file_size(place.file)
         if size is None:
@@ -146,11 +142,8 @@ class WeightStore:
         return place.file
 
     def add(self, weight: WeightFile, source: Path, *, on_progress: OnProgress | None = None) -> Path:
-        """Copy a file that the user has got by other means into the cache, checked.
-
-        Raises:
-            DownloadError: it is not there, not the published file, or cannot be copied.
-        """
+        """Copy a file that the user has got by other means into the cache; ``DownloadError`` unless it is the published
+        one."""
         place = Place.of(weight, self.folder)
         source = Path(os.path.abspath(os.path.expanduser(source)))
         if (size := file_size(source)) is None:
@@ -170,11 +163,7 @@ class WeightStore:
         return place.file
 
     def verify(self, weight: WeightFile, *, on_progress: OnProgress | None = None) -> str:
-        """Read the whole file in the cache and compare; returns its SHA-256.
-
-        Raises:
-            DownloadError: it is not in the cache, damaged, or another file than published.
-        """
+        """Read the whole file in the cache; its SHA-256, or ``DownloadError`` unless it is the published one."""
         place = Place.of(weight, self.folder)
         if file_size(place.file) is not None:
             content = self._read(place.file, on_progress)
@@ -190,11 +179,7 @@ class WeightStore:
         return content.sha256
 
     def _accept(self, weight: WeightFile, place: Place, record: Record | None, content: Content) -> None:
-        """Record what the cache holds, unless it is on record.
-
-        Raises:
-            DownloadError: it is neither the published file nor else the recorded one.
-        """
+        """Record what the cache holds; ``DownloadError`` unless it is the published file, or else the recorded one."""
         recorded = record.sha256 if record is not None else None
         try:
             check(weight, f"The file {place.file} in the cache", **content._asdict(), expected_sha256=recorded)
@@ -208,14 +193,13 @@ class WeightStore:
     def _check_online(self, weight: WeightFile, place: Place) -> None:
         if (variable := offline_variable()) is None:
             return
-        if weight.pattern is not None or (weight.url is None and weight.repository is None):
-            way = by_hand(weight)
-        else:
+        has_address = weight.url is not None or (weight.repository is not None and weight.pattern is None)
+        way = by_hand(weight)
+        if has_address:
             way = f"download {address_of(weight)[0]} by hand to that place, or {BYPASS}"
-        there = file_size(place.file) is not None
-        state = f"can only be downloaded, not taken from {place.file}" if there else f"are not at {place.file}"
+        state = "are not" if file_size(place.file) is None else "can only be downloaded, not taken from what is"
         raise DownloadError(
-            f"The weights {weight.name!r} {state} in the cache, and {variable} forbids to fetch them. "
+            f"The weights {weight.name!r} {state} at {place.file} in the cache, and {variable} forbids to fetch them. "
             f"Unset it, or {way}."
         )
 
@@ -263,13 +247,12 @@ class WeightStore:
 
     def _commit(self, place: Place, complete: Path, record: Record) -> None:
         """Give a complete, checked file its name. Synced before, so that a crash cannot leave an empty file behind."""
-        with complete.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(complete)
         place.record.unlink(missing_ok=True)  # a crash in between costs one reading of the file, by ``find``
         os.replace(complete, place.file)
         record.write(place.record)
-        for left in (place.partial, place.partial_state):
-            left.unlink(missing_ok=True)
+        place.partial.unlink(missing_ok=True)
+        place.partial_state.unlink(missing_ok=True)
 
     def _read(self, path: Path, on_progress: OnProgress | None = None) -> Content:
         try:

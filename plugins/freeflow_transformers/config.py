@@ -145,28 +145,31 @@ class ReleasedTeacherConfig(ComponentConfig):
         return self
 
 
-class SiTTeacherConfig(ReleasedTeacherConfig):
+class SiTOptions(ReleasedTeacherConfig):
+    """What teachers of SiT's architecture share: a convention that neither names nor shapes tell."""
+
+    time_direction: TimeDirection | None = Field(
+        None,
+        description="Which end of the network's own time is data; null: as `pretrain` stored it, else data-at-1 for "
+        "sit, data-at-0 for sit-repa.",
+    )
+    sign: Sign | None = Field(
+        None,
+        description="Direction of its velocity; null: as `pretrain` stored it, else data-minus-noise for sit, "
+        "noise-minus-data for sit-repa.",
+    )
+
+
+class SiTTeacherConfig(SiTOptions):
     """Options of the teacher ``sit``, which also takes weights written by ``freeflow pretrain``."""
 
     family: ClassVar[FamilyName] = "sit"
 
-    time_direction: TimeDirection | None = Field(
-        None, description="Which end of the network's own time is data; null: data-at-1, or as `pretrain` stored it."
-    )
-    sign: Sign | None = Field(
-        None, description="Direction of its velocity; null: data-minus-noise, or as `pretrain` stored it."
-    )
 
-
-class SiTRepaTeacherConfig(ReleasedTeacherConfig):
+class SiTRepaTeacherConfig(SiTOptions):
     """Options of the teacher ``sit-repa``."""
 
     family: ClassVar[FamilyName] = "sit-repa"
-
-    time_direction: TimeDirection | None = Field(
-        None, description="Which end of the network's own time is data; null: data-at-0."
-    )
-    sign: Sign | None = Field(None, description="Direction of its velocity; null: noise-minus-data.")
 
 
 class DiTTeacherConfig(ReleasedTeacherConfig):

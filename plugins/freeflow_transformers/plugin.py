@@ -8,6 +8,7 @@ from freeflow_core.plugin import Component, Preset, WeightFile, hookimpl
 from freeflow_transformers.released.families import PUBLISHED
 
 freeflow_api = "1"
+_SIT, _FREEFLOW = "Ma et al. 2024, arXiv 2401.08740", "Tong et al. 2025, arXiv 2511.19428"
 
 
 @hookimpl
@@ -19,14 +20,14 @@ def freeflow_teachers() -> Iterable[Component]:
             target="freeflow_transformers.teachers:TransformerTeacher",
             config="freeflow_transformers.config:DigitsTeacherConfig",
             summary="Handwritten digits, 8x8, ten classes: a small transformer that ships with the package",
-            source="Ma et al. 2024, arXiv 2401.08740; data: UCI optical digits",
+            source=f"{_SIT}; data: UCI optical digits",
         ),
         Component(
             name="sit",
             target="freeflow_transformers.teachers:TransformerTeacher",
             config="freeflow_transformers.config:SiTTeacherConfig",
             summary="Flow transformer (SiT): published weights, or trained with `freeflow pretrain`",
-            source="Ma et al. 2024, arXiv 2401.08740",
+            source=_SIT,
         ),
         Component(
             name="sit-repa",
@@ -54,14 +55,14 @@ def freeflow_students() -> Iterable[Component]:
             target="freeflow_transformers.students:FlowMapTransformer",
             config="freeflow_transformers.config:FlowMapTransformerConfig",
             summary="One-step transformer with duration and guidance inputs; starts from a transformer teacher",
-            source="Tong et al. 2025, arXiv 2511.19428",
+            source=_FREEFLOW,
         ),
         Component(
             name="velocity-transformer",
             target="freeflow_transformers.students:VelocityTransformer",
             config="freeflow_transformers.config:VelocityTransformerConfig",
             summary="Plain velocity transformer, to pretrain a teacher from data",
-            source="Ma et al. 2024, arXiv 2401.08740",
+            source=_SIT,
         ),
         Component(
             name="policy-transformer",
@@ -75,28 +76,21 @@ def freeflow_students() -> Iterable[Component]:
             target="freeflow_transformers.students:FlowMapTransformer",
             config="freeflow_transformers.config:FreeFlowStudentConfig",
             summary="One-step student from a file in the published FreeFlow format",
-            source="Tong et al. 2025, arXiv 2511.19428",
+            source=_FREEFLOW,
         ),
-        Component(
-            name="freeflow-xl-2-256",
-            target="freeflow_transformers.students:FlowMapTransformer",
-            config="freeflow_transformers.config:FreeFlow256Config",
-            summary="The published one-step student of sit-repa, XL/2 at 256 pixels",
-            source="Tong et al. 2025, arXiv 2511.19428",
-        ),
-        Component(
-            name="freeflow-sit-xl-2-256",
-            target="freeflow_transformers.students:FlowMapTransformer",
-            config="freeflow_transformers.config:FreeFlowSiT256Config",
-            summary="The published one-step student of sit, XL/2 at 256 pixels",
-            source="Tong et al. 2025, arXiv 2511.19428",
-        ),
-        Component(
-            name="freeflow-xl-2-512",
-            target="freeflow_transformers.students:FlowMapTransformer",
-            config="freeflow_transformers.config:FreeFlow512Config",
-            summary="The published one-step student, XL/2 at 512 pixels",
-            source="Tong et al. 2025, arXiv 2511.19428",
+        *(
+            Component(
+                name=name,
+                target="freeflow_transformers.students:FlowMapTransformer",
+                config=f"freeflow_transformers.config:{config}",
+                summary=f"The published one-step student{of}",
+                source=_FREEFLOW,
+            )
+            for name, config, of in (
+                ("freeflow-xl-2-256", "FreeFlow256Config", " of sit-repa, XL/2 at 256 pixels"),
+                ("freeflow-sit-xl-2-256", "FreeFlowSiT256Config", " of sit, XL/2 at 256 pixels"),
+                ("freeflow-xl-2-512", "FreeFlow512Config", ", XL/2 at 512 pixels"),
+            )
         ),
     ]
 

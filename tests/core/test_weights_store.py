@@ -191,7 +191,7 @@ def test_force_needs_a_network_even_for_what_is_there(store, tiny, monkeypatch):
     path = store.fetch(tiny)
     monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
     assert store.fetch(tiny) == path
-    with pytest.raises(DownloadError, match=rf"can only be downloaded, not taken from {path}"):
+    with pytest.raises(DownloadError, match=rf"can only be downloaded.* {path}"):
         store.fetch(tiny, force=True)
 
 

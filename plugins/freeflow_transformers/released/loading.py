@@ -17,7 +17,7 @@ from freeflow_transformers.architecture import FAMILY, SIZES, TransformerConfig,
 from freeflow_transformers.config import (
     ReleasedStudentConfig,
     ReleasedTeacherConfig,
-    SiTRepaTeacherConfig,
+    SiTOptions,
     SiTTeacherConfig,
 )
 from freeflow_transformers.network import DiffusionTransformer, fill_with_random_weights
@@ -180,7 +180,8 @@ def _teacher_without_checkpoint(config: ReleasedTeacherConfig, family: Family, c
 
 def _released_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedNetwork:
     detected = detect(checkpoint.shapes, checkpoint.path, config.num_heads)
-    _check_family(family, detected, checkpoint)
+    if detected.architecture.jump or family.name not in detected.families:
+        raise _of_another_family(family, detected, checkpoint)
     _check_options(config, detected.architecture, checkpoint.path)
     architecture = _with_convention(detected.architecture, config, family)
     kept = {name: t for name, t in checkpoint.tensors.items() if name.split(".")[0] not in family.ignored}
@@ -222,9 +223,7 @@ def _pretrained_teacher(config: ReleasedTeacherConfig, family: Family, checkpoin
     return LoadedNetwork(network, provenance, path, channels, codec=dict(metadata.get("codec") or {}).get("name"))
 
 
-def _check_family(family: Family, detected: Detected, checkpoint: Checkpoint) -> None:
-    if not detected.architecture.jump and family.name in detected.families:
-        return
+def _of_another_family(family: Family, detected: Detected, checkpoint: Checkpoint) -> CheckpointError:
     velocity_network = detected.architecture.model_copy(update={"jump": False, "guidance": False})
     differences = family_differences(checkpoint.shapes, velocity_network, family)
     if detected.architecture.jump:
@@ -233,7 +232,7 @@ def _check_family(family: Family, detected: Detected, checkpoint: Checkpoint) ->
         verdict = f"the teacher {' or '.join(detected.families)}"
     else:
         verdict = "none of the published teachers"
-    raise CheckpointError(
+    return CheckpointError(
         f"{checkpoint.path} ({checkpoint.container}) is not of the family {family.name!r}: {'; '.join(differences)}. "
         f"Its names and shapes are those of {verdict}."
     )
@@ -263,7 +262,7 @@ def _with_convention(
     architecture: TransformerConfig, config: ReleasedTeacherConfig, family: Family
 ) -> TransformerConfig:
     time_direction, sign = family.time_direction, family.sign
-    if isinstance(config, (SiTTeacherConfig, SiTRepaTeacherConfig)):
+    if isinstance(config, SiTOptions):
         time_direction, sign = config.time_direction or time_direction, config.sign or sign
     return architecture.model_copy(
         update={"time_direction": time_direction, "sign": sign, "prediction": family.prediction}
