@@ -58,17 +58,19 @@ class Replay:
         self._metrics = self._artifacts = START
         self._status: str | None = None  # how the run ended, once the tracker was told
         self._is_open = False
-        if self._file.is_file():
-            kept = json.loads(self._file.read_text("utf-8"))
-            self._metrics, self._artifacts = Place(*kept["metrics"]), Place(*kept["artifacts"])
-            self._status, self.notes = kept["status"], kept["notes"]
+        self._load()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes from sending the same. Raises :class:`ConfigError` where one does."""
+    def alone(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep other processes from sending the same.
+
+        Raises:
+            ConfigError: one does, and this one is not to ``wait``.
+        """
         self._file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self._file.with_suffix(".lock"), timeout=0):
+            with FileLock(self._file.with_suffix(".lock"), timeout=-1 if wait else 0):
+                self._load()
                 yield
         except Timeout as error:
             raise ConfigError(
@@ -100,6 +102,12 @@ class Replay:
         self._tracker.finish(status, time)
         self._status = status
         self.save()
+
+    def _load(self) -> None:
+        if self._file.is_file():
+            kept = json.loads(self._file.read_text("utf-8"))
+            self._metrics, self._artifacts = Place(*kept["metrics"]), Place(*kept["artifacts"])
+            self._status, self.notes = kept["status"], kept["notes"]
 
     def _open(self) -> None:
         if not self._stands():
@@ -188,7 +196,7 @@ class Sender:
 
     def _work(self) -> None:
         try:
-            with self._replay.alone():
+            with self._replay.alone(wait=True):  # for a `sync_command` that is at work
                 self._replay.save()
                 while self._status is None:
                     if time.monotonic() >= self._retry_at:

@@ -76,8 +76,8 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return final_path
 
-    def load(self, path: Path, state: TrainingState) -> dict[str, Any]:
-        """Restore ``state`` and the random generators; the extra values come back.
+    def load(self, path: Path, state: TrainingState) -> None:
+        """Restore ``state`` and the random generators.
 
         Raises:
             CheckpointError: a damaged file, or weights that do not fit; nothing was changed then.
@@ -94,7 +94,6 @@ class Checkpoints:
             if name in state.roles:
                 state.roles[name].updates = count
         restore_random_state(random)
-        return description
 
 
 def random_state() -> dict[str, Tensor]:

@@ -57,6 +57,7 @@ class ParentRun:
         trackers: list[Tracker] = [builder.build("tracker", choice) for choice in base.trackers]
         self._events = Events(manager, trackers, info, active=True)
         self._journal = self._events.journal
+        self._journal.drop_after(-1)  # all is told anew at the end
         self._config_file = folder / "comparison.yaml"
         write_text(self._config_file, text)
         started = self._journal.status().get("started", now())
@@ -89,7 +90,6 @@ class ParentRun:
                     for steps, estimate in row.scores.items()
                 }
                 done = sum(row.finished for row in table.rows)
-                self._journal.drop_after(done - 1)  # the same command again
                 self._events.evaluated(Progress(done, done, max(1, done)), scores)
             for path in files:
                 self._events.filed(path)

@@ -56,12 +56,7 @@ def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(
             "student": {"name": "mlp", "width": 16, "depth": 1},
             "training": {"images": 64, "batch_size": 16},
             "logging": {"every_images": 16},
-            "evaluation": {
-                "num_samples": 16,
-                "batch_size": 16,
-                "reference_steps": 2,
-                "evaluators": ["energy-distance"],
-            },
+            "evaluation": {"num_samples": 16, "reference_steps": 2, "evaluators": ["energy-distance"]},
             "runtime": {"device": "cpu", "threads": 1},
             "trackers": [tracker],
         },

@@ -21,9 +21,6 @@ def test_configured_address_then_environment_then_next_to_the_run(tmp_path, monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
     assert tracking_uri(None, run_folder) == "http://environment"
     assert tracking_uri("http://configured", run_folder) == "http://configured"
-
-
-def test_files_of_a_sqlite_store_lie_next_to_it(tmp_path) -> None:
     assert artifact_location(f"sqlite:///{tmp_path}/mlflow.db") == (tmp_path / "mlartifacts").as_uri()
     assert artifact_location("http://server:5000") is None
 
@@ -33,7 +30,6 @@ def test_files_of_a_sqlite_store_lie_next_to_it(tmp_path) -> None:
     [
         ("http://user:pass@host:5000/x", "http://***@host:5000/x"),
         ("postgresql+psycopg2://me:a%40b@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
-        ("http://token@host", "http://***@host"),
         ("http://host/a@b", "http://host/a@b"),
         ("a: 'http://u:p@h'\nb: x@y", "a: 'http://***@h'\nb: x@y"),
     ],
@@ -82,10 +78,6 @@ def test_names_never_climb_out_of_a_folder(name) -> None:
     assert ".." not in parts
     assert parts[0]
     assert safe_name(safe_name(name)) == safe_name(name)
-
-
-def test_ordinary_names_stay() -> None:
-    assert safe_name("student/loss_total.v-2") == "student/loss_total.v-2"
 
 
 def test_listing_needs_neither_torch_nor_mlflow() -> None:
