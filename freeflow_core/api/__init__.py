@@ -19,7 +19,7 @@ from freeflow_core.config.compare import CompareConfig
 from freeflow_core.engine.run import RunResult
 from freeflow_core.tools.compare.runner import CompareResult
 from freeflow_core.tools.cost import Plan, RolePlan
-from freeflow_core.tools.encode.encode_latents import Encoded
+from freeflow_core.tools.encode import Encoded
 from freeflow_core.tools.search.comparison import SearchResult
 from freeflow_core.types import Check
 from freeflow_core.weights import WeightStatus

@@ -11,14 +11,16 @@ from freeflow_core.engine.process import start_accelerator
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Source
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.encode.encode_latents import (
+from freeflow_core.tools.encode import (
     Encoded,
     EncodeProgress,
+    Job,
     LatentsEncoder,
+    LatentsFolder,
+    StoredType,
     check_encodable,
     encode_choices,
 )
-from freeflow_core.tools.encode.latents_folder import Job, LatentsFolder, StoredType
 
 
 def encode(

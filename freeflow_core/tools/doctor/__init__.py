@@ -1,1 +1,1 @@
-"""What `freeflow doctor` looks at, one file a subject."""
+"""`freeflow doctor`: what is installed, what works, and what to do about the rest."""

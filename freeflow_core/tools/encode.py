@@ -1,30 +1,67 @@
-"""States of all images of a source, computed once by a codec and kept in shards."""
+"""``freeflow encode``: states of all images of a source, computed once by a codec and kept in a folder of shards."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import final
+from typing import Any, Literal, final
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from freeflow_core import __version__
 from freeflow_core.config import ComponentChoice
+from freeflow_core.config.differences import differences
 from freeflow_core.config.load import lay_settings, resolve_choice
 from freeflow_core.engine.process import StopRequest, from_main
-from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
+from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
+from freeflow_core.files import write_text
 from freeflow_core.interfaces import Codec, Source
+from freeflow_core.network_file import load_tensors, save_tensors
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.encode.latents_folder import LatentsFolder, StoredType
 from freeflow_core.types import Condition
 
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "freeflow-latents", 1
+StoredType = Literal["float32", "float16"]
 EncodeProgress = Callable[[int, int], None]
 _DTYPES: dict[StoredType, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """What is encoded, and how: everything that decides the result.
+
+    Args:
+        source, codec: the components, as in a configuration.
+        num_images: images encoded, from the source's first on.
+        shard_size: images a file.
+        flip: encode the mirrored images too.
+        dtype: type that states are stored in.
+    """
+
+    source: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    num_images: int
+    shard_size: int
+    flip: bool
+    dtype: StoredType
+
+    @property
+    def num_shards(self) -> int:
+        """Files, the last of which may be shorter."""
+        return math.ceil(self.num_images / self.shard_size)
+
+    def rows(self, shard: int) -> int:
+        """Images of one shard."""
+        return min(self.shard_size, self.num_images - shard * self.shard_size)
 
 
 @dataclass(frozen=True)
@@ -63,6 +100,87 @@ def check_encodable(name: str, source: Source, num: int | None) -> int:
 
 
 @final
+class LatentsFolder:
+    """A manifest that says what is in the folder of one job, and shards, each whole or absent."""
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.path = path
+        self.job = job
+        self._manifest = path / MANIFEST
+
+    def open(self) -> None:
+        """Make the folder, or check that it holds the same job.
+
+        Raises:
+            ConfigError: it holds another job (the differences are listed) or other files, or is a file.
+            FreeflowError: it cannot be written.
+        """
+        if self.path.is_file():
+            raise ConfigError(f"The output {self.path} is a file; expected a folder. Choose another --output.")
+        if not self._manifest.is_file():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise ConfigError(f"The output folder {self.path} holds other files. Choose another --output.")
+            self._write_manifest(complete=False)
+            return
+        try:
+            changed = differences(json.loads(self._manifest.read_text("utf-8"))["job"], asdict(self.job))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{self._manifest} cannot be read: {error}. Choose another --output, or remove the folder."
+            ) from None
+        if changed:
+            raise ConfigError(
+                f"The folder {self.path} holds latents of another job. Changed: {'; '.join(changed)}. Choose another "
+                "--output, or give the same settings to go on with it."
+            )
+
+    def shard(self, number: int) -> Path:
+        """The file of a shard, which is there when it is whole."""
+        return self.path / f"shard-{number:06d}.safetensors"
+
+    def save(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard, atomically. Raises ``CheckpointError`` when the disk is full."""
+        save_tensors(self.shard(number), tensors, {"first": number * self.job.shard_size})
+
+    def complete(self, num_classes: int | None) -> tuple[int, ...]:
+        """Look at every shard, sign the folder as complete, and return the shape of its states.
+
+        Raises:
+            FreeflowError: a shard is missing, damaged (it is removed then) or unlike the others.
+        """
+        layouts: set[tuple[tuple[int, ...], bool]] = set()
+        rows: dict[str, int] = {}
+        for number in range(self.job.num_shards):
+            path = self.shard(number)
+            rows[path.name] = self.job.rows(number)
+            try:
+                tensors, _ = load_tensors(path)  # mapped: little is read
+                if {len(value) for value in tensors.values()} != {rows[path.name]}:
+                    raise CheckpointError(f"{path} does not hold {rows[path.name]} rows.")
+            except CheckpointError as error:
+                path.unlink(missing_ok=True)
+                raise FreeflowError(
+                    f"A shard was damaged and is removed now; the same command makes it anew. {error}"
+                ) from error
+            layouts.add((tuple(tensors["mean"].shape[1:]), "std" in tensors))
+        if len(layouts) > 1:
+            raise FreeflowError(
+                f"The shards in {self.path} hold states of different shapes: {sorted(layouts)}. The images or the "
+                "codec changed in between; encode into another folder."
+            )
+        shape, std = layouts.pop()
+        self._write_manifest(complete=True, state_shape=shape, std=std, num_classes=num_classes, shards=rows)
+        return shape
+
+    def _write_manifest(self, **values: Any) -> None:
+        head = {"format": FORMAT, "version": VERSION, "freeflow_version": __version__}
+        try:
+            write_text(self._manifest, json.dumps({**head, **values, "job": asdict(self.job)}, indent=1))
+        except OSError as error:
+            raise FreeflowError(f"The output folder {self.path} cannot be written: {error}.") from error
+
+
+@final
 class LatentsEncoder:
     """Encodes the shards of one job that are not there yet.
 
@@ -77,7 +195,7 @@ class LatentsEncoder:
         self.folder = folder
         self.job = folder.job
         self._accelerator = accelerator
-        from_main(self._accelerator, folder.open)
+        from_main(accelerator, folder.open)
 
     def run(self, source: Source, codec: Codec, batch_size: int, on_progress: EncodeProgress) -> Encoded:
         """Encode what is missing.
@@ -91,11 +209,11 @@ class LatentsEncoder:
             Interrupted: Ctrl-C or SIGTERM; whole shards stay, the one in hand is dropped.
             FreeflowError: a state that is not finite, or a full disk.
         """
-        began = time.perf_counter()
-        own = range(self._accelerator.process_index, self.job.num_shards, self._accelerator.num_processes)
-        total = sum(map(self.job.rows, own))
-        missing = [shard for shard in own if not self.folder.has(shard)]
-        there = done = total - sum(map(self.job.rows, missing))
+        began, job = time.perf_counter(), self.job
+        own = range(self._accelerator.process_index, job.num_shards, self._accelerator.num_processes)
+        missing = [shard for shard in own if not self.folder.shard(shard).is_file()]
+        total = sum(map(job.rows, own))
+        there = done = total - sum(map(job.rows, missing))
         on_progress(done, total)
         with StopRequest() as stop:
             for shard in missing:
@@ -105,7 +223,7 @@ class LatentsEncoder:
                     for name, value in tensors.items():
                         parts.setdefault(name, []).append(value.cpu())
                     done += len(tensors["mean"])
-                    if stop.requested and done - before < self.job.rows(shard):
+                    if stop.requested and done - before < job.rows(shard):
                         raise self._interrupted(before, total)
                     on_progress(done, total)
                 self.folder.save(shard, {name: torch.cat(values) for name, values in parts.items()})
@@ -114,7 +232,7 @@ class LatentsEncoder:
         self._accelerator.wait_for_everyone()
         shape = from_main(self._accelerator, lambda: self.folder.complete(source.num_classes))
         seconds = time.perf_counter() - began
-        return Encoded(self.folder.path, self.job.num_images, self.job.num_shards, shape, done - there, seconds)
+        return Encoded(self.folder.path, job.num_images, job.num_shards, shape, done - there, seconds)
 
     def _batches(self, shard: int, source: Source, codec: Codec, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """The shard's tensors, batch by batch: ``mean`` and, of a codec that draws, ``std``; mirrored; ``labels``."""

@@ -1,1 +1,0 @@
-"""`freeflow encode`: latents of a data set, computed once."""
