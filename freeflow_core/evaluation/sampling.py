@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, Protocol, TypeAlias, final
 
 import torch
@@ -16,6 +17,7 @@ from freeflow_core.engine.process import autocast
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
     Codec,
+    EvaluationBatch,
     FlowMapSampler,
     HybridSampler,
     Sampler,
@@ -46,6 +48,12 @@ class SampleBatch:
     guidance: Guidance
     num_evaluations: float
     seconds: float
+
+    def shown(self, reference_x: Tensor | None = None) -> EvaluationBatch:
+        """What evaluators are shown of it; ``reference_x``: see :class:`EvaluationBatch`."""
+        return EvaluationBatch(
+            self.images, self.condition, self.index, self.x, self.z, reference_x=reference_x, guidance=self.guidance
+        )
 
 
 class SampleStream(Protocol):
@@ -116,11 +124,10 @@ class Generator:
     @torch.no_grad()
     def batch(self, index: Tensor, noise_index: Tensor | None = None) -> SampleBatch:
         """The samples ``index`` (N,), from the noise of ``noise_index`` (N,) where it is given, else from their own."""
-        reference = next(self.networks[0].parameters(), None)
-        buffers = next(self.networks[0].buffers(), None) if reference is None else reference
-        device = torch.device("cpu") if buffers is None else buffers.device
+        network = self.networks[0]
+        like = next(chain(network.parameters(), network.buffers()), torch.zeros(()))
         # Networks of 16 bits sample in 32: the states gather many small steps.
-        dtype = torch.float32 if buffers is None else torch.promote_types(buffers.dtype, torch.float32)
+        device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
         draws = PhiloxDraws(self.seed, index, device=device, dtype=dtype)
         noise = draws if noise_index is None else PhiloxDraws(self.seed, noise_index, device=device, dtype=dtype)
         z = noise.noise("prior", self.sample_shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -123,17 +123,15 @@ class Evaluation:
         if self._reference is None:
             generator = self._generator(self.config.reference_sampler, self.config.reference_steps)
             kept: list[SampleBatch] = []
-            unpaired = [e for e in self._evaluators if not e.paired]
-            for evaluator in unpaired:
-                evaluator.reset(TEACHER)
+            unpaired = self._started(TEACHER, paired=False)
             for batch in generator.batches(0, self.config.num_samples, self.config.batch_size):
                 kept.append(batch)
-                shown = _evaluation_batch(batch, None)
+                shown = batch.shown()
                 for evaluator in unpaired:
                     evaluator.observe_reference(shown)
                     evaluator.update(shown)
                 self._on_advance(TEACHER, int(batch.index[-1]) + 1, self.config.num_samples)
-            scores = _cost(kept) | {k: v for e in unpaired for k, v in e.compute().items()}
+            scores = _cost(kept) | _computed(unpaired)
             self._reference = Reference(torch.cat([b.x for b in kept]), torch.cat([b.images for b in kept]), scores)
             self._shared.reference = self._reference
         return self._reference
@@ -154,35 +152,37 @@ class Evaluation:
         if found is None or not self._evaluators:
             return {}
         images, labels = found
-        unpaired = [e for e in self._evaluators if not e.paired]
-        for evaluator in unpaired:
-            evaluator.reset(DATA)
+        unpaired = self._started(DATA, paired=False)
         for rows in torch.split(torch.arange(len(images)), self.config.batch_size):
             batch = EvaluationBatch(images[rows], index_condition(labels, rows))
             for evaluator in unpaired:
                 evaluator.update(batch)
-        return {k: v for e in unpaired for k, v in e.compute().items()}
+        return _computed(unpaired)
 
     def row(self, name: str, generator: SampleStream) -> dict[str, float]:
         """One row: paired evaluators on the reference's noise, the others on fresh noise."""
         number, size = self.config.num_samples, self.config.batch_size
-        for evaluator in self._evaluators:
-            evaluator.reset(name)
-        paired = [e for e in self._evaluators if e.paired]
+        paired, unpaired = self._started(name, paired=True), self._started(name, paired=False)
         if paired and self._reference is not None:
             for batch in generator.batches(0, number, size):
-                shown = _evaluation_batch(batch, self._reference.x[batch.index.to(self._reference.x.device)])
+                shown = batch.shown(self._reference.x[batch.index.to(self._reference.x.device)])
                 for evaluator in paired:
                     evaluator.update(shown)
         fresh: list[SampleBatch] = []
         for batch in generator.batches(number, number, size):
             fresh.append(batch)
-            shown = _evaluation_batch(batch, None)
-            for evaluator in self._evaluators:
-                if not evaluator.paired:
-                    evaluator.update(shown)
+            shown = batch.shown()
+            for evaluator in unpaired:
+                evaluator.update(shown)
             self._on_advance(name, int(batch.index[-1]) + 1 - number, number)
-        return _cost(fresh) | {k: v for e in self._evaluators for k, v in e.compute().items()}
+        return _cost(fresh) | _computed(self._evaluators)
+
+    def _started(self, row: str, *, paired: bool) -> list[Evaluator]:
+        """The evaluators of a kind, at the start of a row."""
+        chosen = [evaluator for evaluator in self._evaluators if evaluator.paired == paired]
+        for evaluator in chosen:
+            evaluator.reset(row)
+        return chosen
 
     def _shared_row(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         if name not in self._shared.rows:
@@ -196,16 +196,8 @@ class Evaluation:
         )
 
 
-def _evaluation_batch(batch: SampleBatch, reference_x: Tensor | None) -> EvaluationBatch:
-    return EvaluationBatch(
-        images=batch.images,
-        condition=batch.condition,
-        index=batch.index,
-        x=batch.x,
-        z=batch.z,
-        reference_x=reference_x,
-        guidance=batch.guidance,
-    )
+def _computed(evaluators: Sequence[Evaluator]) -> dict[str, float]:
+    return {name: value for evaluator in evaluators for name, value in evaluator.compute().items()}
 
 
 def _cost(batches: list[SampleBatch]) -> dict[str, float]:

@@ -34,6 +34,9 @@ class Scoring:
     """Looks at the (averaged) student of a run.
 
     A run without a teacher is one that trains a teacher: there the network itself is integrated and scored.
+
+    Attributes:
+        no_images: why there are no pictures and scores, or None.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Scoring:
         if self._teacher is None and isinstance(student, AverageVelocityStudent):
             self._teacher, self._student = VelocityOfStudent(student).eval(), None
         self._evaluation: Evaluation | None = None
-        self._no_images: str | None = None
+        self.no_images: str | None = None
 
     def prepare(self) -> None:
         """Build the evaluators now, so that a missing file shows before training and not after it."""
@@ -73,17 +76,12 @@ class Scoring:
         try:
             self._components.codec.prepare()
         except FreeflowError as error:
-            if str(error) != self._no_images:
+            if str(error) != self.no_images:
                 _log.warning("No pictures and no scores for now: %s Training is not affected.", error)
-            self._no_images = str(error)
+            self.no_images = str(error)
             return False
-        self._no_images = None
+        self.no_images = None
         return True
-
-    @property
-    def no_images(self) -> str | None:
-        """Why there are no pictures and scores, or None."""
-        return self._no_images
 
     def picture(self, images_seen: int) -> None:
         """A grid of samples, classes in columns; a scatter plot for states that are not images."""

@@ -111,15 +111,6 @@ def test_guidance_is_part_of_the_task_and_other_options_of_the_method(load, run)
     assert run(config, "shortcut").evaluation.guidance_weight == 2.5
 
 
-def test_the_name_is_the_one_given_else_the_teachers(load):
-    assert load("freeflow").name == "digits"
-    assert load("freeflow", assignments=["name=mine"]).name == "mine"
-    assert load("freeflow", overrides={**DATA, "name": "other"}).name == "other"
-    assert load(preset="mismatch", overrides={}).name == "mismatch"
-    with pytest.raises(ConfigError, match="names a folder"):
-        load("freeflow", assignments=["name=a/b"])
-
-
 def test_a_file_holds_both_parts_and_the_command_line_wins(load, run, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(
@@ -149,16 +140,15 @@ def test_a_file_holds_both_parts_and_the_command_line_wins(load, run, tmp_path):
         ({"objectives": ()}, "name the objectives"),
         ({"objectives": ("freeflow", "freeflow")}, "named twice"),
         ({"objectives": ("freflow",)}, "Did you mean 'freeflow'"),
-        ({"assignments": ["objective=shortcut"]}, "--objectives alone"),
-        ({"assignments_for": ["freeflow:objective=shortcut"]}, "--objectives alone"),
+        ({"assignments_for": ["freeflow:objective=shortcut"]}, "--objectives"),
         ({"assignments_for": ["shortcut:seed=1"]}, "not among the objectives"),
-        ({"assignments_for": ["seed=1"]}, "OBJECTIVE:a.b=value"),
         ({"assignments": ["training.stop_at_images=5"]}, "--budget"),
         ({"assignments": ["evaluation.evaluators=[]"]}, "at least one evaluator"),
         ({"assignments": ["teacher=null"]}, "needs a teacher"),
         ({"assignments": ["training.imagse=5"]}, "In the runs of freeflow.*Did you mean 'images'"),
         ({"comparison": {"seed": 1}}, "Did you mean 'seeds'"),
         ({"preset": "digitz"}, "Did you mean 'digits'"),
+        ({"assignments": ["name=a/b"]}, "folder"),
     ],
 )
 def test_mistakes_are_named(registry, arguments, message):

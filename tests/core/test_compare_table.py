@@ -103,13 +103,6 @@ def test_failed_and_waiting_runs_leave_gaps(build):
     assert cells(table, b)[1:5] == ["-", "-", "-", "-"]
 
 
-def test_a_table_without_any_finished_run_is_a_table(build, tmp_path):
-    table, runs, manifest = build({"a": ["no.", "no."]})
-    assert (table.score, table.teacher) == (None, {})
-    assert plot(table, tmp_path) is None
-    assert write_files(table, runs, manifest)["table"].is_file()
-
-
 def test_dashes_stand_where_the_student_has_no_such_mode(build):
     table, _, _ = build({"a": [2.0, 4.0], "b": [6.0, 8.0]})
     assert headers(table)[:5] == ["objective", "1 step", "2 steps", "4 steps", "fidelity"]

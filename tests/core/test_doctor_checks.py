@@ -57,13 +57,6 @@ def test_doctor_names_packages_that_are_missing_or_out_of_range(monkeypatch):
     assert (optional.status, optional.detail) == ("ok", "not installed; needed for latents")
 
 
-def test_doctor_knows_what_this_package_needs():
-    needed = environment.requirements()
-    assert needed["torch"].specifier.contains("2.6")
-    assert not needed["torch"].specifier.contains("2.0")
-    assert "pytest" not in needed
-
-
 def test_doctor_names_deprecated_variables():
     checks = environment.check_versions({"TRANSFORMERS_CACHE": "x", "HOME": "y"})
     (check,) = [check for check in checks if check.name.startswith("variable")]
@@ -111,20 +104,6 @@ def test_doctor_describes_gpus(monkeypatch, free, capability, device, bf16):
     assert ("supported" in only(checks, "tf32").detail) == (bf16 == "ok")
 
 
-def test_doctor_survives_a_driver_tool_that_fails(monkeypatch):
-    monkeypatch.setattr(hardware.shutil, "which", lambda name: "/bin/nvidia-smi")
-
-    def fail(*_, **__):
-        raise OSError("no")
-
-    monkeypatch.setattr(hardware.subprocess, "run", fail)
-    assert hardware.driver_version() is None
-    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="550.1\n550.1\n"))
-    assert hardware.driver_version() == "550.1"
-    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
-    assert hardware.driver_version() is None
-
-
 # -- Attention --------------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +127,7 @@ def test_doctor_counts_processes_that_joined(nowhere):
     assert launched(nowhere, WORLD_SIZE="4").status == "warning"
 
 
-@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"])
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"])
 def test_doctor_warns_when_a_launcher_started_processes_that_do_not_join(nowhere, variable):
     own = {"SLURM_PROCID": "0"} if variable == "SLURM_NTASKS" else {}
     check = launched(nowhere, **{variable: "2"}, **own)
@@ -156,10 +135,7 @@ def test_doctor_warns_when_a_launcher_started_processes_that_do_not_join(nowhere
     assert variable in check.detail
     assert launched(nowhere, **{variable: "4"}, **own, **JOINED).status == "ok"
     assert launched(nowhere, **{variable: "1"}, **own).status == "ok"
-
-
-def test_a_shell_on_an_allocation_is_no_launch(nowhere):
-    assert launched(nowhere, SLURM_NTASKS="8").status == "ok"
+    assert launched(nowhere, SLURM_NTASKS="8").status == "ok", "a shell on an allocation is no launch"
 
 
 def test_doctor_warns_when_accelerate_started_one_of_two(nowhere):

@@ -17,10 +17,8 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.tools.sample_files.blocks import Blocks, Cost, Part, Parts, block_size
 from freeflow_core.tools.sample_files.formats import (
-    ArrayFormat,
     ImageFormat,
     class_labels,
-    host_samples,
     sample_format,
     write_npz,
 )
@@ -91,13 +89,6 @@ def test_parts_come_back_and_damaged_ones_are_named(tmp_path):
         parts.read(7)
 
 
-def test_cost_leaves_the_first_batch_out_unless_it_is_the_only_one():
-    first, later = Cost(10, 20.0, first=10, first_seconds=9.0), Cost(10, 40.0, 10, 1.0)
-    assert first.seconds_each == 0.9
-    assert (first + later + later).seconds_each == 0.1
-    assert (first + later).evaluations_each == 3.0
-
-
 def test_a_manifest_comes_back(tmp_path):
     manifest = Manifest({"seed": 0, "labels": [1, 2], "teacher": {"name": "digits", "weights": "ab"}}, 64)
     manifest.write(tmp_path)
@@ -134,14 +125,6 @@ def batch(images: torch.Tensor, condition=None) -> SampleBatch:
     return SampleBatch(index, images, images, images, condition, Guidance(torch.ones(len(images))), 1.0, 0.1)
 
 
-def test_latents_are_no_pictures():
-    for channels in (1, 3):
-        assert host_samples(batch(torch.zeros(2, channels, 4, 4))).shape == (2, channels, 4, 4)
-    assert host_samples(batch(torch.zeros(2, 5))).shape == (2, 5)
-    with pytest.raises(ConfigError, match=r"4 channels.*--set codec=sd-vae"):
-        host_samples(batch(torch.zeros(2, 4, 8, 8)))
-
-
 def test_labels_are_classes_or_none():
     assert class_labels([torch.tensor([1, 2]), torch.tensor([3], dtype=torch.int32)]).tolist() == [1, 2, 3]
     assert class_labels([torch.tensor([1])]).dtype == np.int64
@@ -165,13 +148,6 @@ def test_pictures_are_lossless_and_numbered_by_index(tmp_path, suffix, channels)
     assert len(pictures.missing(tmp_path, 67)) == 64
     (tmp_path / f"000065.{suffix}").write_bytes(b"")
     assert len(pictures.missing(tmp_path, 67)) == 65, "an empty file is none"
-
-
-def test_points_can_only_be_an_array():
-    assert isinstance(sample_format("npz", (2,)), ArrayFormat)
-    assert isinstance(sample_format("png", (3, 8, 8)), ImageFormat)
-    with pytest.raises(ConfigError, match=r"\(2,\).*Use --format npz"):
-        sample_format("png", (2,))
 
 
 def test_a_pillow_without_webp_is_told_at_the_start(monkeypatch):

@@ -370,33 +370,3 @@ def test_a_run_killed_while_its_folder_was_made_begins_again(watched, folder):
     (folder / "freeflow-seed0").mkdir()
     (folder / "freeflow-seed0" / ".config.yaml.partial").write_text("nam")
     assert api.compare(config, output=folder, manager=manager).status == "finished"
-
-
-def test_arguments_are_resolved_as_the_command_line_does(folder, manager, monkeypatch, tmp_path):
-    """Without a resolved configuration, over the digits preset; only planned here."""
-    result = api.compare(
-        teacher="gaussian-mixture",
-        objectives=["freeflow", "shortcut"],
-        seeds=1,
-        budget="images=32",
-        source="gaussian-mixture",
-        settings=[
-            "student=mlp",
-            "codec=states",
-            "reference=null",
-            "trackers=[]",
-            "training.batch_size=16",
-            "runtime.threads=1",
-            "evaluation.evaluators=[energy-distance]",
-        ],
-        settings_for=["shortcut:training.batch_size=8"],
-        output=folder,
-        dry_run=True,
-        manager=manager,
-    )
-    assert [(row.objective, row.images, row.planned) for row in result.table.rows] == [
-        ("freeflow", 32, 1),
-        ("shortcut", 32, 1),
-    ]
-    steps = {row.objective: row.forwards_per_step / row.forwards_per_image for row in result.table.rows}
-    assert steps == {"freeflow": 16, "shortcut": 8}

@@ -115,7 +115,7 @@ def test_a_student_is_known_by_its_weights_wherever_they_lie(run, tmp_path):
     assert "Traceback" not in other.output
 
 
-def test_other_settings_are_refused_and_a_wrong_one_leaves_no_folder(tmp_path):
+def test_other_settings_are_refused(tmp_path):
     sample(tmp_path / "s", "--num", 20, "--format", "npz")
     changed = ("--seed", 6, "--guidance-weight", 2, "--set", "sampler.shift=2")
     result = freeflow("sample", *TEACHER, "--output", tmp_path / "s", "--num", 20, "--format", "npz", *changed)
@@ -123,15 +123,6 @@ def test_other_settings_are_refused_and_a_wrong_one_leaves_no_folder(tmp_path):
     words = " ".join(result.output.split())
     for difference in ("seed: 5 -> 6", "guidance_weight: 1.0 -> 2.0", "sampler.shift: 1.0 -> 2.0"):
         assert difference in words
-    assert "another --output" in words
-    for wrong in (
-        ("--labels", "3,10"),
-        ("--set", "sampler.shift=-1"),
-        ("--format", "npz", "--guidance-interval", "1,0"),
-    ):
-        result = freeflow("sample", *TEACHER, "--output", tmp_path / "wrong", "--format", "npz", *wrong)
-        assert result.exit_code == 2, result.output
-        assert not (tmp_path / "wrong").exists()
 
 
 def test_points_are_an_array_and_no_pictures(tmp_path):
