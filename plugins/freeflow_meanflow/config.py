@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from freeflow_core.config import ComponentConfig
-
-UnitTime = Annotated[float, Field(ge=0, le=1)]
-Interval = tuple[UnitTime, UnitTime]
+from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
 
 
-class MeanFlowOptions(ComponentConfig):
+class MeanFlowOptions(GuidanceOptions, DerivativeOptions):
     """What both objectives have in common."""
 
-    guidance_min: float = Field(
-        1.0, ge=0, le=100, description="Least guidance weight g; each example draws its own from [min, max]."
-    )
-    guidance_max: float = Field(
-        1.0, ge=0, le=100, description="Greatest guidance weight; equal to guidance_min for a fixed one, 1: unguided."
-    )
-    guidance_interval: Interval = Field(
-        (0.0, 1.0), description="Times (low, high) in which the velocity is guided; unguided outside."
-    )
     time_location: float = Field(-0.4, ge=-10, le=10, description="Mean of logit(time) of both times (paper: -0.4).")
     time_scale: PositiveFloat = Field(1.0, le=10, description="Its deviation (paper: 1.0).")
     end_location: float | None = Field(
@@ -44,29 +32,12 @@ class MeanFlowOptions(ComponentConfig):
     label_dropout: float = Field(
         0.1, ge=0, le=1, description="velocity: data: share of labels replaced by the null class (paper: 0.1)."
     )
-    derivative: Literal["forward-mode", "central", "one-sided"] = Field(
-        "forward-mode",
-        description="forward-mode: exact, math attention; central: two passes, fused attention; one-sided: one pass, "
-        "reuses the gradient pass, which must not run in bf16.",
-    )
-    derivative_step: float = Field(
-        5e-3, ge=1e-6, le=0.1, description="Step in time of central and one-sided differences."
-    )
 
     @model_validator(mode="after")
     def _check_common(self) -> MeanFlowOptions:
-        if self.guidance_min > self.guidance_max:
-            raise ValueError(f"guidance_min={self.guidance_min:g} exceeds guidance_max={self.guidance_max:g}")
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval must rise, got {list(self.guidance_interval)}")
         if self.end_scale is not None and self.end_location is None:
             raise ValueError("end_scale belongs to end_location; set that too")
         return self
-
-    @property
-    def guided(self) -> bool:
-        """Whether any weight differs from 1."""
-        return (self.guidance_min, self.guidance_max) != (1.0, 1.0)
 
 
 class MeanFlowConfig(MeanFlowOptions):

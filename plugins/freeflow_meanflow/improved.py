@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import BuildContext, Models
+from freeflow_core.interfaces import Models
 from freeflow_core.math.flow import uniform_between
-from freeflow_core.objective_kit.passes import check_derivative
+from freeflow_core.objective_kit.jumps import take
+from freeflow_core.objective_kit.rows import NoisyRows
 from freeflow_core.types import Draws
 from freeflow_meanflow.config import ImprovedMeanFlowConfig
-from freeflow_meanflow.own_velocity import mix_guided, own_velocities
-from freeflow_meanflow.rows import Rows
-from freeflow_meanflow.step import Field, MeanFlowStep
+from freeflow_meanflow.step import Field, MeanFlowStep, mix_guided, velocities_now
 
 
 @final
@@ -32,8 +30,6 @@ class ImprovedMeanFlow(MeanFlowStep):
     Fixed point: the exact average velocity in the mean over data; the power p > 0 shifts it, least in high dimension.
     Cost with the share m = 1 - ``instant_share``: F + B + m (J + F), and 2F for guided rows. From data alone: with a
     teacher's velocity its gradient would be MeanFlow's. Known failure: without the stop-gradient it is second order.
-
-    Random streams: ``guidance``, ``time``, ``end-time``, ``noise``, ``label-dropout``.
     """
 
     needs_teacher = False
@@ -42,29 +38,19 @@ class ImprovedMeanFlow(MeanFlowStep):
         super().__init__(config)
         self._config = config
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, ImprovedMeanFlowConfig)
-        check_derivative(config.derivative, context)
-        return cls(config)
-
     def draw_guidance(self, draws: Draws) -> Tensor:
         uniform, low, high = draws.uniform("guidance"), self._config.guidance_min, self._config.guidance_max
         if self._config.guidance_distribution == "uniform" or low == high:
             return uniform_between(uniform, low, high)
         return torch.exp(uniform_between(uniform, math.log(low), math.log(high)))
 
-    def dropout(self) -> float:
-        return self._config.label_dropout
-
-    def field(self, models: Models, rows: Rows) -> Field:
-        guided = rows.weight != 1
-        moving = torch.zeros_like(guided).index_fill(0, rows.moving, True)
-        asked, null = (guided | moving).nonzero().flatten(), guided.nonzero().flatten()
-        u_c, u_null = own_velocities(models["student"], rows, asked, null)
-        of_moving = moving[asked].nonzero().flatten().to(u_c.device, non_blocking=True)
+    def field(self, models: Models, rows: NoisyRows, weight: Tensor, moving: Tensor) -> Field:
+        guided = weight != 1
+        moves = torch.zeros_like(guided).index_fill(0, moving, True)
+        asked, null = (guided | moves).nonzero().flatten(), guided.nonzero().flatten()
+        u_c, u_null = velocities_now(models["student"], rows, asked, null)
+        tangent = take(u_c, moves[asked].nonzero().flatten())
         if not len(null):
-            return Field(rows.velocity, u_c[of_moving])
-        of_guided = guided[asked].nonzero().flatten().to(u_c.device, non_blocking=True)
-        mixing = 1 - 1 / rows.weight[null]
-        return Field(mix_guided(rows, null, mixing, u_c[of_guided], u_null), u_c[of_moving])
+            return Field(rows.velocity, tangent)
+        u_guided = take(u_c, guided[asked].nonzero().flatten())
+        return Field(mix_guided(rows, null, weight[null], 1 - 1 / weight[null], u_guided, u_null), tangent)

@@ -91,7 +91,7 @@ def pairs_of_paths(velocity: Any, x: Tensor, noise: Tensor, t: Tensor) -> tuple[
 
 def times_of(objective: Any, draws: GivenDraws) -> tuple[Tensor, dict[str, Tensor]]:
     """t of the first half of the rows, and the time streams repeated for the second."""
-    from freeflow_meanflow.times import time_pairs
+    from freeflow_meanflow.step import time_pairs
 
     half = len(draws.index) // 2
     streams = {name: draws.uniform(name)[:half].repeat(2) for name in ("time", "end-time", "guidance")}
@@ -178,7 +178,7 @@ def test_improved_takes_its_own_velocity_as_tangent() -> None:
     torch.testing.assert_close(ours[instant], plain[instant])
     assert (ours - plain)[moving].abs().median() > 1e-3
 
-    from freeflow_meanflow.times import time_pairs
+    from freeflow_meanflow.step import time_pairs
 
     t, s, _ = time_pairs(draws, ImprovedMeanFlowConfig(**PLAIN))
     x_t = linear_interpolate(x, draws.noise("noise", (3,)), t)

@@ -10,7 +10,7 @@ from exact_maps import ClassTeacher, RandomStudent
 from freeflow_meanflow.config import ImprovedMeanFlowConfig, MeanFlowConfig
 from freeflow_meanflow.improved import ImprovedMeanFlow
 from freeflow_meanflow.meanflow import MeanFlow
-from freeflow_meanflow.times import time_pairs
+from freeflow_meanflow.step import time_pairs
 from objective_helpers import GivenDraws, LocalContext, Spy, build, losses, progress
 from pydantic import ValidationError
 
