@@ -15,7 +15,6 @@ from rich.text import Text
 
 from freeflow_cli import formats
 from freeflow_cli.console import is_main_process, output
-from freeflow_core.config.run import row_title
 
 if TYPE_CHECKING:
     from freeflow_core.api import RunResult
@@ -34,6 +33,8 @@ def score_tables(
     scores: Mapping[str, Mapping[str, float]], *, evaluation: EvaluationConfig | None = None, width: int = 100
 ) -> list[Table]:
     """``scores`` by row and name as one table, or as several when the columns do not fit into ``width``."""
+    from freeflow_core.config.run import row_title  # with pydantic behind it: not a price for --help
+
     names = list(dict.fromkeys(name for row in scores.values() for name in row))
     costs = [name for name in (EVALUATIONS, MILLISECONDS) if name in names]
     columns = costs + [name for name in names if name not in costs]
@@ -82,8 +83,6 @@ def print_result(result: RunResult, command: str, config: RunConfig | None) -> N
     """Scores, files and next commands on stdout; silent on all but the main process."""
     if not is_main_process():
         return
-    from freeflow_cli.results import score_tables  # with pydantic behind it: not a price for --help
-
     console = output()
     if result.scores:
         evaluation = config.evaluation if config else None
@@ -149,12 +148,18 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 def print_checks(console: Console, checks: Sequence[Check]) -> None:
     """One line a finding: status, name, detail."""
+    print_columns(console, ((Text(c.status, style=STYLES[c.status]), Text(c.name), Text(c.detail)) for c in checks))
+
+
+def print_columns(console: Console, rows: Iterable[Sequence[Text]]) -> None:
+    """Rows of equally many cells without lines between them; only the last column is folded."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in checks:
-        table.add_row(Text(check.status, style=STYLES[check.status]), Text(check.name), Text(check.detail))
+    for number, row in enumerate(rows):
+        if not number:
+            for _ in row[1:]:
+                table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
+        table.add_row(*row)
     console.print(table)
 
 

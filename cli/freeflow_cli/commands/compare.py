@@ -130,7 +130,6 @@ def compare(
         assignments=tuple(assignments or ()),
         assignments_for=tuple(assignments_for or ()),
     )
-    from freeflow_cli.commands.compare import print_comparison
     from freeflow_core import api
 
     with session.progress():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,40 +27,19 @@ def _completion(kind: str) -> Callable[[typer.Context, str], list[tuple[str, str
     return complete
 
 
-TeacherName = Annotated[
-    str | None,
-    typer.Option("--teacher", metavar="NAME", autocompletion=_completion("teacher"), help="Teacher, by name."),
-]
-ObjectiveName = Annotated[
-    str | None,
-    typer.Option("--objective", metavar="NAME", autocompletion=_completion("objective"), help="What is minimised."),
-]
-StudentName = Annotated[
-    str | None,
-    typer.Option("--student", metavar="NAME", autocompletion=_completion("student"), help="Network to train."),
-]
-SourceName = Annotated[
-    str | None,
-    typer.Option("--source", metavar="NAME", autocompletion=_completion("source"), help="Training data."),
-]
-CodecName = Annotated[
-    str,
-    typer.Option(
-        "--codec", metavar="NAME", autocompletion=_completion("codec"), help="What makes latents of the images."
-    ),
-]
+def _named(kind: str, help_text: str) -> Any:
+    return typer.Option(f"--{kind}", metavar="NAME", autocompletion=_completion(kind), help=help_text)
+
+
+TeacherName = Annotated[str | None, _named("teacher", "Teacher, by name.")]
+ObjectiveName = Annotated[str | None, _named("objective", "What is minimised.")]
+StudentName = Annotated[str | None, _named("student", "Network to train.")]
+SourceName = Annotated[str | None, _named("source", "Training data.")]
+CodecName = Annotated[str, _named("codec", "What makes latents of the images.")]
+PresetName = Annotated[str | None, _named("preset", "Start from this preset; without it and --config: digits.")]
 TrainedStudent = Annotated[
     Path | None,
     typer.Option("--run", "--student", metavar="PATH", help="Folder of a run, a student file, or a published student."),
-]
-PresetName = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        metavar="NAME",
-        autocompletion=_completion("preset"),
-        help="Start from this preset; without it and --config: digits.",
-    ),
 ]
 ConfigFile = Annotated[
     Path | None,

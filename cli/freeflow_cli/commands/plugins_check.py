@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from freeflow_cli.catalogue import PRESET, Entry, check_kind, entries, find, plugin_entries
 from freeflow_cli.commands import options
 from freeflow_cli.console import output
-from freeflow_cli.results import print_line
+from freeflow_cli.results import print_columns, print_line
 from freeflow_cli.session import Session
 from freeflow_core.config import ComponentChoice
 from freeflow_core.config.load import merge, parse_assignment, resolve_choice
@@ -126,15 +125,13 @@ def _check(
 
 
 def _print(console: Console, report: Report) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for result in report.results:
+    def check(result: CheckResult) -> Text:
         text = Text(result.check)
         if result.message:
             text.append(f"\n{result.message}", style="default" if result.status == "failed" else "dim")
-        table.add_row(Text(result.status, style=_STYLES[result.status]), text)
+        return text
+
     print_line(console, f"{report.kind} {report.name}")
-    console.print(table)
+    print_columns(console, ((Text(r.status, style=_STYLES[r.status]), check(r)) for r in report.results))
     counts = ", ".join(f"{report.count(status)} {status}" for status in _STYLES)
     print_line(console, f"{counts}\n")

@@ -15,7 +15,7 @@ from freeflow_cli.commands import options
 from freeflow_cli.commands.options import Request
 from freeflow_cli.console import is_main_process, output, warn
 from freeflow_cli.formats import size
-from freeflow_cli.results import print_line, print_result
+from freeflow_cli.results import print_columns, print_line, print_result
 from freeflow_cli.session import Session
 
 if TYPE_CHECKING:
@@ -38,15 +38,8 @@ def distill(
     dry_run: options.DryRun = False,
 ) -> None:
     """Distil a teacher into a one-step student. Without options: the digits preset, in minutes on a CPU."""
-    request = Request(
-        "distill",
-        preset=preset,
-        file=config,
-        components={"teacher": teacher, "objective": objective, "student": student, "source": source},
-        seed=seed,
-        assignments=tuple(assignments or ()),
-        resume_in=output if resume else None,
-    )
+    chosen = {"teacher": teacher, "objective": objective, "student": student, "source": source}
+    request = Request("distill", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
     train(Session.of(context), request, folder=output, resume=resume, dry_run=dry_run)
 
 
@@ -63,28 +56,17 @@ def pretrain(
     dry_run: options.DryRun = False,
 ) -> None:
     """Train a teacher from data. Without options: the digits preset, in minutes on a CPU."""
-    request = Request(
-        "pretrain",
-        preset=preset,
-        file=config,
-        components={"source": source, "student": student},
-        seed=seed,
-        assignments=tuple(assignments or ()),
-        resume_in=output if resume else None,
-    )
+    chosen = {"source": source, "student": student}
+    request = Request("pretrain", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
     train(Session.of(context), request, folder=output, resume=resume, dry_run=dry_run)
 
 
 def config_application() -> typer.Typer:
     """The ``config`` group."""
     app = typer.Typer(help="Look at run configurations.", no_args_is_help=True)
-    app.callback()(_group)
+    app.callback()(lambda: None)  # without it a group of one command would be that command
     app.command("show")(show)
     return app
-
-
-def _group() -> None:
-    """Look at run configurations."""
 
 
 def show(
@@ -105,15 +87,8 @@ def show(
     """Print the resolved configuration, every default written out. The output is a valid --config file."""
     from freeflow_core.config import to_yaml
 
-    request = Request(
-        command,
-        preset=preset,
-        file=config,
-        components={"teacher": teacher, "objective": objective, "student": student, "source": source},
-        seed=seed,
-        assignments=tuple(assignments or ()),
-    )
-    resolved = request.load(Session.of(context))
+    chosen = {"teacher": teacher, "objective": objective, "student": student, "source": source}
+    resolved = Request(command, preset, config, chosen, seed, tuple(assignments or ())).load(Session.of(context))
     typer.echo(resolved.model_dump_json(indent=2) if as_json else to_yaml(resolved).rstrip("\n"))
 
 
@@ -141,12 +116,7 @@ def print_plan(session: Session, config: RunConfig) -> None:
     console = output()
     console.print(network_table(plan))
     console.print(memory_table(plan))
-    lines = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    lines.add_column(style="bold", no_wrap=True)
-    lines.add_column(overflow="fold")
-    for name, value in facts(plan):
-        lines.add_row(Text(name), Text(value))
-    console.print(lines)
+    print_columns(console, ((Text(name, style="bold"), Text(value)) for name, value in facts(plan)))
     print_line(console, "Dry run: nothing was trained or written.")
     for warning in plan.warnings:
         warn(warning)
