@@ -1,20 +1,19 @@
 """For plugin authors: exact oracles and contract tests."""
 
-from freeflow_core.testing.contracts import (
-    CodecContract,
-    ComponentContract,
-    ContractFailure,
-    EvaluatorContract,
-    ObjectiveContract,
-    SamplerContract,
-    SourceContract,
-    StudentContract,
-    TeacherContract,
-    TrackerContract,
-    VerifierContract,
-)
+from freeflow_core.testing.contracts.base import ComponentContract, ContractFailure
+from freeflow_core.testing.contracts.codec import CodecContract
+from freeflow_core.testing.contracts.evaluation import EvaluatorContract, VerifierContract
+from freeflow_core.testing.contracts.objective import ObjectiveContract
+from freeflow_core.testing.contracts.runner import CONTRACTS, CheckResult, check_names, run_contract
+from freeflow_core.testing.contracts.sampler import SamplerContract
+from freeflow_core.testing.contracts.source import SourceContract
+from freeflow_core.testing.contracts.student import StudentContract
+from freeflow_core.testing.contracts.teacher import TeacherContract
+from freeflow_core.testing.contracts.tracker import TrackerContract
 
 __all__ = [
+    "CONTRACTS",
+    "CheckResult",
     "CodecContract",
     "ComponentContract",
     "ContractFailure",
@@ -26,4 +25,6 @@ __all__ = [
     "TeacherContract",
     "TrackerContract",
     "VerifierContract",
+    "check_names",
+    "run_contract",
 ]

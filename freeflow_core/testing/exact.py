@@ -56,23 +56,20 @@ class GaussianTeacher(Teacher):
         self.register_buffer("std", std)
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, GaussianConfig)
+    def from_config(cls, config: GaussianConfig, context: BuildContext) -> Self:
         return cls(torch.tensor(config.mean), torch.tensor(config.std))
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         t = expand_times(t, x_t)
-        mean, variance = self.mean.to(x_t), self.std.to(x_t).square()
-        slope = (t - (1 - t) * variance) / ((1 - t).square() * variance + t.square())
+        mean, std = self.mean.to(x_t), self.std.to(x_t)
+        slope = (t - (1 - t) * std.square()) / ((1 - t).square() * std.square() + t.square())
         return slope * (x_t - (1 - t) * mean) - mean
 
     def exact_flow_map(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """X(x_t, t, s) = (1 - s) mean + std_s / std_t (x_t - (1 - t) mean), (N, *D)."""
         t, s = expand_times(t, x_t), expand_times(s, x_t)
-        mean, variance = self.mean.to(x_t), self.std.to(x_t).square()
-        spread_t = ((1 - t).square() * variance + t.square()).sqrt()
-        spread_s = ((1 - s).square() * variance + s.square()).sqrt()
-        return (1 - s) * mean + spread_s / spread_t * (x_t - (1 - t) * mean)
+        mean, std = self.mean.to(x_t), self.std.to(x_t)
+        return (1 - s) * mean + _spread(std, s) / _spread(std, t) * (x_t - (1 - t) * mean)
 
     def null_condition(self, condition: Condition) -> Condition:
         """None: the teacher is unconditional, so its guided velocity is its velocity at every weight."""
@@ -96,16 +93,14 @@ class GaussianStudent(AverageVelocityStudent):
         self.std = nn.Parameter(std)
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, GaussianConfig)
+    def from_config(cls, config: GaussianConfig, context: BuildContext) -> Self:
         return cls(torch.tensor(config.mean), torch.tensor(config.std))
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         t, s = expand_times(t, x_t), expand_times(s, x_t)
-        mean, variance = self.mean.to(x_t), self.std.to(x_t).square()
-        spread_t = ((1 - t).square() * variance + t.square()).sqrt()
-        spread_s = ((1 - s).square() * variance + s.square()).sqrt()
-        slope = (t + s - (2 - t - s) * variance) / (spread_t * (spread_t + spread_s))
+        mean, std = self.mean.to(x_t), self.std.to(x_t)
+        spread_t, spread_s = _spread(std, t), _spread(std, s)
+        slope = (t + s - (2 - t - s) * std.square()) / (spread_t * (spread_t + spread_s))
         return slope * (x_t - (1 - t) * mean) - mean
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -128,6 +123,11 @@ class GaussianStudent(AverageVelocityStudent):
             {"mean": torch.empty(shape), "std": torch.empty(shape)}, state.tensors, "exact student's checkpoint"
         )
         return cls(state.tensors["mean"], state.tensors["std"])
+
+
+def _spread(std: Tensor, t: Tensor) -> Tensor:
+    """Deviation of x_t."""
+    return ((1 - t).square() * std.square() + t.square()).sqrt()
 
 
 def _checked(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Self, final
 
 from torch import Tensor
 
-from freeflow_core.config.component import ComponentChoice, ComponentConfig
+from freeflow_core.config.component import ComponentChoice
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
 from freeflow_core.math.flow import extrapolate
@@ -47,9 +47,13 @@ class AutoguidedTeacher(Teacher):
         )
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, AutoguidanceConfig)
-        return cls(_build(context, config.main), _build(context, config.guide))
+    def from_config(cls, config: AutoguidanceConfig, context: BuildContext) -> Self:
+        def teacher(choice: ComponentChoice) -> Teacher:
+            options = choice.model_dump()
+            built: Teacher = context.component("teacher", options.pop("name"), options)
+            return built
+
+        return cls(teacher(config.main), teacher(config.guide))
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return self.main.velocity(x_t, t, condition)
@@ -76,10 +80,3 @@ class AutoguidedTeacher(Teacher):
 
     def network_state(self) -> NetworkState | None:
         return self.main.network_state()
-
-
-def _build(context: BuildContext, choice: ComponentChoice) -> Teacher:
-    options = choice.model_dump()
-    name = options.pop("name")
-    teacher: Teacher = context.component("teacher", name, options)
-    return teacher

@@ -21,6 +21,15 @@ class GridConfig(ComponentConfig):
     )
 
 
+class FewStepConfig(GridConfig):
+    """Options of several student jumps."""
+
+    renoise: bool = Field(
+        False,
+        description="True: each jump goes to t = 0 and fresh noise leads to the next time; False: t to s directly.",
+    )
+
+
 class VelocityConfig(GridConfig):
     """What all velocity samplers share."""
 
@@ -28,27 +37,6 @@ class VelocityConfig(GridConfig):
         "float32",
         description="Precision of the state between steps; the network gets its own precision. A float64 teacher keeps "
         "float64.",
-    )
-
-
-class FixedStepConfig(VelocityConfig):
-    """What velocity samplers with fixed steps share."""
-
-    decide_at: Literal["step-start", "evaluation"] = Field(
-        "step-start",
-        description="Which time decides whether an evaluation is guided: the start of its step, or its own.",
-    )
-
-
-class EulerConfig(FixedStepConfig):
-    """Options of Euler's method."""
-
-
-class HeunConfig(FixedStepConfig):
-    """Options of Heun's method."""
-
-    final_euler: bool = Field(
-        False, description="Skip the second evaluation of the last step, as EDM and REPA do; the order drops there."
     )
 
 
@@ -60,17 +48,24 @@ class AdaptiveConfig(VelocityConfig):
     max_steps: PositiveInt = Field(10_000, description="Steps after which the solver gives up with an error.")
 
 
-class FewStepConfig(GridConfig):
-    """Options of several student jumps."""
+class EulerConfig(VelocityConfig):
+    """Options of Euler's method."""
 
-    renoise: bool = Field(
-        False,
-        description="True: each jump goes to t = 0 and fresh noise leads to the next time; False: t to s directly.",
+    decide_at: Literal["step-start", "evaluation"] = Field(
+        "step-start",
+        description="Which time decides whether an evaluation is guided: the start of its step, or its own.",
     )
 
 
-class StudentThenTeacherConfig(FixedStepConfig):
+class HeunConfig(EulerConfig):
+    """Options of Heun's method."""
+
+    final_euler: bool = Field(
+        False, description="Skip the second evaluation of the last step, as EDM and REPA do; the order drops there."
+    )
+
+
+class StudentThenTeacherConfig(HeunConfig):
     """Options of one student jump followed by the teacher."""
 
-    then: Literal["euler", "heun"] = Field("heun", description="The teacher's method.")
-    final_euler: bool = Field(False, description="heun: skip the second evaluation of the last step.")
+    then: Literal["euler", "heun"] = Field("heun", description="The teacher's method; final_euler is heun's alone.")

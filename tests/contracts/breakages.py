@@ -43,13 +43,8 @@ class Undescribed(Config):
 class Mistaken:
     """Keeps the mistake."""
 
-    mistake = "none"
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Any:
-        built = cls()
-        built.mistake = config.mistake  # type: ignore[attr-defined]
-        return built
+    def __init__(self, config: Config) -> None:
+        self.mistake = config.mistake
 
 
 class BrokenStudent(GaussianStudent):
@@ -58,9 +53,9 @@ class BrokenStudent(GaussianStudent):
     mistake = "none"
 
     @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
+    def from_config(cls, config: Config, context: BuildContext) -> Self:  # type: ignore[override]
         built = cls(torch.tensor([0.5, -1.0]), torch.tensor([0.6, 1.4]))
-        built.mistake = config.mistake  # type: ignore[attr-defined]
+        built.mistake = config.mistake
         return built
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
@@ -209,47 +204,14 @@ class BrokenTracker(Mistaken, Tracker):
         pass
 
 
-def _component(kind: str, config: str = "Config") -> list[Component]:
-    return [Component(f"broken-{kind}", f"{__name__}:Broken{kind.capitalize()}", f"{__name__}:{config}", "Broken")]
+def _offers(kind: str) -> Any:
+    def offer() -> list[Component]:
+        config = "Undescribed" if kind == "codec" else "Config"
+        return [Component(f"broken-{kind}", f"{__name__}:Broken{kind.capitalize()}", f"{__name__}:{config}", "Broken")]
+
+    return hookimpl(offer)
 
 
-@hookimpl
-def freeflow_students() -> list[Component]:
-    """The student."""
-    return _component("student")
-
-
-@hookimpl
-def freeflow_samplers() -> list[Component]:
-    """The sampler."""
-    return _component("sampler")
-
-
-@hookimpl
-def freeflow_codecs() -> list[Component]:
-    """The codec."""
-    return _component("codec", "Undescribed")
-
-
-@hookimpl
-def freeflow_sources() -> list[Component]:
-    """The source."""
-    return _component("source")
-
-
-@hookimpl
-def freeflow_evaluators() -> list[Component]:
-    """The evaluator."""
-    return _component("evaluator")
-
-
-@hookimpl
-def freeflow_verifiers() -> list[Component]:
-    """The verifier."""
-    return _component("verifier")
-
-
-@hookimpl
-def freeflow_trackers() -> list[Component]:
-    """The tracker."""
-    return _component("tracker")
+freeflow_students, freeflow_samplers, freeflow_codecs = _offers("student"), _offers("sampler"), _offers("codec")
+freeflow_sources, freeflow_trackers = _offers("source"), _offers("tracker")
+freeflow_evaluators, freeflow_verifiers = _offers("evaluator"), _offers("verifier")

@@ -9,19 +9,23 @@ import pytest
 from contract_table import CASES, Case
 
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.testing.contracts import CONTRACTS
-from freeflow_core.testing.contracts.runner import check_names
+from freeflow_core.testing import CONTRACTS, check_names
 
 REGISTRY = Registry(Manager.load(trust=True))
 _MADE: dict[tuple[str, str], Case] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``test_it_keeps_its_contract(kind_of_component, name, check)`` becomes a test for each component and check."""
-    kind = getattr(metafunc.module, "KIND", None)
-    if "check" in metafunc.fixturenames and kind is not None:
-        pairs = [(name, check) for name in REGISTRY.components(kind) for check in check_names(CONTRACTS[kind])]
-        metafunc.parametrize(("name", "check"), pairs, ids=[f"{name}-{check[5:]}" for name, check in pairs])
+    """``test_it_keeps_its_contract(kind, name, check)`` becomes a test for each component and check."""
+    if "check" in metafunc.fixturenames and "run_check" in metafunc.fixturenames:
+        cases = [
+            (kind, name, check)
+            for kind, contract in CONTRACTS.items()
+            for name in REGISTRY.components(kind)
+            for check in check_names(contract)
+        ]
+        ids = [f"{kind}-{name}-{check[5:]}" for kind, name, check in cases]
+        metafunc.parametrize(("kind", "name", "check"), cases, ids=ids)
 
 
 @pytest.fixture(scope="session")

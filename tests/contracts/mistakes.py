@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from freeflow_core.config import ComponentConfig
 from freeflow_core.interfaces import (
     AverageVelocityStudent,
-    BuildContext,
     Context,
     Models,
     Objective,
@@ -35,27 +34,28 @@ class Config(ComponentConfig):
 class PlaneTeacher(Teacher):
     """The exact velocity of a Gaussian in the plane."""
 
-    def __init__(self, mistake: str) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.mistake = mistake
+        self.mistake = mistake = config.mistake
         self.sample_shape = (2,)
         self.num_classes = 3 if mistake in ("condition", "labels") else None
         self.mean = nn.Parameter(torch.tensor([0.5, -1.0]))
         self.std = nn.Parameter(torch.tensor([0.5, 2.0]))
         self.hidden = torch.ones(2, requires_grad=mistake == "trainable")
 
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, Config)
-        return cls(config.mistake)
-
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         if self.mistake in ("time", "time-and-sign"):
             t = 1 - t
+        if self.mistake == "squared-time":
+            t = t.square()
+        if self.mistake == "large-states":
+            x_t = 2 * x_t
         time = expand_times(t, x_t)
         mean, variance = self.mean.to(x_t), self.std.to(x_t).square()
         slope = (time - (1 - time) * variance) / ((1 - time).square() * variance + time.square())
         v = slope * (x_t - (1 - time) * mean) - mean
+        if self.mistake == "zero":
+            return 0 * v
         if self.mistake == "shape":
             return v[:, :1]
         if self.mistake == "dtype":
@@ -83,13 +83,8 @@ class PlaneObjective(Objective):
 
     requires = AverageVelocityStudent
 
-    def __init__(self, mistake: str) -> None:
-        self.mistake = mistake
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        assert isinstance(config, Config)
-        return cls(config.mistake)
+    def __init__(self, config: Config) -> None:
+        self.mistake = config.mistake
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
         if self.mistake == "trains-teacher":

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.testing.contracts import CONTRACTS, run_contract
-from freeflow_core.testing.contracts.runner import check_names
+from freeflow_core.testing import CONTRACTS, check_names, run_contract
 
 PLUGIN = Path(__file__).with_name("breakages.py")
 EXPECTED = {

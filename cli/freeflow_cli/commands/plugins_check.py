@@ -22,7 +22,7 @@ from freeflow_core.errors import ConfigError, UnknownComponent
 from freeflow_core.plugin import Registry
 
 if TYPE_CHECKING:
-    from freeflow_core.testing.contracts import CheckResult
+    from freeflow_core.testing import CheckResult
 
 _STYLES = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
 _WITH_TEACHER = ("student", "objective", "evaluator", "verifier")
@@ -108,7 +108,7 @@ def _check(
     *,
     alone: bool,
 ) -> Iterable[CheckResult]:
-    from freeflow_core.testing.contracts import CONTRACTS, CheckResult, run_contract
+    from freeflow_core.testing import CONTRACTS, CheckResult, run_contract
 
     if not alone:
         try:

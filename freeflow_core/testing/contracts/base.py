@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import functools
+import math
 import unittest
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar
 
 import torch
 import yaml
+from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, ComponentConfig
 from freeflow_core.config.load import resolve_choice
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError
-from freeflow_core.interfaces import Source, Teacher
+from freeflow_core.interfaces import Source, Student, Teacher
+from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.weights import WeightStore
 
 SEED = 20
+Choice: TypeAlias = tuple[str, Mapping[str, Any]]
+"""Name and options of a component."""
+TEACHERS: Sequence[Choice] = (
+    ("gaussian-mixture", {"num_modes": 4, "num_classes": 2, "std": 0.3}),
+    ("digits", {}),
+)
+"""Small teachers that come with freeflow, tried in order where a contract names none."""
+_T = TypeVar("_T")
 
 
 class ContractFailure(AssertionError):
@@ -42,8 +53,6 @@ class ComponentContract:
     options: ClassVar[Mapping[str, Any]] = {}
     plugin: ClassVar[Path | str | None] = None
     registry: ClassVar[Registry | None] = None
-
-    # -- Checks ---------------------------------------------------------------------------------------------------
 
     def test_builds_from_its_configuration(self) -> None:
         """``from_config`` makes an object of the kind's interface from validated options."""
@@ -85,19 +94,30 @@ class ComponentContract:
             "Write Field(default, description=...).",
         )
 
-    # -- For the checks of each kind ------------------------------------------------------------------------------
-
     def expect(self, holds: bool, expected: str, came: str, advice: str = "") -> None:
         """Fail with a message that names the component unless ``holds``."""
         if not holds:
             self.fail(expected, came, advice)
 
-    def fail(self, expected: str, came: str, advice: str = "") -> None:
+    def expect_repeatable(self, ask: Callable[[], _T], what: str, advice: str = "") -> _T:
+        """Fail unless ``ask`` gives the same twice, without torch's global generator; its first answer."""
+        before = torch.get_rng_state()
+        first, second = ask(), ask()
+        used = not torch.equal(before, torch.get_rng_state())
+        self.expect(
+            same(first, second) and not used,
+            f"the same from {what} for the same input",
+            "torch's global random numbers drawn" if used else "another answer the second time",
+            advice or "Take every random number from draws: draws.noise('name', shape), draws.uniform('name').",
+        )
+        return first
+
+    def fail(self, expected: str, came: str, advice: str = "") -> NoReturn:
         """Fail: what was expected, what came, and what to do."""
         text = f"The {self.kind} {self.component!r}: expected {expected}; got {came}."
         raise ContractFailure(f"{text} {advice}".rstrip())
 
-    def skip(self, reason: str) -> None:
+    def skip(self, reason: str) -> NoReturn:
         """End a check that has nothing to look at here."""
         raise unittest.SkipTest(reason)
 
@@ -162,3 +182,54 @@ def _cached_weights(registry: Registry) -> Callable[[str], Path]:
         return found
 
     return weights
+
+
+class WithTeacher(ComponentContract):
+    """A contract whose component lives beside a teacher.
+
+    Attributes:
+        teacher: name of the teacher that stands beside it; None: the first of freeflow's own that fits.
+        teacher_options: that teacher's options.
+    """
+
+    teacher: ClassVar[str | None] = None
+    teacher_options: ClassVar[Mapping[str, Any]] = {}
+
+    def teachers(self) -> Sequence[Choice]:
+        """The teachers to try."""
+        return TEACHERS if self.teacher is None else ((self.teacher, self.teacher_options),)
+
+    def build_teacher(self, choice: Choice, device: str = "cpu") -> Teacher:
+        """One of them, frozen."""
+        name, options = choice
+        return self.builder(device).teacher(ComponentChoice(name=name, options=dict(options))).float()
+
+    def student_beside(self, teacher: Teacher, name: str, options: Mapping[str, Any], device: str = "cpu") -> Student:
+        """A student built beside a teacher, with the weights it starts from."""
+        student: Student = self.build_other("student", name, options, device, teacher=teacher)
+        student.load_teacher(teacher)
+        return student.to(device).float()
+
+
+def draws_of(rows: int, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 5) -> PhiloxDraws:
+    """Draws of the samples 0 to ``rows - 1``."""
+    return PhiloxDraws(seed, torch.arange(rows), device=device, dtype=dtype)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """||found - expected|| / ||expected||; infinity where shapes differ or a number is not finite."""
+    if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
+        return math.inf
+    size = float(expected.detach().double().norm())
+    return float((found.detach().double() - expected.detach().double()).norm()) / max(size, 1e-12)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two tensors, or dictionaries, tuples and lists of them, hold the same values."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, tuple | list) and isinstance(second, tuple | list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,8 +13,8 @@ from freeflow_core.engine.checkpoint import Checkpoints
 from freeflow_core.engine.trainer import check_losses
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import ObjectiveInRounds, Role, StartTimes, Student
+from freeflow_core.testing.contracts.base import same
 from freeflow_core.testing.contracts.objective_scene import ROWS, ObjectiveScenes, Scene, exact_losses
-from freeflow_core.testing.contracts.tensors import watched_random_state
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import describe
 
@@ -34,8 +33,6 @@ class ObjectiveContract(ObjectiveScenes):
     """
 
     stationary: ClassVar[bool | Literal["limit"]] = "limit"
-
-    # -- What it says of itself -----------------------------------------------------------------------------------
 
     def test_builds_from_its_configuration(self) -> None:
         """``from_config`` makes an objective from validated options, beside a teacher."""
@@ -81,8 +78,6 @@ class ObjectiveContract(ObjectiveScenes):
                     "Give it copy.deepcopy(student).",
                 )
 
-    # -- Losses ---------------------------------------------------------------------------------------------------
-
     def test_losses_are_one_number_a_sample(self) -> None:
         """Each role's ``per_sample`` is (n,), finite, with gradient; ``terms`` are detached scalars."""
         scene = self.scene()
@@ -106,14 +101,8 @@ class ObjectiveContract(ObjectiveScenes):
         """Asked twice for the same rows, it gives the same losses; torch's global generator is not used."""
         scene = self.scene()
         micro = scene.micro_batch()
-        with watched_random_state() as used:
-            first, second = scene.losses(micro), scene.losses(micro)
-        same = all(torch.equal(first[role].per_sample, second[role].per_sample) for role in first)
-        self.expect(
-            same and first.keys() == second.keys() and not used[0],
-            "the same losses for the same batch, draws and progress",
-            "global random numbers drawn" if used[0] else "other losses the second time",
-            "Take every random number from draws: draws.noise('name', shape), draws.uniform('name').",
+        self.expect_repeatable(
+            lambda: {role: loss.per_sample for role, loss in scene.losses(micro).items()}, "losses() of one batch"
         )
 
     def test_every_trainable_role_gets_its_loss(self) -> None:
@@ -173,9 +162,9 @@ class ObjectiveContract(ObjectiveScenes):
         for name, network in still.items():
             if name not in copied:
                 self.expect(
-                    _same(before[name], _copies(network)), f"{name!r}, which is frozen, unchanged", "changed weights"
+                    same(before[name], _copies(network)), f"{name!r}, which is frozen, unchanged", "changed weights"
                 )
-        moved = scene.state.roles["student"].updates == 0 or not _same(student, _copies(scene.components.student))
+        moved = scene.state.roles["student"].updates == 0 or not same(student, _copies(scene.components.student))
         self.expect(moved, "a student that learns", "the same weights after three steps")
 
     def test_means_are_the_same_however_the_batch_is_split(self) -> None:
@@ -196,8 +185,6 @@ class ObjectiveContract(ObjectiveScenes):
                 "Choose rows by draws.split, and take means over the batch from context.mean, with uses_batch_means.",
             )
 
-    # -- Running --------------------------------------------------------------------------------------------------
-
     def test_resumes_bit_for_bit(self) -> None:
         """5 steps, a checkpoint, and 5 more from it, are 10 steps: weights, averages, moments, its own state."""
         through = self.scene()
@@ -216,7 +203,7 @@ class ObjectiveContract(ObjectiveScenes):
         expected, found = through.state.tensors(), resumed.state.tensors()
         for name, tensors in expected.items():
             self.expect(
-                _same(tensors, found[name]),
+                same(tensors, found[name]),
                 f"{name} after a restart to be what it is without one",
                 "other numbers",
                 "Keep what losses() remembers between steps in a StatefulObjective.",
@@ -237,8 +224,6 @@ class ObjectiveContract(ObjectiveScenes):
         scene = self.scene(device="cuda")
         scene.trainer.step()
         scene.trainer.read_metrics()
-
-    # -- The solution ---------------------------------------------------------------------------------------------
 
     def test_the_exact_map_is_a_stationary_point(self) -> None:
         """At the exact flow map of a Gaussian the student's gradient vanishes as far as ``stationary`` says."""
@@ -294,7 +279,3 @@ def _restarted(scene: Scene) -> Scene:
 
 def _copies(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

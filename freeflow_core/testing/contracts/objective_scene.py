@@ -19,7 +19,7 @@ from freeflow_core.engine.trainer import MicroBatch, Trainer
 from freeflow_core.errors import FreeflowError
 from freeflow_core.interfaces import Context, Model, Models, Objective, PolicyStudent, Student
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.testing.contracts.surroundings import WithTeacher
+from freeflow_core.testing.contracts.base import WithTeacher
 from freeflow_core.testing.exact import GaussianTeacher
 from freeflow_core.tools.cost.step import PlannedProcess
 from freeflow_core.types import Batch, Loss, Progress

@@ -13,14 +13,13 @@ from freeflow_core.errors import FreeflowError
 from freeflow_core.plugin import Registry
 from freeflow_core.testing.contracts.base import ComponentContract, ContractFailure
 from freeflow_core.testing.contracts.codec import CodecContract
-from freeflow_core.testing.contracts.evaluator import EvaluatorContract
+from freeflow_core.testing.contracts.evaluation import EvaluatorContract, VerifierContract
 from freeflow_core.testing.contracts.objective import ObjectiveContract
 from freeflow_core.testing.contracts.sampler import SamplerContract
 from freeflow_core.testing.contracts.source import SourceContract
 from freeflow_core.testing.contracts.student import StudentContract
 from freeflow_core.testing.contracts.teacher import TeacherContract
 from freeflow_core.testing.contracts.tracker import TrackerContract
-from freeflow_core.testing.contracts.verifier import VerifierContract
 
 CONTRACTS: Mapping[str, type[ComponentContract]] = {
     contract.kind: contract

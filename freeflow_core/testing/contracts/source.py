@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from freeflow_core.interfaces import Source
-from freeflow_core.testing.contracts.base import ComponentContract
-from freeflow_core.testing.contracts.tensors import rows_of, same_condition, watched_random_state
-from freeflow_core.types import Batch, Condition, concatenate_conditions, describe
+from freeflow_core.testing.contracts.base import ComponentContract, same
+from freeflow_core.testing.contracts.teacher import rows_of
+from freeflow_core.types import Batch, Condition, concatenate_conditions, describe, index_condition
 
 _SIZE = 4
 _MOST_IMAGES = 3_000
@@ -24,7 +24,7 @@ class SourceContract(ComponentContract):
 
     def test_batches_are_what_it_says(self) -> None:
         """``batch_size`` rows of uint8 images or, where ``encoded_by`` says so, float states; nothing for a prior."""
-        source = self.source()
+        source: Source = self.build()
         for batch in itertools.islice(source.batches(0, _SIZE, 0, 1), 3):
             self.expect(isinstance(batch, Batch), "a freeflow_core.types.Batch", describe(batch))
             if not source.has_data:
@@ -37,7 +37,6 @@ class SourceContract(ComponentContract):
             x = batch.x
             if x is None:
                 self.fail("states in every batch of a source with has_data = True", "None")
-            assert x is not None
             self.expect(len(x) == _SIZE, f"{_SIZE} rows for batch_size={_SIZE}", describe(x))
             if source.encoded_by is None and x.dtype is not torch.float32:
                 self.expect(
@@ -56,7 +55,7 @@ class SourceContract(ComponentContract):
 
     def test_labels_are_in_range(self) -> None:
         """int64 from 0 to ``num_classes - 1``; None where there are no classes."""
-        source = self.source()
+        source: Source = self.build()
         if not source.has_data:
             self.skip("it has no data")
         _, condition = self.first(source, 8)
@@ -67,11 +66,9 @@ class SourceContract(ComponentContract):
                 "None",
             )
             return
-        labels = condition
-        good = isinstance(labels, Tensor) and labels.dtype is torch.int64 and labels.shape == (8 * _SIZE,)
-        self.expect(good, f"int64 labels, one for each of {8 * _SIZE} rows", describe(labels))
-        assert isinstance(labels, Tensor)
-        low, high = int(labels.min()), int(labels.max())
+        if not isinstance(condition, Tensor) or condition.dtype is not torch.int64 or condition.shape != (8 * _SIZE,):
+            self.fail(f"int64 labels, one for each of {8 * _SIZE} rows", describe(condition))
+        low, high = int(condition.min()), int(condition.max())
         self.expect(
             low >= 0 and high < source.num_classes,
             f"labels from 0 to {source.num_classes - 1}",
@@ -80,7 +77,7 @@ class SourceContract(ComponentContract):
 
     def test_goes_on_where_it_was(self) -> None:
         """``batches(start)`` yields what ``batches(0)`` yields from image ``start`` on: a restart changes nothing."""
-        source = self.source()
+        source: Source = self.build()
         through, labels = self.first(source, 6)
         for skipped in (1, 3):
             again, their_labels = self.first(source, 6 - skipped, start=skipped * _SIZE)
@@ -94,7 +91,7 @@ class SourceContract(ComponentContract):
 
     def test_two_processes_share_the_rows(self) -> None:
         """Blocks of rank 0 and rank 1 in turn are the blocks of one process: each row goes to one of them."""
-        source = self.source()
+        source: Source = self.build()
         whole, labels = self.first(source, 4)
         iterators = [source.batches(0, _SIZE, rank, 2) for rank in (0, 1)]
         blocks = [next(iterators[block % 2]) for block in range(4)]
@@ -108,23 +105,15 @@ class SourceContract(ComponentContract):
 
     def test_built_again_it_is_the_same(self) -> None:
         """Same options, same images in the same order; torch's global generator is not used."""
-        with watched_random_state() as used:
-            first, labels = self.first(self.source(), 3)
-            second, their_labels = self.first(self.source(), 3)
-        self.expect(
-            _same_rows(first, labels, second, their_labels, 0) and not used[0],
-            "the same batches from the same options",
-            "global random numbers drawn" if used[0] else "other batches",
-            "Draw the order from a generator of its own, seeded by an option.",
-        )
+        advice = "Draw the order from a generator of its own, seeded by an option."
+        self.expect_repeatable(lambda: self.first(self.build(), 3), "a source of the same options", advice)
 
     def test_held_out_images_are_apart(self) -> None:
         """uint8 images with their labels, like the training images in shape, and none of them among these."""
-        source = self.source()
+        source: Source = self.build()
         held = source.held_out()
         if held is None:
             self.skip("it holds nothing out")
-        assert held is not None
         images, labels = held
         self.expect(len(images) > 0, "held-out images, or None instead of no image", describe(images))
         self.expect(rows_of(labels) in (None, len(images)), f"{len(images)} labels, or None", describe(labels))
@@ -137,11 +126,6 @@ class SourceContract(ComponentContract):
         seen = {image.numpy().tobytes() for image in training[0].cpu()}
         shared = sum(image.numpy().tobytes() in seen for image in images.cpu())
         self.expect(shared == 0, "held-out images that are not trained on", f"{shared} of {len(images)} that are")
-
-    def source(self) -> Source:
-        """The source."""
-        built: Source = self.build()
-        return built
 
     def first(self, source: Source, num: int, start: int = 0) -> tuple[Tensor | None, Condition]:
         """States and conditions of ``num`` batches from image ``start`` on, of a single process."""
@@ -159,10 +143,6 @@ def _joined(batches: list[Batch]) -> tuple[Tensor | None, Condition]:
 def _same_rows(whole: Tensor | None, labels: Condition, part: Tensor | None, theirs: Condition, skipped: int) -> bool:
     if whole is None or part is None:
         return whole is part and labels is theirs
-    if not torch.equal(whole[skipped:], part):
-        return False
-    if isinstance(labels, dict):
-        labels = {name: value[skipped:] for name, value in labels.items()}
-    elif labels is not None:
-        labels = labels[skipped:]
-    return same_condition(labels, theirs)
+    return torch.equal(whole[skipped:], part) and same(
+        index_condition(labels, torch.arange(skipped, len(whole))), theirs
+    )

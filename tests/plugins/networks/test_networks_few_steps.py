@@ -11,7 +11,7 @@ from freeflow_networks.conditions import Conditions
 from freeflow_networks.config import OwnNetworkOptions
 from freeflow_networks.teacher import OwnNetworkTeacher
 from freeflow_samplers.config import FewStepConfig
-from freeflow_samplers.few_step import FewStepSampler
+from freeflow_samplers.flow_map import FewStepSampler
 from networks_support import ExactNetwork
 from test_networks_conversions import convention
 from torch import Tensor, nn

@@ -1,0 +1,237 @@
+"""What evaluators and verifiers promise. They look at handwritten digits, which come with freeflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from freeflow_core.errors import FreeflowError
+from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext, Evaluator, Source, Verifier
+from freeflow_core.testing.contracts.base import WithTeacher, draws_of, relative_difference
+from freeflow_core.types import Condition, Guidance, describe, index_condition
+
+_ROWS, _FEW = 48, 12
+
+
+class EvaluationScene(WithTeacher):
+    """How the contracts of evaluators and verifiers get what they look at.
+
+    Attributes:
+        source: where held-out images come from.
+        source_options: that source's options.
+        codec: of these images.
+        student: student that stands beside the teacher ``teacher``.
+        student_options: that student's options.
+    """
+
+    teacher: ClassVar[str | None] = "digits"
+    source: ClassVar[str] = "digits"
+    source_options: ClassVar[Mapping[str, Any]] = {}
+    codec: ClassVar[str] = "pixels"
+    student: ClassVar[str] = "transformer"
+    student_options: ClassVar[Mapping[str, Any]] = {}
+
+    def context(self, *, networks: bool = False, device: str = "cpu") -> EvaluationContext:
+        """What ``prepare`` gets; ``networks``: with teacher and student."""
+        codec: Codec = self.build_other("codec", self.codec)
+        reference: Source = self.build_other("source", self.source, self.source_options)
+        if not networks:
+            return EvaluationContext(torch.device(device), codec, reference=reference)
+        teacher = self.build_teacher(self.teachers()[0], device)
+        student = self.student_beside(teacher, self.student, self.student_options, device).eval()
+        return EvaluationContext(torch.device(device), codec, teacher, student, reference)
+
+    def real_images(self, context: EvaluationContext, rows: int = _ROWS) -> tuple[Tensor, Condition]:
+        """Held-out images, or training images where none are held out."""
+        assert context.reference is not None
+        found = context.reference.held_out() or context.reference.training_images()
+        if found is None:
+            self.skip(f"the source {self.source!r} has no images to look at")
+        chosen = torch.arange(min(rows, len(found[0])))
+        return found[0][chosen], index_condition(found[1], chosen)
+
+    def batch(self, context: EvaluationContext, rows: Tensor, *, paired: bool) -> EvaluationBatch:
+        """The chosen rows of the images, with states, noise and, for paired evaluators, reference states near them."""
+        images, condition = self.real_images(context)
+        x = context.codec.encode(images)
+        draws = draws_of(len(x))
+        z = draws.noise("prior", tuple(x.shape[1:]))
+        near = x + 0.1 * draws.noise("difference", tuple(x.shape[1:]))
+        return EvaluationBatch(
+            images=images[rows],
+            condition=index_condition(condition, rows),
+            index=rows,
+            x=x[rows],
+            z=z[rows],
+            reference_x=near[rows] if paired else None,
+            guidance=Guidance(torch.ones(len(rows), dtype=torch.float64)),
+        )
+
+
+class EvaluatorContract(EvaluationScene):
+    """Checks of an evaluator, on handwritten digits unless ``source`` and ``codec`` say otherwise.
+
+    Attributes:
+        networks: whether it needs a teacher and a student in its context; paired evaluators always get both.
+    """
+
+    kind: ClassVar[str] = "evaluator"
+    networks: ClassVar[bool] = False
+
+    def test_prepares(self) -> None:
+        """``prepare`` takes the context of a run, with a codec and held-out data."""
+        self.ready()
+
+    def test_scores_are_finite_numbers_by_name(self) -> None:
+        """``compute`` gives floats, at least one, for samples like those of a good student."""
+        scores = self.scores([self.every()])
+        self.expect(bool(scores), "at least one score", "none")
+        for name, value in scores.items():
+            self.expect(
+                isinstance(name, str) and isinstance(value, float) and math.isfinite(value),
+                f"the score {name!r} as a finite float",
+                f"{describe(value)}" if not isinstance(value, float) else str(value),
+                "Return float(value) from compute(); leave out a score that has no meaning for the row.",
+            )
+
+    def test_scores_do_not_depend_on_the_batches(self) -> None:
+        """One batch of all samples and three of a third score alike."""
+        every = self.every()
+        whole = self.scores([every])
+        self.compare(whole, self.scores([*every.chunk(3)]), "the same scores however samples are split into batches")
+
+    def test_scores_are_repeatable(self) -> None:
+        """Twice the same samples, twice the same scores; torch's global generator is not used."""
+        evaluator, context = self.ready()
+
+        def scores() -> dict[str, float]:
+            self.feed(evaluator, context, [self.every()], "student")
+            return {name: float(f"{value:.3g}") for name, value in evaluator.compute().items()}
+
+        self.expect_repeatable(scores, "compute()")
+
+    def test_reset_forgets_the_row_before(self) -> None:
+        """A row's scores are those of its own samples alone."""
+        every = self.every()
+        few = every[: _ROWS // 2]
+        alone = self.scores([few])
+        evaluator, context = self.ready()
+        self.feed(evaluator, context, [every], "teacher")
+        self.feed(evaluator, context, [few], "student")
+        self.compare(alone, dict(evaluator.compute()), "the scores of the second row's own samples after reset()")
+
+    def test_images_are_left_alone(self) -> None:
+        """Evaluators share a batch: none may write to it."""
+        evaluator, context = self.ready()
+        batch = self.batch(context, self.every(), paired=evaluator.paired)
+        kept = batch.images.clone()
+        evaluator.reset("student")
+        evaluator.update(batch)
+        self.expect(torch.equal(batch.images, kept), "the batch's images as they were", "changed ones")
+
+    def every(self) -> torch.Tensor:
+        """Indices of all samples."""
+        return torch.arange(_ROWS)
+
+    def ready(self) -> tuple[Evaluator, EvaluationContext]:
+        """The evaluator, prepared, with a reference of the teacher's samples where it takes one."""
+        evaluator: Evaluator = self.build()
+        context = self.context(networks=self.networks or evaluator.paired)
+        try:
+            evaluator.prepare(context)
+        except FreeflowError as error:
+            self.fail(
+                "prepare() to accept held-out digits, a codec and, if it is paired, teacher and student", str(error)
+            )
+        if not evaluator.paired:
+            evaluator.observe_reference(self.batch(context, self.every().flip(0), paired=False))
+        return evaluator, context
+
+    def feed(
+        self, evaluator: Evaluator, context: EvaluationContext, parts: Sequence[torch.Tensor], subject: str
+    ) -> None:
+        """One row of samples."""
+        evaluator.reset(subject)
+        for rows in parts:
+            evaluator.update(self.batch(context, rows, paired=evaluator.paired))
+
+    def scores(self, parts: Sequence[torch.Tensor]) -> dict[str, float]:
+        """Scores of a student's row whose batches hold the given samples."""
+        evaluator, context = self.ready()
+        self.feed(evaluator, context, parts, "student")
+        return dict(evaluator.compute())
+
+    def compare(self, expected: Mapping[str, float], found: Mapping[str, float], what: str) -> None:
+        """Fail unless both agree to 0.1 %."""
+        self.expect(expected.keys() == found.keys(), f"the scores {sorted(expected)}", str(sorted(found)))
+        for name, value in expected.items():
+            close = math.isclose(value, found[name], rel_tol=1e-3, abs_tol=1e-6)
+            self.expect(close, f"{what}: {name} = {value:.6g}", f"{found[name]:.6g}")
+
+
+class VerifierContract(EvaluationScene):
+    """Checks of a verifier, on handwritten digits unless ``source`` and ``codec`` say otherwise.
+
+    Attributes:
+        prefers_real_images: False: it measures something in which noise may beat real images.
+    """
+
+    kind: ClassVar[str] = "verifier"
+    prefers_real_images: ClassVar[bool] = True
+
+    def test_scores_are_one_number_a_sample(self) -> None:
+        """(N,) finite floats for N = 12 and N = 1."""
+        verifier, context = self.ready()
+        images, condition = self.real_images(context, _FEW)
+        for rows in (_FEW, 1):
+            chosen = torch.arange(rows)
+            found = verifier.score(images[chosen], index_condition(condition, chosen))
+            good = isinstance(found, Tensor) and found.shape == (rows,) and found.is_floating_point()
+            self.expect(good and bool(torch.isfinite(found).all()), f"finite float scores ({rows},)", describe(found))
+
+    def test_scores_are_repeatable(self) -> None:
+        """Same images, same scores; torch's global generator is not used, and the images stay as they are."""
+        verifier, context = self.ready()
+        images, condition = self.real_images(context, _FEW)
+        kept = images.clone()
+        self.expect_repeatable(lambda: verifier.score(images, condition), "score()")
+        self.expect(torch.equal(images, kept), "the images as they were", "changed ones")
+
+    def test_rows_do_not_depend_on_each_other(self) -> None:
+        """A sample's score is its own: candidates are scored in batches of any size."""
+        verifier, context = self.ready()
+        images, condition = self.real_images(context, _FEW)
+        rows = torch.tensor([7, 2])
+        together = verifier.score(images, condition)[rows]
+        error = relative_difference(verifier.score(images[rows], index_condition(condition, rows)), together)
+        self.expect(error < 1e-3, "scores that do not depend on the batch", f"a relative difference of {error:.2g}")
+
+    def test_higher_is_better(self) -> None:
+        """Real images score higher, on average, than uniform noise asked to be the same classes."""
+        if not self.prefers_real_images:
+            self.skip("the contract says that noise may score higher (prefers_real_images = False)")
+        verifier, context = self.ready()
+        images, condition = self.real_images(context, _FEW)
+        noise = draws_of(len(images)).noise("noise", tuple(images.shape[1:]))
+        grey = (127 + 60 * noise).clamp(0, 255).to(images.dtype)
+        real, fake = float(verifier.score(images, condition).mean()), float(verifier.score(grey, condition).mean())
+        self.expect(
+            real > fake,
+            "higher scores of real images than of noise",
+            f"{real:.4g} on average for real images and {fake:.4g} for noise",
+            "Higher is better: return minus a distance.",
+        )
+
+    def ready(self) -> tuple[Verifier, EvaluationContext]:
+        """The verifier, prepared."""
+        verifier: Verifier = self.build()
+        context = self.context()
+        try:
+            verifier.prepare(context)
+        except FreeflowError as error:
+            self.fail("prepare() to accept held-out digits and a codec", str(error))
+        return verifier, context
