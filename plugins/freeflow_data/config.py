@@ -67,6 +67,7 @@ class ImageOptions(ComponentConfig):
     seed: int = Field(
         0, ge=0, lt=2**63, description="Order in which training images are visited, and draws of the augmentations."
     )
+    split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
     augment: tuple[AugmentationConfig, ...] = Field(
         (), description="Augmentations of training images, in order: flip, shift, rotation."
     )
@@ -81,13 +82,11 @@ class DigitsConfig(ImageOptions):
     held_out: int = Field(
         597, ge=0, description="Images kept from training, each class in proportion; 0: train on all 1797."
     )
-    split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
 
 
 class FileOptions(ImageOptions):
     """What sources that read files have in common."""
 
-    split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
     on_error: OnError = Field(
         "refuse", description="Images that cannot be used: refuse the data, or skip them. Both name and count them."
     )

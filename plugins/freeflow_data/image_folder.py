@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +97,9 @@ def scan_folder(config: ImageFolderConfig) -> Scan:
         outside = {name: label for name, label in known.items() if not 0 <= label < num_classes}
         problems.add(f"label outside 0 to {num_classes - 1}", [f"{name}: {label}" for name, label in outside.items()])
         wanted = [name for name in known if name not in outside]
-    whole, headers = _check(root, wanted, config, problems)
-    files, size = _one_size(whole, headers, config, problems)
+    files, size, grey = _check(root, wanted, config, problems)
     problems.settle(config.on_error, len(found) + len(absent), _ADVICE)
-    shape = (config.channels or (1 if all(header.grey for header in headers.values()) else 3), *size)
+    shape = (config.channels or (1 if grey else 3), *size)
     if labels is None:
         return Scan(root, files, None, None, shape)
     if lost := {labels.of[name] for name in wanted} - {labels.of[name] for name in files}:
@@ -193,11 +192,12 @@ def _labels(config: ImageFolderConfig, root: Path, files: list[str]) -> Labels |
 
 def _check(
     root: Path, files: list[str], config: ImageFolderConfig, problems: Problems
-) -> tuple[list[str], dict[str, ImageHeader]]:
-    """The files that were not found bad, and the headers seen; with ``check: none`` one good header is enough."""
-    bad: defaultdict[str, list[str]] = defaultdict(list)
-    headers: dict[str, ImageHeader] = {}
-    known: dict[ImageHeader, ImageHeader] = {}
+) -> tuple[list[str], tuple[int, int], bool]:
+    """The files to use, the (height, width) they come in, and whether all are grey.
+
+    The size is the commonest, unless they are resized anyway. With ``check: none`` one good header speaks for all.
+    """
+    kinds: defaultdict[ImageHeader | str, list[str]] = defaultdict(list)
 
     def look(name: str) -> ImageHeader | str:
         try:
@@ -207,39 +207,31 @@ def _check(
 
     told = time.monotonic()
     with ThreadPoolExecutor(config.workers) as pool:
-        found_of = map(look, files) if config.check == "none" else pool.map(look, files)
-        for number, (name, found) in enumerate(zip(files, found_of, strict=False), 1):
-            if isinstance(found, str):
-                bad[found].append(name)
-                continue
-            headers[name] = known.setdefault(found, found)  # millions of files, few different headers
-            if config.check == "none":
+        found = map(look, files) if config.check == "none" else pool.map(look, files)
+        for number, (name, kind) in enumerate(zip(files, found, strict=False), 1):
+            kinds[kind].append(name)
+            if config.check == "none" and isinstance(kind, ImageHeader):
                 break
             if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 _log.info("Checked %s of %s images in %s.", f"{number:,}", f"{len(files):,}", root)
-    for kind, names in bad.items():
+    headers = {kind: names for kind, names in kinds.items() if isinstance(kind, ImageHeader)}
+    unusable = {kind: names for kind, names in kinds.items() if isinstance(kind, str)}
+    for kind, names in unusable.items():
         problems.add(kind, names)
-    rejected = {name for names in bad.values() for name in names}
-    return [name for name in files if name not in rejected], headers
-
-
-def _one_size(
-    files: list[str], headers: Mapping[str, ImageHeader], config: ImageFolderConfig, problems: Problems
-) -> tuple[list[str], tuple[int, int]]:
-    """The files to use, and the (height, width) they come in: the commonest, unless they are resized anyway."""
-    if config.size is not None:
-        return files, (config.size, config.size)
-    sizes = Counter(header.size for header in headers.values())
-    if not sizes:
-        return [], (0, 0)
-    size = sizes.most_common(1)[0][0]
-    others = {name: header.size for name, header in headers.items() if header.size != size}
-    problems.add(
-        f"not {_pixels(size)} pixels like most (source.size=N would resize all)",
-        [f"{name}: {_pixels(other)}" for name, other in others.items()],
-    )
-    return [name for name in files if name not in others], size
+    size, other_size = (config.size or 0, config.size or 0), {}
+    if config.size is None and headers:
+        count: Counter[tuple[int, int]] = Counter()
+        for header, names in headers.items():
+            count[header.size] += len(names)
+        size = count.most_common(1)[0][0]
+        other_size = {name: header.size for header, names in headers.items() if header.size != size for name in names}
+        problems.add(
+            f"not {_pixels(size)} pixels like most (source.size=N would resize all)",
+            [f"{name}: {_pixels(other)}" for name, other in other_size.items()],
+        )
+    rejected = {name for names in unusable.values() for name in names} | other_size.keys()
+    return [name for name in files if name not in rejected], size, all(header.grey for header in headers)
 
 
 def _pixels(size: tuple[int, int]) -> str:

@@ -83,7 +83,10 @@ class LatentsFolder:
         damaged: list[str] = []
         for name, rows in self.manifest.shards.items():
             try:
-                self._shards.append(_open_shard(path / name, rows))
+                tensors, _ = load_tensors(path / name)
+                if {len(tensor) for tensor in tensors.values()} != {rows} or "mean" not in tensors:
+                    raise CheckpointError(f"it does not hold {rows} rows")
+                self._shards.append(tensors)
             except CheckpointError as error:
                 damaged.append(f"{name}: {error}")
         problems.add("missing or damaged", damaged)
@@ -111,13 +114,6 @@ class LatentsFolder:
         if names == [_LABELS]:
             return self.take(_LABELS, rows)
         return {name.removeprefix(f"{_LABELS}."): self.take(name, rows) for name in names} or None
-
-
-def _open_shard(path: Path, rows: int) -> dict[str, Tensor]:
-    tensors, _ = load_tensors(path)
-    if {len(tensor) for tensor in tensors.values()} != {rows} or "mean" not in tensors:
-        raise CheckpointError(f"it does not hold {rows} rows")
-    return tensors
 
 
 class Job(BaseModel):
