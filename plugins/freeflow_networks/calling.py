@@ -20,13 +20,22 @@ DTYPES = {
 }
 
 
-def keeps_dtype(wanted: torch.dtype | None, own: torch.dtype | None) -> bool:
-    """Whether a network stays as it is in a run of another precision: it was asked to, or it is of 16 bits."""
-    return wanted is not None or own in (torch.bfloat16, torch.float16)
+class KeepsDtype(nn.Module):
+    """Base: moves with the run, but converts its tensors only where their dtype is no part of the network."""
+
+    _keeps_dtype = False
+
+    def keep_dtype(self, wanted: torch.dtype | None, own: torch.dtype | None, *, always: bool = False) -> None:
+        """Stay as it is in a run of another precision: it was asked to, or it is of 16 bits."""
+        self._keeps_dtype = always or wanted is not None or own in (torch.bfloat16, torch.float16)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = (lambda tensor: fn(tensor).to(tensor.dtype)) if self._keeps_dtype else fn
+        return super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
 
 
 @final
-class ForeignNetwork(nn.Module):
+class ForeignNetwork(KeepsDtype):
     """A frozen network with its conditions, in evaluation mode whatever the run asks for.
 
     Args:
@@ -62,7 +71,7 @@ class ForeignNetwork(nn.Module):
             if dtype is not None:
                 function.to(dtype)
         self._wanted = dtype
-        self._keeps_dtype = is_program or keeps_dtype(dtype, self._own_dtype())
+        self.keep_dtype(dtype, self._own_dtype(), always=is_program)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         """The answer (N, *D) for own states ``x`` (N, *D), own times (N,) and labels (N,).
@@ -85,12 +94,6 @@ class ForeignNetwork(nn.Module):
         """Nothing: a teacher's network never trains, and exported programs refuse to be asked."""
         self.training = False
         return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move, and convert only where the dtype is no part of the network."""
-        if not self._keeps_dtype:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)  # type: ignore[no-untyped-call]
 
     def _place_condition(
         self, values: dict[str, Any], labels: Tensor, device: torch.device, dtype: torch.dtype

@@ -6,18 +6,18 @@ Nothing in the folder is executed, and nothing is fetched.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 from freeflow_core.types import Condition
-from freeflow_networks.calling import DTYPES, keeps_dtype
+from freeflow_networks.calling import DTYPES, KeepsDtype
 from freeflow_networks.conditions import Conditions, read_embeddings
 from freeflow_networks.config import DiffusersTeacherConfig
 
@@ -28,7 +28,7 @@ _DEFAULT_SIDE = 128
 
 
 @final
-class DiffusersTeacher(Teacher):
+class DiffusersTeacher(KeepsDtype, Teacher):
     """v(x_t, t, c) of SD3 (Esser et al. 2024, arXiv 2403.03206) or FLUX: noise - data of the linear path at sigma = t.
 
     That is this project's own convention. SD3 is fed 1000 t; FLUX t, which it multiplies itself, and tokens of 2 x 2
@@ -55,7 +55,7 @@ class DiffusersTeacher(Teacher):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._keeps_dtype = keeps_dtype(dtype, next(network.parameters()).dtype)
+        self.keep_dtype(dtype, next(network.parameters()).dtype)
         config: Any = network.config
         self._is_flux = type(network).__name__ == "FluxTransformer2DModel"
         self._guidance = guidance_embedding if self._is_flux and config.guidance_embeds else None
@@ -95,12 +95,6 @@ class DiffusersTeacher(Teacher):
     def null_condition(self, condition: Condition) -> Condition:
         assert isinstance(condition, Tensor)
         return self.conditions.null(condition)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move, but keep a dtype that was asked for, and 16 bits in a run of 32."""
-        if not self._keeps_dtype:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)  # type: ignore[no-untyped-call]
 
     def _sd3(self, x: Tensor, t: Tensor, prompts: Tensor, pooled: Tensor) -> Tensor:
         answer: Tensor = self.network(
@@ -152,25 +146,19 @@ def _check_size(size: tuple[int, int], patch_size: int, largest: int | None) -> 
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, H/2 W/2, 4C), for even H and W: rows of pairs first, channels before places in a token."""
-    N, C, H, W = latents.shape
-    return latents.view(N, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(N, H // 2 * (W // 2), 4 * C)
+    """(N, C, H, W) to (N, H/2 W/2, 4C), for even H and W: channels before places in a token."""
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of :func:`pack`: (N, H/2 W/2, 4C) to (N, C, H, W)."""
-    N, _, channels = tokens.shape
-    latents = tokens.view(N, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return latents.reshape(N, channels // 4, height, width)
+    return pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2), 2)
 
 
 def image_places(height: int, width: int, like: Tensor) -> Tensor:
     """(H/2 W/2, 3): 0, row and column of each token, which its rotary embedding turns by."""
-    rows = torch.arange(height // 2, device=like.device, dtype=like.dtype)
-    columns = torch.arange(width // 2, device=like.device, dtype=like.dtype)
-    places = torch.zeros(height // 2, width // 2, 3, device=like.device, dtype=like.dtype)
-    places[..., 1], places[..., 2] = rows[:, None], columns[None, :]
-    return places.reshape(-1, 3)
+    places = torch.meshgrid(torch.arange(1), torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    return torch.stack(places, -1).reshape(-1, 3).to(like)
 
 
 def transformer_folder(folder: Path, subfolder: str | None) -> Path:
