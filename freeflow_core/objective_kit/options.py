@@ -12,8 +12,8 @@ UnitTime = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[UnitTime, UnitTime]
 
 
-class GuidanceOptions(ComponentConfig):
-    """Guidance of the teacher, whose weight the student takes as an input."""
+class GuidanceRange(ComponentConfig):
+    """Guidance weights that are trained; the student takes them as an input."""
 
     guidance_min: float = Field(
         1.0, ge=0, le=100, description="Least guidance weight g; each example draws its own, uniform in [min, max]."
@@ -21,22 +21,31 @@ class GuidanceOptions(ComponentConfig):
     guidance_max: float = Field(
         1.0, ge=0, le=100, description="Greatest guidance weight; equal to guidance_min for a fixed one, 1: unguided."
     )
-    guidance_interval: Interval = Field(
-        (0.0, 1.0), description="Times (low, high) in which the teacher's field is guided; unguided outside."
-    )
 
     @model_validator(mode="after")
-    def _check_guidance(self) -> GuidanceOptions:
+    def _check_range(self) -> GuidanceRange:
         if self.guidance_min > self.guidance_max:
             raise ValueError(f"guidance_min={self.guidance_min:g} exceeds guidance_max={self.guidance_max:g}")
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval must rise, got {list(self.guidance_interval)}")
         return self
 
     @property
     def guided(self) -> bool:
         """Whether any weight differs from 1."""
         return (self.guidance_min, self.guidance_max) != (1.0, 1.0)
+
+
+class GuidanceOptions(GuidanceRange):
+    """Guidance of the teacher."""
+
+    guidance_interval: Interval = Field(
+        (0.0, 1.0), description="Times (low, high) in which the teacher's field is guided; unguided outside."
+    )
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> GuidanceOptions:
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval must rise, got {list(self.guidance_interval)}")
+        return self
 
 
 class DerivativeOptions(ComponentConfig):

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from freeflow_core.config import ComponentConfig, OptimizerConfig
-
-UnitTime = Annotated[float, Field(ge=0, le=1)]
-Interval = tuple[UnitTime, UnitTime]
+from freeflow_core.config import OptimizerConfig
+from freeflow_core.objective_kit.options import GuidanceRange, Interval
 
 
-class GuidanceConfig(ComponentConfig):
+class GuidanceConfig(GuidanceRange):
     """Options that every objective here has."""
 
-    guidance_min: float = Field(
-        1.0, ge=0, le=100, description="Least guidance weight g; each example draws its own, uniform in [min, max]."
-    )
-    guidance_max: float = Field(
-        1.0, ge=0, le=100, description="Greatest guidance weight; equal to guidance_min for a fixed one, 1: unguided."
-    )
     weight_epsilon: PositiveFloat = Field(
         1e-2, description="Offset of the power-law weights 1 / (mean square residual + epsilon) ** power."
     )
-
-    @model_validator(mode="after")
-    def _check_guidance(self) -> GuidanceConfig:
-        if self.guidance_min > self.guidance_max:
-            raise ValueError(f"guidance_min={self.guidance_min:g} exceeds guidance_max={self.guidance_max:g}")
-        return self
 
 
 class PredictionConfig(GuidanceConfig):

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.math.derivative import DerivativeMethod, compare_derivatives, directional_derivative
+from freeflow_core.math.derivative import (
+    DerivativeMethod,
+    compare_derivatives,
+    directional_derivative,
+    line_derivative,
+    stencil,
+)
 
 X = torch.tensor([[0.3, -0.8], [1.1, 0.2]], dtype=torch.float64)
 
@@ -67,3 +75,124 @@ def test_differences_run_in_full_precision_under_autocast():
         )
     assert found.dtype is torch.float32
     assert float((found - reference).norm() / reference.norm()) < 1e-2
+
+
+# -- Along a line: never beyond the room that a row was given ----------------------------------------------------------
+
+CENTRAL, ONE_SIDED, FORWARD = DerivativeMethod.CENTRAL, DerivativeMethod.ONE_SIDED, DerivativeMethod.FORWARD_MODE
+
+
+class Line:
+    """f(e) = sin(a e + b) per row, and the offsets it was asked at."""
+
+    def __init__(self, rows: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.a, self.b = torch.rand(2, rows, dtype=torch.float64, generator=generator) * 2
+        self.asked: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def __call__(self, offset: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        self.asked.append((offset, rows))
+        a, b = (self.a, self.b) if rows is None else (self.a[rows], self.b[rows])
+        return torch.sin(a * offset + b).unsqueeze(1)
+
+    @property
+    def value(self) -> torch.Tensor:
+        return self.b.sin().unsqueeze(1)
+
+    @property
+    def slope(self) -> torch.Tensor:
+        return (self.a * self.b.cos()).unsqueeze(1)
+
+
+def rooms(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plenty on both sides, none below, none above, hardly any at all, in turn."""
+    below = torch.tensor([1.0, 0.0, 0.5, 1e-4], dtype=torch.float64).repeat(rows // 4)
+    above = torch.tensor([1.0, 0.5, 0.0, 3e-4], dtype=torch.float64).repeat(rows // 4)
+    return below, above
+
+
+@pytest.mark.parametrize(("method", "limit"), [(FORWARD, 1e-14), (CENTRAL, 1e-4), (ONE_SIDED, 2e-2)])
+def test_close_to_the_derivative_in_every_row(method: DerivativeMethod, limit: float) -> None:
+    line, (below, above) = Line(16), rooms(16)
+    found = line_derivative(line, below, above, line.value, method=method, step=5e-3)
+    assert (found - line.slope).abs().max() < limit
+
+
+@pytest.mark.parametrize("method", [CENTRAL, ONE_SIDED])
+def test_no_offset_leaves_its_room(method: DerivativeMethod) -> None:
+    line, (below, above) = Line(16), rooms(16)
+    line_derivative(line, below, above, line.value, method=method, step=5e-3)
+    for offset, rows in line.asked:
+        low, high = (below, above) if rows is None else (below[rows], above[rows])
+        assert (offset >= -low - 1e-15).all()
+        assert (offset <= high + 1e-15).all()
+
+
+def test_central_error_falls_with_the_square_of_the_step_also_at_the_ends() -> None:
+    line = Line(12)
+    below = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).repeat(4)
+    above = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64).repeat(4)
+    errors = [
+        (line_derivative(line, below, above, line.value, method=CENTRAL, step=h) - line.slope).abs().reshape(4, 3)
+        for h in (2e-2, 1e-2)
+    ]
+    assert ((errors[0].amax(0) / errors[1].amax(0)).log2() - 2).abs().max() < 0.1
+
+
+def test_zero_is_asked_only_where_a_row_leans() -> None:
+    line, (below, above) = Line(16), rooms(16)
+    line_derivative(line, below, above, line.value, method=CENTRAL, step=5e-3)
+    ((offset, rows),) = line.asked
+    assert len(offset) == 2 * 16 + 12
+    assert torch.equal(rows[32:], (torch.arange(16) % 4 != 0).nonzero().flatten())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(1e-4, 0.1), st.tuples(*[st.floats(-3, 3)] * 3))
+def test_exact_for_parabolas(below: float, above: float, step: float, c: tuple[float, float, float]) -> None:
+    if max(below, above) < 1e-3:
+        return
+    points = stencil(torch.tensor([below]).double(), torch.tensor([above]).double(), step)
+
+    def parabola(e: torch.Tensor) -> torch.Tensor:
+        return (c[0] + c[1] * e + c[2] * e.square()).unsqueeze(1)
+
+    found = points.apply(parabola(torch.zeros(1).double()), parabola(points.first), parabola(points.second))
+    assert float(found) == pytest.approx(c[1], abs=1e-7)
+
+
+def test_gradients_flow_through_a_stencil() -> None:
+    points = stencil(torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, 1.0]).double(), 1e-3)
+    k = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    values = [torch.sin(k * (0.4 + e)).unsqueeze(1) for e in (torch.zeros(2).double(), points.first, points.second)]
+    (gradient,) = torch.autograd.grad(points.apply(*values).sum(), k)
+    k = k.detach()
+    exact = torch.cos(k * 0.4) - 0.4 * k * torch.sin(k * 0.4)  # d/dk [k cos(0.4 k)]
+    assert float(gradient) == pytest.approx(2 * float(exact), abs=1e-5)
+
+
+def test_a_row_without_room_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="room"):
+        stencil(torch.zeros(1).double(), torch.zeros(1).double(), 1e-3)
+
+
+def test_one_sided_differences_refuse_autocast() -> None:
+    line, (below, above) = Line(4), rooms(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ConfigError, match="one-sided"):
+        line_derivative(line, below, above, line.value, method=ONE_SIDED, step=5e-3)
+
+
+def test_differences_are_taken_in_full_precision_under_autocast() -> None:
+    matrix = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def function(offset: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        seen.append((offset.float().unsqueeze(1) * torch.ones(1, 3)) @ matrix)
+        return seen[-1]
+
+    room = torch.ones(4, dtype=torch.float64)
+    for method in (CENTRAL, FORWARD):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = line_derivative(function, room, room, torch.zeros(4, 3), method=method, step=5e-3)
+        assert seen[-1].dtype is torch.float32
+        torch.testing.assert_close(found, (torch.ones(4, 3) @ matrix), rtol=1e-4, atol=1e-4)

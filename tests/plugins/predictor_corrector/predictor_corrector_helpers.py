@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
+import exact_maps
 import torch
+from exact_maps import PlainStudent
+from objective_helpers import NUM_CLASSES, LocalContext, philox
 from torch import Tensor, nn
 
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Model, Models, Teacher
-from freeflow_core.math.flow import average_velocity_jump, expand_times
-from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.types import Batch, Condition, Draws, LoadReport, NetworkState, Progress
+from freeflow_core.interfaces import Model, Models, Teacher
+from freeflow_core.types import Batch, Condition, Draws, Progress
+
+__all__ = ["NUM_CLASSES", "LocalContext", "philox"]
 
 NO_DATA = Batch(None, None)
-NUM_CLASSES = 2
-
-
-class LocalContext(Context):
-    """One process, one micro-batch."""
-
-    def mean(self, values: Tensor) -> Tensor:
-        return values.detach().mean()
 
 
 def progress(step: int = 1, images: int = 0) -> Progress:
     return Progress(images=images, step=step, total_images=1000)
-
-
-def philox(rows: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> PhiloxDraws:
-    return PhiloxDraws(seed, torch.arange(rows), dtype=dtype)
 
 
 def models(student: nn.Module, teacher: Teacher, fake: nn.Module | None = None) -> Models:
@@ -73,65 +63,26 @@ class FixedDraws(Draws):
         return FixedDraws({name: value[rows] for name, value in self.values.items()})
 
 
-class _Component:
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        raise NotImplementedError
+class ClassTeacher(exact_maps.ClassTeacher):
+    """In the plane. Says what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(dims=2)
+
+    @property
+    def rows_of_calls(self) -> list[int]:
+        return self.calls
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [weight for _, weight in self.asked]
+
+    @property
+    def times(self) -> list[Tensor]:
+        return [t for t, _ in self.asked]
 
 
-class ClassTeacher(_Component, Teacher):
-    """Zero-mean isotropic Gaussians: class k has std[k]; the null class is the last. Counts what it is asked."""
-
-    def __init__(self, std: tuple[float, ...] = (0.5, 0.7, 1.6), dims: int = 2) -> None:
-        super().__init__()
-        self.std = nn.Parameter(torch.tensor(std, dtype=torch.float64))
-        self.sample_shape = (dims,)
-        self.rows_of_calls: list[int] = []
-        self.weights: list[Tensor] = []
-        self.times: list[Tensor] = []
-
-    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        assert isinstance(condition, Tensor)
-        self.rows_of_calls.append(len(x_t))
-        t = expand_times(t, x_t)
-        variance = self.std[condition][:, None].square()
-        return (t - (1 - t) * variance) / ((1 - t).square() * variance + t.square()) * x_t
-
-    def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
-        self.weights.append(weight)
-        self.times.append(t)
-        return super().guided_velocity(x_t, t, condition, weight)
-
-    def null_condition(self, condition: Condition) -> Condition:
-        assert isinstance(condition, Tensor)
-        return torch.full_like(condition, NUM_CLASSES)
-
-    def sample_condition(self, draws: Draws) -> Condition:
-        return draws.integers("labels", NUM_CLASSES)
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return index % NUM_CLASSES
-
-
-class _Student(_Component, AverageVelocityStudent):
-    def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return output
-
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return average_velocity_jump(x_t, output, t, s)
-
-    def load_teacher(self, teacher: Teacher) -> LoadReport:
-        return LoadReport()
-
-    def network_state(self) -> NetworkState:
-        raise NotImplementedError
-
-    @classmethod
-    def from_state(cls, state: NetworkState) -> Self:
-        raise NotImplementedError
-
-
-class GuidedExactStudent(_Student):
+class GuidedExactStudent(PlainStudent):
     """The exact map from t = 1 of a guided ``ClassTeacher``: x_s = std_c(s)^g std_null(s)^(1-g) z."""
 
     def __init__(self, teacher: ClassTeacher) -> None:
@@ -152,7 +103,7 @@ class GuidedExactStudent(_Student):
         return -torch.expm1(exponent) / d * x_t
 
 
-class SmallStudent(_Student):
+class SmallStudent(PlainStudent):
     """A smooth perceptron of (x_t, t, s, guidance), and of the label when there is one. Records every s it sees."""
 
     def __init__(self, dims: int = 2, width: int = 32, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
