@@ -144,7 +144,6 @@ def test_a_file_holds_both_parts_and_the_command_line_wins(load, run, tmp_path):
         ({"assignments_for": ["shortcut:seed=1"]}, "not among the objectives"),
         ({"assignments": ["training.stop_at_images=5"]}, "--budget"),
         ({"assignments": ["evaluation.evaluators=[]"]}, "at least one evaluator"),
-        ({"assignments": ["teacher=null"]}, "needs a teacher"),
         ({"assignments": ["training.imagse=5"]}, "In the runs of freeflow.*Did you mean 'images'"),
         ({"comparison": {"seed": 1}}, "Did you mean 'seeds'"),
         ({"preset": "digitz"}, "Did you mean 'digits'"),

@@ -202,7 +202,7 @@ def test_checkpointing_and_accumulation_trade_passes_for_activations(manager):
 
 
 def test_two_micro_batches_tell_what_many_cost(manager, monkeypatch):
-    settings = ("training.batch_size=32", "training.accumulation=4", "objective.guidance_max=1.0")
+    settings = ("training.batch_size=16", "training.accumulation=4", "objective.guidance_max=1.0")
     short = plan(manager, *settings)
     monkeypatch.setattr(estimate, "_shortened", lambda config, num_processes: config)
     long = plan(manager, *settings)

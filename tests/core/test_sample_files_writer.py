@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
+from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.tools.sample_files.formats import sample_format
 from freeflow_core.tools.sample_files.writer import SampleWriter, Team
@@ -185,19 +185,6 @@ def test_a_picture_that_was_deleted_is_drawn_again_with_its_block(tmp_path):
     write(tmp_path, again, kind="png")
     assert len(again.drawn) == 300, "the blocks are gone by now, so all is drawn again"
     assert (tmp_path / "000007.png").is_file()
-
-
-def test_a_damaged_block_is_named(tmp_path):
-    def damage():
-        for file in (tmp_path / "parts").glob("block-000001.npz"):
-            file.write_bytes(b"")
-
-    with pytest.raises(CheckpointError, match=r"block-000001.npz is damaged"):
-        write(tmp_path, Counting(299, damage))
-    (tmp_path / "parts" / "block-000001.npz").unlink()
-    rest = Counting()
-    write(tmp_path, rest)
-    assert rest.drawn == list(range(64, 128))
 
 
 def test_leftovers_of_a_killed_process_are_cleared(tmp_path):

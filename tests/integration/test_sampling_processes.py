@@ -90,7 +90,7 @@ if os.environ.get("RANK") == "1":
 def test_one_process_that_fails_ends_the_other_and_keeps_what_is_finished(tmp_path):
     plugin = tmp_path / "failing.py"
     plugin.write_text(FAILING)
-    arguments = ("-n", 640, "--steps", 12, "--batch-size", 16)
+    arguments = ("-n", 320, "--steps", 4, "--batch-size", 16)
     began = time.monotonic()
     said = finish(start([*TORCHRUN, *SAMPLE], tmp_path / "s", "--plugin", plugin, *arguments), code=1)
     assert time.monotonic() - began < 120, "nobody waits for a process that is gone"
@@ -99,4 +99,4 @@ def test_one_process_that_fails_ends_the_other_and_keeps_what_is_finished(tmp_pa
     assert kept
     again = here(tmp_path / "s", *arguments)
     assert f"{64 * len(kept)} of them were there already" in again
-    assert np.load(tmp_path / "s" / "samples.npz")["arr_0"].shape == (640, 8, 8, 1)
+    assert np.load(tmp_path / "s" / "samples.npz")["arr_0"].shape == (320, 8, 8, 1)
