@@ -37,8 +37,10 @@ class Teacher(nn.Module, Buildable):
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """v (N, *D) at states ``x_t`` (N, *D) and times ``t`` (N,). Called under no_grad, and under forward-mode
-        differentiation by objectives that need a derivative of the field."""
+        """v (N, *D) at states ``x_t`` (N, *D) and times ``t`` (N,) of their dtype and device.
+
+        Called under no_grad, and under forward-mode differentiation by objectives that need the field's derivative.
+        """
 
     def null_condition(self, condition: Condition) -> Condition:
         """The unconditional counterpart of ``condition``, same N.

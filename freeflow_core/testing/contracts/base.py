@@ -99,6 +99,11 @@ class ComponentContract:
         if not holds:
             self.fail(expected, came, advice)
 
+    def expect_close(self, found: Tensor, expected: Tensor, limit: float, what: str, advice: str = "") -> None:
+        """Fail unless ||found - expected|| < limit ||expected||."""
+        error = relative_difference(found, expected)
+        self.expect(error < limit, what, f"a relative difference of {error:.2g}", advice)
+
     def expect_repeatable(self, ask: Callable[[], _T], what: str, advice: str = "") -> _T:
         """Fail unless ``ask`` gives the same twice, without torch's global generator; its first answer."""
         before = torch.get_rng_state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,7 +15,7 @@ from freeflow_core.engine.trainer import check_losses
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import ObjectiveInRounds, Role, StartTimes, Student
 from freeflow_core.testing.contracts.base import same
-from freeflow_core.testing.contracts.objective_scene import ROWS, ObjectiveScenes, Scene, exact_losses
+from freeflow_core.testing.contracts.objective_scene import ROWS, ObjectiveScenes, exact_losses
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import describe
 
@@ -107,9 +108,7 @@ class ObjectiveContract(ObjectiveScenes):
 
     def test_every_trainable_role_gets_its_loss(self) -> None:
         """Within 8 steps, and no other role does."""
-        scene = self.scene()
-        for _ in range(_MOST_STEPS):
-            scene.trainer.step()
+        scene = self.scene().train(_MOST_STEPS)
         idle = [name for name, role in scene.state.roles.items() if role.optimizer is not None and not role.updates]
         self.expect(
             not idle,
@@ -121,13 +120,9 @@ class ObjectiveContract(ObjectiveScenes):
     def test_gradients_reach_their_own_role_alone(self) -> None:
         """A role's loss gives its own weights a finite gradient, and no other network, frozen ones included, any."""
         scene = self.scene()
-        losses = scene.losses()
-        networks: dict[str, nn.Module] = {name: role.network for name, role in scene.state.roles.items()}
-        if scene.components.teacher is not None:
-            networks["teacher"] = scene.components.teacher
-        for role, loss in losses.items():
+        for role, loss in scene.losses().items():
             loss.per_sample.mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-            for name, network in networks.items():
+            for name, network in scene.networks().items():
                 gradients = [p.grad for p in network.parameters() if p.grad is not None]
                 if name == role:
                     finite = bool(gradients) and all(bool(torch.isfinite(g).all()) for g in gradients)
@@ -145,35 +140,23 @@ class ObjectiveContract(ObjectiveScenes):
     def test_nothing_else_trains(self) -> None:
         """After three steps the teacher and roles that are frozen and follow none are bit for bit as before."""
         scene = self.scene()
-        still: dict[str, nn.Module] = {
-            name: role.network
-            for name, role in scene.state.roles.items()
-            if role.optimizer is None and role.follows is None
-        }
-        if scene.components.teacher is not None:
-            still["teacher"] = scene.components.teacher
-        before = {name: _copies(network) for name, network in still.items()}
-        objective = scene.components.objective
+        objective, roles = scene.components.objective, scene.state.roles
         changes = objective.transitions(scene.trainer.progress) if isinstance(objective, ObjectiveInRounds) else ()
-        copied = {change.copy_to for change in changes}
-        student = _copies(scene.components.student)
-        for _ in range(3):
-            scene.trainer.step()
-        for name, network in still.items():
-            if name not in copied:
-                self.expect(
-                    same(before[name], _copies(network)), f"{name!r}, which is frozen, unchanged", "changed weights"
-                )
-        moved = scene.state.roles["student"].updates == 0 or not same(student, _copies(scene.components.student))
+        may_change = {change.copy_to for change in changes}
+        may_change |= {name for name, role in roles.items() if role.optimizer is not None or role.follows is not None}
+        before = {name: _copies(network) for name, network in scene.networks().items()}
+        scene.train(3)
+        for name, network in scene.networks().items():
+            unchanged = name in may_change or same(before[name], _copies(network))
+            self.expect(unchanged, f"{name!r}, which is frozen, unchanged", "changed weights")
+        moved = roles["student"].updates == 0 or not same(before["student"], _copies(scene.networks()["student"]))
         self.expect(moved, "a student that learns", "the same weights after three steps")
 
     def test_means_are_the_same_however_the_batch_is_split(self) -> None:
         """One micro-batch of 16 rows and two of 8 give the same loss and gradient, in float64."""
         found = []
         for accumulation in (1, 2):
-            scene = self.scene(accumulation=accumulation, precision="float64")
-            scene.trainer.step()
-            metrics = scene.trainer.read_metrics()
+            metrics = self.scene(accumulation=accumulation, precision="float64").train(1).trainer.read_metrics()
             found.append({k: v for k, v in metrics.items() if k.endswith(("/loss", "/gradient_norm"))})
         whole, split = found
         for name, value in whole.items():
@@ -187,19 +170,12 @@ class ObjectiveContract(ObjectiveScenes):
 
     def test_resumes_bit_for_bit(self) -> None:
         """5 steps, a checkpoint, and 5 more from it, are 10 steps: weights, averages, moments, its own state."""
-        through = self.scene()
-        for _ in range(10):
-            through.trainer.step()
-        first = self.scene()
-        for _ in range(5):
-            first.trainer.step()
-        again = self.scene()
+        through, first, again = self.scene().train(10), self.scene().train(5), self.scene()
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = Checkpoints(Path(folder), 1)
             checkpoints.load(checkpoints.save(first.state, {}), again.state)
-        resumed = _restarted(again)
-        for _ in range(5):
-            resumed.trainer.step()
+        trainer = type(again.trainer)(again.config, again.components, again.state, again.trainer.accelerator)
+        resumed = replace(again, trainer=trainer).train(5)
         expected, found = through.state.tensors(), resumed.state.tensors()
         for name, tensors in expected.items():
             self.expect(
@@ -212,8 +188,7 @@ class ObjectiveContract(ObjectiveScenes):
     def test_runs_in_bf16(self) -> None:
         """A step under autocast is finite, or refused by a ``ConfigError``."""
         try:
-            scene = self.scene(precision="bf16")
-            scene.trainer.step()
+            scene = self.scene(precision="bf16").train(1)
         except ConfigError:
             self.skip("it refuses bf16 by a ConfigError")
         scene.trainer.read_metrics()
@@ -221,9 +196,7 @@ class ObjectiveContract(ObjectiveScenes):
     def test_runs_on_cuda(self) -> None:
         """A step on the GPU, where there is one."""
         self.need_cuda()
-        scene = self.scene(device="cuda")
-        scene.trainer.step()
-        scene.trainer.read_metrics()
+        self.scene(device="cuda").train(1).trainer.read_metrics()
 
     def test_the_exact_map_is_a_stationary_point(self) -> None:
         """At the exact flow map of a Gaussian the student's gradient vanishes as far as ``stationary`` says."""
@@ -269,12 +242,6 @@ class ObjectiveContract(ObjectiveScenes):
             found = torch.autograd.grad(losses["student"].per_sample.mean(), list(student.parameters()))
             rows.append(torch.cat([g.flatten() for g in found]))
         return torch.stack(rows)
-
-
-def _restarted(scene: Scene) -> Scene:
-    """The same run with a trainer that begins where its state stands."""
-    trainer = type(scene.trainer)(scene.config, scene.components, scene.state, scene.trainer.accelerator)
-    return Scene(scene.config, scene.components, scene.state, trainer)
 
 
 def _copies(network: nn.Module) -> dict[str, Tensor]:

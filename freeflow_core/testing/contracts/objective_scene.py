@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.load import resolve
@@ -50,6 +50,17 @@ class Scene:
     def models(self) -> Models:
         """The roles as the objective sees them."""
         return self.state.models(self.components)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The roles' networks and the teacher."""
+        found: dict[str, nn.Module] = {name: role.network for name, role in self.state.roles.items()}
+        return found if self.components.teacher is None else found | {"teacher": self.components.teacher}
+
+    def train(self, steps: int) -> Scene:
+        """So many steps; itself."""
+        for _ in range(steps):
+            self.trainer.step()
+        return self
 
     def micro_batch(self) -> MicroBatch:
         """The rows of the first step."""

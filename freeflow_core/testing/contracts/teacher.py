@@ -149,8 +149,7 @@ class TeacherContract(NetworkContract):
         x, t, condition = self.arguments(teacher)
         with _counted(teacher) as rows:
             v = teacher.guided_velocity(x, t, condition, torch.ones(len(x)))
-        error = relative_difference(v, teacher.velocity(x, t, condition))
-        self.expect(error < 1e-5, "guided_velocity at weight 1 to be velocity", f"a relative difference of {error:.2g}")
+        self.expect_close(v, teacher.velocity(x, t, condition), 1e-5, "guided_velocity at weight 1 to be velocity")
         expected = f"{len(x)} rows through velocity() at weight 1, which needs no unconditional half"
         self.expect(sum(rows) <= len(x), expected, f"{sum(rows)} rows")
 
@@ -174,22 +173,16 @@ class TeacherContract(NetworkContract):
         with _counted(teacher) as rows:
             guided = teacher.guided_velocity(x, t, condition, weight)
         plain = teacher.velocity(x, t, condition)
-        error = relative_difference(guided[weight == 1], plain[weight == 1])
         kept = "rows of weight 1 to keep their plain velocity"
-        self.expect(error < 1e-6, kept, f"a relative difference of {error:.2g}")
+        self.expect_close(guided[weight == 1], plain[weight == 1], 1e-6, kept)
         if own_rule:
             return
         baseline = teacher.velocity(x, t, null)
         expected = baseline + weight.reshape(-1, *[1] * (x.ndim - 1)) * (plain - baseline)
         if teacher.guidance_channels is not None:
             expected[:, teacher.guidance_channels :] = plain[:, teacher.guidance_channels :]
-        error = relative_difference(guided, expected)
-        self.expect(
-            error < 1e-6,
-            "v_null + w (v - v_null) from guided_velocity",
-            f"a relative difference of {error:.2g}",
-            "Leave guided_velocity as the base class has it, unless the teacher is guided by something else.",
-        )
+        advice = "Leave guided_velocity as the base class has it, unless the teacher is guided by something else."
+        self.expect_close(guided, expected, 1e-6, "v_null + w (v - v_null) from guided_velocity", advice)
         most = len(x) + int((weight != 1).sum())
         once = f"at most {most} rows through velocity(): the unconditional half of guided rows alone"
         self.expect(sum(rows) <= most, once, f"{sum(rows)} rows")

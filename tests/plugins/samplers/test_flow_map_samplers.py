@@ -180,6 +180,17 @@ def test_students_run_in_their_own_precision():
     torch.testing.assert_close(samples.x.float(), again.x, rtol=0, atol=0)
 
 
+def test_students_get_times_like_their_states():
+    class Concatenating(GaussianStudent):
+        def forward(self, x_t, t, s, condition, guidance):
+            assert torch.cat([x_t, t[:, None], s[:, None]], 1).dtype is x_t.dtype is torch.float32
+            return super().forward(x_t, t, s, condition, guidance)
+
+    student = Concatenating(MEAN.float(), STD.float())
+    for sampler in (few_step(), few_step(renoise=True)):
+        assert sampler.sample(student, noise(), uniform_grid(2), None, unguided(), draws()).x.dtype is F64
+
+
 def test_shifted_grids():
     grid = few_step(shift=3.0).default_grid(4)
     torch.testing.assert_close(grid, torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0], dtype=F64))

@@ -196,6 +196,7 @@ class WeightedTeacher(Teacher):
 
     def velocity(self, x_t, t, condition):
         self.seen.add(x_t.dtype)
+        assert t.dtype is torch.promote_types(x_t.dtype, torch.float32)  # bf16 would round times to 1 / 256
         return self.weight * x_t
 
     def null_condition(self, condition):
