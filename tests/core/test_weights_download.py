@@ -169,13 +169,6 @@ def test_truncated(server, store, states_length):
     assert left_behind(store()) == ["tiny.pt.partial", "tiny.pt.partial.json"]
 
 
-def test_an_empty_file_is_none(server, store):
-    server.serve(PATH, Answer(b""))
-    with pytest.raises(DownloadError, match="ended too early"):
-        store().fetch(weight(server))
-    assert left_behind(store()) == []
-
-
 def test_wrong_hash(server, store):
     server.serve(PATH, Answer(BODY))
     with pytest.raises(DownloadError, match=f"expected SHA-256 {'0' * 64}, got {sha256(BODY)}"):
@@ -202,12 +195,6 @@ def test_a_refusal_is_told_at_once_with_the_way_around(server, store, status):
         store(PATIENT).fetch(weight(server, source="https://example.org/w"))
     assert len(server.requests) == 1
     assert left_behind(store()) == []
-
-
-def test_a_passing_failure_is_tried_again(server, store):
-    server.serve(PATH, Answer(status=500), Answer(status=503), Answer(BODY))
-    assert store(PATIENT).fetch(weight(server)).read_bytes() == BODY
-    assert len(server.requests) == 3
 
 
 def test_a_failure_that_does_not_pass_is_told(server, store):
@@ -290,12 +277,6 @@ def test_too_little_space_is_told_before_the_body(server, store, monkeypatch):
     with pytest.raises(DownloadError, match="are free"):
         store().fetch(weight(server))
     assert left_behind(store()) == []
-
-
-def test_what_is_there_needs_no_space_again(server, store, monkeypatch):
-    wanted = interrupt(server, store())
-    monkeypatch.setattr("freeflow_core.weights.failures.shutil.disk_usage", lambda path: SimpleNamespace(free=3000))
-    assert store().fetch(wanted).read_bytes() == BODY
 
 
 def test_ctrl_c_keeps_what_has_arrived(server, store):

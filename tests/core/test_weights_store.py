@@ -20,7 +20,7 @@ from weights_server import Answer, FileServer, content, file_server, sha256
 
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
-from freeflow_core.weights import LoggedProgress, TransferOptions, WeightStore, cache_folder, cache_usage, data_size
+from freeflow_core.weights import LoggedProgress, TransferOptions, WeightStore, cache_folder, cache_usage
 from freeflow_core.weights.cache import Content, Place, Record
 
 BODY = content()
@@ -178,26 +178,12 @@ def test_a_local_file_is_copied_in(store, copy):
     assert record == {"size": 5000, "sha256": sha256(BODY), "origin": str(copy)}
 
 
-def test_a_local_file_ends_an_unfinished_download(store, tiny, server, copy):
-    server.serve("/tiny.pt", Answer(BODY, cut=1000))
-    with pytest.raises(DownloadError, match="broke"):
-        store.fetch(tiny)
-    store.add(tiny, copy)
-    assert names(store.folder) == ["tiny.pt", "tiny.pt.json"]
-    assert store.fetch(tiny).read_bytes() == BODY
-
-
 def test_force_needs_a_network_even_for_what_is_there(store, tiny, monkeypatch):
     path = store.fetch(tiny)
     monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
     assert store.fetch(tiny) == path
     with pytest.raises(DownloadError, match=rf"can only be downloaded.* {path}"):
         store.fetch(tiny, force=True)
-
-
-def test_the_file_in_its_place_can_be_added_too(store):
-    path = place_by_hand(store, BY_HAND, BODY)
-    assert store.add(BY_HAND, path).read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -372,8 +358,3 @@ def test_progress_is_a_line_now_and_then(caplog):
         "Weights 'tiny': 3.0 MiB of 20.0 MiB (15%), 512.0 KiB/s.",
         "Weights 'tiny': 10.0 MiB of 20.0 MiB (50%), 1.0 MiB/s.",
     ]
-
-
-def test_sizes_as_people_read_them():
-    shown = [data_size(n) for n in (0, 1023, 1024, 2**20, 5 * 2**29)]
-    assert shown == ["0 bytes", "1023 bytes", "1.0 KiB", "1.0 MiB", "2.50 GiB"]

@@ -127,13 +127,6 @@ def test_rates_are_derivatives(name, tau):
         assert torch.allclose((values[2] - values[0]) / (2 * h), rate[1], rtol=1e-4, atol=1e-6)
 
 
-def test_steps_have_no_rates_and_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="no velocity of its own"):
-        named_schedule("ddpm").rates(torch.zeros(1))
-    with pytest.raises(ValueError, match="known: linear"):
-        named_schedule("sine")
-
-
 def test_unit_variance_input_divides_by_the_path_s_spread():
     read = Convention(schedule=named_schedule("ve"), schedule_name="ve", data_std=0.5)
     t = torch.tensor([0.5, 0.8], dtype=torch.float64)

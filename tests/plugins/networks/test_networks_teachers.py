@@ -15,7 +15,6 @@ from torch import nn
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import CheckpointError, ConfigError
-from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.testing.exact import GaussianTeacher
@@ -248,14 +247,6 @@ def test_a_network_keeps_a_dtype_asked_for_and_the_states_theirs(networks, build
     assert teacher.network._function.inner.weight.dtype is own
     assert ask(teacher)[1].dtype is torch.float32
     assert ask(teacher, dtype=torch.float64)[1].dtype is torch.float64
-
-
-def test_samples_of_a_half_precision_network_are_drawn_in_float32(networks, build, registry):
-    teacher = build("callable", network=f"{networks}:Net", dtype="bf16")
-    sampler = Builder(registry, CPU, 0).build("sampler", ComponentChoice(name="euler"))
-    codec = Builder(registry, CPU, 0).build("codec", ComponentChoice(name="states"))
-    batch = Generator(sampler, 2, codec, teacher=teacher, seed=0).batch(torch.arange(3))
-    assert batch.z.dtype is torch.float32
 
 
 def test_another_reading_shares_the_network(networks, build):

@@ -108,15 +108,6 @@ def test_logits_belong_to_pixels_and_the_deviation_to_the_sample(
     assert torch.equal(student.head.mixture(student(changed, T, S, LABELS, WEIGHT))[1], log_std)
 
 
-@torch.no_grad()
-def test_starting_weights_are_a_function_of_the_seed_alone(make_context: Any, teacher: TransformerTeacher) -> None:
-    state = torch.get_rng_state()
-    first, second = (policy_student(make_context(teacher, seed=3)) for _ in range(2))
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name])
-    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
-
-
 @pytest.mark.parametrize("kind", ["gm", "dx"])
 @torch.no_grad()
 def test_round_trip_through_its_state(make_network: Any, make_context: Any, states: Any, kind: str) -> None:
@@ -151,14 +142,6 @@ def test_without_a_transformer_teacher_it_starts_afresh(make_context: Any, teach
     report = random.load_teacher(teacher)
     assert report.taken == ()
     assert set(report.left) == set(teacher.network.state_dict())
-
-
-def test_shapes_alone_for_a_plan(make_context: Any, teacher: TransformerTeacher) -> None:
-    context = make_context(teacher.to("meta"))
-    context = BuildContext(torch.device("meta"), 0, context.component, teacher)
-    student = policy_student(context)
-    assert student.load_teacher(teacher).taken
-    assert all(p.is_meta for p in student.parameters())
 
 
 def fill_randomly(student: PolicyTransformer) -> None:

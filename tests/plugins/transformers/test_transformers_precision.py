@@ -91,17 +91,6 @@ def counted_blocks(network: torch.nn.Module) -> Iterator[list[Block]]:
 # bf16
 
 
-def test_networks_compute_in_bf16_and_answer_in_their_states_type(make_network):
-    student = FlowMapTransformer(make_network(jump=True, guidance=True))
-    products = []
-    for block in student.network.blocks:
-        block.mlp.fc1.register_forward_hook(lambda module, _, out: products.append(out.dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = student(*inputs())
-    assert products == [torch.bfloat16] * 2
-    assert out.dtype is torch.float32
-
-
 def test_bf16_keeps_losses_weights_moments_and_averages_in_float32(make_run, monkeypatch):
     run = make_run("runtime.precision=bf16")
     seen: dict[str, torch.dtype] = {}
@@ -156,19 +145,6 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(make_network
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
     assert any(gradient.any() for gradient in found[0][1])
-
-
-def test_only_gradient_passes_are_run_again(make_network):
-    student = FlowMapTransformer(make_network(jump=True, guidance=True))
-    student.enable_activation_checkpointing()
-    with counted_blocks(student) as calls:
-        out = student(*inputs())
-        assert len(calls) == 2
-        out.sum().backward()
-        assert len(calls) == 4
-        with torch.no_grad():
-            student(*inputs())
-        assert len(calls) == 6
 
 
 def test_derivatives_bypass_recomputation_and_copies_inherit_it(make_network):
@@ -232,8 +208,3 @@ def test_compiled_networks_move_the_loss_by_rounding_alone(make_run):
     compare_compiled(
         make_run, "teacher.depth=1", "objective.name=freeflow-prediction", "objective.derivative=forward-mode"
     )
-
-
-@pytest.mark.long
-def test_compiled_networks_work_with_recomputation_and_a_fake_velocity(make_run):
-    compare_compiled(make_run, "objective.derivative=central", "runtime.activation_checkpointing=true")

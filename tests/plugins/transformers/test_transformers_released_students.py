@@ -168,23 +168,6 @@ def test_files_that_are_no_published_student(
 # --- going on from one -----------------------------------------------------------------------------------------------
 
 
-def test_training_goes_on_from_the_published_weights(write_checkpoint: Any, make_context: Any, states: Any) -> None:
-    student = load(make_context(), checkpoint=write_checkpoint("freeflow"), num_heads=3)
-    teacher = TransformerTeacher.from_config(
-        SiTTeacherConfig(checkpoint=write_checkpoint("sit", "teacher.pt", seed=1), num_heads=3), make_context()
-    )
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    report = student.load_teacher(teacher)
-    assert (report.taken, report.new) == ((), ())
-    assert set(report.left) == set(teacher.network.state_dict())
-    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
-    student(states(3, (4, 8, 8)), ONE, 0 * ONE, LABELS, ONE).square().mean().backward()
-    assert all(p.grad is not None and p.grad.any() for p in student.parameters())
-    back = FlowMapTransformer.from_state(student.network_state())
-    z = states(3, (4, 8, 8))
-    assert torch.equal(jump(back, z, LABELS, 2.0), jump(student, z, LABELS, 2.0))
-
-
 # --- export ----------------------------------------------------------------------------------------------------------
 
 

@@ -115,15 +115,6 @@ def test_conventions_are_options_with_the_familys_default(write_checkpoint: Any,
     assert torch.equal(repa.velocity(x, T, LABELS), repa.network(x, T, LABELS))
 
 
-def test_provenance_says_what_was_seen_and_what_was_chosen(write_checkpoint: Any, teacher_of: Any) -> None:
-    text = teacher_of("dit", write_checkpoint("dit")).provenance
-    assert "names and shapes fit sit, dit, dit is what was asked for" in text
-    assert "2 blocks of width 24 with 3 heads" in text
-    assert "predicts the noise" in text
-    assert "cosine" in text
-    assert "asked for" not in teacher_of("sit-repa", write_checkpoint("sit-repa")).provenance
-
-
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
@@ -222,14 +213,6 @@ def test_without_a_checkpoint_the_published_weights_are_fetched(
     assert name in {file.name for file in PUBLISHED}
 
 
-@torch.no_grad()
-def test_fetched_weights_are_loaded(write_checkpoint: Any, make_context: Any, states: Any) -> None:
-    path = write_checkpoint("sit-repa")
-    teacher = build("sit-repa", make_context(weights=lambda name: path), num_heads=3)
-    assert teacher.velocity(states(3, (4, 8, 8)), T, LABELS).abs().max() > 0
-    assert str(path) in teacher.provenance
-
-
 @pytest.mark.parametrize(
     ("teacher", "options"),
     [
@@ -276,16 +259,6 @@ def test_random_weights_answer_something(make_context: Any, teacher: str) -> Non
     assert not torch.equal(answer, first.velocity(x, t, labels.flip(0)))
     assert not torch.equal(answer, first.velocity(x, t / 2, labels))
     assert "random weights" in first.provenance
-
-
-def test_random_weights_of_ones_own_size(make_context: Any) -> None:
-    options = {"initialise": "random", "depth": 2, "width": 24, "num_heads": 3, "num_classes": 7, "resolution": 512}
-    architecture = build("sit", make_context(), **options).network.config
-    assert (architecture.depth, architecture.width, architecture.num_heads) == (2, 24, 3)
-    assert (architecture.sample_shape, architecture.num_classes) == ((4, 64, 64), 7)
-    assert not architecture.learn_sigma
-    with pytest.raises(ConfigError, match=r"needs teacher\.num_heads"):
-        build("sit", make_context(), initialise="random", depth=2, width=24)
 
 
 @pytest.mark.parametrize("teacher", list(CONFIGS))

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Source, Teacher
-from freeflow_core.math.derivative import DerivativeMethod, compare_derivatives
 from freeflow_core.network_file import load_network, save_network
 from freeflow_core.testing.exact import GaussianTeacher
 from freeflow_core.types import Condition, NetworkState
@@ -148,22 +147,6 @@ def test_a_velocity_field_ignores_end_times_and_guidance(make_network: Any, stat
     assert torch.equal(unconditional(x, T, T, LABELS, None), unconditional(x, T, T, None, None))
 
 
-@pytest.mark.parametrize(("dtype", "step", "tolerance"), [(torch.float64, 1e-4, 1e-6), (torch.float32, 5e-3, 1e-3)])
-def test_finite_differences_in_the_duration_agree_with_forward_mode(
-    make_network: Any, states: Any, dtype: torch.dtype, step: float, tolerance: float
-) -> None:
-    student = FlowMapTransformer(make_network(jump=True, guidance=True, dtype=dtype))
-    x, t = states(3, dtype=dtype), torch.ones(3, dtype=dtype)
-    weight = torch.tensor([1.0, 2.0, 4.0])
-
-    def u(d: torch.Tensor) -> torch.Tensor:
-        return student.average_velocity(student(x, t, t - d, LABELS, weight), x, t, t - d)
-
-    duration = torch.tensor([0.2, 0.5, 0.9], dtype=dtype)
-    direction = torch.ones_like(duration)
-    assert compare_derivatives(u, (duration,), (direction,), method=DerivativeMethod.CENTRAL, step=step) < tolerance
-
-
 def test_without_a_teacher_shape_and_classes_come_from_the_source(make_context: Any) -> None:
     context = make_context(source=ImageSource((1, 8, 8), 10))
     student = velocity_field(context)
@@ -184,14 +167,6 @@ def test_shapes_that_no_transformer_takes(make_context: Any) -> None:
     vectors = GaussianTeacher(torch.zeros(2), torch.ones(2))
     with pytest.raises(ConfigError, match=r"states here are \(2,\).*mlp"):
         flow_map(make_context(vectors))
-
-
-def test_starting_weights_follow_the_seed(make_context: Any) -> None:
-    source = ImageSource((1, 8, 8), 10)
-    first, again, other = (velocity_field(make_context(source=source, seed=seed)) for seed in (1, 1, 2))
-    weight = "network.blocks.0.attn.qkv.weight"
-    assert torch.equal(first.state_dict()[weight], again.state_dict()[weight])
-    assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
 
 
 def test_a_teacher_of_another_family(make_context: Any) -> None:
@@ -218,14 +193,6 @@ def test_options_that_contradict_the_teacher_are_listed(teacher: TransformerTeac
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
     assert smaller.load_teacher(teacher).taken == ()
     assert all(torch.equal(before[name], tensor) for name, tensor in smaller.state_dict().items())
-
-
-def test_numbers_that_do_not_fit_the_images(make_context: Any) -> None:
-    context = make_context(source=ImageSource((1, 8, 8), 10))
-    with pytest.raises(ConfigError, match="do not tile"):
-        flow_map(context, patch_size=3)
-    with pytest.raises(ConfigError, match="does not split into 3 heads"):
-        flow_map(context, num_heads=3)
 
 
 @pytest.mark.parametrize("kind", [FlowMapTransformer, VelocityTransformer])
