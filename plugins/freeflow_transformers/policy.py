@@ -58,7 +58,9 @@ class PolicyHead(nn.Module):
             plain = FinalLayer(architecture.width, architecture.patch_size, architecture.channels)
             self.norm_final, self.adaLN_modulation = plain.norm_final, plain.adaLN_modulation
             self.linear = nn.Linear(architecture.width, self._num_maps * plain.linear.out_features)
-            self.log_std = _deviation(architecture.width, options.std_width) if mixture else None
+            width, hidden = architecture.width, options.std_width
+            deviation = nn.Sequential(nn.SiLU(), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+            self.log_std = deviation if mixture else None
         self.to_empty(device=device)
         if device.type != "meta":
             self._reset(generator)
@@ -119,10 +121,6 @@ class PolicyHead(nn.Module):
         """The velocities' part of the linear layer's weight or bias, a view (K, pixels, C, ...)."""
         maps = parameter.view(self._num_maps, -1, self.channels, *parameter.shape[1:])
         return maps[: self.components]
-
-
-def _deviation(width: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
 
 @final
@@ -189,7 +187,8 @@ class PolicyTransformer(PolicyStudent):
         own, base = self.network.state_dict(), teacher_architecture(teacher)
         if not self._from_teacher:
             return nothing_taken(teacher, own)
-        plain = _plain(self.network.config.model_copy(update={"learn_sigma": base is not None and base.learn_sigma}))
+        learn_sigma = base is not None and base.learn_sigma
+        plain = DiffusionTransformer(self.network.config.model_copy(update={"learn_sigma": learn_sigma}), device="meta")
         if not self.network.pos_embed.is_meta:
             plain.to_empty(device="cpu")  # what it takes from the teacher is filled, and nothing else is read
         report = take_weights(plain, teacher)
@@ -224,14 +223,9 @@ class PolicyTransformer(PolicyStudent):
                 f"The policy stored with the weights is not usable ({' '.join(str(error).split())}). The file was "
                 "edited, or written by another version of this plugin: use the version that wrote it."
             ) from None
-        student = cls(_plain(architecture), options)
+        student = cls(DiffusionTransformer(architecture, device="meta"), options)
         check_tensors(student.network.state_dict(), state.tensors, "policy student's checkpoint")
         student.to(state.tensors["x_embedder.proj.weight"].dtype)
         if not any(tensor.is_meta for tensor in state.tensors.values()):
             student.to_empty(device="cpu").network.load_state_dict(dict(state.tensors))
         return student
-
-
-def _plain(architecture: TransformerConfig) -> DiffusionTransformer:
-    """Shapes alone."""
-    return DiffusionTransformer(architecture, device="meta")

@@ -36,7 +36,7 @@ class Family:
         name: also the name of the teacher.
         time_direction, sign, prediction: what its numbers mean, see :class:`TransformerConfig`.
         guidance_channels: its own sampler guides the first that many channels; None: all.
-        learn_sigma: whether the output has 2C channels; None: both exist.
+        learn_sigma: whether the output has 2C channels; None: the published ones do at 256 pixels, not at 512.
         ignored: first parts of tensor names that inference does not need.
     """
 
@@ -47,10 +47,6 @@ class Family:
     guidance_channels: int | None
     learn_sigma: bool | None
     ignored: tuple[str, ...] = ()
-
-    def default_learn_sigma(self, resolution: int) -> bool:
-        """Whether the published network for images of that many pixels has 2C output channels."""
-        return resolution == 256 if self.learn_sigma is None else self.learn_sigma
 
 
 FAMILIES: dict[str, Family] = {
@@ -70,11 +66,6 @@ FAMILIES: dict[str, Family] = {
         Family("dit", "data-at-0", "noise-minus-data", "noise", guidance_channels=3, learn_sigma=True),
     )
 }
-
-
-def weights_name(family: str, size: str, patch_size: int, resolution: int) -> str:
-    """What published weights are called, e.g. ``"sit-repa-xl-2-256"``; not all of these names exist."""
-    return f"{family}-{size.lower()}-{patch_size}-{resolution}"
 
 
 _SIT, _REPA = "nyu-visionx/SiT-collections", "https://github.com/sihyun-yu/REPA"

@@ -13,7 +13,7 @@ from torch import Tensor
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Student, Teacher
 from freeflow_core.types import Condition, NetworkState
-from freeflow_transformers.architecture import FAMILY, SIZES, TransformerConfig, named_heads
+from freeflow_transformers.architecture import SIZES, TransformerConfig, named_heads
 from freeflow_transformers.config import (
     ReleasedStudentConfig,
     ReleasedTeacherConfig,
@@ -23,6 +23,7 @@ from freeflow_transformers.config import (
 from freeflow_transformers.network import DiffusionTransformer, fill_with_random_weights
 from freeflow_transformers.released.detection import (
     Detected,
+    Shapes,
     describe,
     detect,
     expected_shapes,
@@ -39,7 +40,6 @@ from freeflow_transformers.released.families import (
     NUM_CLASSES,
     Family,
     published_names,
-    weights_name,
 )
 from freeflow_transformers.released.reading import Checkpoint, read_checkpoint
 from freeflow_transformers.weights import filled_network, transformer_from_state
@@ -136,7 +136,8 @@ def load_teacher_network(config: ReleasedTeacherConfig, context: BuildContext) -
 
 
 def _published_name(config: ReleasedTeacherConfig, family: Family) -> str:
-    name = weights_name(family.name, config.size or "XL", config.patch_size or 2, config.resolution or 256)
+    size = (config.size or "XL").lower()
+    name = f"{family.name}-{size}-{config.patch_size or 2}-{config.resolution or 256}"
     known = published_names(family.name)
     if config.depth is None and name in known:
         return name
@@ -306,26 +307,26 @@ def load_student_network(config: ReleasedStudentConfig, context: BuildContext) -
             f"{path} was written by this project, not in the published format. Use it as it is: --student {path}."
         )
     stored: Mapping[str, Any] = checkpoint.metadata.get(RELEASED_METADATA, {})
-    state = student_from_released(
-        checkpoint.tensors,
+    architecture = released_student(
+        checkpoint.shapes,
         path,
         family=config.family or stored.get("family") or config.family_default,
         num_heads=config.num_heads or stored.get("num_heads"),
     )
-    architecture = TransformerConfig.from_stored(dict(state.config))
     convention = _convention(architecture)
     provenance = f"FreeFlow student from {path} ({checkpoint.container}): {describe(architecture)}; {convention}"
-    network = filled_network(architecture, state.tensors)
+    own = DiffusionTransformer(architecture, device="meta").state_dict()
+    network = filled_network(architecture, {n: checkpoint.tensors[released_name(n, student=True)] for n in own})
     return LoadedNetwork(network, provenance, path, codec=LATENT_CODEC, is_assumed=True)
 
 
-def student_from_released(
-    tensors: Mapping[str, Tensor], path: Path, *, family: str | None = None, num_heads: int | None = None
-) -> NetworkState:
-    """Published tensors as the state of a flow map; the tensors themselves are the same.
+def released_student(
+    shapes: Shapes, path: Path, *, family: str | None = None, num_heads: int | None = None
+) -> TransformerConfig:
+    """The architecture of a published student, with its convention.
 
     Args:
-        tensors: by their published names.
+        shapes: of its tensors, by their published names.
         path: where they come from, for errors.
         family: ``sit`` or ``sit-repa``, whose convention they have; None where only one is possible.
         num_heads: attention heads; None for a named size.
@@ -334,7 +335,6 @@ def student_from_released(
         CheckpointError: not a published student, or not of ``family``; the differences are listed.
         ConfigError: family or heads that the tensors do not tell.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     detected = detect(shapes, path, num_heads)
     student = detected.architecture.model_copy(update={"jump": True, "guidance": True})
     if not (detected.families and detected.architecture.jump and detected.architecture.guidance):
@@ -355,11 +355,7 @@ def student_from_released(
             f"{path} cannot be the student of a {family} teacher: {'; '.join(differences)}. It fits "
             f"{' or '.join(detected.families)}."
         )
-    convention = {"time_direction": FAMILIES[family].time_direction, "sign": FAMILIES[family].sign}
-    architecture = student.model_copy(update=convention)
-    own = DiffusionTransformer(architecture, device="meta").state_dict()
-    renamed = {name: tensors[released_name(name, student=True)] for name in own}
-    return NetworkState(FAMILY, architecture.model_dump(mode="json"), renamed)
+    return student.model_copy(update={"time_direction": FAMILIES[family].time_direction, "sign": FAMILIES[family].sign})
 
 
 # --- both ---
@@ -371,7 +367,7 @@ def published_architecture(resolution: int, family: Family, **options: Any) -> T
     defaults = {
         "patch_size": 2,
         "num_classes": NUM_CLASSES,
-        "learn_sigma": family.default_learn_sigma(resolution),
+        "learn_sigma": resolution == 256 if family.learn_sigma is None else family.learn_sigma,
         "time_direction": family.time_direction,
         "sign": family.sign,
     }

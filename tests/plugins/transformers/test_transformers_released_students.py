@@ -20,7 +20,7 @@ from freeflow_transformers.config import (
 )
 from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.export import export_released, released_family, released_state_dict
-from freeflow_transformers.released.loading import student_from_released
+from freeflow_transformers.released.loading import released_student
 from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
 from freeflow_transformers.teachers import DIGITS_ASSET, TransformerTeacher
 from pydantic import ValidationError
@@ -42,6 +42,10 @@ def load(
     context: Any, config: type[ReleasedStudentConfig] = FreeFlowStudentConfig, **options: Any
 ) -> FlowMapTransformer:
     return FlowMapTransformer.from_config(config(**options), context)
+
+
+def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def jump(student: FlowMapTransformer, z: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
@@ -155,10 +159,10 @@ def test_files_that_are_no_published_student(
         load(make_context(), checkpoint=write_checkpoint("sit"), num_heads=3)
     lacking = {n: t for n, t in released_tensors("freeflow").items() if not n.startswith("gw_embedder")}
     with pytest.raises(CheckpointError, match=r"missing gw_embedder\.projs\.0\.weight"):
-        student_from_released(lacking, tmp_path / "x.pt", num_heads=3)
+        released_student(shapes_of(lacking), tmp_path / "x.pt", num_heads=3)
     unnamed = {n.replace(".projs.", ".mlp."): t for n, t in released_tensors("freeflow").items()}
     with pytest.raises(CheckpointError, match=r"missing t_embedder\.projs\.0\.weight.*unexpected t_embedder\.mlp"):
-        student_from_released(unnamed, tmp_path / "x.pt", num_heads=3)
+        released_student(shapes_of(unnamed), tmp_path / "x.pt", num_heads=3)
     own = FlowMapTransformer(make_network(jump=True, guidance=True))
     save_network(tmp_path / "own.safetensors", own.network_state(), {})
     with pytest.raises(CheckpointError, match=r"was written by this project.*--student"):
