@@ -197,11 +197,11 @@ def test_exact_map_per_class_and_its_refusal():
 
 
 def test_reference_map_pushes_the_prior_to_the_mixture():
-    teacher, n = full_mixture(), 1_000
+    teacher, n = full_mixture(), 400
     condition = torch.ones(n, dtype=torch.long)
     z = draws(n).noise("z", (2,))
     x = teacher.reference_flow_map(z, times(1.0, n), times(0.0, n), condition)
-    data = teacher.sample_data(draws(200_000, seed=1), torch.ones(200_000, dtype=torch.long))
+    data = teacher.sample_data(draws(100_000, seed=1), torch.ones(100_000, dtype=torch.long))
     for moment in (lambda y: y, lambda y: y.square(), lambda y: y.prod(1, keepdim=True), lambda y: y.sin()):
         got, expected = moment(x), moment(data)
         assert ((got.mean(0) - expected.mean(0)).abs() < 4.5 * got.std(0) / math.sqrt(n)).all()
