@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.flow import like_states, uniform_between
 from freeflow_core.objective_kit.options import GuidanceOptions
-from freeflow_core.objective_kit.passes import teacher_velocity, velocity_with_gradient
+from freeflow_core.objective_kit.passes import take, teacher_velocity, velocity_with_gradient
 from freeflow_core.objective_kit.rows import NoisyRows
 from freeflow_core.types import Batch, Condition, Draws, Guidance, concatenate_conditions, index_condition
 
@@ -36,11 +36,6 @@ class Jumps(NamedTuple):
         """The jumps at a host index."""
         condition = index_condition(self.condition, rows)
         return Jumps(take(self.x_t, rows), self.t[rows], self.s[rows], condition, self.guidance[rows])
-
-
-def take(values: Tensor, rows: Tensor) -> Tensor:
-    """The rows of ``values``, on any device, at a host index."""
-    return values[rows.to(values.device, non_blocking=True)]
 
 
 def joined(*jumps: Jumps) -> Jumps:

@@ -120,7 +120,7 @@ def path_derivative(
 
     def along(offset: Tensor, rows: Tensor | None) -> Tensor:
         every = (x_t, velocity, t, s, guidance)
-        x, v, start, end, g = every if rows is None else (_take(part, rows) for part in every)
+        x, v, start, end, g = every if rows is None else (take(part, rows) for part in every)
         c = condition if rows is None else index_condition(condition, rows)
         x = x + expand_times(offset, x) * v
         return velocity_without_gradient(model, x, start.to(offset) + offset, end, c, g)
@@ -148,12 +148,13 @@ def duration_derivative(
 
     def along(offset: Tensor, rows: Tensor | None) -> Tensor:
         every = (x_t, t, s, guidance)
-        x, start, end, g = every if rows is None else (_take(part, rows) for part in every)
+        x, start, end, g = every if rows is None else (take(part, rows) for part in every)
         c = condition if rows is None else index_condition(condition, rows)
         return velocity_without_gradient(model, x, start, end.to(offset) - offset, c, g)
 
     return line_derivative(along, below=t - s, above=s, value=value, method=DerivativeMethod(method), step=step)
 
 
-def _take(values: Tensor, rows: Tensor) -> Tensor:
+def take(values: Tensor, rows: Tensor) -> Tensor:
+    """The rows of ``values``, on any device, at a host index."""
     return values[rows.to(values.device, non_blocking=True)]

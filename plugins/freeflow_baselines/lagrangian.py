@@ -21,12 +21,12 @@ from freeflow_core.objective_kit.jumps import (
     jumps_from_noise,
     jumps_to,
     root_mean_square,
-    take,
     velocities_with_gradient,
 )
 from freeflow_core.objective_kit.passes import (
     check_derivative,
     duration_derivative,
+    take,
     velocity_with_gradient,
     velocity_without_gradient,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from freeflow_core.interfaces import Models
 from freeflow_core.math.flow import uniform_between
-from freeflow_core.objective_kit.jumps import take
+from freeflow_core.objective_kit.passes import take
 from freeflow_core.objective_kit.rows import NoisyRows
 from freeflow_core.types import Draws
 from freeflow_meanflow.config import ImprovedMeanFlowConfig

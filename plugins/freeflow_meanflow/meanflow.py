@@ -9,8 +9,7 @@ from torch import Tensor
 
 from freeflow_core.interfaces import Models
 from freeflow_core.math.flow import uniform_between
-from freeflow_core.objective_kit.jumps import take
-from freeflow_core.objective_kit.passes import teacher_velocity
+from freeflow_core.objective_kit.passes import take, teacher_velocity
 from freeflow_core.objective_kit.rows import NoisyRows
 from freeflow_core.types import Draws, Progress
 from freeflow_meanflow.config import MeanFlowConfig

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Model, Models, Objective
 from freeflow_core.math.flow import expand_times, logit_normal
-from freeflow_core.objective_kit.jumps import take
 from freeflow_core.objective_kit.passes import (
     check_derivative,
     own_velocities,
     path_derivative,
+    take,
     velocity_with_gradient,
 )
 from freeflow_core.objective_kit.rows import NoisyRows, drop_labels, noisy_rows
