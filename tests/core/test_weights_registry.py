@@ -118,15 +118,6 @@ class FromFile(Teacher):
     def velocity(self, x_t, t, condition):
         return self.slope * x_t
 
-    def null_condition(self, condition):
-        raise NotImplementedError
-
-    def sample_condition(self, draws):
-        return None
-
-    def balanced_condition(self, index):
-        return None
-
 
 HERE = "freeflow_file_publisher"
 

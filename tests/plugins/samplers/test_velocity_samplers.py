@@ -199,15 +199,6 @@ class WeightedTeacher(Teacher):
         assert t.dtype is torch.promote_types(x_t.dtype, torch.float32)  # bf16 would round times to 1 / 256
         return self.weight * x_t
 
-    def null_condition(self, condition):
-        return condition
-
-    def sample_condition(self, draws):
-        return None
-
-    def balanced_condition(self, index):
-        return None
-
 
 @pytest.mark.parametrize(
     ("network", "option", "state"),
