@@ -17,10 +17,10 @@ from freeflow_samplers.config import FewStepConfig, OneStepConfig, StudentThenTe
 from freeflow_samplers.velocity import (
     EulerSampler,
     HeunSampler,
+    OnShiftedGrid,
     grid_times,
     network_dtype,
     network_times,
-    shifted_grid,
 )
 
 
@@ -55,18 +55,14 @@ class OneStepSampler(FlowMapSampler):
 
 
 @final
-class FewStepSampler(FlowMapSampler):
+class FewStepSampler(OnShiftedGrid, FlowMapSampler):
     """Jumps along the grid, one evaluation each.
 
     Deterministic: x_s = X(x_t, t, s) (Geng et al. 2025, section 4). With ``renoise``: x_0 = X(x_t, t, 0), then
     x_s = (1 - s) x_0 + s n with fresh noise (Song et al. 2023, algorithm 1), stream ``renoise-<step>``.
     """
 
-    def __init__(self, config: FewStepConfig) -> None:
-        self._config = config
-
-    def default_grid(self, num_steps: int) -> Tensor:
-        return shifted_grid(num_steps, self._config.shift)
+    _config: FewStepConfig
 
     @torch.no_grad()
     def sample(
@@ -97,20 +93,16 @@ class FewStepSampler(FlowMapSampler):
 
 
 @final
-class StudentThenTeacherSampler(HybridSampler):
+class StudentThenTeacherSampler(OnShiftedGrid, HybridSampler):
     """X(z, grid[0], grid[1]) by the student, then the teacher's velocity along the rest of the grid.
 
-    The student's one evaluation and the teacher's are added. This is how a student trained from the prior alone gets
-    better with more compute (FreeFlow, arXiv 2511.19428).
+    The evaluations of both are added, and the first step of a grid is the student's. This is how a student trained from
+    the prior alone gets better with more compute (FreeFlow, arXiv 2511.19428).
     """
 
     def __init__(self, config: StudentThenTeacherConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._teacher_steps = HeunSampler(config) if config.then == "heun" else EulerSampler(config)
-
-    def default_grid(self, num_steps: int) -> Tensor:
-        """``num_steps`` in all, the student's jump being the first."""
-        return shifted_grid(num_steps, self._config.shift)
 
     @torch.no_grad()
     def sample(

@@ -10,25 +10,33 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Teacher, VelocitySampler
+from freeflow_core.interfaces import Sampler, Teacher, VelocitySampler
 from freeflow_core.interfaces.sampler import OnStep
 from freeflow_core.math.flow import mean_square, uniform_grid
 from freeflow_core.types import Condition, Draws, Guidance, Samples
-from freeflow_samplers.config import AdaptiveConfig, EulerConfig, HeunConfig
+from freeflow_samplers.config import AdaptiveConfig, EulerConfig, GridConfig, HeunConfig
 
 _ROUNDING = 1e-12
 """A grid time may miss an interval's end by rounding alone (0.3 against 0.30000000000000004); it still counts."""
 
 
-@final
-class EulerSampler(VelocitySampler):
-    """x_s = x_t + (s - t) v(x_t, t): first order, one evaluation per step, two where guided."""
+class OnShiftedGrid(Sampler):
+    """Its own grid has times t' = shift t / (1 + (shift - 1) t) of the uniform t (Esser et al. 2024, eq. 23)."""
 
-    def __init__(self, config: EulerConfig) -> None:
+    def __init__(self, config: GridConfig) -> None:
         self._config = config
 
     def default_grid(self, num_steps: int) -> Tensor:
-        return shifted_grid(num_steps, self._config.shift)
+        """(num_steps + 1,) times from 1 to 0. Raises ``ValueError`` unless num_steps >= 1."""
+        t, shift = uniform_grid(num_steps), self._config.shift
+        return shift * t / (1 + (shift - 1) * t)
+
+
+@final
+class EulerSampler(OnShiftedGrid, VelocitySampler):
+    """x_s = x_t + (s - t) v(x_t, t): first order, one evaluation per step, two where guided."""
+
+    _config: EulerConfig
 
     @torch.no_grad()
     def sample(
@@ -51,7 +59,7 @@ class EulerSampler(VelocitySampler):
 
 
 @final
-class HeunSampler(VelocitySampler):
+class HeunSampler(OnShiftedGrid, VelocitySampler):
     """Second order, two evaluations per step, each counted twice where guided (Karras et al. 2022, algorithm 1).
 
     With ``decide_at: step-start`` the start of a step decides about guidance for both of its slopes, so that a step
@@ -59,11 +67,7 @@ class HeunSampler(VelocitySampler):
     With ``final_euler``, ``state_dtype: float64`` and ``decide_at: step-start`` it is the sampler of REPA and SiT.
     """
 
-    def __init__(self, config: HeunConfig) -> None:
-        self._config = config
-
-    def default_grid(self, num_steps: int) -> Tensor:
-        return shifted_grid(num_steps, self._config.shift)
+    _config: HeunConfig
 
     @torch.no_grad()
     def sample(
@@ -93,7 +97,7 @@ class HeunSampler(VelocitySampler):
 
 
 @final
-class AdaptiveSampler(VelocitySampler):
+class AdaptiveSampler(OnShiftedGrid, VelocitySampler):
     """Dormand-Prince 5(4): each step keeps the root-mean-square error of the *worst sample* within the tolerance.
 
     The grid gives the start, the end, and the times ``on_step`` is told about (interpolated); the steps are the
@@ -103,11 +107,7 @@ class AdaptiveSampler(VelocitySampler):
     piece is guided throughout or not at all.
     """
 
-    def __init__(self, config: AdaptiveConfig) -> None:
-        self._config = config
-
-    def default_grid(self, num_steps: int) -> Tensor:
-        return shifted_grid(num_steps, self._config.shift)
+    _config: AdaptiveConfig
 
     @torch.no_grad()
     def sample(
@@ -211,15 +211,6 @@ def network_dtype(network: nn.Module, z: Tensor) -> torch.dtype:
 def network_times(time: float, x: Tensor) -> Tensor:
     """``time`` (N,) as networks get it in training: beside the states, in their precision but no less than float32."""
     return torch.full((len(x),), time, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-
-
-def shifted_grid(num_steps: int, shift: float) -> Tensor:
-    """(num_steps + 1,) times from 1 to 0, t' = shift t / (1 + (shift - 1) t) of the uniform ones.
-
-    From Esser et al. 2024, arXiv 2403.03206, eq. 23. Raises ``ValueError`` unless num_steps >= 1.
-    """
-    t = uniform_grid(num_steps)
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def grid_times(grid: Tensor) -> list[float]:
