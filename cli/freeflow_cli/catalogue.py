@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from freeflow_core.errors import ConfigError, suggest
 from freeflow_core.plugin import KINDS, Component, Manager, Preset, Registry
@@ -21,8 +20,7 @@ PRESET = "preset"
 ALL_KINDS: tuple[str, ...] = (*KINDS, PRESET)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One component or preset, and where it comes from."""
 
     kind: str
@@ -33,13 +31,12 @@ class Entry:
     version: str
     item: Component | Preset
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON output; without the component itself."""
-        return {key: value for key, value in asdict(self).items() if key != "item"}
+        return {key: value for key, value in self._asdict().items() if key != "item"}
 
 
-@dataclass(frozen=True)
-class PluginEntry:
+class PluginEntry(NamedTuple):
     """One plugin, the API it needs (empty: not loaded), its hooks, and why it or a hook is not there (or ``None``)."""
 
     name: str
@@ -49,24 +46,24 @@ class PluginEntry:
     hooks: tuple[str, ...]
     problem: str | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON output."""
-        return asdict(self) | {"hooks": list(self.hooks)}
-
 
 def entries(registry: Registry) -> list[Entry]:
     """Every component by kind and name, then the presets."""
-    found = [
-        _entry(kind, item.summary, registry.origin(kind, name), item)
+
+    def entry(kind: str, summary: str, plugin: LoadedPlugin, item: Component | Preset) -> Entry:
+        return Entry(kind, item.name, summary, plugin.name, plugin.distribution, plugin.version, item)
+
+    components = [
+        entry(kind, item.summary, registry.origin(kind, name), item)
         for kind in KINDS
         for name, item in registry.components(kind).items()
     ]
-    found += [
-        _entry(PRESET, f"[{command}] {item.summary}", registry.preset_origin(command, name), item)
+    presets = [
+        entry(PRESET, f"[{command}] {item.summary}", registry.preset_origin(command, name), item)
         for command in sorted(PRESET_COMMANDS)
         for name, item in registry.presets(command).items()
     ]
-    return found
+    return components + presets
 
 
 def plugin_entries(manager: Manager) -> list[PluginEntry]:
@@ -108,12 +105,11 @@ def find(name: str, kind: str | None, found: Iterable[Entry], plugins: Iterable[
     return matching
 
 
-def _entry(kind: str, summary: str, plugin: LoadedPlugin, item: Component | Preset) -> Entry:
-    return Entry(kind, item.name, summary, plugin.name, plugin.distribution, plugin.version, item)
-
-
-_NUMERIC = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
-_LENGTHS = {
+_LIMITS = {
+    "minimum": ">= {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "<= {}",
+    "exclusiveMaximum": "< {}",
     "minLength": "length >= {}",
     "maxLength": "length <= {}",
     "minItems": "items >= {}",
@@ -124,8 +120,7 @@ _LENGTHS = {
 _TYPES = {"integer": "int", "number": "float", "string": "text", "boolean": "true | false", "object": "mapping"}
 
 
-@dataclass(frozen=True)
-class ModelOption:
+class ModelOption(NamedTuple):
     """One setting. ``default`` is written as in a configuration file; ``required`` has none."""
 
     name: str
@@ -134,35 +129,28 @@ class ModelOption:
     range: str
     description: str
 
-    def as_dict(self) -> dict[str, str]:
-        """For JSON output."""
-        return asdict(self)
-
 
 def model_options(model: type[BaseModel]) -> list[ModelOption]:
     """All options of ``model``; those of nested models by dotted name, as ``--set`` takes them."""
     schema = model.model_json_schema()
-    return _options(schema, schema.get("$defs", {}), "")
+    return list(_options(schema, schema.get("$defs", {}), ""))
 
 
-def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str) -> list[ModelOption]:
-    found: list[ModelOption] = []
+def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str) -> Iterator[ModelOption]:
     for name, written in schema.get("properties", {}).items():
         field = _follow(written, definitions)
         if "properties" in field:
-            found.extend(_options(field, definitions, f"{prefix}{name}."))
+            yield from _options(field, definitions, f"{prefix}{name}.")
             continue
-        required = name in schema.get("required", ())
-        found.append(
-            ModelOption(
-                name=f"{prefix}{name}",
-                type=_type(field, definitions),
-                default="required" if required else _default(field),
-                range=_range(field, definitions),
-                description=field.get("description", ""),
-            )
+        # A default that is made by a factory is not part of the schema.
+        default = json.dumps(field["default"], ensure_ascii=False) if "default" in field else ""
+        yield ModelOption(
+            f"{prefix}{name}",
+            _type(field, definitions),
+            "required" if name in schema.get("required", ()) else default,
+            ", ".join(dict.fromkeys(_limits(field, definitions))),
+            field.get("description", ""),
         )
-    return found
 
 
 def _follow(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -170,30 +158,21 @@ def _follow(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping
     return {**definitions[reference.rsplit("/", 1)[-1]], **field} if reference else field
 
 
-def _default(field: Mapping[str, Any]) -> str:
-    # A default that is made by a factory is not part of the schema.
-    return json.dumps(field["default"], ensure_ascii=False) if "default" in field else ""
-
-
 def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     field = _follow(field, definitions)
     if "anyOf" in field:
         return " | ".join(dict.fromkeys(_type(part, definitions) for part in field["anyOf"]))
-    if "enum" in field:
-        return " | ".join(map(str, field["enum"]))
-    if "const" in field:
-        return str(field["const"])
-    kind = field.get("type", "any")
-    if kind == "array":
-        inner = field.get("items") or (field.get("prefixItems") or [{}])[0]
-        return f"list of {_type(inner, definitions)}"
+    if "enum" in field or "const" in field:
+        return " | ".join(map(str, field.get("enum", [field.get("const")])))
+    if field.get("type") == "array":
+        return f"list of {_type(field.get('items') or (field.get('prefixItems') or [{}])[0], definitions)}"
     if field.get("format") in ("path", "file-path", "directory-path"):
         return "path"
+    kind = field.get("type", "any")
     return _TYPES.get(kind, str(kind))
 
 
-def _range(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    parts = [text.format(field[key]) for key, text in (_NUMERIC | _LENGTHS).items() if key in field]
-    inner = [*field.get("anyOf", ()), *([field["items"]] if isinstance(field.get("items"), dict) else ())]
-    parts += [text for part in inner if (text := _range(_follow(part, definitions), definitions))]
-    return ", ".join(dict.fromkeys(parts))
+def _limits(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[str]:
+    yield from (text.format(field[key]) for key, text in _LIMITS.items() if key in field)
+    for part in (*field.get("anyOf", ()), *([field["items"]] if isinstance(field.get("items"), dict) else ())):
+        yield from _limits(_follow(part, definitions), definitions)

@@ -12,7 +12,7 @@ PLAIN_WIDTH = 100
 ERROR_STYLE = "bold red"
 
 
-def output() -> Console:
+def stdout() -> Console:
     """Results: tables, paths, numbers."""
     return _console(stderr=False)
 

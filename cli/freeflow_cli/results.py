@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from freeflow_cli import formats
-from freeflow_cli.console import is_main_process, output
+from freeflow_cli.console import is_main_process, stdout
 
 if TYPE_CHECKING:
     from freeflow_core.api import RunResult
@@ -43,14 +46,19 @@ def score_tables(
     return [_table(titles, part, cells) for part in _split(columns, cells, width)]
 
 
-def _table(titles: Sequence[str], columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("", width=_TITLE_WIDTH)
-    for name in columns:
-        table.add_column(Text(_header(name)), justify="right", width=_width(name, cells[name]))
-    for number, title in enumerate(titles):
-        table.add_row(Text(title), *(Text(cells[name][number]) for name in columns))
+def make_table(columns: Iterable[Column | str], rows: Iterable[Iterable[str]] = (), **options: Any) -> Table:
+    """A table with a line below its titles, as all of ours; the cells are taken as they are, without markup."""
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, **options)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
+
+
+def _table(titles: Sequence[str], names: Sequence[str], cells: Mapping[str, Sequence[str]]) -> Table:
+    columns = [Column(Text(_header(name)), justify="right", width=_width(name, cells[name])) for name in names]
+    return make_table(
+        [Column(width=_TITLE_WIDTH), *columns], zip(titles, *(cells[name] for name in names), strict=True)
+    )
 
 
 def _split(columns: Sequence[str], cells: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
@@ -75,15 +83,11 @@ def _width(name: str, values: Sequence[str]) -> int:
     return max(map(len, [*_header(name).split(), *values]))
 
 
-MLFLOW, MLFLOW_DATABASE = "mlflow", "mlflow.db"
-"""The tracker, and the store it makes beside the run folder unless it is told another."""
-
-
 def print_result(result: RunResult, command: str, config: RunConfig | None) -> None:
     """Scores, files and next commands on stdout; silent on all but the main process."""
     if not is_main_process():
         return
-    console = output()
+    console = stdout()
     if result.scores:
         evaluation = config.evaluation if config else None
         for table in score_tables(result.scores, evaluation=evaluation, width=console.width):
@@ -118,12 +122,12 @@ def print_next(console: Console, commands: Iterable[str]) -> None:
         print_line(console, f"  {command}")
 
 
-def uses_local_mlflow(config: RunConfig) -> bool:
-    """Whether the run's MLflow store lies beside its folder, as it does unless another one is named."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return False
-    chosen = (choice.model_dump() for choice in config.trackers if choice.name == MLFLOW)
-    return any(options.get("uri") is None for options in chosen)
+def mlflow_commands(folder: Path) -> list[str]:
+    """MLflow's view of the runs, where its store lies beside ``folder``, as it does unless another one is named."""
+    database = folder.resolve().parent / "mlflow.db"
+    if os.environ.get("MLFLOW_TRACKING_URI") or not database.is_file():
+        return []
+    return [f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database.as_posix()}')}"]
 
 
 def next_commands(result: RunResult, command: str, config: RunConfig | None) -> list[str]:
@@ -137,9 +141,9 @@ def next_commands(result: RunResult, command: str, config: RunConfig | None) -> 
     commands.append(f"freeflow sample --run {folder}")
     if not result.scores:
         commands.append(f"freeflow evaluate --run {folder}")
-    database = result.folder.resolve().parent / MLFLOW_DATABASE
-    if config is not None and uses_local_mlflow(config) and database.is_file():
-        commands.append(f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database.as_posix()}')}")
+    trackers = [choice.model_dump() for choice in config.trackers] if config else []
+    if any(tracker["name"] == "mlflow" and tracker.get("uri") is None for tracker in trackers):
+        commands += mlflow_commands(result.folder)
     return commands
 
 
@@ -154,13 +158,22 @@ def print_checks(console: Console, checks: Sequence[Check]) -> None:
 def print_columns(console: Console, rows: Iterable[Sequence[Text]]) -> None:
     """Rows of equally many cells without lines between them; only the last column is folded."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, row in enumerate(rows):
-        if not number:
-            for _ in row[1:]:
-                table.add_column(no_wrap=True)
-            table.add_column(overflow="fold")
+    for row in rows:
         table.add_row(*row)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for column in table.columns[-1:]:
+        column.overflow = "fold"
     console.print(table)
+
+
+def print_json(values: object) -> None:
+    """JSON on stdout; dataclasses become mappings, paths text."""
+    typer.echo(json.dumps(values, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def failed(checks: Sequence[Check]) -> bool:

@@ -45,10 +45,16 @@ class Session:
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 self._command_problems.append(f"plugin {implementation.plugin_name!r} adds no commands: {text}")
 
-    def registry(self) -> Registry:
-        """What the plugins offer. What a plugin does wrong costs one warning line."""
+    def registry(self, **named: str | None) -> Registry:
+        """What the plugins offer. What a plugin does wrong costs one warning line.
+
+        ``named`` components are looked up by kind, so that a misspelt name is told before torch is imported.
+        """
         registry = Registry(self.manager)
         self.warn_about_plugins(registry.warnings)
+        for kind, name in named.items():
+            if name is not None:
+                registry.component(kind, name)
         return registry
 
     def warn_about_plugins(self, others: Iterable[str] = ()) -> None:

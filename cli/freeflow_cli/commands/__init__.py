@@ -10,6 +10,8 @@ from freeflow_cli.commands import (
     encode,
     evaluate,
     plugins,
+    plugins_check,
+    plugins_new,
     sample,
     search,
     training,
@@ -28,7 +30,18 @@ def register_commands(app: typer.Typer) -> None:
     app.command("encode")(encode.encode)
     app.command("export")(weights.export)
     app.command("fetch")(weights.fetch)
-    app.add_typer(plugins.application(), name="plugins")
-    app.add_typer(training.config_application(), name="config")
-    app.add_typer(checks.teacher_application(), name="teacher")
+    group = _add_group(app, "plugins", "Look at plugins, components and presets.")
+    group.command("list")(plugins.list_plugins)
+    group.command("show")(plugins.show_plugin)
+    group.command("new")(plugins_new.new_plugin)
+    group.command("check")(plugins_check.check_plugin)
+    _add_group(app, "config", "Look at run configurations.").command("show")(training.show)
+    _add_group(app, "teacher", "Look at teachers.").command("check")(checks.check)
     app.command("doctor")(checks.doctor)
+
+
+def _add_group(app: typer.Typer, name: str, help_text: str) -> typer.Typer:
+    group = typer.Typer(help=help_text, no_args_is_help=True)
+    group.callback()(lambda: None)  # without it a group of one command would be that command
+    app.add_typer(group, name=name)
+    return group

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +9,8 @@ import typer
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import output
-from freeflow_cli.console import output as output_console
-from freeflow_cli.results import failed, print_checks, print_files, print_line
+from freeflow_cli.console import stdout
+from freeflow_cli.results import failed, print_checks, print_files, print_json, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
@@ -27,9 +24,9 @@ def doctor(context: typer.Context, as_json: options.AsJSON = False) -> None:
 
     checks = api.diagnose(Session.of(context).manager)
     if as_json:
-        typer.echo(json.dumps([asdict(check) for check in checks], indent=1))
+        print_json(checks)
     else:
-        print_checks(output(), checks)
+        print_checks(stdout(), checks)
     if failed(checks):
         raise typer.Exit(1)
 
@@ -37,32 +34,19 @@ def doctor(context: typer.Context, as_json: options.AsJSON = False) -> None:
 _SHOWN = 3
 
 
-def teacher_application() -> typer.Typer:
-    """The ``teacher`` group."""
-    app = typer.Typer(help="Look at teachers.", no_args_is_help=True)
-    app.callback()(lambda: None)  # without it a group of one command would be that command
-    app.command("check")(check)
-    return app
-
-
 def check(
     context: typer.Context,
     teacher: options.TeacherName = None,
     config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="File with a section teacher, such as a run's configuration."),
+        Path | None, options.text("--config", "FILE", "File with a section teacher, such as a run's configuration.")
     ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="teacher.X= or codec.X=value. Repeatable.")
-    ] = None,
+    assignments: Annotated[list[str] | None, options.settings("teacher.X= or codec.X=value.")] = None,
     num: Annotated[
         int | None, typer.Option("--num", "-n", min=2, help="Samples; default: 16, and more of small states.")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=4, help="Midpoint steps, two passes each.")] = 24,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for a picture of the samples.")
-    ] = Path("teacher-check"),
+    output: Annotated[Path, options.folder("Folder for a picture of the samples.")] = Path("teacher-check"),
     precision: options.Precision = "float32",
     device: options.Device = "auto",
     as_json: options.AsJSON = False,
@@ -71,9 +55,7 @@ def check(
     if teacher is None and config is None:
         raise ConfigError("Nothing to check. Give --teacher NAME, or --config FILE with a section teacher.")
     session = Session.of(context)
-    registry = session.registry()
-    if teacher is not None:
-        registry.component("teacher", teacher)  # a misspelt name is told before torch is imported
+    session.registry(teacher=teacher)
     from freeflow_core import api
 
     result = api.check_teacher(
@@ -89,27 +71,16 @@ def check(
         manager=session.manager,
     )
     if as_json:
-        typer.echo(json.dumps(_as_json(result), indent=1))
+        found = {"teacher": result.teacher, "right": result.is_right, "checks": result.checks}
+        print_json({**found, "proposals": result.proposals, "file": result.file})
     else:
         _print(result)
     if failed(result.checks):
         raise typer.Exit(1)
 
 
-def _as_json(result: TeacherCheck) -> dict[str, object]:
-    return {
-        "teacher": result.teacher,
-        "right": result.is_right,
-        "checks": [asdict(check) for check in result.checks],
-        "proposals": [
-            {"settings": proposal.settings, "miscalibration": proposal.miscalibration} for proposal in result.proposals
-        ],
-        "file": None if result.file is None else str(result.file),
-    }
-
-
 def _print(result: TeacherCheck) -> None:
-    console = output_console()
+    console = stdout()
     print_checks(console, result.checks)
     if result.proposals:
         several = len(result.proposals) > 1

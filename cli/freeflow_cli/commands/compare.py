@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column
 from rich.text import Text
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import DEFAULT_PRESET
-from freeflow_cli.console import output, say, warn
-from freeflow_cli.results import MLFLOW_DATABASE, print_files, print_line, print_next
+from freeflow_cli.console import say, stdout, warn
+from freeflow_cli.results import make_table, mlflow_commands, print_files, print_line, print_next
 from freeflow_cli.session import Session
 from freeflow_core.plugin import Registry
 
@@ -51,14 +49,10 @@ def compare(
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Runs of each objective; default: 3.")] = None,
     budget: Annotated[
         str | None,
-        typer.Option(
-            "--budget",
-            metavar="KIND=N",
-            help="images=N or forwards=N of training for every run; default: the preset's images.",
-        ),
+        options.text("--budget", "KIND=N", "images=N or forwards=N of training for every run; default: the preset's."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--source", metavar="NAME", help="Data for the objectives that train on data.")
+        str | None, options.text("--source", "NAME", "Data for the objectives that train on data.")
     ] = None,
     student: options.StudentName = None,
     preset: Annotated[
@@ -71,36 +65,24 @@ def compare(
         ),
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="YAML or JSON: settings of the runs, and a section `compare`."),
+        Path | None, options.text("--config", "FILE", "YAML or JSON: settings of the runs, and a section `compare`.")
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting of all runs. Repeatable, laid over the presets."),
-    ] = None,
+    assignments: Annotated[list[str] | None, options.settings("One setting of all runs, over the presets.")] = None,
     assignments_for: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set-for", metavar="OBJECTIVE:KEY=VALUE", help="One setting of one objective's runs. Repeatable."
-        ),
+        options.text("--set-for", "OBJECTIVE:KEY=VALUE", "One setting of one objective's runs. Repeatable."),
     ] = None,
     sweep: Annotated[
-        str | None,
-        typer.Option("--sweep", metavar="KEY=V1,V2,...", help="A setting that takes several values in turn."),
+        str | None, options.text("--sweep", "KEY=V1,V2,...", "A setting that takes several values in turn.")
     ] = None,
     score: Annotated[
-        str | None,
-        typer.Option("--score", metavar="NAME", help="Score to compare, e.g. fd_data; default: a distance to data."),
+        str | None, options.text("--score", "NAME", "Score to compare, e.g. fd_data; default: a distance to data.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The first seed.")] = None,
     name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="Names the folder; default: the preset's, or the teacher."),
+        str | None, options.text("--name", "NAME", "Names the folder; default: the preset's, or the teacher.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder of the comparison; default: runs/compare-NAME."),
-    ] = None,
+    output: Annotated[Path | None, options.folder("Folder of the comparison; default: runs/compare-NAME.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure what each objective costs; train and write nothing.")
     ] = False,
@@ -147,20 +129,19 @@ def print_comparison(result: CompareResult) -> None:
     """Two tables, since together they are wider than most terminals: scores, then what they cost."""
     from freeflow_core.tools.compare.files import cells, headers
 
-    table, console = result.table, output()
+    table, console = result.table, stdout()
     titles, rows = headers(table), [cells(table, row) for row in table.rows]
     keys = 1 + (table.setting is not None)
     scores = keys + len(table.steps) + 1
     planned = result.status == "planned"
     if not planned:
         print_line(console, f"{table.score or 'No score yet'}: mean ± standard deviation over seeds")
-        console.print(
-            _table([*titles[:scores], titles[-1]], [[*row[:scores], row[-1]] for row in rows], keys, console.width)
-        )
+        shown = [[*row[:scores], row[-1]] for row in rows]
+        _print_table(console, [*titles[:scores], titles[-1]], shown, keys)
         for title, score, fidelity in result.teacher_lines:
             print_line(console, f"{title}: {table.score} {score}, fidelity {fidelity}")
     costs = [[*row[:keys], *row[scores:-1]] for row in rows]
-    console.print(_table([*titles[:keys], *titles[scores:-1]], costs, keys, console.width))
+    _print_table(console, [*titles[:keys], *titles[scores:-1]], costs, keys)
     if planned:
         runs = sum(row.planned for row in table.rows)
         print_line(console, f"Dry run: {runs} runs would go to {formats.path(result.folder)}; nothing was trained.")
@@ -170,26 +151,14 @@ def print_comparison(result: CompareResult) -> None:
         warn(f"The run {name} failed: {error}")
     if result.failed:
         say("The same command again tries the failed runs once more, and leaves the others as they are.")
-    print_next(console, _next_commands(result))
+    print_next(console, mlflow_commands(result.folder))
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], keys: int, width: int) -> Table:
-    """Titles are broken when the table would be wider than ``width``; what identifies a row never is."""
+def _print_table(console: Console, titles: Sequence[str], rows: Sequence[Sequence[str]], keys: int) -> None:
+    """Titles are broken when the table would be too wide; the ``keys`` that identify a row never are."""
     columns = zip(titles, *rows, strict=True)
-    if sum(max(map(len, column)) + _GAP for column in columns) > width:
+    if sum(max(map(len, column)) + _GAP for column in columns) > console.width:
         titles = [_BREAK.sub("\n", title) for title in titles]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for number, title in enumerate(titles):
-        first = number < keys
-        table.add_column(Text(title), justify="left" if first else "right", overflow="fold", no_wrap=first)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _next_commands(result: CompareResult) -> list[str]:
-    """MLflow's view of all runs, where its store lies beside the folder."""
-    database = result.folder.resolve().parent / MLFLOW_DATABASE
-    if not database.is_file() or os.environ.get("MLFLOW_TRACKING_URI"):
-        return []
-    return [f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database.as_posix()}')}"]
+    head = [Column(Text(title), overflow="fold", no_wrap=True) for title in titles[:keys]]
+    head += [Column(Text(title), overflow="fold", justify="right") for title in titles[keys:]]
+    console.print(make_table(head, rows))

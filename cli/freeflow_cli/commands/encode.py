@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,7 @@ import typer
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import is_main_process, messages
-from freeflow_cli.console import output as output_console
+from freeflow_cli.console import is_main_process, messages, stdout
 from freeflow_cli.results import print_line, print_next
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
@@ -21,11 +21,8 @@ def encode(
     context: typer.Context,
     source: options.SourceName = None,
     codec: options.CodecName = "sd-vae",
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="source.X= or codec.X=value. Repeatable."),
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("latents"),
+    assignments: Annotated[list[str] | None, options.settings("source.X= or codec.X=value.")] = None,
+    output: Annotated[Path, options.folder("Folder to write.")] = Path("latents"),
     num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Images to encode; default: all.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored images too.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images the codec gets at once.")] = 32,
@@ -42,14 +39,11 @@ def encode(
             "`freeflow plugins list --kind source` shows all sources."
         )
     session = Session.of(context)
-    registry = session.registry()
-    for kind, name in (("source", source), ("codec", codec)):
-        registry.component(kind, name)  # a misspelt name is told before torch is imported
+    session.registry(source=source, codec=codec)
     from freeflow_cli.progress import CountProgress, choose_display
     from freeflow_core import api
 
-    progress = CountProgress("encode", choose_display(messages()))
-    try:
+    with closing(CountProgress("encode", choose_display(messages()))) as progress:
         result = api.encode(
             source=source,
             codec=codec,
@@ -64,11 +58,9 @@ def encode(
             on_progress=progress.advance,
             manager=session.manager,
         )
-    finally:
-        progress.close()
     if not is_main_process():
         return
-    console = output_console()
+    console = stdout()
     shape = " x ".join(map(str, result.state_shape))
     print_line(console, f"{result.num_images:,} latents of {shape} in {result.num_shards:,} shards.")
     if not result.written:
@@ -77,8 +69,5 @@ def encode(
     print_line(console, f"Written: {folder}")
     settings = [f"source.path={folder}", f"codec={codec}", *(a for a in assignments or () if a.startswith("codec."))]
     settings += ["reference=null", "evaluation.enabled=false"]
-    print_next(console, [shlex.join(["freeflow", "pretrain", "--source", "latents", *_as_options(settings)])])
-
-
-def _as_options(settings: list[str]) -> list[str]:
-    return [part for setting in settings for part in ("--set", setting)]
+    given = [part for setting in settings for part in ("--set", setting)]
+    print_next(console, [shlex.join(["freeflow", "pretrain", "--source", "latents", *given])])

@@ -21,9 +21,7 @@ def evaluate(
     preset: options.PresetName = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write scores.json and scores.md here.")
-    ] = None,
+    output: Annotated[Path | None, options.folder("Write scores.json and scores.md here.")] = None,
 ) -> None:
     """Score a student, or a teacher alone, as the end of a run does. A run folder brings its own configuration."""
     if student is None and teacher is None:

@@ -31,6 +31,21 @@ def _named(kind: str, help_text: str) -> Any:
     return typer.Option(f"--{kind}", metavar="NAME", autocompletion=_completion(kind), help=help_text)
 
 
+def text(flag: str, metavar: str, help_text: str, *short: str) -> Any:
+    """An option with a value; ``short`` are other names of it."""
+    return typer.Option(flag, *short, metavar=metavar, help=help_text)
+
+
+def settings(help_text: str) -> Any:
+    """The option --set."""
+    return text("--set", "KEY=VALUE", f"{help_text} Repeatable.")
+
+
+def folder(help_text: str) -> Any:
+    """The option --output of a folder."""
+    return text("--output", "DIR", help_text, "-o")
+
+
 TeacherName = Annotated[str | None, _named("teacher", "Teacher, by name.")]
 ObjectiveName = Annotated[str | None, _named("objective", "What is minimised.")]
 StudentName = Annotated[str | None, _named("student", "Network to train.")]
@@ -38,23 +53,14 @@ SourceName = Annotated[str | None, _named("source", "Training data.")]
 CodecName = Annotated[str, _named("codec", "What makes latents of the images.")]
 PresetName = Annotated[str | None, _named("preset", "Start from this preset; without it and --config: digits.")]
 TrainedStudent = Annotated[
-    Path | None,
-    typer.Option("--run", "--student", metavar="PATH", help="Folder of a run, a student file, or a published student."),
+    Path | None, text("--run", "PATH", "Folder of a run, a student file, or a published student.", "--student")
 ]
 ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", metavar="FILE", help="YAML or JSON file; complete unless it names a preset (preset: NAME)."
-    ),
+    Path | None, text("--config", "FILE", "YAML or JSON file; complete unless it names a preset (preset: NAME).")
 ]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. training.images=1000. Repeatable, comes last."),
-]
+Assignments = Annotated[list[str] | None, settings("One setting, e.g. training.images=1000; comes last.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every training draw.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; default: a new one in runs/.")
-]
+Output = Annotated[Path | None, folder("Folder to write; default: a new one in runs/.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint of the run in --output, else the newest run.")
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,11 +11,11 @@ from rich.text import Text
 
 from freeflow_cli.catalogue import PRESET, Entry, check_kind, entries, find, plugin_entries
 from freeflow_cli.commands import options
-from freeflow_cli.console import output
-from freeflow_cli.results import print_columns, print_line
+from freeflow_cli.console import stdout
+from freeflow_cli.results import print_columns, print_json, print_line
 from freeflow_cli.session import Session
 from freeflow_core.config import ComponentChoice
-from freeflow_core.config.load import merge, parse_assignment, resolve_choice
+from freeflow_core.config.load import lay_settings, resolve_choice
 from freeflow_core.errors import ConfigError, UnknownComponent
 from freeflow_core.plugin import Registry
 
@@ -28,33 +26,15 @@ _STYLES = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
 _WITH_TEACHER = ("student", "objective", "evaluator", "verifier")
 
 
-@dataclass(frozen=True)
-class Report:
-    """The checks of one component."""
-
-    kind: str
-    name: str
-    results: list[CheckResult]
-
-    def count(self, status: str) -> int:
-        """Checks that ended so."""
-        return sum(result.status == status for result in self.results)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON output."""
-        return {"kind": self.kind, "name": self.name, "checks": [asdict(result) for result in self.results]}
-
-
 def check_plugin(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A component, or a plugin for all of its components.")],
     kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="teacher, student, ...")] = None,
     assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="OPTION=VALUE", help="An option of the component. Repeatable."),
+        list[str] | None, options.text("--set", "OPTION=VALUE", "An option of the component. Repeatable.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="NAME", help="Teacher to put beside a student or an objective.")
+        str | None, options.text("--teacher", "NAME", "Teacher to put beside a student or an objective.")
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="A teacher that is not trained: leave out the direction of time.")
@@ -64,27 +44,24 @@ def check_plugin(
     """Check a component, or all of a plugin, against the contract of its kind. Exit code 1 when a check fails."""
     check_kind(kind)
     session = Session.of(context)
-    registry = session.registry()
-    if teacher is not None:
-        registry.component("teacher", teacher)
+    registry = session.registry(teacher=teacher)
     found = _components(name, kind, registry, session)
-    given: Mapping[str, Any] = {}
-    for text in assignments or ():
-        given = merge(given, parse_assignment(text))
+    given = lay_settings({}, assignments or ())
     if given and len(found) > 1:
         raise ConfigError(
             f"{name!r} stands for {len(found)} components, so --set is ambiguous. Check one of them: "
             f"{', '.join(f'{entry.name} --kind {entry.kind}' for entry in found)}."
         )
-    console, reports = output(), []
+    console, reports, broken = stdout(), [], False
     for entry in found:
         results = list(_check(registry, entry, given, teacher, random_weights, alone=len(found) == 1))
-        reports.append(Report(entry.kind, entry.name, results))
+        reports.append({"kind": entry.kind, "name": entry.name, "checks": results})
+        broken = broken or any(result.status == "failed" for result in results)
         if not as_json:
-            _print(console, reports[-1])
+            _print(console, entry, results)
     if as_json:
-        typer.echo(json.dumps({"components": [report.as_dict() for report in reports]}, indent=2, ensure_ascii=False))
-    if any(report.count("failed") for report in reports):
+        print_json({"components": reports})
+    if broken:
         raise typer.Exit(1)
 
 
@@ -124,14 +101,14 @@ def _check(
     return run_contract(CONTRACTS[entry.kind], component=entry.name, options=given, registry=registry, **attributes)
 
 
-def _print(console: Console, report: Report) -> None:
+def _print(console: Console, entry: Entry, results: Sequence[CheckResult]) -> None:
     def check(result: CheckResult) -> Text:
         text = Text(result.check)
         if result.message:
             text.append(f"\n{result.message}", style="default" if result.status == "failed" else "dim")
         return text
 
-    print_line(console, f"{report.kind} {report.name}")
-    print_columns(console, ((Text(r.status, style=_STYLES[r.status]), check(r)) for r in report.results))
-    counts = ", ".join(f"{report.count(status)} {status}" for status in _STYLES)
+    print_line(console, f"{entry.kind} {entry.name}")
+    print_columns(console, ((Text(r.status, style=_STYLES[r.status]), check(r)) for r in results))
+    counts = ", ".join(f"{sum(r.status == status for r in results)} {status}" for status in _STYLES)
     print_line(console, f"{counts}\n")

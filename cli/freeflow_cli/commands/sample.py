@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,8 +10,7 @@ import typer
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import is_main_process, messages
-from freeflow_cli.console import output as output_console
+from freeflow_cli.console import is_main_process, messages, stdout
 from freeflow_cli.results import print_files, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
@@ -24,40 +24,32 @@ def sample(
     student: options.TrainedStudent = None,
     teacher: options.TeacherName = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples.")] = 100,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", metavar="NAME", help="Default: one-step; for a teacher heun.")
-    ] = None,
+    sampler: Annotated[str | None, options.text("--sampler", "NAME", "Default: one-step; for a teacher heun.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Default: 1; for a teacher 100.")] = None,
     guidance_weight: Annotated[float, typer.Option("--guidance-weight", min=0, help="1: no guidance.")] = 1.0,
     guidance_interval: Annotated[
-        str, typer.Option("--guidance-interval", metavar="LOW,HIGH", help="Times in [0, 1] where a teacher is guided.")
+        str, options.text("--guidance-interval", "LOW,HIGH", "Times in [0, 1] where a teacher is guided.")
     ] = "0,1",
     jump_to: Annotated[
         float, typer.Option("--jump-to", help="Time in (0, 1) where the teacher takes over from the student's jump.")
     ] = 0.5,
     labels: Annotated[
         str,
-        typer.Option(
+        options.text(
             "--labels",
-            metavar="balanced|random|LIST",
-            help="All classes in turn, one drawn for each index, or those of a list in turn, e.g. 3 or 0,2,5-9.",
+            "balanced|random|LIST",
+            "All classes in turn, one drawn for each index, or those of a list in turn, e.g. 3 or 0,2,5-9.",
         ),
     ] = "balanced",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Sample i depends on (seed, i) alone.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples drawn at once.")] = 100,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write, or to go on with (all but grid)."),
-    ] = Path("samples"),
+    output: Annotated[Path, options.folder("Folder to write, or to go on with (all but grid).")] = Path("samples"),
     image_format: Annotated[
         Literal["grid", "npz", "png", "webp"],
         typer.Option("--format", help="One picture, one array for evaluators, or one file each."),
     ] = "grid",
     precision: options.Precision = "float32",
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="teacher.X=, sampler.X= or codec.X=value. Repeatable."),
-    ] = None,
+    assignments: Annotated[list[str] | None, options.settings("teacher.X=, sampler.X= or codec.X=value.")] = None,
     device: options.Device = "auto",
 ) -> None:
     """Draw samples from the student of a run or file, or from a teacher. Stopped early, the same command goes on."""
@@ -66,18 +58,14 @@ def sample(
             "Nothing to sample from. Give --run PATH (the folder of a run, or a student file) or --teacher NAME."
         )
     session = Session.of(context)
-    registry = session.registry()
-    for kind, name in (("teacher", teacher), ("sampler", sampler)):
-        if name is not None:
-            registry.component(kind, name)  # a misspelt name is told before torch is imported
+    session.registry(teacher=teacher, sampler=sampler)
     if not 0 < jump_to < 1:
         raise ConfigError(f"--jump-to {jump_to:g} must lie between 0 (data) and 1 (noise).")
     chosen, interval = parse_labels(labels), parse_interval(guidance_interval)
     from freeflow_cli.progress import CountProgress, choose_display
     from freeflow_core import api
 
-    progress = CountProgress("sample", choose_display(messages()))
-    try:
+    with closing(CountProgress("sample", choose_display(messages()))) as progress:
         result = api.sample(
             student=student,
             teacher=teacher,
@@ -98,18 +86,14 @@ def sample(
             manager=session.manager,
             on_progress=progress.advance,
         )
-    finally:
-        progress.close()
     if is_main_process():
         _print_result(result, num)
 
 
 def parse_labels(text: str) -> list[int] | Literal["balanced", "random"]:
     """``balanced``, ``random``, or ``0,2,5-9`` as class numbers. Raises :class:`ConfigError` for anything else."""
-    if text == "balanced":
-        return "balanced"
-    if text == "random":
-        return "random"
+    if text in ("balanced", "random"):
+        return "balanced" if text == "balanced" else "random"
     labels: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -137,7 +121,7 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 
 def _print_result(result: SampleResult, num: int) -> None:
-    console = output_console()
+    console = stdout()
     reused = f" {'All' if result.reused == num else f'{result.reused:,}'} of them were there already."
     print_line(
         console,

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
 from freeflow_cli.commands.evaluate import saved_config
 from freeflow_cli.commands.options import Request
-from freeflow_cli.console import output as output_console
-from freeflow_cli.results import print_files, print_line
+from freeflow_cli.console import stdout
+from freeflow_cli.results import make_table, print_files, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
@@ -24,9 +24,9 @@ def search(
     teacher: options.TeacherName = None,
     candidates: Annotated[int, typer.Option("--candidates", "-N", min=1, help="Noises screened per sample.")] = 16,
     verifier: Annotated[
-        str, typer.Option("--verifier", metavar="NAME", help="What ranks them; see freeflow plugins list.")
+        str, options.text("--verifier", "NAME", "What ranks them; see freeflow plugins list.")
     ] = "class-probability",
-    sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help="The teacher's.")] = "heun",
+    sampler: Annotated[str, options.text("--sampler", "NAME", "The teacher's.")] = "heun",
     steps: Annotated[int, typer.Option("--steps", min=1, help="The teacher's steps from the best noise.")] = 16,
     guidance_weight: Annotated[float, typer.Option("--guidance-weight", min=0, help="The teacher's.")] = 1.0,
     student_guidance: Annotated[
@@ -41,21 +41,15 @@ def search(
     preset: options.PresetName = None,
     config: options.ConfigFile = None,
     assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="verifier.X=, sampler.X=, or a setting of the run. Repeatable."
-        ),
+        list[str] | None, options.settings("verifier.X=, sampler.X=, or a setting of the run.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("search"),
+    output: Annotated[Path, options.folder("Folder to write.")] = Path("search"),
 ) -> None:
     """Screen noises with the one-step student, rank them, hand the best to the teacher."""
     if student is None:
         raise ConfigError("Nothing to search with. Give --run PATH: the folder of a run, or a student file.")
     session = Session.of(context)
-    registry = session.registry()
-    for kind, name in (("teacher", teacher), ("verifier", verifier), ("sampler", sampler)):
-        if name is not None:
-            registry.component(kind, name)  # a misspelt name is told before torch is imported
+    session.registry(teacher=teacher, verifier=verifier, sampler=sampler)
     if config is None and preset is None:
         config = saved_config(student)
     from freeflow_core.config.load import split_settings
@@ -81,13 +75,14 @@ def search(
             output=output,
             manager=session.manager,
         )
-    console = output_console()
+    console = stdout()
     if result.rows:
         columns = list(dict.fromkeys(key for row in result.rows.values() for key in row.scores))
-        table = Table("", "steps", *columns, title=f"mean over {compare} seed(s)")
-        for name, row in result.rows.items():
-            cells = [formats.number(row.scores[key][0]) if key in row.scores else "-" for key in columns]
-            table.add_row(name, str(row.steps), *cells)
-        console.print(table)
+        rows = [
+            (name, str(row.steps), *(formats.number(row.scores[k][0]) if k in row.scores else "-" for k in columns))
+            for name, row in result.rows.items()
+        ]
+        head = [Column(), *(Column(name, justify="right") for name in ("steps", *columns))]
+        console.print(make_table(head, rows, title=f"mean over {compare} seed(s)"))
     print_line(console, f"{num} samples, {formats.number(result.evaluations)} network evaluations each.")
     print_files(console, dict(result.files))

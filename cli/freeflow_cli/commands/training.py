@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import Request
-from freeflow_cli.console import is_main_process, output, warn
+from freeflow_cli.console import is_main_process, stdout, warn
 from freeflow_cli.formats import size
-from freeflow_cli.results import print_columns, print_line, print_result
+from freeflow_cli.results import make_table, print_columns, print_line, print_result
 from freeflow_cli.session import Session
 
 if TYPE_CHECKING:
@@ -59,14 +58,6 @@ def pretrain(
     chosen = {"source": source, "student": student}
     request = Request("pretrain", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
     train(Session.of(context), request, folder=output, resume=resume, dry_run=dry_run)
-
-
-def config_application() -> typer.Typer:
-    """The ``config`` group."""
-    app = typer.Typer(help="Look at run configurations.", no_args_is_help=True)
-    app.callback()(lambda: None)  # without it a group of one command would be that command
-    app.command("show")(show)
-    return app
 
 
 def show(
@@ -113,7 +104,7 @@ def print_plan(session: Session, config: RunConfig) -> None:
     plan = api.plan(config, manager=session.manager)
     if not is_main_process():
         return
-    console = output()
+    console = stdout()
     console.print(network_table(plan))
     console.print(memory_table(plan))
     print_columns(console, ((Text(name, style="bold"), Text(value)) for name, value in facts(plan)))
@@ -122,15 +113,15 @@ def print_plan(session: Session, config: RunConfig) -> None:
         warn(warning)
 
 
+_TITLE: dict[str, Any] = {"title_justify": "left", "title_style": ""}
 _KINDS = ("weights", "gradients", "optimizer", "average", "memory")
 """Parts of a network's memory, as in :class:`freeflow_core.api.RolePlan`."""
 
 
 def network_table(plan: Plan) -> Table:
     """One line for each network: its size, and forward passes per image of the batch in one step."""
-    table = _table("Networks, and forward passes per image of a step")
-    for header in ("parameters", "passes with gradient", "without gradient"):
-        table.add_column(header, justify="right")
+    headers = [Column(name, justify="right") for name in ("parameters", "passes with gradient", "without gradient")]
+    table = make_table([_names(), *headers], title="Networks, and forward passes per image of a step", **_TITLE)
     for network in plan.networks:
         passes = (f"{p:.2f}" if p else "-" for p in (network.gradient_passes, network.other_passes))
         table.add_row(Text(network.name), f"{network.parameters:,}", *passes)
@@ -144,9 +135,8 @@ def memory_table(plan: Plan) -> Table:
     def cell(num_bytes: int) -> str:
         return f"{num_bytes / unit:.2f}" if num_bytes else "-"
 
-    table = _table(f"Memory per process, {name}")
-    for header in (*_KINDS[:-1], "sum"):
-        table.add_column(header, justify="right", min_width=len("000.00"))
+    headers = [Column(kind, justify="right", min_width=len("000.00")) for kind in (*_KINDS[:-1], "sum")]
+    table = make_table([_names(), *headers], title=f"Memory per process, {name}", **_TITLE)
     for network in plan.networks:
         table.add_row(Text(network.name), *(cell(getattr(network, kind)) for kind in _KINDS))
     blanks = [""] * (len(_KINDS) - 1)
@@ -173,12 +163,8 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "from the teacher", plan.load_report
 
 
-def _table(title: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
-    )
-    table.add_column("", min_width=len("gradient exchange"))
-    return table
+def _names() -> Column:
+    return Column(min_width=len("gradient exchange"))
 
 
 def _of(number: int, one: str, many: str) -> str:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column
 
 from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import ERROR_STYLE, messages, say
-from freeflow_cli.console import output as output_console
-from freeflow_cli.results import print_line
+from freeflow_cli.console import ERROR_STYLE, messages, say, stdout
+from freeflow_cli.results import make_table, print_json, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.plugin import Registry, WeightFile
@@ -40,8 +36,7 @@ def fetch(
     show_list: Annotated[bool, typer.Option("--list", help="List all weights; the default without a name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Download even what is in the cache.")] = False,
     from_file: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FILE", help="Copy this file into the cache, checked, rather than download."),
+        Path | None, options.text("--from", "FILE", "Copy this file into the cache, checked, rather than download.")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read cached files again and compare; without a name all of them.")
@@ -88,7 +83,7 @@ def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Pa
 
     if not force and from_file is None and (found := store.find(weight)) is not None:
         say(f"The weights {weight.name!r} are in the cache.")
-        print_line(output_console(), str(found))
+        print_line(stdout(), str(found))
         return
     with _progress(weight.name) as on_progress:
         if from_file is not None:
@@ -98,7 +93,7 @@ def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Pa
     status = store.status(weight)
     proof = "as published" if weight.sha256 else f"{status.sha256} (the plugin knows none to compare with)"
     say(f"The weights {weight.name!r} are in the cache: {data_size(status.size or 0)}, SHA-256 {proof}.")
-    print_line(output_console(), str(path))
+    print_line(stdout(), str(path))
 
 
 def _verify(store: WeightStore, weights: Sequence[WeightFile]) -> None:
@@ -112,9 +107,7 @@ def _verify(store: WeightStore, weights: Sequence[WeightFile]) -> None:
             broken += 1
             say(str(error), title="Error", style=ERROR_STYLE)
         else:
-            print_line(
-                output_console(), f"{weight.name}: {'as published' if weight.sha256 else 'as it came in'} ({sha256})"
-            )
+            print_line(stdout(), f"{weight.name}: {'as published' if weight.sha256 else 'as it came in'} ({sha256})")
     if broken:
         raise typer.Exit(1)
     if not weights:
@@ -127,23 +120,25 @@ def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -
 
     statuses = [store.status(weight) for weight in weights]
     if as_json:
-        typer.echo(json.dumps([_details(status) for status in statuses], indent=2, ensure_ascii=False))
+        known = [asdict(status) for status in statuses]
+        print_json([values.pop("weight") | values for values in known])
         return
-    console = output_console()
+    console = stdout()
     if not statuses:
         print_line(console, "No plugin offers weights.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", style="cyan", overflow="fold")
-    table.add_column("summary", ratio=1)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("from", overflow="fold")
-    table.add_column("cached", no_wrap=True)
+    columns = (
+        Column("name", style="cyan", overflow="fold"),
+        Column("summary", ratio=1),
+        Column("size", justify="right", no_wrap=True),
+        Column("from", overflow="fold"),
+        Column("cached", no_wrap=True),
+    )
+    rows = []
     for status in statuses:
-        weight = status.weight
         size = data_size(status.size) if status.size is not None else "-"
-        table.add_row(*map(Text, (weight.name, weight.summary, size, describe_origin(weight), _state(status))))
-    console.print(table)
+        rows.append((status.weight.name, status.weight.summary, size, describe_origin(status.weight), _state(status)))
+    console.print(make_table(columns, rows))
     print_line(console, f"Cache: {formats.path(store.folder)}")
     wide = max(len(status.weight.name) for status in statuses)
     for status in statuses:  # not a column: a path that is folded cannot be copied
@@ -160,17 +155,6 @@ def _state(status: WeightStatus) -> str:
     if not status.partial:
         return "no"
     return f"{status.partial / status.size:.0%}" if status.size else data_size(status.partial)
-
-
-def _details(status: WeightStatus) -> dict[str, Any]:
-    weight = asdict(status.weight)
-    return weight | {
-        "size": status.size,
-        "sha256": status.sha256,
-        "cached": status.cached,
-        "partial": status.partial,
-        "path": str(status.path),
-    }
 
 
 @contextmanager
@@ -191,9 +175,9 @@ def _progress(name: str) -> Iterator[OnProgress]:
 def export(
     context: typer.Context,
     student: options.TrainedStudent = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: .pt or .safetensors.")
-    ] = Path("student.pt"),
+    output: Annotated[Path, options.text("--output", "FILE", "File to write: .pt or .safetensors.", "-o")] = Path(
+        "student.pt"
+    ),
 ) -> None:
     """Write a trained student as the published FreeFlow students are written, for other people's code."""
     if student is None:
@@ -203,4 +187,4 @@ def export(
     session = Session.of(context)
     from freeflow_core import api
 
-    print_line(output_console(), api.export(student, output, manager=session.manager))
+    print_line(stdout(), api.export(student, output, manager=session.manager))
