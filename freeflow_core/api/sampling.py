@@ -29,8 +29,8 @@ class SampleResult:
     """Samples on disk, and what they cost.
 
     ``evaluations`` of the network per image, guided ones counted twice. ``seconds_per_image`` on one device, of
-    sampling and decoding, without files and without each process's first batch, which loads and compiles (unless there
-    is no other). ``reused`` samples were there from an earlier start. ``images`` holds a grid's; others are on disk.
+    sampling and decoding, without files: the median over batches, the first of which loads and compiles. ``reused``
+    samples were there from an earlier start. ``images`` holds a grid's; others are on disk.
     """
 
     folder: Path
@@ -125,7 +125,7 @@ def _write_grid(generator: Generator, num: int, batch_size: int, output: Path, t
     """One picture, drawn by the main process alone: it must fit into memory anyway."""
     if not team.is_main_process:
         return SampleResult(output, [], 0.0, 0.0)
-    images, cost = draw_in_memory(generator, num, batch_size)
+    images, evaluations, seconds = draw_in_memory(generator, num, batch_size)
     output.mkdir(parents=True, exist_ok=True)
     if images.ndim == 4:
         path = output / "grid.png"
@@ -133,4 +133,4 @@ def _write_grid(generator: Generator, num: int, batch_size: int, output: Path, t
     else:
         path = output / "samples.npz"
         np.savez(path, arr_0=images.numpy())
-    return SampleResult(output, [path], cost.evaluations_each, cost.seconds_each, images=images)
+    return SampleResult(output, [path], evaluations, seconds, images=images)

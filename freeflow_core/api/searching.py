@@ -29,7 +29,6 @@ def search(
     num: int = 100,
     seed: int = 0,
     compare_seeds: int = 0,
-    larger: tuple[float, ...] = (1.0, 1.6),
     output: Path = Path("search"),
     on_progress: OnSearched | None = None,
     manager: Manager | None = None,
@@ -45,7 +44,6 @@ def search(
         guidance_weight: the teacher's; inside ``evaluation.guidance_low`` ... ``guidance_high``.
         student_guidance: the student's input; None for the teacher's.
         compare_seeds: 0, or the number of seeds over which the search is scored beside plain sampling.
-        larger: budgets of plain sampling to compare with, as multiples of the search's evaluations.
 
     Raises:
         ConfigError: parts or numbers that do not fit.
@@ -65,7 +63,6 @@ def search(
         steps,
         guidance_weight,
         guidance_weight if student_guidance is None else student_guidance,
-        larger,
     )
     searching = Search(
         config,

@@ -15,7 +15,7 @@ from torch import nn
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.sampling import SampleBatch
-from freeflow_core.tools.sample_files.blocks import Blocks, Cost, Part, Parts, block_size
+from freeflow_core.tools.sample_files.blocks import Blocks, Part, Parts, block_size
 from freeflow_core.tools.sample_files.formats import (
     ImageFormat,
     class_labels,
@@ -55,30 +55,15 @@ def test_a_streamed_npz_is_what_numpy_reads_whatever_the_chunks(tmp_path_factory
     assert (folder / "a.npz").read_bytes() == (folder / "b.npz").read_bytes()
 
 
-def test_adm_s_evaluator_can_iterate_over_it(tmp_path):
-    """As its streaming reader does: through the zip member and numpy's header, batch by batch, never all at once."""
-    array = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
-    write_npz(tmp_path / "a.npz", 10, {"arr_0": [array[:7], array[7:]]})
-    with zipfile.ZipFile(tmp_path / "a.npz") as archive, archive.open("arr_0.npy") as stream:
-        assert np.lib.format.read_magic(stream) == (1, 0)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        assert (shape, fortran, dtype) == ((10, 4, 4, 3), False, np.uint8)
-        for first in range(0, 10, 4):
-            count = min(4, 10 - first)
-            batch = np.frombuffer(stream.read(count * 48), dtype).reshape(count, 4, 4, 3)
-            assert np.array_equal(batch, array[first : first + count])
-
-
 def test_parts_come_back_and_damaged_ones_are_named(tmp_path):
     parts = Parts(tmp_path)
     assert parts.finished() == set()
-    cost = Cost(3, 24.0, 2, 0.5, 1, 4.0)
     samples = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
-    parts.write(7, Part(cost, np.array([1, 2, 3]), samples))
-    parts.write(2, Part(cost, None, None))
+    parts.write(7, Part(24.0, np.array([0.5, 0.25]), np.array([1, 2, 3]), samples))
+    parts.write(2, Part(0.0, np.array([0.1]), None, None))
     assert parts.finished() == {2, 7}
     found = parts.read(7)
-    assert found.cost == cost
+    assert (found.evaluations, found.seconds.tolist()) == (24.0, [0.5, 0.25])
     assert np.array_equal(found.samples, samples)
     assert found.labels.tolist() == [1, 2, 3]
     assert parts.read(7, samples=False).samples is None

@@ -42,7 +42,7 @@ from freeflow_core.types import Loss
 class Config(ComponentConfig):
     """What to do, and when."""
     at_image: int = Field(32, description="when")
-    action: str = Field("raise", description="raise, kill, fill-disk or none")
+    action: str = Field("raise", description="raise, interrupt, fill-disk or none")
     only_once: str | None = Field(None, description="file that says it was done")
 
 class Troubled(Objective):
@@ -68,8 +68,6 @@ class Troubled(Objective):
             Path(self._config.only_once).touch()
         if self._config.action == "raise":
             raise RuntimeError("something\\nbroke")
-        if self._config.action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
         if self._config.action == "interrupt":
             signal.raise_signal(signal.SIGINT)
         if self._config.action == "fill-disk":

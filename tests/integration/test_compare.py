@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -177,7 +175,7 @@ def test_an_objective_whose_cost_cannot_be_measured_is_a_failed_one(watched, fol
     assert [row.status for row in result.table.rows] == ["0 of 1, 1 failed", "1 of 1"]
 
 
-def test_ctrl_c_stops_and_the_same_command_ends_with_the_same_weights(watched, folder, tmp_path):
+def test_ctrl_c_or_a_kill_stops_and_the_same_command_ends_with_the_same_weights(watched, folder, tmp_path):
     manager, watcher = watched
 
     def config(action):
@@ -188,6 +186,8 @@ def test_ctrl_c_stops_and_the_same_command_ends_with_the_same_weights(watched, f
         api.compare(config("interrupt"), output=folder, manager=manager)
     assert (status_of(folder / "freeflow-seed0"), status_of(folder / "troubled-seed0")) == ("finished", "interrupted")
     assert watcher.finished[-1] == ("gaussian-mixture", "interrupted")
+    state = folder / "troubled-seed0" / "run.json"
+    state.write_text(state.read_text().replace("interrupted", "running"))  # as a killed process leaves it
     watcher.started.clear()
     assert api.compare(config("interrupt"), output=folder, manager=manager).status == "finished"
     assert watcher.started == ["gaussian-mixture", "troubled-seed0"]
@@ -196,35 +196,6 @@ def test_ctrl_c_stops_and_the_same_command_ends_with_the_same_weights(watched, f
     for name in ("freeflow-seed0", "troubled-seed0"):
         first, second = (load_tensors(f / name / "student.safetensors")[0] for f in (folder, whole))
         assert all(first[key].equal(second[key]) for key in first)
-
-
-KILLED = """
-import sys
-sys.path[:0] = [{support!r}]
-from pathlib import Path
-from compare_support import comparison, troubled_manager
-from freeflow_core import api
-manager = troubled_manager(Path({folder!r}))
-options = {{"action": "kill", "only_once": {once!r}}}
-config = comparison(manager, "freeflow", "troubled", seeds=1, settings_for={{"troubled": {{"objective": options}}}})
-api.compare(config, output=Path({output!r}), manager=manager)
-"""
-
-
-def test_a_killed_process_loses_the_run_in_hand_at_most(watched, folder, tmp_path):
-    manager, watcher = watched
-    once = str(tmp_path / "done")
-    support = str(Path(__file__).parent)
-    code = KILLED.format(support=support, folder=str(tmp_path), once=once, output=str(folder))
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
-    assert killed.returncode == -9, killed.stderr
-    assert status_of(folder / "freeflow-seed0") == "finished"
-    assert status_of(folder / "troubled-seed0") == "running"
-    options = {"action": "kill", "only_once": once}
-    config = comparison(manager, "freeflow", "troubled", seeds=1, settings_for={"troubled": {"objective": options}})
-    assert api.compare(config, output=folder, manager=manager).status == "finished"
-    assert watcher.started == ["gaussian-mixture", "troubled-seed0"]
-    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_full_disk_ends_the_comparison_and_keeps_what_was_finished(watched, folder, tmp_path):
@@ -321,17 +292,6 @@ def test_a_sweep_that_changes_nothing_is_refused(watched, folder):
     )
     with pytest.raises(ConfigError, match=r"sweep of source\.std changes none of these runs"):
         api.compare(config, output=folder, manager=manager)
-
-
-def test_a_swept_evaluation_scores_the_teacher_anew(watched, folder):
-    manager, watcher = watched
-    config = comparison(manager, "shortcut", seeds=1, sweep=parse_sweep("evaluation.reference_steps=2,4"))
-    result = api.compare(config, output=folder, manager=manager)
-    assert [run for run, row in watcher.scored if row == "teacher"] == [
-        "shortcut-reference_steps-2-seed0",
-        "shortcut-reference_steps-4-seed0",
-    ]
-    assert result.status == "finished"
 
 
 def test_one_process_at_a_time(watched, folder, monkeypatch):

@@ -11,7 +11,6 @@ from freeflow_cli.main import build_app
 from PIL import Image
 from typer.testing import CliRunner
 
-from freeflow_core import api
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager
 from freeflow_core.tools.sample_files.request import PreparedSamples, SampleRequest
@@ -115,16 +114,6 @@ def test_a_student_is_known_by_its_weights_wherever_they_lie(run, tmp_path):
     assert "Traceback" not in other.output
 
 
-def test_other_settings_are_refused(tmp_path):
-    sample(tmp_path / "s", "--num", 20, "--format", "npz")
-    changed = ("--seed", 6, "--guidance-weight", 2, "--set", "sampler.shift=2")
-    result = freeflow("sample", *TEACHER, "--output", tmp_path / "s", "--num", 20, "--format", "npz", *changed)
-    assert result.exit_code == 2
-    words = " ".join(result.output.split())
-    for difference in ("seed: 5 -> 6", "guidance_weight: 1.0 -> 2.0", "sampler.shift: 1.0 -> 2.0"):
-        assert difference in words
-
-
 def test_points_are_an_array_and_no_pictures(tmp_path):
     points = ("--teacher", "gaussian-mixture", "--steps", 4)
     sample(tmp_path / "s", "--num", 90, "--format", "npz", "--batch-size", 40, model=points)
@@ -175,21 +164,3 @@ def test_latents_are_decoded_in_batches_by_the_codec_that_is_named_or_known(tmp_
     monkeypatch.setattr("freeflow_toy.gaussian_mixture.GaussianMixtureTeacher.codec", "sd-vae", raising=False)
     sample(tmp_path / "d", "--num", 20, "--format", "npz", *codec[2:], model=teacher)
     assert (tmp_path / "d" / "samples.npz").read_bytes() == (tmp_path / "a" / "samples.npz").read_bytes()
-
-
-def test_from_python_with_progress(tmp_path, manager):
-    told = []
-    result = api.sample(
-        teacher="digits",
-        num=150,
-        steps=1,
-        batch_size=50,
-        labels=[1],
-        image_format="npz",
-        output=tmp_path / "s",
-        manager=manager,
-        on_progress=lambda *state: told.append(state),
-    )
-    assert told == [(50, 150), (100, 150), (150, 150)]
-    assert (result.evaluations, result.reused, result.images) == (2, 0, None)
-    assert result.seconds_per_image > 0

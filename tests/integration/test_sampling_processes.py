@@ -68,35 +68,3 @@ def test_two_processes_draw_the_same_samples_as_one(tmp_path):
         assert np.abs(one["arr_0"].astype(int) - two["arr_0"]).max() <= 1
         assert one["arr_0"].std() > 20
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["samples.json", "samples.npz"]
-
-
-FAILING = """
-import os
-from freeflow_core.plugin import hookimpl
-from freeflow_core.evaluation import sampling
-
-if os.environ.get("RANK") == "1":
-    draw = sampling.Generator.batch
-
-    def batch(self, index):
-        if int(index[0]) >= 128:
-            raise RuntimeError("the card fell off the bus")
-        return draw(self, index)
-
-    sampling.Generator.batch = batch
-"""
-
-
-def test_one_process_that_fails_ends_the_other_and_keeps_what_is_finished(tmp_path):
-    plugin = tmp_path / "failing.py"
-    plugin.write_text(FAILING)
-    arguments = ("-n", 320, "--steps", 4, "--batch-size", 16)
-    began = time.monotonic()
-    said = finish(start([*TORCHRUN, *SAMPLE], tmp_path / "s", "--plugin", plugin, *arguments), code=1)
-    assert time.monotonic() - began < 120, "nobody waits for a process that is gone"
-    assert "the card fell off the bus" in said
-    kept = list((tmp_path / "s").glob("parts/block-*.npz"))
-    assert kept
-    again = here(tmp_path / "s", *arguments)
-    assert f"{64 * len(kept)} of them were there already" in again
-    assert np.load(tmp_path / "s" / "samples.npz")["arr_0"].shape == (320, 8, 8, 1)

@@ -105,16 +105,13 @@ def test_what_is_written_can_be_read_and_compared(parts, tmp_path):
     arrays = np.load(result.files["samples"])
     assert arrays["arr_0"].shape == (12, 8, 8, 1)
     assert arrays["arr_1"].tolist() == [i % 10 for i in range(12)]
-    assert set(result.rows) == {"search", "same steps", "1 x evaluations", "1.6 x evaluations"}
+    assert set(result.rows) == {"search", "same steps", "same evaluations"}
     assert result.rows["search"].scores["evaluations"] == (4.0, 0.0)
-    assert result.rows["1 x evaluations"].scores["evaluations"][0] == 4.0
-    assert result.rows["1.6 x evaluations"].scores["evaluations"][0] == 6.0
+    assert result.rows["same evaluations"].scores["evaluations"][0] == 4.0
     saved = json.loads(result.files["search"].read_text())
     first = saved["first_samples"][1]
     assert first["noise"] == 2 + int(np.argmax(first["scores"]))
-    assert result.files["plot"].stat().st_size > 5_000
-    table = result.files["table"].read_text()
-    assert "| search | 2 | 4 |" in table
+    assert "| search | 2 | 4 |" in result.files["table"].read_text()
 
 
 def test_a_student_of_other_states_is_refused(parts):

@@ -7,7 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError
-from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.files import replacing
 
 PARTS_FOLDER = "parts"
@@ -56,46 +55,18 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What samples cost: network evaluations, and seconds of ``timed`` of them; a process's first batch counts apart.
+class Part:
+    """A finished block.
 
-    The first batch loads, downloads and compiles what later ones find ready.
+    Args:
+        evaluations: network evaluations of all its samples together.
+        seconds: (batches,) per sample.
+        labels: (n,) of conditional models.
+        samples: (n, ...), unless they are files.
     """
 
-    samples: float = 0.0
-    evaluations: float = 0.0
-    timed: float = 0.0
-    seconds: float = 0.0
-    first: float = 0.0
-    first_seconds: float = 0.0
-
-    @classmethod
-    def of(cls, batch: SampleBatch, *, is_first: bool) -> Cost:
-        """Of one batch; ``is_first``: the first one of a process."""
-        number, evaluations = len(batch.index), batch.num_evaluations * len(batch.index)
-        if is_first:
-            return cls(number, evaluations, first=number, first_seconds=batch.seconds)
-        return cls(number, evaluations, number, batch.seconds)
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def evaluations_each(self) -> float:
-        """Network evaluations per sample."""
-        return self.evaluations / max(self.samples, 1)
-
-    @property
-    def seconds_each(self) -> float:
-        """Seconds per sample on one device; of first batches when there was no other."""
-        return self.seconds / self.timed if self.timed else self.first_seconds / max(self.first, 1)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A finished block: ``labels`` (n,) of conditional models, and ``samples`` (n, ...) unless they are files."""
-
-    cost: Cost
+    evaluations: float
+    seconds: np.ndarray
     labels: np.ndarray | None
     samples: np.ndarray | None
 
@@ -117,10 +88,9 @@ class Parts:
 
     def write(self, block: int, part: Part) -> None:
         """Raises ``OSError`` when the disk is full."""
-        arrays = {"cost": np.array(astuple(part.cost)), "labels": part.labels, "samples": part.samples}
-        there = {name: array for name, array in arrays.items() if array is not None}
+        there = {name: value for name, value in vars(part).items() if value is not None}
         with replacing(self._path(block)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **there)  # type: ignore[arg-type]  # the stub has no name for the arrays
+            np.savez(file, **there)
 
     def read(self, block: int, *, samples: bool = True) -> Part:
         """Raises ``CheckpointError`` when the file is damaged."""
@@ -128,7 +98,7 @@ class Parts:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 found = {name: stored[name] for name in stored.files if samples or name != "samples"}
-            return Part(Cost(*found["cost"].tolist()), found.get("labels"), found.get("samples"))
+            return Part(float(found["evaluations"]), found["seconds"], found.get("labels"), found.get("samples"))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}). Delete it and give the same command again: that block is drawn anew."

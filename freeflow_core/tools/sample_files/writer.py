@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any, Self, TypeAlias, TypeVar, final
 
 import numpy as np
@@ -19,7 +20,7 @@ from freeflow_core.config import RuntimeConfig
 from freeflow_core.engine.process import StopRequest, choose_device, from_main, start_accelerator
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator
-from freeflow_core.tools.sample_files.blocks import Blocks, Cost, Part, Parts, block_size
+from freeflow_core.tools.sample_files.blocks import Blocks, Part, Parts, block_size
 from freeflow_core.tools.sample_files.formats import SampleFormat, class_labels, file_array, host_samples
 from freeflow_core.tools.sample_files.manifest import Manifest, open_folder, read_manifest
 from freeflow_core.types import Condition
@@ -62,7 +63,7 @@ class Team:
 
 @dataclass(frozen=True)
 class WrittenSamples:
-    """The final files, how many samples an earlier start had left, and what all of them cost."""
+    """The final files, how many samples an earlier start had left, evaluations and (median) seconds per sample."""
 
     files: list[Path]
     reused: int
@@ -141,18 +142,18 @@ class SampleWriter:
     def _draw(
         self, generator: Generator, blocks: Blocks, todo: list[int], manifest: Manifest, stop: StopRequest
     ) -> None:
-        is_first = True
         for block in todo:
             drawn: list[np.ndarray] = []
             conditions: list[Condition] = []
-            cost = Cost()
+            seconds: list[float] = []
+            evaluations = 0.0
             for index in blocks.batches(block, self._batch_size):
                 self._check(blocks, stop)
                 batch = generator.batch(index)
                 drawn.append(file_array(host_samples(batch)))
                 conditions.append(batch.condition)
-                cost += Cost.of(batch, is_first=is_first)
-                is_first = False
+                seconds.append(batch.seconds / len(index))
+                evaluations += batch.num_evaluations * len(index)
                 self._tell(blocks, sum(map(len, drawn)))
             with self._writing(blocks):
                 if read_manifest(self._folder) != manifest:
@@ -160,15 +161,15 @@ class SampleWriter:
                 samples = np.concatenate(drawn)
                 self._format.write_block(self._folder, blocks.indices(block), samples)
                 kept = samples if self._format.keeps_samples else None
-                self._parts.write(block, Part(cost, class_labels(conditions), kept))
+                self._parts.write(block, Part(evaluations, np.array(seconds), class_labels(conditions), kept))
 
     def _finish(self, blocks: Blocks, manifest: Manifest) -> None:
-        cost = sum((self._parts.read(block, samples=False).cost for block in range(len(blocks))), Cost())
+        parts = [self._parts.read(block, samples=False) for block in range(len(blocks))]
+        evaluations = sum(part.evaluations for part in parts) / self._num
+        seconds = median_low(np.concatenate([part.seconds for part in parts]).tolist())
         with self._writing(blocks):
             self._format.finish(self._folder, self._parts, blocks)
-            replace(
-                manifest, complete=True, evaluations=cost.evaluations_each, seconds_per_image=cost.seconds_each
-            ).write(self._folder)
+            replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds).write(self._folder)
         self._parts.remove()
 
     def _is_complete(self) -> bool:
@@ -230,20 +231,22 @@ class SampleWriter:
         )
 
 
-def draw_in_memory(generator: Generator, num: int, batch_size: int) -> tuple[Tensor, Cost]:
-    """All samples for one picture of them: images (num, C, H, W) uint8, or states (num, *D), on the host.
+def draw_in_memory(generator: Generator, num: int, batch_size: int) -> tuple[Tensor, float, float]:
+    """Images (num, C, H, W) uint8 or states (num, *D) on the host; evaluations and seconds per sample.
 
     Raises:
         ConfigError: together they are larger than a gigabyte.
     """
-    cost = Cost()
     images: list[Tensor] = []
+    seconds: list[float] = []
+    evaluations = 0.0
     for batch in generator.batches(0, num, batch_size):
         if batch.images[0].nbytes * num > _MOST_BYTES_OF_A_GRID:
             raise ConfigError(
                 f"A grid of {num:,} samples of shape {tuple(batch.images.shape[1:])} is too large for one picture. "
                 "Ask for fewer, or for --format png, webp or npz, which never hold all of them in memory."
             )
-        cost += Cost.of(batch, is_first=not images)
+        seconds.append(batch.seconds / len(batch.index))
+        evaluations += batch.num_evaluations * len(batch.index)
         images.append(host_samples(batch))
-    return torch.cat(images), cost
+    return torch.cat(images), evaluations / num, median_low(seconds)

@@ -1,4 +1,4 @@
-"""Samples by best-of-N on disk, and what they gain over plain sampling that spends as much, or more."""
+"""Samples by best-of-N on disk, and what they gain over plain sampling that spends as much."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from freeflow_core.evaluation.pictures import comparison_image, save_image
 from freeflow_core.evaluation.report import markdown_table
 from freeflow_core.evaluation.sampling import Generator, make_generator
 from freeflow_core.evaluation.scores import Evaluation
-from freeflow_core.files import replacing, write_text
+from freeflow_core.files import write_text
 from freeflow_core.interfaces import Codec, EvaluationContext, Source, Student, Teacher, Verifier
 from freeflow_core.tools.sample_files.formats import class_labels, file_array, write_npz
 from freeflow_core.tools.search.best_of_n import BestOfN
 from freeflow_core.types import Condition
 
-SEARCH, SAME_STEPS = "search", "same steps"
+SEARCH, SAME_STEPS, SAME_EVALUATIONS = "search", "same steps", "same evaluations"
 OnSearched = Callable[[int, int], None]
 """``on_progress(done, total)`` samples."""
 
 _PICTURE_COLUMNS = 10
-_DISTANCES = ("fid", "fid_data", "fd_data", "kid_data", "kd_data", "energy_data")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class SearchPlan:
         steps: the teacher's steps after the search.
         guidance_weight: the teacher's.
         student_guidance: the student's input while it screens.
-        larger: budgets of plain guided sampling to compare with, as multiples of the search's evaluations.
     """
 
     candidates: int
@@ -50,7 +48,6 @@ class SearchPlan:
     steps: int
     guidance_weight: float
     student_guidance: float
-    larger: tuple[float, ...] = (1.0, 1.6)
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Search:
         return self._generator(self._plan.sampler, steps or self._plan.steps, self._plan.guidance_weight, seed)
 
     def rows(self, seeds: Sequence[int]) -> dict[str, SearchRow]:
-        """The search, plain sampling with the same steps, and with as many and more evaluations; mean over seeds."""
+        """The search, plain sampling with the same steps, and with as many evaluations; mean over seeds."""
         steps = {SEARCH: self._plan.steps, SAME_STEPS: self._plan.steps}
         results: dict[str, list[dict[str, float]]] = {}
         for seed in seeds:
@@ -125,15 +122,14 @@ class Search:
             found = {SEARCH: evaluation.row(SEARCH, self.stream(seed))}
             found[SAME_STEPS] = evaluation.row(SAME_STEPS, self.plain(seed))
             ratio = found[SEARCH]["evaluations"] / found[SAME_STEPS]["evaluations"]
-            for times in self._plan.larger:
-                name = f"{times:g} x evaluations"
-                steps[name] = max(1, int(times * ratio * self._plan.steps + 1e-9))  # the most that cost no more
-                found[name] = evaluation.row(name, self.plain(seed, steps[name]))
+            steps[SAME_EVALUATIONS] = max(1, int(ratio * self._plan.steps + 1e-9))  # the most that cost no more
+            found[SAME_EVALUATIONS] = evaluation.row(SAME_EVALUATIONS, self.plain(seed, steps[SAME_EVALUATIONS]))
             for name, scores in found.items():
                 results.setdefault(name, []).append(scores)
+        by_score = {name: {key: [row[key] for row in rows] for key in rows[0]} for name, rows in results.items()}
         return {
-            name: SearchRow(steps[name], {key: _mean_and_deviation([row[key] for row in rows]) for key in rows[0]})
-            for name, rows in results.items()
+            name: SearchRow(steps[name], {key: (mean(values), pstdev(values)) for key, values in scores.items()})
+            for name, scores in by_score.items()
         }
 
     def write_samples(
@@ -184,7 +180,7 @@ class Search:
 
 
 def write_rows(rows: Mapping[str, SearchRow], config: RunConfig, output: Path) -> dict[str, Path]:
-    """The comparison as JSON, Markdown and, where a distance was measured, a picture."""
+    """The comparison as JSON and Markdown."""
     files = {"comparison": output / "comparison.json", "table": output / "comparison.md"}
     values = {name: {"steps": row.steps, **{k: list(v) for k, v in row.scores.items()}} for name, row in rows.items()}
     write_text(files["comparison"], json.dumps(values, indent=1) + "\n")
@@ -195,35 +191,7 @@ def write_rows(rows: Mapping[str, SearchRow], config: RunConfig, output: Path) -
     ]
     note = f"{config.evaluation.num_samples} samples a row; mean and deviation over seeds."
     write_text(files["table"], "\n".join([*markdown_table(["", "steps", *columns], lines), "", note, ""]))
-    metric = next((m for m in _DISTANCES if all(m in row.scores for row in rows.values())), None)
-    if metric is not None:
-        files["plot"] = output / "comparison.png"
-        _plot(rows, metric, files["plot"])
     return files
-
-
-def _plot(rows: Mapping[str, SearchRow], metric: str, path: Path) -> None:
-    """Distance over network evaluations: one point a row, with its deviation over seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name, row in rows.items():
-        evaluations, (value, deviation) = row.scores["evaluations"][0], row.scores[metric]
-        marker = "*" if name == SEARCH else "o"
-        axes.errorbar([evaluations], [value], yerr=[deviation], fmt=marker, capsize=3, label=name, markersize=9)
-    axes.set_xlabel("network evaluations per sample")
-    axes.set_ylabel(f"{metric} (lower is better)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    return mean(values), pstdev(values)
 
 
 def _cell(value: tuple[float, float]) -> str:
