@@ -145,31 +145,6 @@ def test_one_dx_point_is_a_straight_line() -> None:
         torch.testing.assert_close(reached, x - column(t - s) * u[:, 0], rtol=1e-9, atol=1e-9)
 
 
-def exact_dx(teacher: GaussianTeacher, x: Tensor, num_points: int) -> DXPolicy:
-    """Points of the exact trajectory's x_0(t) from t = 1 to 0."""
-    one = torch.ones(len(x), dtype=torch.float64)
-    u = []
-    for tau in torch.linspace(0, 1, num_points, dtype=torch.float64):
-        state = teacher.exact_flow_map(x, one, tau * one)
-        u.append(x - (state - tau * teacher.velocity(state, tau * one, None)))
-    return DXPolicy(torch.stack(u, 1), x, one, torch.zeros_like(one))
-
-
-def test_dx_error_falls_with_the_square_of_its_spacing() -> None:
-    x = normal(500, 3)
-    teacher = GaussianTeacher(MEAN, torch.tensor([0.3, 0.6, 1.5], dtype=torch.float64)).double()
-    one, r = torch.ones(500, dtype=torch.float64), uniform(500, 0.1, 0.9)
-    state = teacher.exact_flow_map(x, one, r)
-    v = teacher.velocity(state, r, None)
-    errors = []
-    for num_points in (9, 17, 33):
-        v_policy = exact_dx(teacher, x, num_points).velocity(state, r)
-        errors.append((column(r) * (v_policy - v)).square().mean().sqrt())  # of x_0
-    for coarse, fine in itertools.pairwise(errors):
-        assert 3.4 < coarse / fine < 4.6
-    assert errors[0] < 0.02
-
-
 def test_rolling_is_eulers_method_of_first_order() -> None:
     x = normal(300, 3)
     one = torch.ones(300, dtype=torch.float64)

@@ -109,9 +109,3 @@ def test_split_that_cannot_be_even_is_refused():
     position = torch.arange(6)
     with pytest.raises(ConfigError, match="whole number of rows"):
         PhiloxDraws(0, position, position=position, batch_size=12).split(0.25)
-
-
-def test_split_rows_cover_the_batch_once():
-    outside, inside = PhiloxDraws(0, torch.arange(10)).split(0.25)
-    assert sorted(outside.tolist() + inside.tolist()) == list(range(10))
-    assert len(inside) == 2

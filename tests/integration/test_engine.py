@@ -94,19 +94,9 @@ def test_every_role_moves_and_the_average_trails(tiny, output, manager):
 def test_metrics_carry_every_term(tiny, output, manager):
     api.distill(tiny(), output=output, manager=manager)
     last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last.keys() >= {
-        "images",
-        "student/loss",
-        "student/prediction_residual",
-        "student/correction_residual",
-        "student/balance",
-        "student/gradient_norm",
-        "fake_velocity/loss",
-        "fake_velocity/gradient_norm",
-        "images_per_second",
-        "memory_gib",
-        "learning_rate",
-    }
+    own = {"images", "images_per_second", "memory_gib", "learning_rate", "student/gradient_norm", "student/loss"}
+    terms = {"student/prediction_residual", "student/balance", "fake_velocity/loss", "fake_velocity/gradient_norm"}
+    assert last.keys() >= own | terms
 
 
 @pytest.mark.parametrize(
@@ -121,11 +111,6 @@ def test_parts_that_do_not_fit_are_refused(tiny, output, manager, assignments, m
     with pytest.raises(ConfigError, match=message):
         make_run(tiny(*assignments), output, manager)
     assert not output.exists()
-
-
-def test_a_batch_that_cannot_be_split_is_refused(tiny, output, manager):
-    with pytest.raises(ConfigError, match="whole number of rows"):
-        api.distill(tiny("training.batch_size=12", "training.accumulation=2"), output=output, manager=manager)
 
 
 def test_a_source_of_another_shape_is_refused(tiny, output, manager):
@@ -273,58 +258,6 @@ def test_the_schedule_of_an_objective_with_rounds_runs_over_each_round(tiny, out
     run.trainer._rounds = SimpleNamespace(schedule_span=spans)
     rates = [learning_rate(config, *run.trainer._schedule(Progress(i, 0, 300))) for i in (0, 50, 100, 200)]
     assert rates == pytest.approx([1.0, 0.5, 1.0, 0.5])
-
-
-def test_observers_hear_everything_in_order(tiny, output):
-    from freeflow_core.plugin import Manager, hookimpl
-
-    heard = []
-
-    class Observer:
-        @hookimpl
-        def freeflow_run_started(self, run):
-            heard.append("started")
-
-        @hookimpl
-        def freeflow_step_finished(self, run, progress, metrics):
-            heard.append("step")
-
-        @hookimpl
-        def freeflow_checkpoint_saved(self, run, progress, path):
-            assert (path / "state.json").is_file()
-            heard.append("saved")
-
-        @hookimpl
-        def freeflow_run_finished(self, run, status):
-            heard.append(status)
-
-    watched = Manager.load()
-    watched.register(Observer(), "observer")
-    api.distill(tiny("training.images=64"), output=output, manager=watched)
-    assert heard == ["started", "step", "step", "saved", "finished"]
-
-
-def test_an_observer_that_fails_is_warned_about_once_and_the_run_goes_on(tiny, output, caplog):
-    from freeflow_core.plugin import Manager, hookimpl
-
-    class Broken:
-        @hookimpl
-        def freeflow_step_finished(self, run, progress, metrics):
-            raise RuntimeError("observer bug")
-
-    class Listens:
-        heard = 0
-
-        @hookimpl
-        def freeflow_step_finished(self, run, progress, metrics):
-            self.heard += 1
-
-    watched, listener = Manager.load(), Listens()
-    watched.register(listener, "listens")
-    watched.register(Broken(), "broken")
-    assert api.distill(tiny(), output=output, manager=watched).status == "finished"
-    assert caplog.text.count("observer bug") == 1
-    assert listener.heard == 5
 
 
 def test_bf16_refuses_one_sided_differences_before_anything_is_written(tiny, output, manager):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import torch
 from freeflow_core import api
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.run import Run
-from freeflow_core.errors import FreeflowError, Interrupted, NonFiniteError
+from freeflow_core.errors import Interrupted, NonFiniteError
 from freeflow_core.evaluation.scoring import Scoring
-from freeflow_core.interfaces.journal import Journal
 from freeflow_core.plugin import Manager, hookimpl
 from freeflow_core.plugin.spec import Observers
 from freeflow_core.types import Loss, Progress, RunInfo
@@ -101,13 +99,6 @@ def test_the_order_is_the_documented_one(tiny, output):
         "evaluated 96",
         "finished",
     ]
-    text = (Path(__file__).parents[2] / "docs" / "reference" / "hooks.md").read_text("utf-8")
-    diagram = re.search(r"^a run\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert diagram is not None
-    shown = re.findall(r"freeflow_(run_started|step|checkpoint|evaluation_fin|run_fin)", diagram[1])
-    assert shown == [
-        "run_started", "step", "checkpoint", "evaluation_fin", "step", "checkpoint", "evaluation_fin", "run_fin",
-    ]  # fmt: skip
 
 
 def poison(run: Run) -> None:
@@ -130,19 +121,6 @@ def test_a_run_that_fails_is_finished_with_failed(tiny, output):
     run = Run(tiny(), "distill", watched(ear), output=output, resume=False, scorer=Scoring)
     poison(run)
     with pytest.raises(NonFiniteError):
-        run.execute()
-    assert ear.heard == ["started", "failed"]
-
-
-def test_a_full_disk_is_finished_with_failed(tiny, output, monkeypatch):
-    ear = Ear()
-    run = Run(tiny(), "distill", watched(ear), output=output, resume=False, scorer=Scoring)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Journal, "add_metrics", full)
-    with pytest.raises(FreeflowError, match="No space left"):
         run.execute()
     assert ear.heard == ["started", "failed"]
 

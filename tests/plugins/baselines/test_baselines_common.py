@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -88,9 +88,15 @@ def test_it_says_what_it_needs(variant: Variant) -> None:
     assert not made.uses_batch_means
 
 
-def found(variant: Variant, draws: Draws, rows: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+def found(
+    variant: Variant,
+    draws: Draws,
+    rows: Tensor,
+    dtype: torch.dtype = torch.float64,
+    teacher: ClassTeacher | None = None,
+) -> dict[str, Any]:
     """Losses of the rows of a batch of 32."""
-    teacher = ClassTeacher().to(dtype)
+    teacher = teacher or ClassTeacher().to(dtype)
     x, labels = (part[rows] for part in ClassTeacher().data(32))
     student: Any = RandomStudent(num_classes=2, dtype=dtype)
     if variant.requires is PolicyStudent:
@@ -119,6 +125,21 @@ def test_losses_are_float32_under_bf16_autocast(variant: Variant) -> None:
         losses_found = found(variant, draws, draws.index, torch.float32)
     assert all(loss.per_sample.dtype is torch.float32 for loss in losses_found.values())
     assert all(loss.per_sample.isfinite().all() for loss in losses_found.values())
+
+
+@every_variant
+def test_the_teacher_is_guided_inside_the_interval_alone(variant: Variant) -> None:
+    if not variant.teacher or variant.target is PairRegression:  # pairs decide at each step's start
+        return
+    options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.3, 0.7)}
+    guided, teacher = replace(variant, options={**variant.options, **options}), ClassTeacher()
+    draws = PhiloxDraws(7, torch.arange(32), dtype=torch.float64)
+    found(guided, draws, draws.index, teacher=teacher)
+    t, weight = (torch.cat(parts) for parts in zip(*teacher.asked, strict=True))
+    inside = (t >= 0.3) & (t <= 0.7)
+    assert inside.any()
+    assert torch.equal(weight != 1, inside)
+    assert torch.isin(weight[inside], 3 - draws.uniform("guidance")).all()
 
 
 @every_variant

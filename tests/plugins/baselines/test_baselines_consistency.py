@@ -113,14 +113,6 @@ def test_roles_and_gradients() -> None:
     assert found.keys() == {"student"}
 
 
-def test_without_a_target_network_the_student_is_its_own() -> None:
-    teacher, student = gaussian_teacher(3), RandomStudent()
-    x = GivenDraws(8, seed=4).noise("x", (3,))
-    own = losses(consistency(target_halflife_images=None), student, teacher, GivenDraws(8), x)["student"]
-    copied = losses(consistency(), student, teacher, GivenDraws(8), x)["student"]
-    torch.testing.assert_close(own.per_sample, copied.per_sample)
-
-
 def test_karras_grid_in_our_times() -> None:
     config = ConsistencyConfig()
     grid = consistency_grid(config)

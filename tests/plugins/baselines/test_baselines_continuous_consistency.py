@@ -142,18 +142,6 @@ def test_prior_weight_is_one_over_sigma() -> None:
     torch.testing.assert_close(weighted, plain * (1 - t) / t)
 
 
-def test_learned_weight_is_a_role_of_its_own() -> None:
-    student, teacher = RandomStudent(), gaussian_teacher(3)
-    roles = scm().roles(student, teacher)
-    assert roles.keys() == {TIME_WEIGHT}
-    assert roles[TIME_WEIGHT].trainable
-    assert scm(weighting="none").roles(student, teacher) == {}
-    found = losses(scm(), student, teacher, GivenDraws(ROWS), data())
-    assert found.keys() == {"student", TIME_WEIGHT}
-    plain = losses(scm(weighting="none"), student, teacher, GivenDraws(ROWS), data())
-    torch.testing.assert_close(found["student"].per_sample, plain["student"].per_sample)  # w = 0 at first
-
-
 def test_learned_weight_settles_at_the_log_of_the_loss_and_keeps_the_roles_apart() -> None:
     student, network = RandomStudent(), TimeWeight(1.5).double()
     t, s = GivenDraws(ROWS).uniform("t"), GivenDraws(ROWS).uniform("s")

@@ -197,21 +197,6 @@ def test_dropped_components_change_the_path_and_nothing_else() -> None:
     )
 
 
-def test_guidance_is_drawn_and_holds_in_its_interval_alone() -> None:
-    exact = TeacherSpy(GaussianTeacher(MEAN, SPREADS), num_classes=4)
-    models, wrapped, _ = spied(exact, ExactPolicyStudent())
-    options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.2, 0.6)}
-    step(objective(states="prior", **options), models, philox(100))
-    guidance = wrapped.calls[0][4]
-    assert guidance.min() >= 2
-    assert guidance.max() <= 3
-    _, times, condition, weight = exact.calls[0]
-    inside = (times >= 0.2) & (times <= 0.6)
-    torch.testing.assert_close(weight, torch.where(inside, guidance.repeat(2), torch.ones(200, dtype=torch.float64)))
-    assert isinstance(condition, Tensor)
-    assert torch.equal(condition, philox(100).integers("label", 4).repeat(2))
-
-
 def test_segments_cover_the_unit_interval() -> None:
     torch.testing.assert_close(segment_bounds(1, 1.0), torch.tensor([1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(segment_bounds(4, 1.0), torch.linspace(1, 0, 5, dtype=torch.float64))

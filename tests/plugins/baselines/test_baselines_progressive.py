@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +90,6 @@ def test_later_rounds_the_exact_map_is_stationary_and_a_wrong_sign_is_not(number
             assert gradient > 0.1
 
 
-def test_the_first_rounds_error_halves_when_the_steps_double() -> None:
-    teacher = GaussianTeacher(MEAN, STD)
-    student, z = TwoEulerSteps(teacher), philox(500).noise("prior", (3,))
-    one = torch.ones(500, dtype=torch.float64)
-    exact, errors = teacher.exact_flow_map(z, one, 0 * one), []
-    with torch.no_grad():
-        for num in (16, 32, 64):
-            x = z
-            for k in range(num, 0, -1):
-                x = student.flow_map(x, one * k / num, one * (k - 1) / num, None, None)
-            errors.append((x - exact).norm())
-    for coarse, fine in itertools.pairwise(errors):
-        assert 1.8 < coarse / fine < 2.2
-
-
 def test_weight_is_the_truncated_ratio_of_signal_to_noise() -> None:
     teacher, student = teacher_and_student(std=1.2 * STD)
     models, wrapped, _ = spied(teacher, student, **{PREVIOUS: student})
@@ -143,19 +127,6 @@ def test_without_data_states_lie_on_the_students_own_path() -> None:
         x = student.flow_map(x, one * k / 4, one * (k - 1) / 4, None, None)
     assert not any(bare.gradient)
     assert sum(len(call[0]) for call in bare.calls) == int((4 - (t * 4).round()).sum())  # no row is moved in vain
-
-
-def test_the_first_rounds_teacher_is_guided() -> None:
-    teacher, student = teacher_and_student()
-    spy = TeacherSpy(teacher, num_classes=3)
-    models, wrapped, _ = spied(spy, student, **{PREVIOUS: student})
-    options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.3, 0.8)}
-    step(objective(**options), models, philox(64), Batch(gaussian_data(64), torch.arange(64) % 3))
-    guidance = wrapped.calls[0][4]
-    assert len(spy.calls) == 2
-    for _, times, _, weight in spy.calls:
-        inside = (times >= 0.3) & (times <= 0.8)
-        torch.testing.assert_close(weight, torch.where(inside, guidance, torch.ones(64, dtype=torch.float64)))
 
 
 def test_rounds_follow_each_other_and_survive_a_restart() -> None:

@@ -13,7 +13,6 @@ from freeflow_baselines.shared import TARGET
 from freeflow_baselines.shortcut import Shortcut, shortcut_times
 from objective_helpers import GivenDraws, LocalContext, Spy, build, losses, progress
 
-from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch
@@ -163,9 +162,3 @@ def test_from_data_the_smallest_size_bootstraps_from_guidance_and_larger_ones_in
         u2 = step(x_t - (d / 2)[:, None] * u1, t - d / 2, t - d)
         expected = (wrapped.network(x_t, t, t - d, labels, g) - (u1 + u2) / 2).square().mean(1)
     torch.testing.assert_close(found.per_sample[ROWS // 2 :], expected)
-
-
-def test_guidance_from_data_needs_classes() -> None:
-    made = shortcut(velocity="data", guidance_max=3.0, bootstrap_share=0.5)
-    with pytest.raises(ConfigError, match="classes"):
-        losses(made, RandomStudent(), None, GivenDraws(ROWS), data())

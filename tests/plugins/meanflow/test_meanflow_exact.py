@@ -45,9 +45,6 @@ def residual(
 
 def test_residual_of_the_exact_map_is_rounding() -> None:
     assert residual(gaussian_teacher()) < 1e-12
-
-
-def test_residual_in_float32() -> None:
     assert residual(gaussian_teacher(), dtype=torch.float32) < 1e-5
 
 

@@ -93,31 +93,11 @@ def test_reduction_is_a_sum_with_the_power_law_weight() -> None:
     x = GivenDraws(ROWS, seed=2).noise("x", (3,))
     student = RandomStudent()
     plain = losses(mean_flow(velocity="data", weight_power=0.0), student, None, GivenDraws(ROWS), x)["student"]
-    loss = losses(
-        mean_flow(velocity="data", weight_power=0.75, weight_epsilon=1e-3), student, None, GivenDraws(ROWS), x
-    )
+    weighted = mean_flow(velocity="data", weight_power=0.75, weight_epsilon=1e-3)
+    loss = losses(weighted, student, None, GivenDraws(ROWS), x)
     square = plain.per_sample
     torch.testing.assert_close(loss["student"].per_sample, square / (square.detach() + 1e-3) ** 0.75)
     torch.testing.assert_close(plain.terms["residual"], (square.mean() / 3).sqrt().detach())
-    wide = losses(
-        mean_flow(velocity="data", weight_power=0.0),
-        Doubled(student),
-        None,
-        GivenDraws(ROWS, {"noise": GivenDraws(ROWS).noise("noise", (3,)).repeat(1, 2)}),
-        x.repeat(1, 2),
-    )
-    torch.testing.assert_close(wide["student"].per_sample, 2 * square)  # a sum over dimensions, not a mean
-
-
-class Doubled(RandomStudent):
-    """Two copies of a student side by side."""
-
-    def __init__(self, student: RandomStudent) -> None:
-        super().__init__()
-        self.student, self.sample_shape = student, (6,)
-
-    def forward(self, x_t, t, s, condition, guidance):
-        return torch.cat([self.student(part, t, s, condition, guidance) for part in x_t.chunk(2, 1)], 1)
 
 
 def test_share_of_labels_dropped_counts_from_data_alone() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
-from freeflow_predictor_corrector.correction import Correction, balance, corrector_weights
+from freeflow_predictor_corrector.correction import corrector_weights
 from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection
 from predictor_corrector_helpers import (
     NO_DATA,
     ClassTeacher,
     FixedDraws,
-    GuidedExactStudent,
     SmallStudent,
     gradients,
     losses,
@@ -51,22 +50,6 @@ def test_too_wide_narrows_too_narrow_widens_shifted_returns() -> None:
     assert _gradient(0.0, 0.7)["std"] < -0.01
     assert _gradient(0.4, 1.0)["mean"] > 0.01
     assert _gradient(-0.4, 1.0)["mean"] < -0.01
-
-
-def test_a_flipped_residual_would_widen_the_too_wide() -> None:
-    student, _ = _pair(0.0, 1.3)
-    z = philox(4000).noise("z", (1,))
-    t, s = torch.ones(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
-    u = student(z, t, s, None, None)
-    r = 0.6 * t
-    x_r = 0.4 * (z - u.detach()) + 0.6 * philox(4000).noise("n", (1,))
-    with torch.no_grad():
-        residual = student(x_r, r, r, None, None) - GaussianTeacher(0 * ONE, ONE).velocity(x_r, r, None)
-    for sign in (1.0, -1.0):
-        correction = Correction(sign * residual, ONE, torch.ones(4000, dtype=torch.float64))
-        gradient = gradients(correction.per_sample(u, torch.tensor(1.0)).mean(), student)["std"]
-        u = student(z, t, s, None, None)
-        assert (gradient > 0.01) == (sign > 0)
 
 
 @pytest.mark.parametrize("r", [0.1, 0.5, 0.9])
@@ -120,23 +103,6 @@ def _two_small() -> tuple[SmallStudent, SmallStudent]:
     return SmallStudent(seed=1), SmallStudent(seed=2)
 
 
-def test_guidance_of_the_corrector_ends_with_its_interval() -> None:
-    teacher, draws = ClassTeacher(), philox(400)
-    student = GuidedExactStudent(teacher)
-    config = CorrectionConfig(
-        guidance_min=2.0, guidance_max=4.0, correction_guidance_scale=0.5, correction_guidance_interval=(0.6, 0.9)
-    )
-    objective = FreeFlowCorrection(config)
-    losses(objective, models(student, teacher, SmallStudent()), draws)
-    g = 4 - 2 * draws.uniform("guidance")
-    r = torch.sigmoid(0.8 + torch.special.ndtri(draws.uniform("noise-level")))
-    inside = (r >= 0.6) & (r <= 0.9)
-    assert 50 < inside.sum() < 350
-    torch.testing.assert_close(teacher.weights[0], torch.where(inside, 1 + 0.5 * (g - 1), 1.0))
-    torch.testing.assert_close(teacher.times[0], r)
-    assert teacher.rows_of_calls == [400 + int(inside.sum())]
-
-
 def test_guidance_of_the_corrector_follows_its_profile() -> None:
     config = CorrectionConfig(correction_guidance_profile=((0.2, 0.6), (0.6, 0.2)))
     r = torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0], dtype=torch.float64)
@@ -183,10 +149,6 @@ def test_lambda_by_formula(mode: str) -> None:
         raw.losses(networks, NO_DATA, philox(32), progress(), Recording())
         torch.testing.assert_close(recorded[0], seen[0] * (seen[0].square() + 0.05) ** -0.5)
         torch.testing.assert_close(recorded[1], seen[1] / (seen[1].square() + 0.05))
-
-
-def test_balance_formula() -> None:
-    assert balance(torch.tensor(6.0), torch.tensor(1.5), 0.5, 0.5).item() == pytest.approx(1.5)
 
 
 def test_correction_rises_with_its_warmup() -> None:

@@ -14,9 +14,6 @@ from hypothesis import strategies as st
 from predictor_corrector_helpers import philox
 from pydantic import ValidationError
 
-from freeflow_core.interfaces import BuildContext
-from freeflow_core.plugin import Manager, Registry
-
 unit = st.floats(2.0**-54, 1 - 2.0**-53)
 share = st.floats(0, 1)
 
@@ -77,56 +74,16 @@ def test_distributions_have_their_shares() -> None:
     "options",
     [
         {"guidance_min": 3, "guidance_max": 2},
-        {"guidance_max": -1},
         {"guidance_interval": (0.9, 0.1)},
-        {"guidance_interval": (0.0, 1.1)},
         {"correction_guidance_interval": (0.9, 0.8)},
         {"correction_guidance_profile": ((0.5, 1.0),)},
         {"correction_guidance_profile": ((0.5, 1.0), (0.4, 0.0))},
         {"correction_guidance_profile": ((0.5, 1.0), (1.4, 0.0))},
         {"correction_guidance_profile": ((0.5, -1.0), (0.6, 0.0))},
-        {"correction_share": 0},
-        {"correction_share": 1},
-        {"weight_epsilon": 0},
-        {"weight_power": -1},
-        {"duration": "beta"},
-        {"duration_min": 1},
-        {"duration_scale": 0},
-        {"endpoint_share": 1.5},
-        {"derivative": "complex"},
-        {"derivative_step": 0.2},
         {"r_low": 0.5, "r_high": 0.5},
-        {"r_low": 0.6, "r_high": 0.5},
-        {"r_scale": 0},
-        {"balance": "none"},
-        {"balance_epsilon": 0},
         {"balance_strength": float("nan")},
-        {"correction_warmup_images": -1},
-        {"check_derivative_every": -1},
-        {"fake_velocity_optimizer": {"learning_rate": 0}},
-        {"unknown": 1},
     ],
 )
-def test_values_out_of_range_are_refused(options: dict) -> None:
+def test_options_that_contradict_each_other_are_refused(options: dict) -> None:
     with pytest.raises(ValidationError):
         FreeFlowConfig(**options)
-
-
-def test_every_option_is_described_and_survives_a_round_trip() -> None:
-    for config in (FreeFlowConfig(), PredictionConfig(), CorrectionConfig(fake_velocity_optimizer={"beta1": 0.5})):
-        assert all(field.description for field in type(config).model_fields.values())
-        assert type(config).model_validate(config.model_dump(mode="json")) == config
-
-
-def test_the_plugin_offers_three_objectives() -> None:
-    from freeflow_predictor_corrector import plugin
-
-    manager = Manager()
-    manager.register(plugin, "predictor-corrector")
-    found = Registry(manager).components("objective")
-    assert set(found) == {"freeflow", "freeflow-prediction", "freeflow-correction"}
-    for component in found.values():
-        config = component.load_config_class()()
-        context = BuildContext(torch.device("cpu"), 0, lambda kind, name, options: None)
-        objective = component.load_target().from_config(config, context)
-        assert type(objective).__name__.startswith("FreeFlow")

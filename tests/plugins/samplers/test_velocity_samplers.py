@@ -17,29 +17,19 @@ F64 = torch.float64
 N = 12
 
 
-class SpyTeacher(Teacher):
-    """Records (time, rows, dtype) of every call of an inner teacher."""
+def watched(teacher):
+    """The teacher, and (time, rows, dtype) of every call of it."""
+    calls, velocity = [], teacher.velocity
 
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.sample_shape, self.num_classes = inner, inner.sample_shape, inner.num_classes
-        self.calls = []
-
-    def velocity(self, x_t, t, condition):
+    def watch(x_t, t, condition):
         assert (t.dtype, t.device) == (x_t.dtype, x_t.device)
         assert t.unique().numel() == 1
         assert not torch.is_grad_enabled()
-        self.calls.append((round(float(t[0]), 9), len(x_t), x_t.dtype))
-        return self.inner.velocity(x_t, t, condition)
+        calls.append((round(float(t[0]), 9), len(x_t), x_t.dtype))
+        return velocity(x_t, t, condition)
 
-    def null_condition(self, condition):
-        return self.inner.null_condition(condition)
-
-    def sample_condition(self, draws):
-        return self.inner.sample_condition(draws)
-
-    def balanced_condition(self, index):
-        return self.inner.balanced_condition(index)
+    teacher.velocity = watch
+    return teacher, calls
 
 
 def noise(n=N, shape=(2,), dtype=F64):
@@ -76,13 +66,6 @@ def order(sampler, teacher, exact, condition=None, guidance=None, steps=(32, 64,
     return float(torch.log2(errors[-2] / errors[-1]))
 
 
-@pytest.mark.parametrize(("sampler", "expected"), [(euler(), 1), (heun(), 2)])
-def test_order_on_a_gaussian(sampler, expected):
-    teacher, z = gaussian(), noise()
-    exact = teacher.exact_flow_map(z, torch.ones(N, dtype=F64), torch.zeros(N, dtype=F64))
-    assert order(sampler, teacher, exact) == pytest.approx(expected, abs=0.15)
-
-
 def reference(teacher, z, condition, guidance, start=1.0, end=0.0):
     t, s = torch.full((len(z),), start, dtype=F64), torch.full((len(z),), end, dtype=F64)
     return teacher.reference_flow_map(z, t, s, condition, guidance)
@@ -117,21 +100,21 @@ def test_one_euler_step_is_noise_minus_velocity():
     ("sampler", "per_step", "last"), [(euler(), 1, 1), (heun(), 2, 2), (heun(final_euler=True), 2, 1)]
 )
 def test_evaluations_are_counted_exactly(sampler, per_step, last):
-    spy, label = SpyTeacher(classes()), torch.arange(N) % 2
+    (spy, calls), label = watched(classes()), torch.arange(N) % 2
     samples = sampler.sample(spy, noise(), uniform_grid(5), label, unguided())
-    assert len(spy.calls) == samples.num_evaluations == 4 * per_step + last
-    spy.calls.clear()
+    assert len(calls) == samples.num_evaluations == 4 * per_step + last
+    calls.clear()
     weight = torch.ones(N, dtype=F64)
     weight[:3] = 2.0
     samples = sampler.sample(spy, noise(), uniform_grid(5), label, Guidance(weight, 0.5, 0.8))
-    assert samples.num_evaluations == pytest.approx(sum(rows for _, rows, _ in spy.calls) / N, abs=1e-12)
+    assert samples.num_evaluations == pytest.approx(sum(rows for _, rows, _ in calls) / N, abs=1e-12)
     assert samples.num_evaluations > 4 * per_step + last
 
 
 def guided_calls(sampler, guidance, steps=5):
-    spy = SpyTeacher(classes())
+    spy, calls = watched(classes())
     sampler.sample(spy, noise(), uniform_grid(steps), torch.arange(N) % 2, guidance)
-    return [(time, rows == 2 * N) for time, rows, _ in spy.calls]
+    return [(time, rows == 2 * N) for time, rows, _ in calls]
 
 
 def test_guidance_interval_is_closed_and_decided_at_the_step_start():
@@ -227,26 +210,16 @@ def test_dtypes_of_state_and_network(make, network, option, state):
 def test_adaptive_meets_its_tolerance_and_counts(tolerance):
     label, z = torch.arange(N) % 2, noise()
     guidance = Guidance(torch.linspace(1, 3, N, dtype=F64), 0.25, 0.6)
-    spy = SpyTeacher(classes())
+    spy, calls = watched(classes())
     samples = AdaptiveSampler(AdaptiveConfig(rtol=tolerance, atol=tolerance)).sample(
         spy, z, uniform_grid(1), label, guidance
     )
     error = (samples.x - reference(classes(), z, label, guidance)).abs().max()
     assert error < 30 * tolerance
-    assert samples.num_evaluations == pytest.approx(sum(rows for _, rows, _ in spy.calls) / N)
-    guided = {time for time, rows, _ in spy.calls if rows > N}
+    assert samples.num_evaluations == pytest.approx(sum(rows for _, rows, _ in calls) / N)
+    guided = {time for time, rows, _ in calls if rows > N}
     assert min(guided) >= 0.25
     assert max(guided) <= 0.6
-
-
-def test_adaptive_spends_more_for_less_error():
-    counts = [
-        AdaptiveSampler(AdaptiveConfig(rtol=tolerance, atol=tolerance))
-        .sample(gaussian(), noise(), uniform_grid(1), None, unguided())
-        .num_evaluations
-        for tolerance in (1e-3, 1e-6, 1e-9)
-    ]
-    assert counts[0] < counts[1] < counts[2]
 
 
 def test_adaptive_gives_up_with_advice():
@@ -259,13 +232,10 @@ def test_adaptive_gives_up_with_advice():
 @pytest.mark.parametrize(
     "grid",
     [
-        torch.tensor([0.0, 1.0]).double(),
         torch.tensor([1.0, 0.5, 0.5, 0.0]).double(),
-        torch.tensor([1.5, 0.0]).double(),
         torch.tensor([1.0, -0.1]).double(),
         torch.tensor([1.0, float("nan"), 0.0]).double(),
         torch.tensor([1.0, 0.0]),
-        torch.tensor([1.0]).double(),
         torch.ones(2, 2).double(),
     ],
 )
