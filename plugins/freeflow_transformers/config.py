@@ -98,10 +98,8 @@ class PolicyTransformerConfig(FlowMapTransformerConfig, PolicyOptions):
     """Options of the student ``policy-transformer``."""
 
 
-class ReleasedTeacherConfig(ComponentConfig):
-    """What teachers with published weights share. Every null means: as the checkpoint; without one, as named."""
-
-    family: ClassVar[FamilyName]
+class PublishedOptions(ComponentConfig):
+    """Where the weights of a published network come from, and what a file does not tell."""
 
     checkpoint: Path | None = Field(
         None,
@@ -111,6 +109,16 @@ class ReleasedTeacherConfig(ComponentConfig):
     weights: Literal["ema", "model"] | None = Field(
         None, description="Which weights of a training checkpoint; null: ema where there is one, else model."
     )
+    num_heads: PositiveInt | None = Field(
+        None, description="Attention heads, which a file does not tell unless its size is a named one."
+    )
+
+
+class ReleasedTeacherConfig(PublishedOptions):
+    """What teachers with published weights share. Every null means: as the checkpoint; without one, as named."""
+
+    family: ClassVar[FamilyName]
+
     initialise: Literal["checkpoint", "random"] = Field(
         "checkpoint",
         description="random: the family's architecture with random weights, to try a recipe or measure its cost "
@@ -119,9 +127,6 @@ class ReleasedTeacherConfig(ComponentConfig):
     size: SizeName | None = Field(None, description="S, B, L or XL; checked against the checkpoint; null: XL.")
     depth: PositiveInt | None = Field(None, description="Blocks, for a size of one's own; checked likewise.")
     width: PositiveInt | None = Field(None, description="Channels of a token, likewise.")
-    num_heads: PositiveInt | None = Field(
-        None, description="Attention heads, which a checkpoint does not tell unless its size is a named one."
-    )
     patch_size: Literal[2, 4, 8] | None = Field(None, description="Side of a patch; checked likewise; null: 2.")
     resolution: Literal[256, 512] | None = Field(
         None, description="Pixels of the decoded images, 8 to a latent; checked likewise; null: 256."
@@ -182,26 +187,17 @@ class DiTTeacherConfig(ReleasedTeacherConfig):
     beta_end: float = Field(0.02, gt=0, lt=1, description="Variance added by the last step.")
 
 
-class ReleasedStudentConfig(ComponentConfig):
+class ReleasedStudentConfig(PublishedOptions):
     """Options of students in the published FreeFlow format. Every null means: as the file tells, else as named."""
 
     published: ClassVar[str | None] = None
     resolution: ClassVar[int] = 256
     family_default: ClassVar[StudentFamilyName | None] = None
 
-    checkpoint: Path | None = Field(
-        None, description="Weights (.safetensors, .pt or .pth); null: the published ones, fetched on first use."
-    )
-    weights: Literal["ema", "model"] | None = Field(
-        None, description="Which weights of a training checkpoint; null: ema where there is one, else model."
-    )
     family: StudentFamilyName | None = Field(
         None,
         description="Whose convention the student has, its teacher's: sit or sit-repa; null: as the file tells, else "
         "this component's default. A file with 2C output channels is sit's.",
-    )
-    num_heads: PositiveInt | None = Field(
-        None, description="Attention heads, which a file does not tell unless its size is a named one."
     )
 
 
@@ -240,22 +236,12 @@ class FreeFlow512Config(ReleasedStudentConfig):
     family_default: ClassVar[StudentFamilyName | None] = "sit"
 
 
-class ShippedTeacherConfig(ComponentConfig):
-    """What teachers inside this package share."""
-
-    asset: ClassVar[str]
-    pretrained_by: ClassVar[str]
+class DigitsTeacherConfig(ComponentConfig):
+    """Options of the teacher ``digits``."""
 
     checkpoint: Path | None = Field(
         None, description="Other weights to use, written by `freeflow pretrain`; null: the shipped ones."
     )
-
-
-class DigitsTeacherConfig(ShippedTeacherConfig):
-    """Options of the teacher ``digits``."""
-
-    asset: ClassVar[str] = "assets/digits.safetensors"
-    pretrained_by: ClassVar[str] = "digits"
 
 
 def _refuse_parts_of_size(options: TransformerOptions | ReleasedTeacherConfig) -> None:

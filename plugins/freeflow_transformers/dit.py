@@ -27,13 +27,7 @@ class DiffusionSchedule:
     Ho et al. 2020 (arXiv 2006.11239), eq. 4, with linear betas. The linear path (1 - t) x + t e has the same
     signal-to-noise ratio at t_i = sigma_i / (alpha_i + sigma_i): there x_vp = (alpha_i + sigma_i) x_t.
 
-    Args:
-        num_steps: steps, at least 2.
-        beta_start, beta_end: of the first and the last step, in (0, 1).
-
-    Attributes:
-        times: (num_steps,) t_i, rising, float64.
-        time_range: the first and the last of them.
+    ``times`` (num_steps,) are the t_i, rising, in float64; ``time_range`` is the first and the last of them.
     """
 
     def __init__(self, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.types import Condition
+from freeflow_core.types import Condition, describe
 from freeflow_transformers.architecture import TransformerConfig
 
 NUM_FEATURES = 256
@@ -150,7 +150,7 @@ class DiffusionTransformer(nn.Module):
         if not isinstance(condition, Tensor) or condition.ndim != 1 or condition.is_floating_point():
             raise ConfigError(
                 f"This transformer is conditioned on {self.config.num_classes} classes: expected one integer label per "
-                f"sample, shape (N,), got {_describe(condition)}."
+                f"sample, shape (N,), got {describe(condition)}."
             )
         return condition
 
@@ -188,12 +188,8 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention over tokens (N, T, width) with fused queries, keys and values.
 
-    The kernel is left to ``scaled_dot_product_attention``: forward-mode differentiation must choose the math one.
-
-    Args:
-        width: channels, a multiple of ``num_heads``.
-        num_heads: heads.
-        qk_norm: LayerNorm, with affine, over each head's queries and keys (Dehghani et al. 2023).
+    ``qk_norm`` is a LayerNorm, with affine, over each head's queries and keys (Dehghani et al. 2023). The kernel is
+    left to ``scaled_dot_product_attention``: forward-mode differentiation must choose the math one.
     """
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool) -> None:
@@ -322,12 +318,6 @@ def position_embedding(rows: int, columns: int, width: int) -> Tensor:
         angles = torch.outer(place.flatten(), frequencies)
         halves += [angles.sin(), angles.cos()]
     return torch.cat(halves, dim=1).unsqueeze(0).float()
-
-
-def _describe(condition: Condition) -> str:
-    if isinstance(condition, Tensor):
-        return f"a {condition.dtype} tensor {tuple(condition.shape)}"
-    return "none" if condition is None else f"a {type(condition).__name__}"
 
 
 @torch.no_grad()

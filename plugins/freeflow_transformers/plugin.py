@@ -108,22 +108,10 @@ def freeflow_presets() -> Iterable[Preset]:
         _distill("digits", "Data-free one-step student of the shipped digits teacher, unguided"),
         _distill("digits-guided", "The same with a guided teacher and the guidance weight as an input"),
         _distill(
-            "sit-repa-xl2-256",
-            "SiT-XL/2+REPA at 256 pixels to one step; for GPUs",
-            scores="The paper: FID 1.45 in one step on ImageNet 256 (teacher 1.37). Not reproduced here yet.",
-            teacher="sit-repa",
+            "sit-repa-xl2-256", "SiT-XL/2+REPA at 256 pixels to one step; for GPUs", _paper(256, 1.45, 1.37), "sit-repa"
         ),
-        _distill(
-            "sit-xl2-256",
-            "SiT-XL/2 at 256 pixels to one step; for GPUs",
-            scores="The paper: FID 1.69 in one step on ImageNet 256 (teacher 2.06). Not reproduced here yet.",
-            teacher="sit",
-        ),
-        _distill(
-            "sit-repa-xl2-512",
-            "SiT-XL/2+REPA at 512 pixels to one step; for GPUs",
-            scores="The paper: FID 1.49 in one step on ImageNet 512 (teacher 1.37). Not reproduced here yet.",
-        ),
+        _distill("sit-xl2-256", "SiT-XL/2 at 256 pixels to one step; for GPUs", _paper(256, 1.69, 2.06), "sit"),
+        _distill("sit-repa-xl2-512", "SiT-XL/2+REPA at 512 pixels to one step; for GPUs", _paper(512, 1.49, 1.37)),
         _distill(
             "dit-xl2-256",
             "DiT-XL/2 at 256 pixels to one step, the student from random weights; for GPUs",
@@ -135,7 +123,12 @@ def freeflow_presets() -> Iterable[Preset]:
             "DiT-B/2 at 256 pixels, the setting of the paper's ablations; needs a teacher of your own",
             scores="None promised: the paper's teacher is not identified. The paper's own: FID 5.58.",
         ),
-        _pretrain("digits", "The digits teacher, trained from data by flow matching"),
+        Preset(
+            "digits",
+            "freeflow_transformers:presets/pretrain-digits.yaml",
+            command="pretrain",
+            summary="The digits teacher, trained from data by flow matching",
+        ),
     ]
 
 
@@ -144,5 +137,6 @@ def _distill(name: str, summary: str, scores: str = "", teacher: str = "") -> Pr
     return Preset(name, resource, command="distill", summary=summary, scores=scores, teacher=teacher)
 
 
-def _pretrain(name: str, summary: str) -> Preset:
-    return Preset(name, f"freeflow_transformers:presets/pretrain-{name}.yaml", command="pretrain", summary=summary)
+def _paper(resolution: int, student: float, teacher: float) -> str:
+    fid = f"FID {student} in one step on ImageNet {resolution} (teacher {teacher})"
+    return f"The paper: {fid}. Not reproduced here yet."

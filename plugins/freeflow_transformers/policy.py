@@ -33,12 +33,7 @@ class PolicyHead(nn.Module):
     network answer with as many images a sample as a policy has parts, folded into the batch: K velocities; for ``gm``
     K logits, one channel each, in as many images as they fill; and one image that holds the logarithm of the deviation
     everywhere, predicted from the conditioning alone, which gets no gradient from it.
-
-    Args:
-        architecture: of the network.
-        options: of the policy.
-        generator: host generator of what starts at random.
-        device: of the weights; ``meta`` for the shapes alone.
+    On the device ``meta`` it has its shapes alone; elsewhere ``generator``, of the host, draws what starts at random.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, final
 
@@ -51,10 +52,15 @@ class TransformerStudent(AverageVelocityStudent):
 
     def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher") -> None:
         super().__init__()
+        self.check(network.config)
         self.network = network
         self.sample_shape = network.config.sample_shape
         self.num_classes = network.config.num_classes or None
         self._weights = weights
+
+    @abstractmethod
+    def check(self, architecture: TransformerConfig) -> None:
+        """Raise ``ConfigError`` for a network that lacks an input of this student, or has one too many."""
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return self.network.velocity(output)
@@ -70,6 +76,14 @@ class TransformerStudent(AverageVelocityStudent):
 
     def network_state(self) -> NetworkState:
         return transformer_state(self.network)
+
+    @classmethod
+    def from_state(cls, state: NetworkState) -> Self:
+        network = transformer_from_state(state, "student checkpoint")
+        try:
+            return cls(network)
+        except ConfigError as error:
+            raise CheckpointError(f"The checkpoint holds another kind of network. {error}") from None
 
     def export(self, path: Path) -> str:
         """Write the published format, ``.safetensors`` or ``.pt``; what was written, in words.
@@ -88,10 +102,12 @@ class FlowMapTransformer(TransformerStudent):
     weights are ignored: the student knows only the one it was trained at.
     """
 
-    def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher") -> None:
-        super().__init__(network, weights=weights)
-        if not network.config.jump:
-            raise ValueError("a flow map needs a network with the duration as an input (config.jump)")
+    def check(self, architecture: TransformerConfig) -> None:
+        if not architecture.jump:
+            raise ConfigError(
+                "This is a velocity network, which cannot jump: it lacks the duration as an input (config.jump). Use "
+                "it as a teacher (`sit`), or load it as the student `velocity-transformer`."
+            )
 
     @classmethod
     def from_config(cls, config: FlowMapTransformerConfig | ReleasedStudentConfig, context: BuildContext) -> Self:
@@ -108,16 +124,6 @@ class FlowMapTransformer(TransformerStudent):
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         return jump_output(self.network, x_t, t, s, condition, guidance)
 
-    @classmethod
-    def from_state(cls, state: NetworkState) -> Self:
-        network = transformer_from_state(state, "student checkpoint")
-        if not network.config.jump:
-            raise CheckpointError(
-                "The checkpoint holds a velocity network, which cannot jump; expected a distilled student. Use it as a "
-                "teacher (`sit`), or load it as the student `velocity-transformer`."
-            )
-        return cls(network)
-
 
 @final
 class VelocityTransformer(TransformerStudent):
@@ -127,10 +133,12 @@ class VelocityTransformer(TransformerStudent):
     dropping labels to it is the objective's business. An unconditional one ignores labels.
     """
 
-    def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher") -> None:
-        super().__init__(network, weights=weights)
-        if network.config.jump or network.config.guidance:
-            raise ValueError("a velocity field takes neither a duration nor a guidance weight")
+    def check(self, architecture: TransformerConfig) -> None:
+        if architecture.jump or architecture.guidance:
+            raise ConfigError(
+                "This is a distilled student: its output is an average velocity. A velocity network takes neither a "
+                "duration nor a guidance weight. Load it as the student `transformer`."
+            )
 
     @classmethod
     def from_config(cls, config: VelocityTransformerConfig, context: BuildContext) -> Self:
@@ -140,16 +148,6 @@ class VelocityTransformer(TransformerStudent):
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         labels = condition if self.num_classes is not None else None
         return self.network(x_t, self.network.own_time(t), labels)
-
-    @classmethod
-    def from_state(cls, state: NetworkState) -> Self:
-        network = transformer_from_state(state, "velocity checkpoint")
-        if network.config.jump or network.config.guidance:
-            raise CheckpointError(
-                "The checkpoint holds a distilled student, whose output is an average velocity; expected a velocity "
-                "network. Load it as the student `transformer`."
-            )
-        return cls(network)
 
 
 def jump_output(

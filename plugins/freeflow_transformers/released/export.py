@@ -23,10 +23,7 @@ def released_state_dict(state: NetworkState) -> dict[str, Tensor]:
     """The tensors under their published names, unaltered; they share memory with ``state``.
 
     A flow map becomes a FreeFlow student, a velocity network a SiT or REPA checkpoint. The convention, which the
-    format does not hold, stays what it is: see :func:`released_family`.
-
-    Raises:
-        ConfigError: a network that the format cannot hold.
+    format does not hold, stays what it is: see :func:`released_family`. Raises ``ConfigError`` for other networks.
     """
     architecture = _exportable(state)
     return {released_name(name, student=architecture.jump): tensor for name, tensor in state.tensors.items()}
@@ -35,8 +32,7 @@ def released_state_dict(state: NetworkState) -> dict[str, Tensor]:
 def released_family(state: NetworkState) -> str:
     """The family, ``sit`` or ``sit-repa``, whose convention the network has; programs must be told it.
 
-    Raises:
-        ConfigError: a network that no published format can hold.
+    Raises ``ConfigError`` for a network that no published format can hold.
     """
     architecture = _exportable(state)
     for family in FAMILIES.values():  # a REPA file has C output channels
@@ -81,13 +77,12 @@ def _exportable(state: NetworkState) -> TransformerConfig:
         raise ConfigError(f"Only a {FAMILY} can be exported to the published formats, not a {state.family}.")
     architecture = TransformerConfig.from_stored(dict(state.config))
     _, height, width = architecture.sample_shape
-    lacks_null_class = architecture.num_classes > 0 and not architecture.null_class
     problems = {
         "it takes a duration but no guidance weight (train it with student.guidance=true)": (
             architecture.jump != architecture.guidance
         ),
         "it has no classes": architecture.num_classes == 0,
-        "it has no null class": lacks_null_class,
+        "it has no null class": architecture.num_classes > 0 and not architecture.null_class,
         f"its states of {height} x {width} are not square": height != width,
         "it predicts the noise": architecture.prediction == "noise",
     }

@@ -174,9 +174,7 @@ def _teacher_without_checkpoint(config: ReleasedTeacherConfig, family: Family, c
         network = DiffusionTransformer(architecture, generator)
         fill_with_random_weights(network, generator)
     origin = "random weights" if config.initialise == "random" else "published weights (not read here)"
-    channels = _guidance_channels(config, family.guidance_channels)
-    provenance = f"{family.name}, {origin}: {_in_words(architecture, channels)}"
-    return LoadedNetwork(network, provenance, guidance_channels=channels, codec=LATENT_CODEC)
+    return _teacher(config, network, f"{family.name}, {origin}", family.guidance_channels)
 
 
 def _released_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedNetwork:
@@ -187,16 +185,17 @@ def _released_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint:
     architecture = _with_convention(detected.architecture, config, family)
     kept = {name: t for name, t in checkpoint.tensors.items() if name.split(".")[0] not in family.ignored}
     ignored = len(checkpoint.tensors) - len(kept)
-    told = f"names and shapes fit {', '.join(detected.families)}"
-    if len(detected.families) > 1:
-        told += f", {family.name} is what was asked for"
-    channels = _guidance_channels(config, family.guidance_channels)
-    provenance = (
-        f"{family.name} from {checkpoint.path} ({checkpoint.container}; {told}): {_in_words(architecture, channels)}"
-        + (f"; {ignored} tensors not needed ({', '.join(family.ignored)})" if ignored else "")
+    told = f"{checkpoint.container}; names and shapes fit {', '.join(detected.families)}"
+    told += f", {family.name} is what was asked for" if len(detected.families) > 1 else ""
+    told += f"; {ignored} tensors not needed ({', '.join(family.ignored)})" if ignored else ""
+    return _teacher(
+        config,
+        filled_network(architecture, kept),
+        f"{family.name} from {checkpoint.path} ({told})",
+        family.guidance_channels,
+        origin=checkpoint.path,
+        is_assumed=True,
     )
-    network = filled_network(architecture, kept)
-    return LoadedNetwork(network, provenance, checkpoint.path, channels, LATENT_CODEC, is_assumed=True)
 
 
 def _pretrained_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedNetwork:
@@ -219,9 +218,26 @@ def _pretrained_teacher(config: ReleasedTeacherConfig, family: Family, checkpoin
     if contradictions:
         raise ConfigError(f"{path} contradicts teacher.{'; teacher.'.join(contradictions)}. Leave it out.")
     _check_options(config, stored, path)
-    channels = _guidance_channels(config, None)
-    provenance = f"transformer from {path} (written by freeflow): {_in_words(stored, channels)}"
-    return LoadedNetwork(network, provenance, path, channels, codec=dict(metadata.get("codec") or {}).get("name"))
+    codec = dict(metadata.get("codec") or {}).get("name")
+    return _teacher(config, network, f"transformer from {path} (written by freeflow)", None, origin=path, codec=codec)
+
+
+def _teacher(
+    config: ReleasedTeacherConfig,
+    network: DiffusionTransformer,
+    what: str,
+    guidance_channels: int | None,
+    *,
+    origin: Path | None = None,
+    codec: str | None = LATENT_CODEC,
+    is_assumed: bool = False,
+) -> LoadedNetwork:
+    """``guidance_channels``: where the options name none."""
+    if config.guidance_channels is not None:
+        guidance_channels = None if config.guidance_channels == "all" else config.guidance_channels
+    guided = "all channels" if guidance_channels is None else f"the first {guidance_channels} channels"
+    provenance = f"{what}: {describe(network.config)}; {_convention(network.config)}, guidance on {guided}"
+    return LoadedNetwork(network, provenance, origin, guidance_channels, codec, is_assumed)
 
 
 def _of_another_family(family: Family, detected: Detected, checkpoint: Checkpoint) -> CheckpointError:
@@ -268,12 +284,6 @@ def _with_convention(
     return architecture.model_copy(
         update={"time_direction": time_direction, "sign": sign, "prediction": family.prediction}
     )
-
-
-def _guidance_channels(config: ReleasedTeacherConfig, default: int | None) -> int | None:
-    if config.guidance_channels is None:
-        return default
-    return None if config.guidance_channels == "all" else config.guidance_channels
 
 
 # --- students ---
@@ -325,15 +335,8 @@ def released_student(
 ) -> TransformerConfig:
     """The architecture of a published student, with its convention.
 
-    Args:
-        shapes: of its tensors, by their published names.
-        path: where they come from, for errors.
-        family: ``sit`` or ``sit-repa``, whose convention they have; None where only one is possible.
-        num_heads: attention heads; None for a named size.
-
-    Raises:
-        CheckpointError: not a published student, or not of ``family``; the differences are listed.
-        ConfigError: family or heads that the tensors do not tell.
+    ``shapes`` are by their published names, and ``path`` is for errors. Without ``family`` and ``num_heads`` they must
+    tell. Raises as :func:`load_student_network` does.
     """
     detected = detect(shapes, path, num_heads)
     student = detected.architecture.model_copy(update={"jump": True, "guidance": True})
@@ -372,11 +375,6 @@ def published_architecture(resolution: int, family: Family, **options: Any) -> T
         "sign": family.sign,
     }
     return TransformerConfig(**{"sample_shape": (LATENT_CHANNELS, side, side), **defaults, **options})
-
-
-def _in_words(architecture: TransformerConfig, guidance_channels: int | None) -> str:
-    guided = "all channels" if guidance_channels is None else f"the first {guidance_channels} channels"
-    return f"{describe(architecture)}; {_convention(architecture)}, guidance on {guided}"
 
 
 def _convention(architecture: TransformerConfig) -> str:

@@ -23,26 +23,17 @@ MAX_LISTED = 6
 
 _ENTRIES: tuple[str, ...] = ("ema", "model", "state_dict")
 """Where training checkpoints keep weights, in order of preference: averaged ones first."""
-_ALLOWED = (argparse.Namespace,)
-"""What a pickle may hold besides tensors and plain containers: the arguments of the training script."""
 
 
 @final
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
-
-    Args:
-        path: where it was read from.
-        container: its format in words, e.g. ``"training checkpoint, entry ema"``.
-        tensors: by name, without the prefixes of distributed and compiled wrappers; they may be mapped from the file.
-        metadata: of a safetensors file that this project wrote; else empty.
-    """
+    """What a file holds."""
 
     path: Path
-    container: str
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    container: str  # its format in words, e.g. "training checkpoint, entry ema"
+    tensors: Mapping[str, Tensor]  # without the prefixes of wrappers; they may be mapped from the file
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # of a safetensors file that this project wrote
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -88,10 +79,8 @@ def _read_safetensors(path: Path, shapes_only: bool) -> Checkpoint:
         return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {
-                name: torch.empty(file.get_slice(name).get_shape(), device="meta")
-                for name in file.keys()  # noqa: SIM118  (not a dict)
-            }
+            names = list(file.keys())
+            tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
             metadata = json.loads((file.metadata() or {}).get("freeflow", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -106,13 +95,9 @@ def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: 
     # by a path's suffix.
     mapped = mapped and path.suffix != ".safetensors"
     try:
-        with torch.serialization.safe_globals(list(_ALLOWED)), path.open("rb") as file:
-            content = torch.load(
-                path if mapped else file,
-                map_location="meta" if shapes_only else "cpu",
-                weights_only=True,
-                mmap=mapped,
-            )
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            where, device = path if mapped else file, "meta" if shapes_only else "cpu"
+            content = torch.load(where, map_location=device, weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged or hostile pickle may raise anything
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):

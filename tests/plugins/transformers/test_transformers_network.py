@@ -160,9 +160,9 @@ def test_numbers_that_do_not_go_together(make_network: Any, options: dict[str, i
 @pytest.mark.parametrize(
     ("condition", "came"),
     [
-        (None, "got none"),
-        (torch.zeros(3), r"got a torch.float32 tensor \(3,\)"),
-        ({"label": torch.zeros(3, dtype=torch.long)}, "got a dict"),
+        (None, "got None"),
+        (torch.zeros(3), r"got \(3,\) float32"),
+        ({"label": torch.zeros(3, dtype=torch.long)}, r"got \{"),
     ],
 )
 def test_conditions_that_are_not_labels(make_network: Any, states: Any, condition: Any, came: str) -> None:

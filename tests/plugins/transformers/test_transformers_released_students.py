@@ -284,7 +284,7 @@ def test_exports_that_cannot_be_written(trained: FlowMapTransformer, tmp_path: P
 def test_a_trained_student_read_as_the_other_familys_is_refused(make_context: Any, tmp_path: Path) -> None:
     with importlib.resources.as_file(importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET)) as file:
         state, _ = load_network(file)
-    teacher = TransformerTeacher.from_asset(DIGITS_ASSET)
+    teacher = TransformerTeacher.from_asset()
     student = FlowMapTransformer.from_config(FlowMapTransformerConfig(), make_context(teacher))
     student.load_teacher(teacher)
     student.export(tmp_path / "x.pt")

@@ -218,7 +218,7 @@ def test_states_that_are_not_this_students(make_network: Any) -> None:
         VelocityTransformer.from_state(student)
     with pytest.raises(CheckpointError, match=r"family 'unet'; expected 'diffusion-transformer'"):
         VelocityTransformer.from_state(replace(velocity, family="unet"))
-    with pytest.raises(ValueError, match=r"config\.jump"):
+    with pytest.raises(ConfigError, match=r"config\.jump"):
         FlowMapTransformer(make_network())
-    with pytest.raises(ValueError, match="neither a duration"):
+    with pytest.raises(ConfigError, match="neither a duration"):
         VelocityTransformer(make_network(guidance=True))
