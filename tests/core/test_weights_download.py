@@ -115,12 +115,6 @@ def test_a_part_that_was_not_asked_for_is_not_appended(server, store):
     assert server.ranges() == [None, "bytes=2000-", None]
 
 
-def test_without_ranges_it_starts_over(server, store):
-    path = store().fetch(interrupt(server, store(), ranges=False))
-    assert server.ranges() == [None, "bytes=2000-"]
-    assert path.read_bytes() == BODY
-
-
 @pytest.mark.parametrize(("obey_if_range", "size"), [(True, 4000), (False, 4000), (False, 1500)])
 def test_a_file_that_changed_is_never_spliced(server, store, obey_if_range, size):
     wanted = interrupt(server, store())
@@ -145,14 +139,6 @@ def test_without_any_proof_of_the_version_only_a_known_hash_allows_to_resume(ser
     assert "If-Range" not in server.requests[1][1]
 
 
-def test_what_was_left_of_another_address_is_not_used(server, store, tmp_path):
-    wanted = interrupt(server, store())
-    state = next(store().folder.rglob("*.partial.json"))
-    state.write_text(state.read_text("utf-8").replace(PATH, "/other.pt"), "utf-8")
-    assert store().fetch(wanted).read_bytes() == BODY
-    assert server.ranges() == [None, None]
-
-
 def test_a_complete_part_needs_no_request(server, store):
     wanted = interrupt(server, store())
     next(store().folder.rglob("*.partial")).write_bytes(BODY)  # as after a crash just before the new name
@@ -169,13 +155,6 @@ def test_truncated(server, store, states_length):
     assert left_behind(store()) == ["tiny.pt.partial", "tiny.pt.partial.json"]
 
 
-def test_wrong_hash(server, store):
-    server.serve(PATH, Answer(BODY))
-    with pytest.raises(DownloadError, match=f"expected SHA-256 {'0' * 64}, got {sha256(BODY)}"):
-        store().fetch(weight(server, sha256="0" * 64))
-    assert left_behind(store()) == []
-
-
 @pytest.mark.parametrize("states_length", [True, False])
 def test_another_size_is_refused_before_all_has_arrived(server, store, states_length):
     server.serve(PATH, Answer(content(100_000), states_length=states_length))
@@ -186,22 +165,12 @@ def test_another_size_is_refused_before_all_has_arrived(server, store, states_le
     assert left_behind(store()) == []
 
 
-@pytest.mark.parametrize("status", [403, 404, 418])
-def test_a_refusal_is_told_at_once_with_the_way_around(server, store, status):
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (502, 3)])
+def test_a_refusal_is_told_at_once_and_a_failure_after_more_attempts(server, store, status, tries):
     server.serve(PATH, Answer(status=status))
-    with pytest.raises(
-        DownloadError, match=rf"{status}.*from https://example\.org/w and run `freeflow fetch tiny --from"
-    ):
+    with pytest.raises(DownloadError, match=rf"{status}.*https://example\.org/w and run `freeflow fetch tiny --from"):
         store(PATIENT).fetch(weight(server, source="https://example.org/w"))
-    assert len(server.requests) == 1
-    assert left_behind(store()) == []
-
-
-def test_a_failure_that_does_not_pass_is_told(server, store):
-    server.serve(PATH, Answer(status=502))
-    with pytest.raises(DownloadError, match=r"cannot deliver .* at present \(502"):
-        store(PATIENT).fetch(weight(server))
-    assert len(server.requests) == 3
+    assert len(server.requests) == tries
     assert left_behind(store()) == []
 
 
@@ -212,17 +181,6 @@ def test_pauses_grow_and_a_server_may_ask_for_longer_ones(server, store, monkeyp
     server.serve(PATH, Answer(status=500), busy, replace(busy, headers={"Retry-After": "9999"}), Answer(BODY))
     store(replace(AT_ONCE, delays=(1.0, 2.0, 4.0), max_delay=60.0)).fetch(weight(server))
     assert pauses == [1.0, 7.0, 60.0]
-
-
-def test_refused_connection_is_told_at_once(store):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-        slow = replace(AT_ONCE, delays=(600.0,))  # would time out here if it were tried again
-        lost = WeightFile("tiny", "Tiny.", "tiny.pt", url=f"http://127.0.0.1:{port}/tiny.pt")
-        with pytest.raises(DownloadError, match=rf"127\.0\.0\.1:{port} refused the connection"):
-            store(slow).fetch(lost)
-    assert left_behind(store()) == []
 
 
 def test_no_network(store, monkeypatch):
@@ -247,16 +205,6 @@ def test_a_silent_server(server, store, sent):
         gate.set()
 
 
-def test_a_connection_lost_after_a_beginning_is_tried_again_even_if_it_cannot_be_made(server, store, monkeypatch):
-    wanted = interrupt(server, store())
-    server.close()
-    pauses: list[float] = []
-    monkeypatch.setattr("freeflow_core.weights.download.time", SimpleNamespace(sleep=pauses.append))
-    with pytest.raises(DownloadError, match="refused the connection"):
-        store(replace(AT_ONCE, delays=(1.0, 2.0))).fetch(wanted)
-    assert pauses == [1.0, 2.0]
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -267,14 +215,6 @@ def test_a_connection_lost_after_a_beginning_is_tried_again_even_if_it_cannot_be
 def test_web_pages_are_no_weights(server, store, answer):
     server.serve(PATH, answer)
     with pytest.raises(DownloadError, match="is a web page"):
-        store().fetch(weight(server))
-    assert left_behind(store()) == []
-
-
-def test_too_little_space_is_told_before_the_body(server, store, monkeypatch):
-    monkeypatch.setattr("freeflow_core.weights.failures.shutil.disk_usage", lambda path: SimpleNamespace(free=4999))
-    server.serve(PATH, Answer(BODY))
-    with pytest.raises(DownloadError, match="are free"):
         store().fetch(weight(server))
     assert left_behind(store()) == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from weights_server import Answer, FileServer, content, file_server, sha256
 
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
-from freeflow_core.weights import LoggedProgress, TransferOptions, WeightStore, cache_folder, cache_usage
+from freeflow_core.weights import TransferOptions, WeightStore, cache_folder
 from freeflow_core.weights.cache import Content, Place, Record
 
 BODY = content()
@@ -107,13 +106,6 @@ def test_a_file_placed_by_hand_is_checked_once(store, monkeypatch):
     assert store.fetch(BY_HAND) == path
 
 
-@pytest.mark.parametrize("data", [content(5000, 1), b"<html>Log in</html>"])
-def test_a_wrong_file_placed_by_hand_is_refused(store, data):
-    place_by_hand(store, BY_HAND, data)
-    with pytest.raises(DownloadError, match="--force"):
-        store.fetch(BY_HAND)
-
-
 def test_a_read_only_cache_can_be_read(store, monkeypatch):
     path = place_by_hand(store, BY_HAND, BODY)
 
@@ -135,14 +127,6 @@ def test_checking_does_not_outdo_a_process_that_replaces_the_file(store, tiny, m
     monkeypatch.setattr("freeflow_core.weights.store.read_content", replaced_meanwhile)
     store.find(tiny)
     assert Record.read(Place(path).record) == newer
-
-
-def test_a_file_that_shrank_is_noticed_without_a_published_hash(store, tiny):
-    path = store.fetch(tiny)
-    path.write_bytes(BODY[:-1])
-    with pytest.raises(DownloadError, match=r"expected SHA-256 .*fetch tiny --force"):
-        store.fetch(tiny)
-    assert store.fetch(tiny, force=True).read_bytes() == BODY
 
 
 def test_a_new_publication_is_fetched_and_replaces_the_old_one_whole(store, tiny, server):
@@ -178,12 +162,27 @@ def test_a_local_file_is_copied_in(store, copy):
     assert record == {"size": 5000, "sha256": sha256(BODY), "origin": str(copy)}
 
 
-def test_force_needs_a_network_even_for_what_is_there(store, tiny, monkeypatch):
+def test_a_file_that_shrank_or_was_wrong_from_the_start_is_refused(store, tiny, monkeypatch):
     path = store.fetch(tiny)
+    path.write_bytes(BODY[:-1])
+    with pytest.raises(DownloadError, match=r"expected SHA-256 .*fetch tiny --force"):
+        store.fetch(tiny)
     monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
-    assert store.fetch(tiny) == path
     with pytest.raises(DownloadError, match=rf"can only be downloaded.* {path}"):
         store.fetch(tiny, force=True)
+    monkeypatch.delenv("FREEFLOW_OFFLINE")
+    assert store.fetch(tiny, force=True).read_bytes() == BODY
+    place_by_hand(store, BY_HAND, b"<html>Log in</html>")
+    with pytest.raises(DownloadError, match="--force"):
+        store.fetch(BY_HAND)
+
+
+def test_too_little_space_is_told_before_anything_is_written(store, tiny, copy, monkeypatch):
+    monkeypatch.setattr("freeflow_core.weights.failures.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    for attempt in (lambda: store.add(BY_HAND, copy), lambda: store.fetch(tiny)):
+        with pytest.raises(DownloadError, match="are free"):
+            attempt()
+    assert names(store.folder) == []
 
 
 @pytest.mark.parametrize(
@@ -201,15 +200,6 @@ def test_a_wrong_local_file_is_refused(store, copy, data, wanted, message):
     assert names(store.folder) == []
 
 
-def test_a_local_file_that_is_not_there_or_does_not_fit(store, copy, monkeypatch):
-    with pytest.raises(DownloadError, match="There is no file"):
-        store.add(BY_HAND, copy.parent)
-    monkeypatch.setattr("freeflow_core.weights.failures.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(DownloadError, match="only 10 bytes are free"):
-        store.add(BY_HAND, copy)
-    assert names(store.folder) == []
-
-
 def test_verify_reads_the_file_again(store, tiny):
     with pytest.raises(DownloadError, match=r"not in the cache.*freeflow fetch tiny"):
         store.verify(tiny)
@@ -221,25 +211,6 @@ def test_verify_reads_the_file_again(store, tiny):
     assert store.fetch(tiny) == path  # same size: only verify reads it
     with pytest.raises(DownloadError, match=f"expected SHA-256 {sha256(BODY)}, got"):
         store.verify(tiny)
-
-
-def test_status_reads_nothing_but_facts(store, tiny):
-    before = store.status(replace(tiny, size=5000))
-    assert (before.cached, before.size, before.sha256, before.partial) == (False, 5000, None, 0)
-    path = store.fetch(tiny)
-    after = store.status(tiny)
-    assert (after.cached, after.size, after.sha256, after.path) == (True, 5000, sha256(BODY), path)
-
-
-def test_usage_counts_files_and_bytes(store, tiny, server):
-    assert cache_usage(store.folder) == (0, 0)
-    store.fetch(tiny)
-    server.serve("/other", Answer(BODY, cut=1000))
-    with pytest.raises(DownloadError):
-        store.fetch(replace(tiny, name="other", url=f"{server.address}/other"))
-    count, size = cache_usage(store.folder)
-    assert count == 1
-    assert 6000 <= size < 7000
 
 
 def test_threads_download_once(store, tiny, server):
@@ -328,33 +299,3 @@ def test_waiting_ends_when_the_other_process_stands_still(store, tiny):
     ):
         impatient.fetch(tiny)
     assert impatient.fetch(tiny).read_bytes() == BODY
-
-
-def test_ctrl_c_while_waiting(store, tiny):
-    from freeflow_core.errors import Interrupted
-
-    place = Place.of(tiny, store.folder)
-    place.file.parent.mkdir(parents=True)
-    place.partial.write_bytes(b"abc")
-
-    def press(done: int, total: int | None) -> None:
-        raise KeyboardInterrupt
-
-    with filelock.FileLock(place.lock), pytest.raises(Interrupted, match="'tiny' was stopped"):
-        store.fetch(tiny, on_progress=press)
-
-
-def test_progress_is_a_line_now_and_then(caplog):
-    clock = iter([0.0, 1.0, 4.0, 5.0, 6.0, 10.0])
-    shown = LoggedProgress("tiny", interval=5.0, now=lambda: next(clock))
-    with caplog.at_level(logging.INFO, logger="freeflow"):
-        logging.getLogger("freeflow").addHandler(caplog.handler)
-        try:
-            for done in (2**20, 2**21, 3 * 2**20, 4 * 2**20, 10 * 2**20):
-                shown(done, 20 * 2**20)
-        finally:
-            logging.getLogger("freeflow").removeHandler(caplog.handler)
-    assert list(dict.fromkeys(record.getMessage() for record in caplog.records)) == [
-        "Weights 'tiny': 3.0 MiB of 20.0 MiB (15%), 512.0 KiB/s.",
-        "Weights 'tiny': 10.0 MiB of 20.0 MiB (50%), 1.0 MiB/s.",
-    ]

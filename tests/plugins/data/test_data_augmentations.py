@@ -84,14 +84,6 @@ def test_probability_is_the_share_of_images_changed(name: str) -> None:
     assert 0.22 < float(share) < 0.38  # 400 coins: 3.5 standard deviations
 
 
-def test_draws_are_new_in_every_epoch_and_another_seed() -> None:
-    images = DIGITS[:6]
-    first = augmented(images, "rotation", start=0)
-    assert not torch.equal(first, augmented(images, "rotation", start=6))
-    assert not torch.equal(first, augmented(images, "rotation", seed=1))
-    assert torch.equal(first, augmented(images, "rotation", start=0))
-
-
 def test_one_augmentation_more_leaves_the_draws_of_the_others() -> None:
     grey = torch.full_like(DIGITS, 9)  # neither mirrored nor shifted with its edges is it another image
     assert torch.equal(

@@ -60,28 +60,11 @@ def test_resuming_goes_on_as_if_never_interrupted(batch_size: int, world: int, d
         assert blocks(numbered(), done * world * batch_size, batch_size, rank, world, num) == uninterrupted
 
 
-@given(st.integers(1, 4), st.sampled_from([1, 2, 3, 6]), st.sampled_from([1, 2]))
-def test_a_global_batch_holds_the_same_rows_however_it_is_accumulated(step: int, micro: int, world: int) -> None:
-    batch_size = 12
-    per_rank = batch_size // (micro * world)
-    found: list[int] = []
-    for rank in range(world):
-        items = blocks(numbered(), 0, per_rank, rank, world, (step + 1) * micro)[step * micro :]
-        found += [row for item in items for row in item]
-    assert sorted(found) == sorted(rows_of(numbered(), step * batch_size, batch_size))
-
-
 def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
     first, second = rows_of(numbered(), 0, SIZE), rows_of(numbered(), SIZE, SIZE)
     assert sorted(first) == sorted(second) == list(range(SIZE))
     assert first != second
     assert first != rows_of(numbered(seed=1), 0, SIZE)
-
-
-def test_unlabelled_images_have_no_condition() -> None:
-    source = numbered(labels=False)
-    assert next(source.batches(0, 3, 0, 1)).condition is None
-    assert source.training_images()[1] is None  # type: ignore[index]
 
 
 @pytest.mark.parametrize("place", [(-1, 2, 0, 1), (0, 0, 0, 1), (0, 2, 1, 1), (0, 2, -1, 1)])

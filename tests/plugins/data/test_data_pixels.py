@@ -22,12 +22,8 @@ def test_all_values_come_back_exactly(codec: PixelCodec) -> None:
     assert torch.equal(images, ALL_VALUES)
     assert x.dtype == torch.float32
     assert torch.equal(codec.decode(x), ALL_VALUES)
-    assert torch.equal(codec.decode(x.double()), ALL_VALUES)
-
-
-def test_values_fill_minus_one_to_one_evenly(codec: PixelCodec) -> None:
-    x = codec.encode(ALL_VALUES).double().flatten()
-    torch.testing.assert_close(x, torch.linspace(-1, 1, 256, dtype=torch.float64), rtol=0, atol=1e-7)
+    even = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    torch.testing.assert_close(x.double().flatten(), even, rtol=0, atol=1e-7)
 
 
 def test_decoding_rounds_and_clamps_and_leaves_its_input_alone(codec: PixelCodec) -> None:

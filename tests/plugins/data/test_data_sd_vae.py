@@ -15,9 +15,10 @@ from freeflow_data.sd_vae import SDVAECodec
 from safetensors.torch import load_file, save_file
 
 from freeflow_core import api
+from freeflow_core.config import load_run_config
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext
-from freeflow_core.plugin import Manager, Registry, hookimpl
+from freeflow_core.plugin import Manager, Registry
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 
 pytest.importorskip("diffusers")
@@ -99,6 +100,14 @@ def test_rounding_is_to_the_nearest_level(folder: Path, monkeypatch: pytest.Monk
     assert vae.decode(latents(1)).flatten().tolist() == [0, 0, 0, 1, 100, 101, 254, 255, 255, 255]
 
 
+def test_half_precision_and_autocast_outside_leave_the_rest_alone(folder: Path) -> None:
+    half, plain = codec(folder, dtype="bf16"), codec(folder).decode(latents(2))
+    assert levels_apart(half.decode(latents(2)), plain) <= 16
+    assert half.encode(pictures(1)).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert levels_apart(codec(folder).decode(latents(2)), plain) == 0
+
+
 @torch.no_grad()
 def test_results_do_not_depend_on_the_batch(folder: Path) -> None:
     z, images = latents(7), pictures(7)
@@ -125,21 +134,6 @@ def test_slices_equal_whole_batches_and_tiles_come_close(folder: Path) -> None:
     images = pictures(1, 64)
     x, tiled_x = plain.encode(images), codec(folder, tiling=True).encode(images)
     assert 0 < (x - tiled_x).pow(2).mean().sqrt() < 0.35 * x.std()
-
-
-@pytest.mark.parametrize("name", ["bf16", "fp16"])
-def test_half_precision_is_the_autoencoder_s_alone(folder: Path, name: str) -> None:
-    half = codec(folder, dtype=name)
-    images = half.decode(latents(2))
-    assert images.dtype == torch.uint8
-    assert levels_apart(images, codec(folder).decode(latents(2))) <= 16
-    assert half.encode(pictures(1)).dtype == torch.float32
-
-
-def test_autocast_outside_does_not_reach_in(folder: Path) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = codec(folder).decode(latents(2))
-    assert levels_apart(inside, codec(folder).decode(latents(2))) == 0
 
 
 def test_a_posterior_sample_is_a_function_of_seed_and_image(folder: Path) -> None:
@@ -255,64 +249,35 @@ def test_without_diffusers_it_says_what_to_install_before_anything_is_downloaded
         vae.decode(latents(1))
 
 
-class Steps:
-    """Counts the images of the training steps it is told about."""
-
-    def __init__(self) -> None:
-        self.images = 0
-
-    @hookimpl
-    def freeflow_step_finished(self, progress: Any) -> None:
-        self.images = progress.images
-
-
 LATENT_RUN = {
     "name": "latents",
     "teacher": {"name": "gaussian-mixture", "layout": "ring", "sample_shape": [4, 8, 8]},
     "student": {"name": "mlp", "width": 16, "depth": 1},
     "objective": {"name": "freeflow"},
     "training": {"images": 64, "batch_size": 16},
-    "logging": {"every_images": 16},
     "evaluation": {"enabled": False},
     "runtime": {"device": "cpu", "threads": 1},
 }
 
 
-def distill(registry: Registry, manager: Manager, output: Path, checkpoint: Path) -> Any:
-    from freeflow_core.config import load_run_config
-
-    choice = {"name": "sd-vae", "checkpoint": str(checkpoint)}
-    config = load_run_config(registry, "distill", overrides={**LATENT_RUN, "codec": choice})
-    return api.distill(config, output=output, manager=manager)
-
-
-def test_training_never_loads_it_and_the_pictures_at_the_end_do(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("there", [True, False])
+def test_it_is_loaded_once_after_training_and_its_lack_costs_the_pictures_alone(
+    folder: Path, registry: Registry, manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
-    manager = Manager.load()
-    steps = Steps()
-    manager.register(steps, "counting-steps")
-    loaded_at: list[int] = []
+    loaded: list[bool] = []
     load = autoencoder.load_autoencoder
+    output = tmp_path / "run"
 
     def recorded(*arguments: Any) -> Any:
-        loaded_at.append(steps.images)
+        loaded.append((output / "student.safetensors").is_file())
         return load(*arguments)
 
     monkeypatch.setattr("freeflow_data.sd_vae.load_autoencoder", recorded)
-    result = distill(Registry(manager), manager, tmp_path / "run", folder)
-    assert result.status == "finished"
-    assert loaded_at == [64], "the weights were read before training was over, or more than once"
-    assert list((tmp_path / "run" / "samples").glob("*.png"))
-
-
-def test_a_run_whose_autoencoder_cannot_be_had_still_leaves_its_student(
-    registry: Registry, manager: Manager, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("WARNING", logger="freeflow"):
-        result = distill(registry, manager, tmp_path / "run", tmp_path / "nowhere")
-    assert result.status == "finished"
-    assert "No pictures and no scores for now" in caplog.text
-    assert "no checkpoint file" in (tmp_path / "run" / "report.md").read_text("utf-8")
-    assert (tmp_path / "run" / "student.safetensors").is_file()
-    assert api.load_student(tmp_path / "run", manager=manager).codec.name == "sd-vae"
+    choice = {"name": "sd-vae", "checkpoint": str(folder if there else tmp_path / "nowhere")}
+    config = load_run_config(registry, "distill", overrides={**LATENT_RUN, "codec": choice})
+    assert api.distill(config, output=output, manager=manager).status == "finished"
+    assert loaded[:1] == [True], "the weights were read before training was over"
+    assert (len(loaded) == 1) or not there
+    assert bool(list((output / "samples").glob("*.png"))) == there
+    assert ("no checkpoint file" in (output / "report.md").read_text("utf-8")) != there
+    assert api.load_student(output, manager=manager).codec.name == "sd-vae"

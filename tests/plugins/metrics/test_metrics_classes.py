@@ -64,13 +64,6 @@ def test_one_collapsed_class_shows(spread, digits, score_row):
     assert set(score_row(spread, "teacher", images, labels)) == {"spread"}
 
 
-def test_classes_too_small_for_a_spread_are_left_out(spread, digits, score_row):
-    images = digits.training_images()[0]
-    assert score_row(spread, "student", images[:3], torch.tensor([0, 1, 2])) == {}
-    pair = (images[:2].double() / 127.5).std(0).mean()
-    assert score_row(spread, "student", images[:3], torch.tensor([0, 0, 2]))["spread"] == pytest.approx(float(pair))
-
-
 def test_large_images_are_averaged_first():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 16, 16), generator=generator, dtype=torch.uint8)

@@ -50,27 +50,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    """Every download fails, as without a network; the cache is empty."""
-
-    def refuse(url, timeout):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("FREEFLOW_OFFLINE", "0")
-
-
 def images(channels: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (4, channels, 16, 16), generator=generator, dtype=torch.uint8)
-
-
-def test_cleanfid_can_be_imported_whatever_torchvision_is_there():
-    assert inception.inception_url().endswith(INCEPTION_FILE)
-    inception.ensure_torchvision_ops()  # again
-    assert inception.inception_url().endswith(INCEPTION_FILE)
 
 
 def test_features_follow_cleanfid_s_resizing(folder):
@@ -114,40 +96,6 @@ def test_scores_bear_the_established_names(folder, evaluation_context, score_row
     assert set(score_row(kernel, "student", images())) == {"kid_data", "kid_teacher"}
 
 
-def test_a_missing_file_is_explained(tmp_path):
-    with pytest.raises(ConfigError, match="inception_path is"):
-        InceptionFeatures(tmp_path / "nowhere.pt")
-    with pytest.raises(ConfigError, match="no file"):
-        InceptionFeatures(tmp_path)
-
-
-def test_a_file_of_another_kind_is_explained(tmp_path):
-    (tmp_path / INCEPTION_FILE).write_bytes(b"not TorchScript")
-    with pytest.raises(ConfigError, match="is not clean-fid's Inception"):
-        InceptionFeatures(tmp_path)
-    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / INCEPTION_FILE))
-    with pytest.raises(ConfigError, match="is not clean-fid's Inception"):
-        InceptionFeatures(tmp_path)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_without_a_network_the_option_is_named():
-    with pytest.raises(ConfigError, match="set inception_path"):
-        InceptionFeatures(None)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_cleanfid_s_statistics_are_fetched_by_name():
-    options = FrechetConfig(features="inception", reference_statistics="cifar10")
-    with pytest.raises(ConfigError, match=r"cifar10_clean_train_32\.npz"):
-        reference_statistics(options, 2048)
-
-
-def test_inception_path_without_inception_is_refused():
-    with pytest.raises(ValidationError, match="set features: inception"):
-        FrechetConfig(inception_path="somewhere")
-
-
 def test_a_download_is_whole_or_absent_and_made_once(tmp_path):
     source = tmp_path / "source" / "file.bin"
     source.parent.mkdir()
@@ -183,21 +131,29 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_named_or_the_own_file_is_ever_loaded(tmp_path, monkeypatch):
+def test_files_that_cannot_be_used_are_explained(tmp_path):
+    with pytest.raises(ConfigError, match="inception_path is"):
+        InceptionFeatures(tmp_path / "nowhere.pt")
+    (tmp_path / INCEPTION_FILE).write_bytes(b"not TorchScript")
+    with pytest.raises(ConfigError, match="is not clean-fid's Inception"):
+        InceptionFeatures(tmp_path)
+    with pytest.raises(ValidationError, match="set features: inception"):
+        FrechetConfig(inception_path="somewhere")
+
+
+def test_what_is_named_is_fetched_into_the_cache_and_not_where_that_is_switched_off(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.delenv("FREEFLOW_CACHE", raising=False)
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name, appauthor: str(tmp_path / name))
-    monkeypatch.setattr(inception, "fetch_once", lambda url, folder, remedy: asked.append(folder) or Path("x"))
-    with pytest.raises(ConfigError):
-        InceptionFeatures(None)
-    assert asked == [tmp_path / "freeflow"]
-    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "mine"))
-    with pytest.raises(ConfigError):
-        InceptionFeatures(None)
-    assert asked[1:] == [tmp_path / "mine"]
-
-
-def test_nothing_is_downloaded_where_that_is_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path))
+    with monkeypatch.context() as watched:
+        watched.setattr(inception, "fetch_once", lambda url, folder, remedy: asked.append((url, folder)) or Path("x"))
+        for build in (
+            lambda: InceptionFeatures(None),
+            lambda: reference_statistics(FrechetConfig(features="inception", reference_statistics="cifar10"), 2048),
+        ):
+            with pytest.raises(ConfigError):
+                build()
+    assert [folder for _, folder in asked] == [tmp_path, tmp_path / "statistics"]
+    assert asked[1][0].endswith("cifar10_clean_train_32.npz")
     monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
     with pytest.raises(ConfigError, match="FREEFLOW_OFFLINE is set"):
-        fetch_once("https://example.invalid/file.bin", tmp_path, "Copy it.")
+        InceptionFeatures(None)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from freeflow_metrics.config import KernelConfig
-from freeflow_metrics.distance import PointBuffer
 from freeflow_metrics.kernel import KernelEvaluator, kernel_distance
 
 from freeflow_core.interfaces import EvaluationBatch
@@ -39,27 +38,6 @@ def test_depends_on_the_seed_alone_and_leaves_numpy_s_generator_alone():
     np.testing.assert_array_equal(np.random.random(3), expected)
     assert one == kernel_distance(first, second, num_subsets=3, subset_size=20, seed=5)
     assert one != kernel_distance(first, second, num_subsets=3, subset_size=20, seed=6)
-
-
-def test_numpy_s_generator_comes_back_after_an_error(monkeypatch):
-    def fail(*_):
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr("freeflow_metrics.inception.kernel_distance", fail)
-    before = np.random.get_state()[1].copy()
-    with pytest.raises(RuntimeError, match="broken"):
-        kernel_distance(draws(0, 9), draws(1, 9), num_subsets=1, subset_size=5, seed=1)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)
-
-
-def test_the_buffer_keeps_the_first_rows_whatever_the_batches():
-    x = draws(0, 30)
-    for size in (1, 7, 30):
-        buffer = PointBuffer(10)
-        for part in x.split(size):
-            buffer.update(part)
-        assert buffer.count == 10
-        assert torch.equal(buffer.points(), x[:10])
 
 
 def test_evaluator_scores_data_and_teacher(digits, evaluation_context, score_row):

@@ -19,7 +19,9 @@ def family(make_run) -> tuple[Journal, Journal]:
 
 
 @pytest.mark.parametrize("parent_first", [True, False])
-def test_children_and_parent_find_each_other(client, family, send, parent_first) -> None:
+def test_children_and_parent_find_each_other(client, family, send, tracker, tmp_path, parent_first) -> None:
+    uris = {tracker(uri=None).options(journal.run())["mlflow"]["uri"] for journal in family}
+    assert uris == {f"sqlite:///{(tmp_path / 'runs' / 'mlflow.db').as_posix()}"}
     parent, child = family
     record(child)
     first, second = (parent, child) if parent_first else (child, parent)
@@ -31,11 +33,6 @@ def test_children_and_parent_find_each_other(client, family, send, parent_first)
     assert below.info.status == "FINISHED"
     assert PARENT not in above.data.tags
     assert above.data.tags["teacher"] == "t"
-
-
-def test_without_an_address_the_family_shares_one_store_beside_the_comparison(family, tracker, tmp_path) -> None:
-    uris = {tracker(uri=None).options(journal.run())["mlflow"]["uri"] for journal in family}
-    assert uris == {f"sqlite:///{(tmp_path / 'runs' / 'mlflow.db').as_posix()}"}
 
 
 def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(

@@ -14,7 +14,7 @@ from freeflow_core import tracking
 from freeflow_core.interfaces.journal import Journal, Picture
 from freeflow_core.tracking import Replay, send_unsent
 
-CHECKPOINT, STEPS = 4, 10
+CHECKPOINT, STEPS, STOPPED = 2, 6, 4
 CHANGING = ("create_run", "update_run", "set_terminated", "set_tag", "log_batch", "log_image", "log_text")
 
 
@@ -100,14 +100,14 @@ def test_killed_and_resumed_from_a_checkpoint(server, make_run, tracker, synced)
         train(journal, tracker(), range(CHECKPOINT + 1, STEPS + 1), finish=True)
 
     whole = make_run("whole")
-    first = moments_of(server, lambda: train(whole, tracker(), range(1, 8)))
+    first = moments_of(server, lambda: train(whole, tracker(), range(1, STOPPED + 1)))
     second = moments_of(server, lambda: resume(whole))
     for moment in range(first + second):
         server.client.runs.clear()
         journal = make_run(f"run-{moment}")
         server.moments.die_at = moment
         try:
-            train(journal, tracker(), range(1, 8))
+            train(journal, tracker(), range(1, STOPPED + 1))
         except Killed:
             if synced and server.client.runs:
                 send_unsent(tracker(), journal.folder)

@@ -54,6 +54,8 @@ def test_a_dead_server_costs_nothing_and_one_command_sends_all(
     assert f"freeflow mlflow-sync {journal.folder}" in warning
     with pytest.raises(FreeflowError, match="whole in"):
         sync(journal.folder)
+    with pytest.raises(ConfigError):
+        sync(journal.folder / "missing")
     assert "Sent 50 metric values and 3 images" in sync(journal.folder, "--uri", store_uri)
     assert "Nothing is waiting" in sync(journal.folder, "--uri", store_uri)
     run = the_run(client, journal)
@@ -119,14 +121,6 @@ def test_a_server_that_hangs_delays_the_end_by_a_bound_only(client, make_run, st
     check_complete(client, run.info.run_id)
 
 
-def test_a_run_that_had_no_tracker_can_be_sent(client, store_uri, make_run) -> None:
-    journal = make_run(status="finished")
-    record(journal)
-    assert "Nothing is waiting" in sync(journal.folder)
-    sync(journal.folder, "--uri", store_uri)
-    check_complete(client, the_run(client, journal).info.run_id)
-
-
 def test_credentials_are_never_written(make_run, start, dead_uri) -> None:
     uri = dead_uri.replace("://", "://user:secret@")
     journal = make_run()
@@ -136,8 +130,3 @@ def test_credentials_are_never_written(make_run, start, dead_uri) -> None:
     assert "secret" not in kept[0].read_text()
     with pytest.raises(ConfigError, match="--uri"):
         sync(journal.folder)
-
-
-def test_a_folder_that_does_not_exist_is_a_usage_error(tmp_path) -> None:
-    with pytest.raises(ConfigError):
-        sync(tmp_path / "missing")

@@ -92,11 +92,6 @@ def test_the_other_direction_of_time_is_another_field(combination):
     assert (found - exact).norm() > 0.1 * exact.norm()
 
 
-def test_the_default_sign_follows_the_network_s_own_time():
-    assert Convention().own_sign is Sign.TO_NOISE
-    assert Convention(time_direction=TimeDirection.DATA_AT_1).own_sign is Sign.TO_DATA
-
-
 @pytest.mark.parametrize("scaled", [False, True])
 def test_discrete_steps_come_out_at_their_own_times(scaled):
     schedule = named_schedule("ddpm-scaled-linear" if scaled else "ddpm")
@@ -142,20 +137,6 @@ def test_times_outside_the_range_are_held():
     assert question.t.tolist() == [1e-3, 1.0]
     assert Convention(Prediction.NOISE).time_range == (0.0, 1 - 1e-3)
     assert Convention(Prediction.NOISE, low=0.2, high=0.9).time_range == (0.2, 0.9)
-
-
-def test_differences_name_the_options_to_change():
-    given = Convention()
-    assert given.differences(Convention(time_direction=TimeDirection.DATA_AT_1)) == {"time_direction": "data-at-1"}
-    assert given.differences(Convention(sign=Sign.TO_NOISE, time_scale=1.0)) == {}
-    assert given.differences(Convention(sign=Sign.TO_DATA)) == {"sign": "data-minus-noise"}
-    noise = Convention(Prediction.NOISE, schedule=named_schedule("ddpm"), schedule_name="ddpm")
-    assert given.differences(noise) == {"prediction": "noise", "schedule": "ddpm"}
-    written = Convention(sign=Sign.TO_NOISE, time_scale=1000.0)
-    assert written.differences(noise) == {"prediction": "noise", "schedule": "ddpm", "sign": None}
-    assert written.differences(given) == {"time_scale": None}
-    turned = Convention(time_direction=TimeDirection.DATA_AT_1, sign=Sign.TO_NOISE, time_scale=1000.0)
-    assert written.differences(turned) == {"time_direction": "data-at-1"}
 
 
 @given(st.sampled_from(COMBINATIONS), st.sampled_from(COMBINATIONS), st.sampled_from([None, 1.0, 999.0]))

@@ -96,8 +96,8 @@ def test_a_mixture_read_backwards_is_recognised(registry):
         return -mixture.velocity(x, 1 - time, None)
 
     right = convention("velocity", "linear", "data-at-1", "data-minus-noise")
-    assert examine(teacher_of(network, right), num=1024).is_right
-    report = examine(teacher_of(network, Convention()), num=1024)
+    assert examine(teacher_of(network, right), search=False).is_right
+    report = examine(teacher_of(network, Convention()))
     assert not report.is_right
     assert report.proposals[0].settings == {"time_direction": "data-at-1"}
 
@@ -126,17 +126,7 @@ def test_what_a_network_can_get_wrong_is_found():
     assert "random numbers" in random.checks[1].detail
     mixed = examine(teacher_of(lambda x, t: good(x, t) + x.mean(0), Convention()))
     assert "rows are mixed" in mixed.checks[1].detail
+    detached = examine(teacher_of(lambda x, t: torch.from_numpy(good(x, t).numpy()), Convention()))
+    assert (status(detached, "derivative"), detached.is_right) == ("warning", True)
     runaway = examine(teacher_of(lambda x, t: 1e4 * x - 1e4 * t[:, None], Convention()), num=64, search=False)
     assert status(runaway, "samples") == "error"
-
-
-def test_forward_mode_that_fails_is_a_warning_with_the_remedy():
-    good = ExactNetwork()
-
-    def detached(x, t):
-        return torch.from_numpy(good(x, t).numpy())
-
-    report = examine(teacher_of(detached, Convention()))
-    assert status(report, "derivative") == "warning"
-    assert "derivative=central" in next(c.detail for c in report.checks if c.name == "derivative")
-    assert report.is_right

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeflow_core.errors import CheckpointError
-from freeflow_core.interfaces import BuildContext
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.testing.exact import GaussianConfig, GaussianStudent, GaussianTeacher
+from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import NetworkState
 
 F64 = torch.float64
@@ -92,14 +91,3 @@ def test_student_state_round_trip_and_honest_report():
         GaussianStudent.from_state(NetworkState("other", state.config, state.tensors))
     with pytest.raises(CheckpointError, match="missing: std"):
         GaussianStudent.from_state(NetworkState(state.family, state.config, {"mean": MEAN}))
-
-
-def test_built_from_options():
-    context = BuildContext(device=torch.device("cpu"), seed=0, component=lambda *_: None)
-    teacher = GaussianTeacher.from_config(GaussianConfig(mean=(1.0,), std=(2.0,)), context)
-    student = GaussianStudent.from_config(GaussianConfig(mean=(1.0,), std=(2.0,)), context)
-    assert teacher.sample_shape == student.sample_shape == (1,)
-    with pytest.raises(ValueError, match="must be equal"):
-        GaussianConfig(mean=(1.0,))
-    with pytest.raises(ValueError, match="positive std"):
-        GaussianTeacher(MEAN, -STD)

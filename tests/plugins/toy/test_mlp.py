@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from freeflow_toy.config import MLPPolicyStudentConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 from freeflow_toy.mlp import MLPPolicyStudent, MLPStudent
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError
-from freeflow_core.interfaces import BuildContext
 from freeflow_core.math.policies import DXPolicy, GMPolicy, roll_policy
 from freeflow_core.types import NetworkState
 
@@ -67,27 +65,11 @@ def test_no_guidance_means_weight_one_and_rows_are_independent(kind: type[Any]):
     torch.testing.assert_close(whole[2:4], network.flow_map(x[2:4], t[2:4], s[2:4], label[2:4], None))
 
 
-def test_forward_mode_in_time_agrees_with_differences():
-    network, (x, t, s, label, w) = student(), inputs()
-    h = 1e-6
-    exact = torch.func.jvp(lambda s: network(x, t, s, label, w), (s,), (torch.ones_like(s),))[1]
-    difference = (network(x, t, s + h, label, w) - network(x, t, s - h, label, w)) / (2 * h)
-    torch.testing.assert_close(exact, difference, rtol=1e-6, atol=1e-8)
-
-
 def test_they_start_as_asked():
     x, t, s, label, w = inputs()
     assert torch.equal(student(zero_init=True).flow_map(x, t, s, label, w), x)
     deviation = student(MLPPolicyStudent, initial_std=0.25)(x, t, s, label, w)[:, -1].exp()
     torch.testing.assert_close(deviation, torch.full((5,), 0.25, dtype=torch.float64))
-
-
-def test_numbers_of_the_paper_unless_asked_otherwise():
-    context = BuildContext(torch.device("cpu"), 0, lambda *_: None)
-    for kind, components in (("gm", 32), ("dx", 10)):
-        built = MLPPolicyStudent.from_config(MLPPolicyStudentConfig(policy=kind, sample_shape=(2,)), context)
-        assert built.network_state().config["num_components"] == components
-        assert (built.num_substeps, built.shift) == (128, 1.0)
 
 
 @pytest.mark.parametrize("kind", [MLPStudent, MLPPolicyStudent])
@@ -123,9 +105,3 @@ def test_states_that_do_not_fit_are_refused():
     fewer = {name: value for name, value in state.tensors.items() if name != "head.bias"}
     with pytest.raises(CheckpointError, match=r"head\.bias"):
         MLPStudent.from_state(NetworkState(state.family, state.config, fewer))
-
-
-def test_labels_are_required():
-    network, (x, t, s, _, _) = student(), inputs()
-    with pytest.raises(ValueError, match="labels"):
-        network(x, t, s, None, None)
