@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 PRESET = "digits-guided"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -49,14 +50,15 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
     from freeflow_core.engine.build import Builder
     from freeflow_core.engine.run import Run
     from freeflow_core.engine.state import STUDENT
-    from freeflow_core.evaluation.scores import Evaluation, Reference
+    from freeflow_core.evaluation.scores import Evaluation, SharedRows
     from freeflow_core.evaluation.scoring import Scoring
+    from freeflow_core.interfaces import EvaluationContext
     from freeflow_core.plugin import Manager, Registry
 
     manager = Manager.load()
     registry = Registry(manager)
     base = load_run_config(registry, "distill", preset=PRESET, assignments=settings)
-    reference: Reference | None = None
+    shared = SharedRows()
     for name, seed in jobs:
         changes: dict[str, object] = {}
         assignments = [f"seed={seed}", "trackers=[]", "runtime.threads=1", *settings]
@@ -73,18 +75,10 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
             run = Run(quiet, "distill", manager, output=Path(folder) / "run", resume=False, scorer=Scoring)
             run.execute()
             seconds = time.perf_counter() - began
-            evaluation = Evaluation(
-                config,
-                Builder(registry, run.accelerator.device, seed),
-                run.components.codec,
-                teacher=run.components.teacher,
-                student=run.state.roles[STUDENT].ema,  # type: ignore[arg-type]
-                reference_data=run.components.reference,
-            )
-            if reference is None:
-                reference = evaluation.reference()
-            else:
-                evaluation.use_reference(reference)
+            device, parts = run.accelerator.device, run.components
+            student: Any = run.state.roles[STUDENT].ema
+            context = EvaluationContext(device, parts.codec, parts.teacher, student, parts.reference)
+            evaluation = Evaluation(config, Builder(registry, device, seed), context, shared=shared)
             scores = evaluation.student_row()
         line = {"variant": name, "seed": seed, "seconds": seconds, "images": config.training.images, **scores}
         with output.open("a", encoding="utf-8") as file:

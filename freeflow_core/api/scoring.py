@@ -16,6 +16,7 @@ from freeflow_core.evaluation.report import score_table
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.evaluation.student_file import load_student
 from freeflow_core.files import write_text
+from freeflow_core.interfaces import EvaluationContext
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import RunInfo, Scores
 
@@ -53,15 +54,15 @@ def evaluate(
     info = RunInfo(
         config.name, "evaluate", output or Path(), config.model_dump(mode="json"), to_yaml(config), resumed=False
     )
-    evaluation = Evaluation(
-        config,
-        builder,
+    context = EvaluationContext(
+        accelerator.device,
         builder.build("codec", config.codec),
-        on_advance=Events(manager, [], info, accelerator.is_main_process).advanced,
-        teacher=teacher,
-        student=loaded.student.to(device=accelerator.device, dtype=dtype) if loaded else None,
-        reference_data=builder.build("source", config.reference) if config.reference else None,
+        teacher,
+        loaded.student.to(device=accelerator.device, dtype=dtype) if loaded else None,
+        builder.build("source", config.reference) if config.reference else None,
     )
+    events = Events(manager, [], info, accelerator.is_main_process)
+    evaluation = Evaluation(config, builder, context, on_advance=events.advanced)
     scores: Scores = evaluation.all_rows()
     files: dict[str, Path] = {}
     if output is not None:

@@ -12,6 +12,7 @@ from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.process import start_accelerator
 from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import EvaluationContext
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.search.comparison import OnSearched, Search, SearchPlan, SearchResult, write_rows
 
@@ -64,16 +65,15 @@ def search(
         guidance_weight,
         guidance_weight if student_guidance is None else student_guidance,
     )
-    searching = Search(
-        config,
-        plan,
-        builder,
-        student=loaded.student.to(device=accelerator.device, dtype=dtype),
-        teacher=builder.teacher(choice).to(dtype),
-        codec=builder.build("codec", config.codec),
-        verifier=builder.build("verifier", ComponentChoice.model_validate(verifier)),
-        reference=builder.build("source", config.reference) if config.reference else None,
+    context = EvaluationContext(
+        accelerator.device,
+        builder.build("codec", config.codec),
+        builder.teacher(choice).to(dtype),
+        loaded.student.to(device=accelerator.device, dtype=dtype),
+        builder.build("source", config.reference) if config.reference else None,
     )
+    built = builder.build("verifier", ComponentChoice.model_validate(verifier))
+    searching = Search(config, plan, builder, context, built)
     batch_size = config.evaluation.batch_size
     result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
     if not compare_seeds:

@@ -18,6 +18,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
     Codec,
     EvaluationBatch,
+    EvaluationContext,
     FlowMapSampler,
     HybridSampler,
     Sampler,
@@ -154,22 +155,15 @@ class Generator:
 
 
 def make_generator(
-    evaluation: EvaluationConfig,
-    builder: Builder,
-    codec: Codec,
-    sampler: ComponentChoice,
-    num_steps: int,
-    *,
-    teacher: Teacher | None,
-    student: Student | None,
+    evaluation: EvaluationConfig, builder: Builder, context: EvaluationContext, sampler: ComponentChoice, num_steps: int
 ) -> Generator:
     """A generator with the seed, the guidance and the jump of ``evaluation``, in the precision of the run."""
     return Generator(
         builder.build("sampler", sampler),
         num_steps,
-        codec,
-        teacher=teacher,
-        student=student,
+        context.codec,
+        teacher=context.teacher,
+        student=context.student,
         seed=evaluation.seed,
         guidance_weight=evaluation.guidance_weight,
         guidance_low=evaluation.guidance_low,

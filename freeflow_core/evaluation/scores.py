@@ -13,14 +13,10 @@ from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
 from freeflow_core.interfaces import (
-    Codec,
     EvaluationBatch,
     EvaluationContext,
     Evaluator,
-    Source,
     StartTimes,
-    Student,
-    Teacher,
 )
 from freeflow_core.types import Scores, index_condition
 
@@ -70,25 +66,19 @@ class Evaluation:
         self,
         config: RunConfig,
         builder: Builder,
-        codec: Codec,
+        context: EvaluationContext,
         *,
-        teacher: Teacher | None,
-        student: Student | None,
-        reference_data: Source | None,
         on_advance: OnAdvance | None = None,
         shared: SharedRows | None = None,
     ) -> None:
         self.config = config.evaluation
         self._builder = builder
-        self._codec = codec
-        self._teacher = teacher
-        self._student = student
-        self._data = reference_data
+        self._context = context
+        self._teacher, self._student = context.teacher, context.student
         self._on_advance: OnAdvance = on_advance or (lambda row, done, total: None)
-        self._context = EvaluationContext(builder.device, codec, teacher, student, reference_data)
         self._evaluators: list[Evaluator] = [builder.build("evaluator", c) for c in self.config.evaluators]
         for evaluator in self._evaluators:
-            evaluator.prepare(self._context)
+            evaluator.prepare(context)
         self._reference: Reference | None = None
         self._shared = SharedRows() if shared is None else shared
 
@@ -119,7 +109,8 @@ class Evaluation:
     def reference(self) -> Reference:
         """The many-step teacher's samples and scores, computed once."""
         if self._reference is None and self._shared.reference is not None:
-            self.use_reference(self._shared.reference)
+            self._reference = self._shared.reference
+            self._observe(self._reference)
         if self._reference is None:
             generator = self._generator(self.config.reference_sampler, self.config.reference_steps)
             kept: list[SampleBatch] = []
@@ -136,19 +127,19 @@ class Evaluation:
             self._shared.reference = self._reference
         return self._reference
 
-    def use_reference(self, reference: Reference) -> None:
-        """Take another evaluation's many-step samples instead of drawing them again (same teacher, seed and size)."""
+    def _observe(self, reference: Reference) -> None:
+        """Show another evaluation's many-step samples to the evaluators."""
         for rows in torch.split(torch.arange(len(reference.x)), self.config.batch_size):
             condition = self._teacher.balanced_condition(rows) if self._teacher is not None else None
             batch = EvaluationBatch(images=reference.images[rows], condition=condition, index=rows, x=reference.x[rows])
             for evaluator in self._evaluators:
                 if not evaluator.paired:
                     evaluator.observe_reference(batch)
-        self._reference = reference
 
     def data_row(self) -> dict[str, float]:
         """Training images scored like samples: the floor that sampling noise sets. Empty without training images."""
-        found = self._data.training_images() if self._data is not None else None
+        data = self._context.reference
+        found = data.training_images() if data is not None else None
         if found is None or not self._evaluators:
             return {}
         images, labels = found
@@ -191,9 +182,7 @@ class Evaluation:
 
     def _generator(self, sampler: ComponentChoice | str, num_steps: int) -> Generator:
         choice = ComponentChoice(name=sampler) if isinstance(sampler, str) else sampler
-        return make_generator(
-            self.config, self._builder, self._codec, choice, num_steps, teacher=self._teacher, student=self._student
-        )
+        return make_generator(self.config, self._builder, self._context, choice, num_steps)
 
 
 def _computed(evaluators: Sequence[Evaluator]) -> dict[str, float]:

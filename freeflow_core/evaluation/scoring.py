@@ -23,7 +23,7 @@ from freeflow_core.evaluation.sampling import Generator, make_generator
 from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluation, SharedRows
 from freeflow_core.evaluation.student_file import save_student
 from freeflow_core.files import write_text
-from freeflow_core.interfaces import AverageVelocityStudent, Student, Teacher
+from freeflow_core.interfaces import AverageVelocityStudent, EvaluationContext, Student, Teacher
 from freeflow_core.types import Condition, Progress, Scores
 
 _log = logging.getLogger("freeflow")
@@ -52,7 +52,6 @@ class Scoring:
         self.config = config
         self.folder = folder
         self._builder = builder
-        self._components = components
         self._events = events
         self._shared = shared
         self._network = student
@@ -60,6 +59,13 @@ class Scoring:
         self._student: Student | None = student
         if self._teacher is None and isinstance(student, AverageVelocityStudent):
             self._teacher, self._student = VelocityOfStudent(student).eval(), None
+        self._context = EvaluationContext(
+            builder.device,
+            components.codec,
+            self._teacher,
+            self._student,
+            components.reference or components.source,
+        )
         self._evaluation: Evaluation | None = None
         self.no_images: str | None = None
 
@@ -74,7 +80,7 @@ class Scoring:
         Asked again each time: weights that could not be fetched an hour ago may be there now.
         """
         try:
-            self._components.codec.prepare()
+            self._context.codec.prepare()
         except FreeflowError as error:
             if str(error) != self.no_images:
                 _log.warning("No pictures and no scores for now: %s Training is not affected.", error)
@@ -85,8 +91,7 @@ class Scoring:
 
     def picture(self, images_seen: int) -> None:
         """A grid of samples, classes in columns; a scatter plot for states that are not images."""
-        columns, classes = self._columns()
-        index = _index_by_class(columns, classes, self.config.samples.per_class)
+        index, columns, _ = self._shown()
         batch = self._generator().batch(index)
         image = grid_image(batch.images, columns) if _is_image(batch.x) else _scatter([("samples", batch.x)])
         if image is not None:
@@ -111,8 +116,7 @@ class Scoring:
         if self._teacher is None:
             return False
         reference = self._open_evaluation().reference()
-        columns, classes = self._columns()
-        index = _index_by_class(columns, classes, self.config.samples.per_class)
+        index, columns, classes = self._shown()
         index = index[index < len(reference.x)]
         other = STUDENT if self._student is not None else TEACHER_1
         titles = [row_title(TEACHER, self.config.evaluation), row_title(other, self.config.evaluation)]
@@ -166,14 +170,7 @@ class Scoring:
     def _open_evaluation(self) -> Evaluation:
         if self._evaluation is None:
             self._evaluation = Evaluation(
-                self.config,
-                self._builder,
-                self._components.codec,
-                teacher=self._teacher,
-                student=self._student,
-                reference_data=self._components.reference or self._components.source,
-                on_advance=self._events.advanced,
-                shared=self._shared,
+                self.config, self._builder, self._context, on_advance=self._events.advanced, shared=self._shared
             )
         return self._evaluation
 
@@ -186,15 +183,14 @@ class Scoring:
             sampler, steps = ComponentChoice(name="euler"), 1
         else:
             sampler, steps = evaluation.reference_sampler, evaluation.reference_steps
-        codec = self._components.codec
-        return make_generator(
-            evaluation, self._builder, codec, sampler, steps, teacher=self._teacher, student=self._student
-        )
+        return make_generator(evaluation, self._builder, self._context, sampler, steps)
 
-    def _columns(self) -> tuple[int, int]:
-        """Columns shown, and the number of classes (0 without classes)."""
-        classes = self._network.num_classes or 0
-        return min(classes or self.config.samples.max_classes, self.config.samples.max_classes), classes
+    def _shown(self) -> tuple[Tensor, int, int]:
+        """Indices whose balanced labels run through the first classes, ``per_class`` times; columns; classes (or 0)."""
+        classes, shown = self._network.num_classes or 0, self.config.samples
+        columns = min(classes or shown.max_classes, shown.max_classes)
+        rows = [torch.arange(columns) + row * (classes or columns) for row in range(shown.per_class)]
+        return torch.cat(rows), columns, classes
 
 
 @final
@@ -218,11 +214,6 @@ class VelocityOfStudent(Teacher):
         if not isinstance(condition, Tensor) or self.num_classes is None:
             raise ConfigError("This network has no classes, so it cannot be guided; use guidance_weight=1.")
         return torch.full_like(condition, self.num_classes)
-
-
-def _index_by_class(columns: int, classes: int, per_class: int) -> Tensor:
-    """Sample indices whose balanced labels run through the first ``columns`` classes, ``per_class`` times."""
-    return torch.cat([torch.arange(columns) + row * (classes or columns) for row in range(per_class)])
 
 
 def _is_image(x: Tensor) -> bool:

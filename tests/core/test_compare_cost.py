@@ -127,28 +127,20 @@ def test_many_steps_of_the_critic_in_a_row_are_no_period(critic_updates):
 
 
 @pytest.mark.parametrize(
-    ("objective", "forwards"),
+    ("objective", "source", "forwards"),
     [
-        ("freeflow-prediction", 6.0),  # student: 2 for a central difference, 1 with gradient; teacher: 1
-        ("flow-matching", 3.0),  # a gradient pass and nothing else
+        ({"name": "freeflow-prediction", "derivative": "central"}, "prior", 2 + 3 + 1),  # 2 passes, a gradient; teacher
+        ({"name": "freeflow-prediction", "derivative": "forward-mode"}, "prior", 2 + 3 + 1),  # a derivative costs 2
+        ({"name": "flow-matching"}, "gaussian-mixture", 3),
     ],
 )
-def test_the_cost_of_known_objectives(registry, objective, forwards):
-    source = "gaussian-mixture" if objective == "flow-matching" else "prior"
-    options = {"derivative": "central"} if objective == "freeflow-prediction" else {}
-    config = tiny(registry, objective={"name": objective, **options}, source=source, codec="states")
+def test_the_cost_of_known_objectives(registry, objective, source, forwards):
+    config = tiny(registry, objective=objective, source=source, codec="states")
     cost = measure_cost(config, registry)
     assert cost.forwards_per_image == forwards
     assert sum(rows.forwards for rows in cost.rows.values()) == forwards
     student = 1000  # bytes of a network of this size, several times over: weights, gradients, moments, average
     assert student < cost.peak_memory < 50_000_000
-
-
-def test_a_forward_mode_derivative_costs_two(registry):
-    config = tiny(registry, objective={"name": "freeflow-prediction", "derivative": "forward-mode"})
-    cost = measure_cost(config, registry)
-    assert cost.rows["student"] == Rows(gradient=1, derivative=1)
-    assert cost.forwards_per_image == 1 + 3 + 2
 
 
 def test_networks_that_take_turns_are_averaged_over_whole_cycles(tmp_path):

@@ -45,9 +45,6 @@ def on_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "_without_memory", lambda *_: estimate._Failure("a test says so"))
 
 
-# Memory
-
-
 def test_the_tracker_follows_storages_until_they_are_freed():
     x = torch.zeros(MIB // 4)
     with MemoryTracker() as memory:
@@ -85,9 +82,6 @@ def test_the_tracker_counts_operations_of_products_and_attention():
     with MemoryTracker() as memory:
         nn.functional.scaled_dot_product_attention(q, q, q)
     assert memory.flops == 2 * 2 * (2 * 3 * 8 * 8 * 16)
-
-
-# Tensors without memory
 
 
 def faked(device: str, *, width: int = 64) -> tuple[FakeTensors, nn.Module]:
@@ -139,9 +133,6 @@ def test_attention_is_fused_unless_something_forbids_it():
             else:
                 nn.functional.scaled_dot_product_attention(q, q, q)
         assert (memory.peak > matrix) is found, (device, forbidden)
-
-
-# Plans
 
 
 @pytest.mark.parametrize(
@@ -265,8 +256,8 @@ def test_where_values_are_needed_a_few_real_rows_are_extrapolated(stubborn, monk
     assert found.warnings
     exact = plan(stubborn, *settings, teacher={"name": "gaussian-mixture", "layout": "ring"}, **choices)
     assert exact.extrapolated_from is None
-    assert found.activations == pytest.approx(exact.activations, rel=0.05)
-    assert found.peak == pytest.approx(exact.peak, rel=0.05)
+    assert found.activations == pytest.approx(exact.activations, rel=0.02)
+    assert found.peak == pytest.approx(exact.peak, rel=0.02)
     assert found.flops_per_step == pytest.approx(exact.flops_per_step, rel=1e-6)
     assert [n.gradient_passes for n in found.networks] == [n.gradient_passes for n in exact.networks]
     monkeypatch.setattr(estimate, "free_memory", lambda device: 1000)

@@ -36,9 +36,6 @@ def launched(nowhere, **variables):
     return only(environment.check_launch({"HF_HOME": str(nowhere / "hf"), **variables}), "distributed launch")
 
 
-# -- Versions ---------------------------------------------------------------------------------------------------------
-
-
 def test_doctor_names_packages_that_are_missing_or_out_of_range(monkeypatch):
     found = {"numpy": "1.20"}
 
@@ -62,9 +59,6 @@ def test_doctor_names_deprecated_variables():
     (check,) = [check for check in checks if check.name.startswith("variable")]
     assert (check.name, check.status) == ("variable TRANSFORMERS_CACHE", "warning")
     assert "HF_HOME" in check.detail
-
-
-# -- Hardware ---------------------------------------------------------------------------------------------------------
 
 
 def test_doctor_tells_a_gpu_that_torch_cannot_use(monkeypatch):
@@ -104,9 +98,6 @@ def test_doctor_describes_gpus(monkeypatch, free, capability, device, bf16):
     assert ("supported" in only(checks, "tf32").detail) == (bf16 == "ok")
 
 
-# -- Attention --------------------------------------------------------------------------------------------------------
-
-
 def test_doctor_says_which_kernels_a_derivative_can_use(monkeypatch):
     checks = hardware.check_attention()
     assert "math" in only(checks, "attention kernels").detail
@@ -116,9 +107,6 @@ def test_doctor_says_which_kernels_a_derivative_can_use(monkeypatch):
     assert (check.status, "derivative=central" in check.detail) == ("warning", True)
     monkeypatch.setattr(hardware, "_runs", lambda backend, q: False)
     assert only(hardware.check_attention(), "attention kernels").status == "error"
-
-
-# -- Launch -----------------------------------------------------------------------------------------------------------
 
 
 def test_doctor_counts_processes_that_joined(nowhere):
@@ -160,9 +148,6 @@ def test_doctor_refuses_more_processes_than_gpus(monkeypatch, nowhere):
         assert [check.status for check in checks if check.name == "processes and GPUs"] == found
 
 
-# -- Storage ----------------------------------------------------------------------------------------------------------
-
-
 def test_doctor_tells_full_and_read_only_disks(monkeypatch, nowhere):
     monkeypatch.setenv("FREEFLOW_CACHE", str(nowhere / "cache"))
     assert [check.status for check in stores.check_storage()] == ["ok", "ok"]
@@ -178,9 +163,6 @@ def test_doctor_tells_full_and_read_only_disks(monkeypatch, nowhere):
     assert (cache.status, "FREEFLOW_CACHE" in cache.detail) == ("warning", True)
     assert not (nowhere / "cache").exists()
     assert not (nowhere / "runs").exists()
-
-
-# -- MLflow -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -230,9 +212,6 @@ def test_doctor_looks_at_an_mlflow_database_without_making_one(nowhere):
     file.write_bytes(b"no database" * 100)
     assert tracked(f"sqlite:///{file}").status == "warning"
     assert tracked("databricks").status == "ok"
-
-
-# -- Plugins ----------------------------------------------------------------------------------------------------------
 
 
 class Offers:

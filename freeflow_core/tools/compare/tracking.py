@@ -43,13 +43,14 @@ class ParentRun:
         runs = tuple(runs)
         base = runs[0].variant.config
         self._parent = RunParent(key, folder)
-        self._budget = str(config.comparison.budget or f"images={base.training.images}")
         self._sweep = config.comparison.sweep.setting if config.comparison.sweep else None
-        self._teacher = base.teacher.name if base.teacher else "none"
+        self._tags = {
+            "teacher": base.teacher.name if base.teacher else "none",
+            "budget": str(config.comparison.budget or f"images={base.training.images}"),
+        }
         text = config.to_yaml()
         tags = {
-            "teacher": self._teacher,
-            "budget": self._budget,
+            **self._tags,
             "objectives": ", ".join(config.comparison.objectives),
             "seeds": str(config.comparison.seeds),
         }
@@ -70,12 +71,7 @@ class ParentRun:
 
     def membership(self, run: PlannedRun) -> Membership:
         """What makes ``run`` one of this comparison's."""
-        tags = {
-            "objective": run.variant.objective,
-            "seed": str(run.seed),
-            "teacher": self._teacher,
-            "budget": self._budget,
-        }
+        tags = {"objective": run.variant.objective, "seed": str(run.seed), **self._tags}
         if self._sweep is not None and run.variant.value is not None:
             tags[self._sweep] = json.dumps(run.variant.value)
         return Membership(self._parent, tags)

@@ -163,15 +163,11 @@ def _extrapolate(measured: Mapping[int, StepCost], rows: int) -> StepCost:
     def line(low: float, high: float) -> float:
         return low + (high - low) * (rows - few) / (more - few)
 
-    activations = round(line(first.activations, second.activations))
-    # A few rows may hold most where gradients are complete, and many where activations are.
+    # A few rows may hold most in the backward pass, where gradients are, and many in the forward pass.
+    activations = max(round(line(first.phases[phase], second.phases[phase])) for phase in second.phases)
     held = sum(network.memory - network.gradients for network in second.networks)
-    return dataclasses.replace(
-        second,
-        activations=activations,
-        peak=max(round(line(first.peak, second.peak)), held + activations),
-        flops=line(first.flops, second.flops),
-    )
+    peak = max(round(line(first.peak, second.peak)), held + activations)
+    return dataclasses.replace(second, activations=activations, peak=peak, flops=line(first.flops, second.flops))
 
 
 def _shortened(config: RunConfig, num_processes: int) -> RunConfig:

@@ -28,6 +28,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops: floating-point operations of matrix products, convolutions and attention so far.
         peak: largest number of bytes held at once.
         largest: largest number of bytes of each kind, at its own time.
+        phases: largest number of bytes of activations outside (False) and inside (True) of backward passes.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops = 0
         self.peak = 0
         self.largest: Counter[str] = Counter()
+        self.phases: Counter[bool] = Counter()
         self._held: Counter[str] = Counter()
         self._total = 0
         self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
@@ -67,7 +69,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def restart(self) -> None:
         """Forget peaks and operations; go on following what is held now."""
-        self.flops, self.peak, self.largest = 0, self._total, Counter(self._held)
+        self.flops, self.peak, self.largest, self.phases = 0, self._total, Counter(self._held), Counter()
 
     def _add(self, tensor: Tensor, kind: str) -> None:
         storage = tensor.untyped_storage()
@@ -84,6 +86,8 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._total += nbytes
         self.largest[kind] = max(self.largest[kind], self._held[kind])
         self.peak = max(self.peak, self._total)
+        phase = torch._C._current_graph_task_id() >= 0
+        self.phases[phase] = max(self.phases[phase], self._held[ACTIVATIONS])
 
     @staticmethod
     def _key(tensor: Tensor) -> int:

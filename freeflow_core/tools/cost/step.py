@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast, final
@@ -50,12 +50,16 @@ class PlannedProcess:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one process holds and does in a step: networks, bytes of activations, peak bytes, operations."""
+    """What one process holds and does in a step: networks, bytes of activations, peak bytes, operations.
+
+    ``phases`` are the activations outside (False) and inside (True) of backward passes.
+    """
 
     networks: tuple[RolePlan, ...]
     activations: int
     peak: int
     flops: float
+    phases: Mapping[bool, int]
 
 
 def measure_step(config: RunConfig, components: Components, state: TrainingState, process: PlannedProcess) -> StepCost:
@@ -88,7 +92,7 @@ def measure_step(config: RunConfig, components: Components, state: TrainingState
         )
 
     networks = tuple(map(with_passes, plans))
-    return StepCost(networks, memory.largest[ACTIVATIONS], memory.peak, memory.flops / steps)
+    return StepCost(networks, memory.largest[ACTIVATIONS], memory.peak, memory.flops / steps, dict(memory.phases))
 
 
 def size_of(network: nn.Module) -> int:

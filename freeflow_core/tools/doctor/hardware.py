@@ -28,7 +28,9 @@ KERNELS = {
 def check_hardware() -> list[Check]:
     """The device that runs would choose, its memory, and its precisions."""
     if torch.cuda.is_available():
-        return [*(_gpu(i) for i in range(torch.cuda.device_count())), _cuda(), *_precisions("cuda"), _tf32()]
+        cuda = f"torch is built for {torch.version.cuda}, driver {driver_version() or 'unknown'}"
+        gpus = (_gpu(i) for i in range(torch.cuda.device_count()))
+        return [*gpus, Check("CUDA", "ok", cuda), *_precisions("cuda"), _tf32()]
     if torch.backends.mps.is_available():
         return [Check("device", "ok", f"mps, {_memory()} of memory shared with the host"), *_precisions("mps")]
     return [_cpu(), *_precisions("cpu")]
@@ -41,13 +43,8 @@ def _gpu(index: int) -> Check:
         f"{torch.cuda.get_device_name(index)}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} free, "
         f"compute capability {major}.{minor}"
     )
-    if free < 0.1 * total:
-        return Check(f"device cuda:{index}", "warning", f"{detail}; another process holds most of its memory")
-    return Check(f"device cuda:{index}", "ok", detail)
-
-
-def _cuda() -> Check:
-    return Check("CUDA", "ok", f"torch is built for {torch.version.cuda}, driver {driver_version() or 'unknown'}")
+    taken = "; another process holds most of its memory" if free < 0.1 * total else ""
+    return Check(f"device cuda:{index}", "warning" if taken else "ok", detail + taken)
 
 
 def _cpu() -> Check:
@@ -137,23 +134,20 @@ def _usable(device: str, dtype: torch.dtype) -> list[str]:
     return [name for name, backend in KERNELS.items() if _runs(backend, q)]
 
 
-def _runs(backend: SDPBackend, q: Tensor) -> bool:
+def _runs(backend: SDPBackend, q: Tensor, *, forward_mode: bool = False) -> bool:
+    def attention(x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(x, q, q)
+
     try:
         with sdpa_kernel(backend):
-            functional.scaled_dot_product_attention(q, q, q)
-    except RuntimeError:
+            torch.func.jvp(attention, (q,), (q,)) if forward_mode else attention(q)
+    except (RuntimeError, NotImplementedError):
         return False
     return True
 
 
 def _forward_mode(device: str, backend: SDPBackend) -> bool:
-    q = torch.randn(1, 2, 8, 32, device=device)
-    try:
-        with sdpa_kernel(backend):
-            torch.func.jvp(lambda x: functional.scaled_dot_product_attention(x, q, q), (q,), (q,))
-    except (RuntimeError, NotImplementedError):
-        return False
-    return True
+    return _runs(backend, torch.randn(1, 2, 8, 32, device=device), forward_mode=True)
 
 
 def _listed(names: Iterable[str]) -> str:

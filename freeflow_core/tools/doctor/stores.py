@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from freeflow_core.tracking import redact
-from freeflow_core.types import Check
+from freeflow_core.types import Check, Status
 from freeflow_core.weights import cache_folder, cache_usage, data_size, offline_variable
 
 LITTLE = 2 * 2**30
@@ -27,36 +27,26 @@ _KEPT = "runs go on, and keep their metrics for `freeflow mlflow-sync`"
 
 
 def check_storage() -> list[Check]:
-    """The folder that runs go to, and the cache of weights. Makes no folder."""
-    return [_runs(), _weights_cache()]
+    """The folder that runs go to, and the cache of published weights. Makes no folder."""
+    runs, cache = Path.cwd() / "runs", cache_folder()
+    num_files, num_bytes = cache_usage(cache)
+    offline = f", offline by {offline_variable()}" if offline_variable() else ""
+    held = f"{cache} holds {num_files} file(s), {data_size(num_bytes)}{offline}"
+    return [
+        _writable("runs folder", runs, str(runs), "error", "use --output elsewhere"),
+        _writable("weights cache", cache, held, "warning", "set FREEFLOW_CACHE to fetch more"),
+    ]
 
 
-def _runs() -> Check:
-    name, folder = "runs folder", Path.cwd() / "runs"
-    existing = _existing(folder)
-    try:
-        free = _free(existing)
-    except OSError as error:
-        return Check(name, "error", f"{folder} cannot be written ({error}); use --output elsewhere")
-    if free < LITTLE:
-        told = f"only {data_size(free)} free in {existing}; checkpoints of large networks may not fit, use --output"
-        return Check(name, "warning", told)
-    return Check(name, "ok", f"{folder} can be written; {data_size(free)} free")
-
-
-def _weights_cache() -> Check:
-    """Where published weights go, what lies there, and whether more can be written."""
-    folder = cache_folder()
-    num_files, num_bytes = cache_usage(folder)
-    there = f"{folder} holds {num_files} file(s), {data_size(num_bytes)}"
+def _writable(name: str, folder: Path, shown: str, otherwise: Status, remedy: str) -> Check:
+    """Whether ``folder``, or the one that it would be made in, can be written and has room."""
     try:
         free = _free(_existing(folder))
     except OSError as error:
-        return Check("weights cache", "warning", f"{there}; not writable ({error}); set FREEFLOW_CACHE to fetch more")
-    offline = f"; offline by {offline_variable()}" if offline_variable() else ""
+        return Check(name, otherwise, f"{shown}; not writable ({error}); {remedy}")
     if free < LITTLE:
-        return Check("weights cache", "warning", f"{there}; only {data_size(free)} free, which large weights may fill")
-    return Check("weights cache", "ok", f"{there}; writable, {data_size(free)} free{offline}")
+        return Check(name, "warning", f"{shown}; only {data_size(free)} free, which large networks may fill; {remedy}")
+    return Check(name, "ok", f"{shown}; writable, {data_size(free)} free")
 
 
 def _existing(folder: Path) -> Path:

@@ -76,6 +76,7 @@ class _OtherFailedError(FreeflowError):
 
 
 @final
+@dataclass
 class SampleWriter:
     """Writes the samples 0 ... num - 1 into a folder.
 
@@ -91,24 +92,16 @@ class SampleWriter:
         batch_size: samples drawn at once; may change from start to start.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        num: int,
-        sample_format: SampleFormat,
-        describe: Callable[[], Mapping[str, Any]],
-        batch_size: int,
-        team: Team,
-        on_progress: OnSamples | None = None,
-    ) -> None:
-        self._folder = folder
-        self._num = num
-        self._format = sample_format
-        self._describe = describe
-        self._batch_size = batch_size
-        self._team = team
-        self._on_progress = on_progress if team.is_main_process else None
-        self._parts = Parts(folder)
+    folder: Path
+    num: int
+    sample_format: SampleFormat
+    describe: Callable[[], Mapping[str, Any]]
+    batch_size: int
+    team: Team
+    on_progress: OnSamples | None = None
+
+    def __post_init__(self) -> None:
+        self._parts = Parts(self.folder)
 
     def write(self, generator: Generator) -> WrittenSamples:
         """Draw what is missing, and make the final files. All processes return when they are there.
@@ -118,26 +111,26 @@ class SampleWriter:
             Interrupted: Ctrl-C or SIGTERM; finished blocks stay.
             FreeflowError: the disk is full, or another process failed; finished blocks stay.
         """
-        manifest, finished = self._team.from_main(self._open)
-        blocks = Blocks(self._num, manifest.block_size)
+        manifest, finished = self.team.from_main(self._open)
+        blocks = Blocks(self.num, manifest.block_size)
         if not manifest.complete:
             todo = [block for block in range(len(blocks)) if block not in finished]
             with self._failures_told(blocks), StopRequest() as stop:
-                self._draw(generator, blocks, todo[self._team.rank :: self._team.num_processes], manifest, stop)
-                if self._team.is_main_process:
+                self._draw(generator, blocks, todo[self.team.rank :: self.team.num_processes], manifest, stop)
+                if self.team.is_main_process:
                     self._wait(lambda: len(self._parts.finished()) == len(blocks), blocks, stop)
                     self._finish(blocks, manifest)
                 else:
                     self._wait(self._is_complete, blocks, stop)
-        made = read_manifest(self._folder)
+        made = read_manifest(self.folder)
         assert made is not None
-        files = [self._folder / name for name in self._format.file_names(self._num)]
+        files = [self.folder / name for name in self.sample_format.file_names(self.num)]
         return WrittenSamples(files, blocks.count(finished), made.evaluations or 0.0, made.seconds_per_image or 0.0)
 
     def _open(self) -> tuple[Manifest, set[int]]:
-        settings = json.loads(json.dumps(self._describe()))
-        fresh = Manifest(settings, block_size(self._batch_size))
-        return open_folder(self._folder, self._num, self._format, self._parts, fresh)
+        settings = json.loads(json.dumps(self.describe()))
+        fresh = Manifest(settings, block_size(self.batch_size))
+        return open_folder(self.folder, self.num, self.sample_format, self._parts, fresh)
 
     def _draw(
         self, generator: Generator, blocks: Blocks, todo: list[int], manifest: Manifest, stop: StopRequest
@@ -147,7 +140,7 @@ class SampleWriter:
             conditions: list[Condition] = []
             seconds: list[float] = []
             evaluations = 0.0
-            for index in blocks.batches(block, self._batch_size):
+            for index in blocks.batches(block, self.batch_size):
                 self._check(blocks, stop)
                 batch = generator.batch(index)
                 drawn.append(file_array(host_samples(batch)))
@@ -156,24 +149,24 @@ class SampleWriter:
                 evaluations += batch.num_evaluations * len(index)
                 self._tell(blocks, sum(map(len, drawn)))
             with self._writing(blocks):
-                if read_manifest(self._folder) != manifest:
-                    manifest.write(self._folder)
+                if read_manifest(self.folder) != manifest:
+                    manifest.write(self.folder)
                 samples = np.concatenate(drawn)
-                self._format.write_block(self._folder, blocks.indices(block), samples)
-                kept = samples if self._format.keeps_samples else None
+                self.sample_format.write_block(self.folder, blocks.indices(block), samples)
+                kept = samples if self.sample_format.keeps_samples else None
                 self._parts.write(block, Part(evaluations, np.array(seconds), class_labels(conditions), kept))
 
     def _finish(self, blocks: Blocks, manifest: Manifest) -> None:
         parts = [self._parts.read(block, samples=False) for block in range(len(blocks))]
-        evaluations = sum(part.evaluations for part in parts) / self._num
+        evaluations = sum(part.evaluations for part in parts) / self.num
         seconds = median_low(np.concatenate([part.seconds for part in parts]).tolist())
         with self._writing(blocks):
-            self._format.finish(self._folder, self._parts, blocks)
-            replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds).write(self._folder)
+            self.sample_format.finish(self.folder, self._parts, blocks)
+            replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds).write(self.folder)
         self._parts.remove()
 
     def _is_complete(self) -> bool:
-        manifest = read_manifest(self._folder)
+        manifest = read_manifest(self.folder)
         return manifest is not None and manifest.complete
 
     def _wait(self, is_done: Callable[[], bool], blocks: Blocks, stop: StopRequest) -> None:
@@ -181,17 +174,17 @@ class SampleWriter:
             self._check(blocks, stop)
             self._tell(blocks, 0)
             time.sleep(_POLL_SECONDS)
-        if self._team.num_processes > 1:
+        if self.team.num_processes > 1:
             self._tell(blocks, 0)
 
     def _tell(self, blocks: Blocks, drawn: int) -> None:
-        if self._on_progress is not None:
-            self._on_progress(min(self._num, blocks.count(self._parts.finished()) + drawn), self._num)
+        if self.on_progress is not None and self.team.is_main_process:
+            self.on_progress(min(self.num, blocks.count(self._parts.finished()) + drawn), self.num)
 
     def _check(self, blocks: Blocks, stop: StopRequest) -> None:
         if stop.requested:
             raise Interrupted
-        if self._team.num_processes > 1 and (reason := self._parts.failure()):
+        if self.team.num_processes > 1 and (reason := self._parts.failure()):
             raise _OtherFailedError(f"Sampling stopped because {reason} {self._kept(blocks)}")
 
     @contextmanager
@@ -200,7 +193,7 @@ class SampleWriter:
             yield
         except OSError as error:
             raise FreeflowError(
-                f"Writing samples to {self._folder} failed: {error}. Free some space. {self._kept(blocks)}"
+                f"Writing samples to {self.folder} failed: {error}. Free some space. {self._kept(blocks)}"
             ) from error
 
     @contextmanager
@@ -218,15 +211,15 @@ class SampleWriter:
             raise
 
     def _leave_note(self, reason: str) -> None:
-        if self._team.num_processes > 1:
-            self._parts.report_failure(self._team.rank, reason)
+        if self.team.num_processes > 1:
+            self._parts.report_failure(self.team.rank, reason)
 
     def _kept(self, blocks: Blocks) -> str:
         finished = blocks.count(self._parts.finished())
         if not finished:
             return "No samples were finished."
         return (
-            f"{finished:,} of {self._num:,} samples are finished and stay in {self._folder}; the same command goes on "
+            f"{finished:,} of {self.num:,} samples are finished and stay in {self.folder}; the same command goes on "
             "from there."
         )
 

@@ -19,7 +19,7 @@ from freeflow_core.evaluation.report import markdown_table
 from freeflow_core.evaluation.sampling import Generator, make_generator
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.files import write_text
-from freeflow_core.interfaces import Codec, EvaluationContext, Source, Student, Teacher, Verifier
+from freeflow_core.interfaces import EvaluationContext, Verifier
 from freeflow_core.tools.sample_files.formats import class_labels, file_array, write_npz
 from freeflow_core.tools.search.best_of_n import BestOfN
 from freeflow_core.types import Condition
@@ -81,19 +81,15 @@ class Search:
         config: RunConfig,
         plan: SearchPlan,
         builder: Builder,
-        *,
-        student: Student,
-        teacher: Teacher,
-        codec: Codec,
+        context: EvaluationContext,
         verifier: Verifier,
-        reference: Source | None,
     ) -> None:
         self._config = config
         self._plan = plan
         self._builder = builder
-        self._context = EvaluationContext(builder.device, codec, teacher, student, reference)
+        self._context = context
         self._verifier = verifier
-        verifier.prepare(self._context)
+        verifier.prepare(context)
 
     def stream(self, seed: int) -> BestOfN:
         """Samples by best-of-N."""
@@ -111,14 +107,8 @@ class Search:
         for seed in seeds:
             scored = self._config.evaluation.model_copy(update={"seed": seed})
             # Each row is compared with real images, so no many-step reference is drawn.
-            evaluation = Evaluation(
-                self._config.model_copy(update={"evaluation": scored}),
-                self._builder,
-                self._context.codec,
-                teacher=self._context.teacher,
-                student=self._context.student,
-                reference_data=self._context.reference,
-            )
+            config = self._config.model_copy(update={"evaluation": scored})
+            evaluation = Evaluation(config, self._builder, self._context)
             found = {SEARCH: evaluation.row(SEARCH, self.stream(seed))}
             found[SAME_STEPS] = evaluation.row(SAME_STEPS, self.plain(seed))
             ratio = found[SEARCH]["evaluations"] / found[SAME_STEPS]["evaluations"]
@@ -173,10 +163,7 @@ class Search:
 
     def _generator(self, sampler: ComponentChoice, steps: int, weight: float, seed: int) -> Generator:
         evaluation = self._config.evaluation.model_copy(update={"guidance_weight": weight, "seed": seed})
-        context = self._context
-        return make_generator(
-            evaluation, self._builder, context.codec, sampler, steps, teacher=context.teacher, student=context.student
-        )
+        return make_generator(evaluation, self._builder, self._context, sampler, steps)
 
 
 def write_rows(rows: Mapping[str, SearchRow], config: RunConfig, output: Path) -> dict[str, Path]:
