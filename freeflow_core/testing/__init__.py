@@ -4,12 +4,25 @@ from freeflow_core.testing.contracts.base import ComponentContract, ContractFail
 from freeflow_core.testing.contracts.codec import CodecContract
 from freeflow_core.testing.contracts.evaluation import EvaluatorContract, VerifierContract
 from freeflow_core.testing.contracts.objective import ObjectiveContract
-from freeflow_core.testing.contracts.runner import CONTRACTS, CheckResult, check_names, run_contract
+from freeflow_core.testing.contracts.runner import CheckResult, check_names, run_contract
 from freeflow_core.testing.contracts.sampler import SamplerContract
 from freeflow_core.testing.contracts.source import SourceContract
 from freeflow_core.testing.contracts.student import StudentContract
 from freeflow_core.testing.contracts.teacher import TeacherContract
 from freeflow_core.testing.contracts.tracker import TrackerContract
+
+CONTRACTS: dict[str, type[ComponentContract]] = {
+    "teacher": TeacherContract,
+    "student": StudentContract,
+    "objective": ObjectiveContract,
+    "sampler": SamplerContract,
+    "codec": CodecContract,
+    "source": SourceContract,
+    "evaluator": EvaluatorContract,
+    "tracker": TrackerContract,
+    "verifier": VerifierContract,
+}
+"""The contract of every kind."""
 
 __all__ = [
     "CONTRACTS",

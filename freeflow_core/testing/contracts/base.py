@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import unittest
@@ -20,6 +21,7 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import Source, Student, Teacher
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.types import Condition, describe
 from freeflow_core.weights import WeightStore
 
 SEED = 20
@@ -63,36 +65,25 @@ class ComponentContract:
         config = self.config()
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         again = type(config).model_validate(yaml.safe_load(text))
-        self.expect(
-            again == config,
-            "options that read back from YAML as they were",
-            f"{again!r} from {config!r}",
-            "Use types that pydantic writes and reads: numbers, strings, enums, tuples, paths.",
-        )
+        advice = "Use types that pydantic writes and reads: numbers, strings, enums, tuples, paths."
+        expected = "options that read back from YAML as they were"
+        self.expect(again == config, expected, f"{again!r} from {config!r}", advice)
 
     def test_configuration_refuses_unknown_options(self) -> None:
         """A misspelt option is an error, never silently ignored."""
         values = {**dict(self.options), "no_such_option": 1}
-        try:
-            resolve_choice(self._registry(), self.kind, ComponentChoice(name=self.component, options=values), self.kind)
-        except ConfigError:
-            return
-        self.fail(
-            "a configuration class that refuses the unknown option 'no_such_option'",
-            "one that took it",
-            "Derive it from freeflow_core.config.ComponentConfig, which forbids extra fields.",
+        choice = ComponentChoice(name=self.component, options=values)
+        advice = "Derive the configuration class from freeflow_core.config.ComponentConfig, which forbids extra fields."
+        self.expect_refused(
+            lambda: resolve_choice(self._registry(), self.kind, choice, self.kind), "an option 'no_such_option'", advice
         )
 
     def test_every_option_is_described(self) -> None:
         """``freeflow plugins show`` prints the descriptions."""
         model = self._registry().component(self.kind, self.component).load_config_class()
         bare = [name for name, field in model.model_fields.items() if not (field.description or "").strip()]
-        self.expect(
-            not bare,
-            "a description of every option",
-            f"none of {', '.join(bare)}",
-            "Write Field(default, description=...).",
-        )
+        advice = "Write Field(default, description=...)."
+        self.expect(not bare, "a description of every option", f"none of {', '.join(bare)}", advice)
 
     def expect(self, holds: bool, expected: str, came: str, advice: str = "") -> None:
         """Fail with a message that names the component unless ``holds``."""
@@ -103,6 +94,35 @@ class ComponentContract:
         """Fail unless ||found - expected|| < limit ||expected||."""
         error = relative_difference(found, expected)
         self.expect(error < limit, what, f"a relative difference of {error:.2g}", advice)
+
+    def expect_tensor(self, found: object, shape: Sequence[int], what: str, dtype: torch.dtype | None = None) -> None:
+        """Fail unless ``found`` is a finite tensor of this shape, and of ``dtype`` where one is named."""
+        good = isinstance(found, Tensor) and tuple(found.shape) == tuple(shape) and dtype in (None, found.dtype)
+        self.expect(good, f"{what} of shape {tuple(shape)}{f' and {dtype}' if dtype else ''}", describe(found))
+        assert isinstance(found, Tensor)
+        bad = int((~torch.isfinite(found)).sum())
+        self.expect(bad == 0, f"finite {what}", f"NaN or infinity in {bad} of {found.numel()} numbers")
+
+    def expect_labels(self, labels: object, num_classes: int, rows: int, what: str, advice: str = "") -> None:
+        """Fail unless ``labels`` are (rows,) int64 from 0 to ``num_classes - 1``."""
+        good = isinstance(labels, Tensor) and labels.dtype is torch.int64 and labels.shape == (rows,)
+        self.expect(good, f"{rows} int64 labels from {what}", describe(labels), advice)
+        assert isinstance(labels, Tensor)
+        low, high = int(labels.min()), int(labels.max())
+        expected = f"labels from 0 to {num_classes - 1} from {what}"
+        self.expect(low >= 0 and high < num_classes, expected, f"labels from {low} to {high}", advice)
+
+    def expect_refused(
+        self,
+        ask: Callable[[], object],
+        what: str,
+        advice: str = "",
+        errors: tuple[type[Exception], ...] = (ConfigError,),
+    ) -> None:
+        """Fail unless ``ask`` raises one of ``errors``."""
+        with contextlib.suppress(*errors):
+            ask()
+            self.fail(f"a ConfigError for {what}", "none", advice)
 
     def expect_repeatable(self, ask: Callable[[], _T], what: str, advice: str = "") -> _T:
         """Fail unless ``ask`` gives the same twice, without torch's global generator; its first answer."""
@@ -219,6 +239,19 @@ class WithTeacher(ComponentContract):
 def draws_of(rows: int, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 5) -> PhiloxDraws:
     """Draws of the samples 0 to ``rows - 1``."""
     return PhiloxDraws(seed, torch.arange(rows), device=device, dtype=dtype)
+
+
+def count_rows(teacher: Teacher) -> list[int]:
+    """The rows of each call of ``velocity`` from now on."""
+    counted: list[int] = []
+    velocity = teacher.velocity
+
+    def counting(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        counted.append(len(x_t))
+        return velocity(x_t, t, condition)
+
+    vars(teacher)["velocity"] = counting  # shadows the method
+    return counted
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

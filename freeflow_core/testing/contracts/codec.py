@@ -36,11 +36,8 @@ class CodecContract(ComponentContract):
         good = len(x) == _ROWS and x.dtype is torch.float32 and bool(torch.isfinite(x).all())
         self.expect(good, f"{_ROWS} finite float32 states", describe(x))
         told = codec.state_shape(self.image_shape)
-        self.expect(
-            told is None or tuple(told) == tuple(x.shape[1:]),
-            f"state_shape({self.image_shape}) = {tuple(x.shape[1:])}, or None",
-            str(told),
-        )
+        right = told is None or tuple(told) == tuple(x.shape[1:])
+        self.expect(right, f"state_shape({self.image_shape}) = {tuple(x.shape[1:])}, or None", str(told))
 
     def test_decodes_to_uint8_images(self) -> None:
         """uint8 (N, C, H, W) from states, also from float64 ones and from ones far out of range."""
@@ -49,14 +46,10 @@ class CodecContract(ComponentContract):
         x = codec.encode(images)
         for states in (x, x.double(), 50 * x):
             decoded = codec.decode(states)
-            self.expect(
-                decoded.dtype is torch.uint8 and len(decoded) == len(images) and decoded.ndim == images.ndim,
-                f"uint8 images, {_ROWS} of them",
-                describe(decoded),
-            )
+            good = decoded.dtype is torch.uint8 and len(decoded) == len(images) and decoded.ndim == images.ndim
+            self.expect(good, f"uint8 images, {_ROWS} of them", describe(decoded))
         if not images.is_floating_point():
-            shape = tuple(codec.decode(x).shape)
-            self.expect(shape == tuple(images.shape), f"images of shape {tuple(images.shape)}", str(shape))
+            self.expect_tensor(codec.decode(x), images.shape, "images")
 
     def test_out_of_range_states_are_clamped(self) -> None:
         """A state beyond black or white stays black or white; uint8 would wrap around."""
@@ -71,12 +64,8 @@ class CodecContract(ComponentContract):
         images = self._bounded(codec)
         error = float((codec.decode(codec.encode(images)).float() - images.float()).abs().mean())
         limit = float(self.tolerance or 0.0)
-        self.expect(
-            error <= limit,
-            f"images back to {limit:g} grey values of 255 on average",
-            f"{error:.1f}",
-            "Set tolerance of the contract for a codec that is lossy; None for one without a bound.",
-        )
+        advice = "Set tolerance of the contract for a codec that is lossy; None for one without a bound."
+        self.expect(error <= limit, f"images back to {limit:g} grey values of 255 on average", f"{error:.1f}", advice)
 
     def test_moments_fit(self) -> None:
         """Mean and deviation of the states, both like them; the deviation may be None."""

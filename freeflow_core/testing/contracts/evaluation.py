@@ -15,6 +15,7 @@ from freeflow_core.testing.contracts.base import WithTeacher, draws_of
 from freeflow_core.types import Condition, Guidance, describe, index_condition
 
 _ROWS, _FEW = 48, 12
+_EVERY = torch.arange(_ROWS)
 
 
 class EvaluationScene(WithTeacher):
@@ -44,6 +45,15 @@ class EvaluationScene(WithTeacher):
         teacher = self.build_teacher(self.teachers()[0], device)
         student = self.student_beside(teacher, self.student, self.student_options, device).eval()
         return EvaluationContext(torch.device(device), codec, teacher, student, reference)
+
+    def prepare(self, component: Evaluator | Verifier, *, networks: bool = False) -> EvaluationContext:
+        """The context that ``component`` was prepared with."""
+        context = self.context(networks=networks)
+        try:
+            component.prepare(context)
+        except FreeflowError as error:
+            self.fail(f"prepare() to accept held-out digits, a codec{', teacher and student' * networks}", str(error))
+        return context
 
     def real_images(self, context: EvaluationContext, rows: int = _ROWS) -> tuple[Tensor, Condition]:
         """Held-out images, or training images where none are held out."""
@@ -88,67 +98,53 @@ class EvaluatorContract(EvaluationScene):
 
     def test_scores_are_finite_numbers_by_name(self) -> None:
         """``compute`` gives floats, at least one, for samples like those of a good student."""
-        scores = self.scores([self.every()])
+        scores = self.scores([_EVERY])
         self.expect(bool(scores), "at least one score", "none")
         for name, value in scores.items():
-            self.expect(
-                isinstance(name, str) and isinstance(value, float) and math.isfinite(value),
-                f"the score {name!r} as a finite float",
-                f"{describe(value)}" if not isinstance(value, float) else str(value),
-                "Return float(value) from compute(); leave out a score that has no meaning for the row.",
-            )
+            good = isinstance(name, str) and isinstance(value, float) and math.isfinite(value)
+            came = str(value) if isinstance(value, float) else describe(value)
+            advice = "Return float(value) from compute(); leave out a score that has no meaning for the row."
+            self.expect(good, f"the score {name!r} as a finite float", came, advice)
 
     def test_scores_do_not_depend_on_the_batches(self) -> None:
         """One batch of all samples and three of a third score alike."""
-        every = self.every()
-        whole = self.scores([every])
-        self.compare(whole, self.scores([*every.chunk(3)]), "the same scores however samples are split into batches")
+        whole = self.scores([_EVERY])
+        self.compare(whole, self.scores([*_EVERY.chunk(3)]), "the same scores however samples are split into batches")
 
     def test_scores_are_repeatable(self) -> None:
         """Twice the same samples, twice the same scores; torch's global generator is not used."""
         evaluator, context = self.ready()
 
         def scores() -> dict[str, float]:
-            self.feed(evaluator, context, [self.every()], "student")
+            self.feed(evaluator, context, [_EVERY], "student")
             return {name: float(f"{value:.3g}") for name, value in evaluator.compute().items()}
 
         self.expect_repeatable(scores, "compute()")
 
     def test_reset_forgets_the_row_before(self) -> None:
         """A row's scores are those of its own samples alone."""
-        every = self.every()
-        few = every[: _ROWS // 2]
+        few = _EVERY[: _ROWS // 2]
         alone = self.scores([few])
         evaluator, context = self.ready()
-        self.feed(evaluator, context, [every], "teacher")
+        self.feed(evaluator, context, [_EVERY], "teacher")
         self.feed(evaluator, context, [few], "student")
         self.compare(alone, dict(evaluator.compute()), "the scores of the second row's own samples after reset()")
 
     def test_images_are_left_alone(self) -> None:
         """Evaluators share a batch: none may write to it."""
         evaluator, context = self.ready()
-        batch = self.batch(context, self.every(), paired=evaluator.paired)
+        batch = self.batch(context, _EVERY, paired=evaluator.paired)
         kept = batch.images.clone()
         evaluator.reset("student")
         evaluator.update(batch)
         self.expect(torch.equal(batch.images, kept), "the batch's images as they were", "changed ones")
 
-    def every(self) -> torch.Tensor:
-        """Indices of all samples."""
-        return torch.arange(_ROWS)
-
     def ready(self) -> tuple[Evaluator, EvaluationContext]:
         """The evaluator, prepared, with a reference of the teacher's samples where it takes one."""
         evaluator: Evaluator = self.build()
-        context = self.context(networks=self.networks or evaluator.paired)
-        try:
-            evaluator.prepare(context)
-        except FreeflowError as error:
-            self.fail(
-                "prepare() to accept held-out digits, a codec and, if it is paired, teacher and student", str(error)
-            )
+        context = self.prepare(evaluator, networks=self.networks or evaluator.paired)
         if not evaluator.paired:
-            evaluator.observe_reference(self.batch(context, self.every().flip(0), paired=False))
+            evaluator.observe_reference(self.batch(context, _EVERY.flip(0), paired=False))
         return evaluator, context
 
     def feed(
@@ -190,8 +186,8 @@ class VerifierContract(EvaluationScene):
         for rows in (_FEW, 1):
             chosen = torch.arange(rows)
             found = verifier.score(images[chosen], index_condition(condition, chosen))
-            good = isinstance(found, Tensor) and found.shape == (rows,) and found.is_floating_point()
-            self.expect(good and bool(torch.isfinite(found).all()), f"finite float scores ({rows},)", describe(found))
+            self.expect_tensor(found, (rows,), "scores")
+            self.expect(found.is_floating_point(), "float scores", describe(found))
 
     def test_scores_are_repeatable(self) -> None:
         """Same images, same scores; torch's global generator is not used, and the images stay as they are."""
@@ -219,19 +215,11 @@ class VerifierContract(EvaluationScene):
         noise = draws_of(len(images)).noise("noise", tuple(images.shape[1:]))
         grey = (127 + 60 * noise).clamp(0, 255).to(images.dtype)
         real, fake = float(verifier.score(images, condition).mean()), float(verifier.score(grey, condition).mean())
-        self.expect(
-            real > fake,
-            "higher scores of real images than of noise",
-            f"{real:.4g} on average for real images and {fake:.4g} for noise",
-            "Higher is better: return minus a distance.",
-        )
+        came = f"{real:.4g} on average for real images and {fake:.4g} for noise"
+        advice = "Higher is better: return minus a distance."
+        self.expect(real > fake, "higher scores of real images than of noise", came, advice)
 
     def ready(self) -> tuple[Verifier, EvaluationContext]:
         """The verifier, prepared."""
         verifier: Verifier = self.build()
-        context = self.context()
-        try:
-            verifier.prepare(context)
-        except FreeflowError as error:
-            self.fail("prepare() to accept held-out digits and a codec", str(error))
-        return verifier, context
+        return verifier, self.prepare(verifier)

@@ -42,16 +42,11 @@ class ObjectiveContract(ObjectiveScenes):
     def test_declares_what_it_needs(self) -> None:
         """``requires`` is a class of student, ``start_times`` one of ``StartTimes``."""
         objective = self.objective()
-        self.expect(
-            isinstance(objective.requires, type) and issubclass(objective.requires, Student),
-            "requires: a class of freeflow_core.interfaces.Student",
-            repr(objective.requires),
-        )
-        self.expect(
-            isinstance(objective.start_times, StartTimes),
-            "start_times: one of freeflow_core.interfaces.StartTimes",
-            repr(objective.start_times),
-        )
+        needed, start = objective.requires, objective.start_times
+        good = isinstance(needed, type) and issubclass(needed, Student)
+        self.expect(good, "requires: a class of freeflow_core.interfaces.Student", repr(needed))
+        good = isinstance(start, StartTimes)
+        self.expect(good, "start_times: one of freeflow_core.interfaces.StartTimes", repr(start))
 
     def test_finds_a_student_to_train(self) -> None:
         """A run can be set up: with a student of the class it requires, and data only when it needs some."""
@@ -72,12 +67,8 @@ class ObjectiveContract(ObjectiveScenes):
         for name, network in named.items():
             for p in network.parameters():
                 other = owners.setdefault(p.data_ptr(), name)
-                self.expect(
-                    other == name or p.numel() == 0,
-                    f"a role {name!r} with weights of its own",
-                    f"one that shares them with {other!r}",
-                    "Give it copy.deepcopy(student).",
-                )
+                own, came = other == name or p.numel() == 0, f"one that shares them with {other!r}"
+                self.expect(own, f"a role {name!r} with weights of its own", came, "Give it copy.deepcopy(student).")
 
     def test_losses_are_one_number_a_sample(self) -> None:
         """Each role's ``per_sample`` is (n,), finite, with gradient; ``terms`` are detached scalars."""
@@ -85,18 +76,12 @@ class ObjectiveContract(ObjectiveScenes):
         losses = scene.losses()
         check_losses(self.component, losses, scene.state, ROWS)
         for role, loss in losses.items():
-            self.expect(
-                bool(torch.isfinite(loss.per_sample).all()),
-                f"finite losses for {role!r}",
-                f"{int((~torch.isfinite(loss.per_sample)).sum())} of {loss.per_sample.numel()} that are not",
-            )
+            self.expect_tensor(loss.per_sample, loss.per_sample.shape, f"losses for {role!r}")
             for name, term in loss.terms.items():
-                self.expect(
-                    isinstance(term, Tensor) and term.ndim == 0 and not term.requires_grad,
-                    f"the term {name!r} of {role!r} as a detached 0-d tensor",
-                    f"{describe(term)}{', with gradient' if isinstance(term, Tensor) and term.requires_grad else ''}",
-                    "Return value.detach().mean(), without .item(): reading it would wait for the device.",
-                )
+                good = isinstance(term, Tensor) and term.ndim == 0 and not term.requires_grad
+                came = f"{describe(term)}{', with gradient' if isinstance(term, Tensor) and term.requires_grad else ''}"
+                advice = "Return value.detach().mean(), without .item(): reading it would wait for the device."
+                self.expect(good, f"the term {name!r} of {role!r} as a detached 0-d tensor", came, advice)
 
     def test_losses_depend_on_their_draws_alone(self) -> None:
         """Asked twice for the same rows, it gives the same losses; torch's global generator is not used."""
@@ -110,12 +95,9 @@ class ObjectiveContract(ObjectiveScenes):
         """Within 8 steps, and no other role does."""
         scene = self.scene().train(_MOST_STEPS)
         idle = [name for name, role in scene.state.roles.items() if role.optimizer is not None and not role.updates]
-        self.expect(
-            not idle,
-            f"a loss for every trainable role within {_MOST_STEPS} steps",
-            f"none for {', '.join(idle)}",
-            "Return one in losses(), or give the role trainable=False.",
-        )
+        expected = f"a loss for every trainable role within {_MOST_STEPS} steps"
+        advice = "Return one in losses(), or give the role trainable=False."
+        self.expect(not idle, expected, f"none for {', '.join(idle)}", advice)
 
     def test_gradients_reach_their_own_role_alone(self) -> None:
         """A role's loss gives its own weights a finite gradient, and no other network, frozen ones included, any."""
@@ -129,12 +111,9 @@ class ObjectiveContract(ObjectiveScenes):
                     self.expect(finite, f"a finite gradient of {role!r} from its loss", "none, or one with NaN")
                 else:
                     moved = any(bool((g != 0).any()) for g in gradients)
-                    self.expect(
-                        not moved,
-                        f"the loss of {role!r} to train {role!r} alone",
-                        f"a gradient in {name!r}",
-                        "All losses are added up and go backward once: detach() what the other network gave.",
-                    )
+                    expected = f"the loss of {role!r} to train {role!r} alone"
+                    advice = "All losses are added up and go backward once: detach() what the other network gave."
+                    self.expect(not moved, expected, f"a gradient in {name!r}", advice)
                 network.zero_grad(set_to_none=True)
 
     def test_nothing_else_trains(self) -> None:
@@ -161,12 +140,9 @@ class ObjectiveContract(ObjectiveScenes):
         whole, split = found
         for name, value in whole.items():
             error = abs(split.get(name, float("inf")) - value) / max(abs(value), 1e-9)
-            self.expect(
-                error < 1e-6,
-                f"{name} = {value:.6g} however the batch is split",
-                f"{split.get(name, float('nan')):.6g} from two micro-batches",
-                "Choose rows by draws.split, and take means over the batch from context.mean, with uses_batch_means.",
-            )
+            came = f"{split.get(name, float('nan')):.6g} from two micro-batches"
+            advice = "Choose rows by draws.split, and take means from context.mean, with uses_batch_means."
+            self.expect(error < 1e-6, f"{name} = {value:.6g} however the batch is split", came, advice)
 
     def test_resumes_bit_for_bit(self) -> None:
         """5 steps, a checkpoint, and 5 more from it, are 10 steps: weights, averages, moments, its own state."""
@@ -178,12 +154,9 @@ class ObjectiveContract(ObjectiveScenes):
         resumed = replace(again, trainer=trainer).train(5)
         expected, found = through.state.tensors(), resumed.state.tensors()
         for name, tensors in expected.items():
-            self.expect(
-                same(tensors, found[name]),
-                f"{name} after a restart to be what it is without one",
-                "other numbers",
-                "Keep what losses() remembers between steps in a StatefulObjective.",
-            )
+            what = f"{name} after a restart to be what it is without one"
+            advice = "Keep what losses() remembers between steps in a StatefulObjective."
+            self.expect(same(tensors, found[name]), what, "other numbers", advice)
 
     def test_runs_in_bf16(self) -> None:
         """A step under autocast is finite, or refused by a ``ConfigError``."""
@@ -206,12 +179,9 @@ class ObjectiveContract(ObjectiveScenes):
         size = max(float(away.mean(0).norm()), 1e-30)
         if self.stationary is True:
             worst = float(at_solution.norm(dim=1).max()) / size
-            self.expect(
-                worst < 1e-6,
-                "no gradient at the exact flow map, in any batch",
-                f"up to {worst:.2g} of that a tenth away",
-                "Set stationary = 'limit' where it only vanishes on average or for many steps.",
-            )
+            advice = "Set stationary = 'limit' where it only vanishes on average or for many steps."
+            expected = "no gradient at the exact flow map, in any batch"
+            self.expect(worst < 1e-6, expected, f"up to {worst:.2g} of that a tenth away", advice)
             return
         noise = float(at_solution.std(0).norm()) / len(at_solution) ** 0.5
         left = max(float(at_solution.mean(0).norm()) - 3 * noise, 0.0) / size

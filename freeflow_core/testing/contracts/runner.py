@@ -12,30 +12,6 @@ from typing import Any, Literal
 from freeflow_core.errors import FreeflowError
 from freeflow_core.plugin import Registry
 from freeflow_core.testing.contracts.base import ComponentContract, ContractFailure
-from freeflow_core.testing.contracts.codec import CodecContract
-from freeflow_core.testing.contracts.evaluation import EvaluatorContract, VerifierContract
-from freeflow_core.testing.contracts.objective import ObjectiveContract
-from freeflow_core.testing.contracts.sampler import SamplerContract
-from freeflow_core.testing.contracts.source import SourceContract
-from freeflow_core.testing.contracts.student import StudentContract
-from freeflow_core.testing.contracts.teacher import TeacherContract
-from freeflow_core.testing.contracts.tracker import TrackerContract
-
-CONTRACTS: Mapping[str, type[ComponentContract]] = {
-    contract.kind: contract
-    for contract in (
-        TeacherContract,
-        StudentContract,
-        ObjectiveContract,
-        SamplerContract,
-        CodecContract,
-        SourceContract,
-        EvaluatorContract,
-        TrackerContract,
-        VerifierContract,
-    )
-}
-"""The contract of every kind."""
 
 _PREFIX = "test_"
 _BUILDS = ComponentContract.test_builds_from_its_configuration.__name__
@@ -106,10 +82,8 @@ def _run(contract: type[ComponentContract], name: str) -> CheckResult:
         if repr(contract.component) not in message:
             message = f"The {contract.kind} {contract.component!r}: {message}"
     except Exception as error:
-        status = "failed"
-        message = (
-            f"The {contract.kind} {contract.component!r} raised {type(error).__name__}: {' '.join(str(error).split())}"
-        )
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        status, message = "failed", f"The {contract.kind} {contract.component!r} raised {problem}"
     return CheckResult(_words(name), status, message, time.perf_counter() - began)
 
 

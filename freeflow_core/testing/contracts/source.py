@@ -28,30 +28,21 @@ class SourceContract(ComponentContract):
         for batch in itertools.islice(source.batches(0, _SIZE, 0, 1), 3):
             self.expect(isinstance(batch, Batch), "a freeflow_core.types.Batch", describe(batch))
             if not source.has_data:
-                self.expect(
-                    batch.x is None and batch.condition is None,
-                    "batches without states and conditions from a source with has_data = False",
-                    f"{describe(batch.x)} and {describe(batch.condition)}",
-                )
+                empty = batch.x is None and batch.condition is None
+                came = f"{describe(batch.x)} and {describe(batch.condition)}"
+                self.expect(empty, "batches without states and conditions where has_data = False", came)
                 continue
             x = batch.x
             if x is None:
                 self.fail("states in every batch of a source with has_data = True", "None")
             self.expect(len(x) == _SIZE, f"{_SIZE} rows for batch_size={_SIZE}", describe(x))
             if source.encoded_by is None and x.dtype is not torch.float32:
-                self.expect(
-                    x.dtype is torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3),
-                    "uint8 images (N, 1|3, H, W), or float32 states with the codec they need",
-                    describe(x),
-                )
+                good = x.dtype is torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
+                self.expect(good, "uint8 images (N, 1|3, H, W), or float32 states and their codec", describe(x))
             else:
                 self.expect(x.is_floating_point() and bool(torch.isfinite(x).all()), "finite float states", describe(x))
             if source.image_shape is not None:
-                self.expect(
-                    tuple(x.shape[1:]) == tuple(source.image_shape),
-                    f"states of image_shape={tuple(source.image_shape)}",
-                    describe(x),
-                )
+                self.expect_tensor(x, (_SIZE, *source.image_shape), "states of image_shape,")
 
     def test_labels_are_in_range(self) -> None:
         """int64 from 0 to ``num_classes - 1``; None where there are no classes."""
@@ -60,20 +51,10 @@ class SourceContract(ComponentContract):
             self.skip("it has no data")
         _, condition = self.first(source, 8)
         if source.num_classes is None:
-            self.expect(
-                condition is None or not isinstance(condition, Tensor) or condition.is_floating_point(),
-                "num_classes, the number of classes, of a source that gives labels",
-                "None",
-            )
+            unlabelled = not isinstance(condition, Tensor) or condition.is_floating_point()
+            self.expect(unlabelled, "num_classes, the number of classes, of a source that gives labels", "None")
             return
-        if not isinstance(condition, Tensor) or condition.dtype is not torch.int64 or condition.shape != (8 * _SIZE,):
-            self.fail(f"int64 labels, one for each of {8 * _SIZE} rows", describe(condition))
-        low, high = int(condition.min()), int(condition.max())
-        self.expect(
-            low >= 0 and high < source.num_classes,
-            f"labels from 0 to {source.num_classes - 1}",
-            f"labels from {low} to {high}",
-        )
+        self.expect_labels(condition, source.num_classes, 8 * _SIZE, "8 batches")
 
     def test_goes_on_where_it_was(self) -> None:
         """``batches(start)`` yields what ``batches(0)`` yields from image ``start`` on: a restart changes nothing."""
@@ -82,12 +63,8 @@ class SourceContract(ComponentContract):
         for skipped in (1, 3):
             again, their_labels = self.first(source, 6 - skipped, start=skipped * _SIZE)
             same = _same_rows(through, labels, again, their_labels, skipped * _SIZE)
-            self.expect(
-                same,
-                f"batches({skipped * _SIZE}, ...) to begin with image {skipped * _SIZE}",
-                "other images",
-                "Make image i a function of the seed and i alone.",
-            )
+            expected = f"batches({skipped * _SIZE}, ...) to begin with image {skipped * _SIZE}"
+            self.expect(same, expected, "other images", "Make image i a function of the seed and i alone.")
 
     def test_two_processes_share_the_rows(self) -> None:
         """Blocks of rank 0 and rank 1 in turn are the blocks of one process: each row goes to one of them."""
@@ -96,12 +73,9 @@ class SourceContract(ComponentContract):
         iterators = [source.batches(0, _SIZE, rank, 2) for rank in (0, 1)]
         blocks = [next(iterators[block % 2]) for block in range(4)]
         found, their_labels = _joined(blocks)
-        self.expect(
-            _same_rows(whole, labels, found, their_labels, 0),
-            "block k of rank r of 2 to be block 2 k + r of a single process",
-            "other images",
-            "Image numbers of a block are start + (k * world_size + rank) * batch_size + 0, 1, ...",
-        )
+        same = _same_rows(whole, labels, found, their_labels, 0)
+        advice = "Image numbers of a block are start + (k * world_size + rank) * batch_size + 0, 1, ..."
+        self.expect(same, "block k of rank r of 2 to be block 2 k + r of a single process", "other images", advice)
 
     def test_built_again_it_is_the_same(self) -> None:
         """Same options, same images in the same order; torch's global generator is not used."""

@@ -15,7 +15,7 @@ from freeflow_core.math.derivative import DerivativeMethod, directional_derivati
 from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.contracts.base import WithTeacher, draws_of, relative_difference
 from freeflow_core.testing.contracts.network import ROWS, NetworkContract
-from freeflow_core.types import Condition, describe
+from freeflow_core.types import Condition
 
 
 class StudentContract(NetworkContract, WithTeacher):
@@ -55,12 +55,8 @@ class StudentContract(NetworkContract, WithTeacher):
         for rows in (ROWS, 1):
             x, t, s, condition, guidance = self.arguments(student, rows=rows)
             for weight in (guidance, None):
-                jumped = student.flow_map(x, t, s, condition, weight)
-                self.expect(
-                    isinstance(jumped, Tensor) and jumped.shape == x.shape and bool(torch.isfinite(jumped).all()),
-                    f"finite x_s of shape {tuple(x.shape)} (guidance {'None' if weight is None else 'given'})",
-                    describe(jumped),
-                )
+                given = "None" if weight is None else "given"
+                self.expect_tensor(student.flow_map(x, t, s, condition, weight), x.shape, f"x_s (guidance {given})")
 
     def test_forward_is_deterministic(self) -> None:
         """In evaluation mode: same input, same output, bit for bit, without torch's global generator."""
@@ -83,12 +79,9 @@ class StudentContract(NetworkContract, WithTeacher):
         jumped = student.jump(output, x, t, s)
         expected = x - expand_times(t - s, x) * student.average_velocity(output, x, t, s)
         error, wrong_way = relative_difference(jumped, expected), relative_difference(jumped, 2 * x - expected)
-        self.expect(
-            error < 1e-6,
-            "x_s = x_t - (t - s) u, with s <= t and t = 1 the noise",
-            "x_t + (t - s) u, a jump with the wrong sign" if wrong_way < 1e-6 else f"a difference of {error:.2g}",
-            "Return freeflow_core.math.flow.average_velocity_jump(x_t, u, t, s).",
-        )
+        came = "x_t + (t - s) u, a jump with the wrong sign" if wrong_way < 1e-6 else f"a difference of {error:.2g}"
+        advice = "Return freeflow_core.math.flow.average_velocity_jump(x_t, u, t, s)."
+        self.expect(error < 1e-6, "x_s = x_t - (t - s) u, with s <= t and t = 1 the noise", came, advice)
 
     def test_only_forward_holds_gradients(self) -> None:
         """``jump`` and ``average_velocity`` are pure functions of forward's output: wrappers see forward alone."""
@@ -99,12 +92,9 @@ class StudentContract(NetworkContract, WithTeacher):
         if isinstance(student, AverageVelocityStudent):
             parts["average_velocity"] = student.average_velocity(output, x, t, s)
         for name, value in parts.items():
-            self.expect(
-                not value.requires_grad,
-                f"{name}() to be a function of forward's output without weights of its own",
-                "a gradient that does not pass through forward()",
-                "Distributed training would never synchronise it: move the layers into forward().",
-            )
+            expected = f"{name}() to be a function of forward's output without weights of its own"
+            advice = "Distributed training would never synchronise it: move the layers into forward()."
+            self.expect(not value.requires_grad, expected, "a gradient that does not pass through forward()", advice)
 
     def test_gradients_are_finite(self) -> None:
         """A squared error of the jump gives some weight a gradient, and none a NaN."""
@@ -135,12 +125,9 @@ class StudentContract(NetworkContract, WithTeacher):
             )
             size = (central.norm() + 1e-3 * output.norm()).clamp_min(1e-12)
             error = float((exact - central).norm() / size)
-            self.expect(
-                error < 1e-3,
-                f"{name} by forward mode to agree with central differences",
-                f"a relative difference of {error:.2g}",
-                "Do not detach, round or rebuild times from numbers inside forward().",
-            )
+            expected = f"{name} by forward mode to agree with central differences"
+            advice = "Do not detach, round or rebuild times from numbers inside forward()."
+            self.expect(error < 1e-3, expected, f"a relative difference of {error:.2g}", advice)
 
     def test_says_what_it_took_from_the_teacher(self) -> None:
         """``load_teacher`` accounts for every parameter as taken or new, and leaves the teacher as it was."""
@@ -171,12 +158,9 @@ class StudentContract(NetworkContract, WithTeacher):
         copies = {name: value.detach().clone() for name, value in state.tensors.items()}
         again = type(student).from_state(type(state)(state.family, config, copies)).eval()
         inputs = self.arguments(student)
-        self.expect(
-            torch.equal(student.flow_map(*inputs), again.to(inputs[0].dtype).flow_map(*inputs)),
-            "the same jumps from the student that from_state rebuilds",
-            "other jumps",
-            "network_state must hold every weight and buffer, and in `config` what the constructor needs.",
-        )
+        same = torch.equal(student.flow_map(*inputs), again.to(inputs[0].dtype).flow_map(*inputs))
+        advice = "network_state must hold every weight and buffer, and in `config` what the constructor needs."
+        self.expect(same, "the same jumps from the student that from_state rebuilds", "other jumps", advice)
 
     def test_can_be_copied(self) -> None:
         """The engine averages a deep copy, and objectives copy it for their roles."""
@@ -197,12 +181,9 @@ class StudentContract(NetworkContract, WithTeacher):
         for network in (student, again):
             network.flow_map(*self.arguments(network)).square().mean().backward()  # type: ignore[no-untyped-call]
             found.append([p.grad for p in network.parameters() if p.grad is not None])
-        errors = [relative_difference(a, b) for a, b in zip(*found, strict=False)]
-        self.expect(
-            len(found[0]) == len(found[1]) and max(errors, default=0) < 1e-5,
-            "the same gradients with recomputed activations",
-            f"a relative difference of {max(errors, default=1):.2g}",
-        )
+        self.expect(len(found[0]) == len(found[1]), "as many gradients with recomputed activations", "fewer, or more")
+        for plain, recomputed in zip(*found, strict=True):
+            self.expect_close(recomputed, plain, 1e-5, "the same gradients with recomputed activations")
 
     def _average_velocity_student(self) -> AverageVelocityStudent:
         student = self.network().double().eval()
