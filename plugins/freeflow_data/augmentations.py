@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_data.config import AugmentationName, ImageOptions, Padding
+from freeflow_data.config import AugmentationConfig, AugmentationName, ImageOptions, Padding
 
 LARGEST_SHIFT = 0.25
 """At full strength, as a share of the side."""
@@ -71,27 +70,6 @@ def _move(images: Tensor, angle: Tensor, right: Tensor, down: Tensor, padding: P
 AUGMENTATIONS: dict[AugmentationName, Augmentation] = {"flip": flip, "shift": shift, "rotation": rotation}
 
 
-@dataclass(frozen=True)
-class _Step:
-    augment: Augmentation
-    strength: float
-    padding: Padding
-    probability: float
-    seed: int
-    stream: str
-
-    def apply(self, values: Tensor, number: Tensor) -> None:
-        """Change float images (N, C, H, W) in place."""
-        share = PhiloxDraws(self.seed, number).uniform(f"{self.stream}/chosen")
-        chosen = (share < self.probability).nonzero().flatten()
-        if len(chosen):
-            draws = PhiloxDraws(self.seed, number[chosen])
-            changed = self.augment(
-                values[chosen], self.strength, lambda name: draws.uniform(f"{self.stream}/{name}"), self.padding
-            )
-            values[chosen] = changed.clamp_(0, 255)  # each sees an image, not what the one before overshot
-
-
 @final
 class Augmentations:
     """Those of the options, in order; grey values are rounded once, at the end.
@@ -101,22 +79,30 @@ class Augmentations:
     """
 
     def __init__(self, options: ImageOptions) -> None:
-        self._steps: list[_Step] = []
+        self._seed = options.seed
+        self._steps: list[tuple[str, float, AugmentationConfig]] = []
         seen: Counter[str] = Counter()
         for choice in options.augment:
             seen[choice.name] += 1
-            # By name and occurrence: taking one augmentation away leaves the draws of the others as they were.
-            stream = f"augment/{choice.name}/{seen[choice.name]}"
             strength = choice.strength * options.augment_strength
             if strength > 0 and choice.probability > 0:
-                augment = AUGMENTATIONS[choice.name]
-                self._steps.append(_Step(augment, strength, choice.padding, choice.probability, options.seed, stream))
+                # By name and occurrence: taking one augmentation away leaves the draws of the others as they were.
+                self._steps.append((f"augment/{choice.name}/{seen[choice.name]}", strength, choice))
 
     def __call__(self, images: Tensor, number: Tensor) -> Tensor:
         """Augmented uint8 images (N, C, H, W); ``number`` int64 (N,) are their numbers. The input is left alone."""
         if not self._steps:
             return images
         values = images.float()
-        for step in self._steps:
-            step.apply(values, number)
+        for stream, strength, choice in self._steps:
+            share = PhiloxDraws(self._seed, number).uniform(f"{stream}/chosen")
+            chosen = (share < choice.probability).nonzero().flatten()
+            if len(chosen):
+                uniform = _uniform(PhiloxDraws(self._seed, number[chosen]), stream)
+                changed = AUGMENTATIONS[choice.name](values[chosen], strength, uniform, choice.padding)
+                values[chosen] = changed.clamp_(0, 255)  # each sees an image, not what the one before overshot
         return values.round_().to(torch.uint8)
+
+
+def _uniform(draws: PhiloxDraws, stream: str) -> Uniform:
+    return lambda name: draws.uniform(f"{stream}/{name}")

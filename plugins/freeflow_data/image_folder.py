@@ -227,12 +227,8 @@ def _check(
         size = count.most_common(1)[0][0]
         other_size = {name: header.size for header, names in headers.items() if header.size != size for name in names}
         problems.add(
-            f"not {_pixels(size)} pixels like most (source.size=N would resize all)",
-            [f"{name}: {_pixels(other)}" for name, other in other_size.items()],
+            f"not {size[1]} x {size[0]} pixels like most (source.size=N would resize all)",
+            [f"{name}: {width} x {height}" for name, (height, width) in other_size.items()],
         )
     rejected = {name for names in unusable.values() for name in names} | other_size.keys()
     return [name for name in files if name not in rejected], size, all(header.grey for header in headers)
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    return f"{size[1]} x {size[0]}"

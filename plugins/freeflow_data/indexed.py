@@ -43,17 +43,14 @@ class EpochOrder:
         parts = [np.empty(0, dtype=np.int64)]
         while count > 0:
             epoch, offset = divmod(start, self._size)
-            part = self._of_epoch(epoch)[offset : offset + count]
+            if epoch != self._epoch:  # training moves forward, so one epoch is all that is worth keeping
+                self._permutation = keyed_permutation(self._seed, f"epoch-{epoch}", self._size)
+                self._epoch = epoch
+            part = self._permutation[offset : offset + count]
             parts.append(part)
             start += len(part)
             count -= len(part)
         return np.concatenate(parts)
-
-    def _of_epoch(self, epoch: int) -> Rows:
-        if epoch != self._epoch:  # training moves forward, so one epoch is all that is worth keeping
-            self._permutation = keyed_permutation(self._seed, f"epoch-{epoch}", self._size)
-            self._epoch = epoch
-        return self._permutation
 
 
 class IndexedSource(Source):

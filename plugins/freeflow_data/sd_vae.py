@@ -85,7 +85,18 @@ class SDVAECodec(Codec):
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents' Gaussian, whatever ``posterior`` says; as for :meth:`encode`."""
         self.prepare()
-        _check_images(images, 2 ** (len(self._network.config.block_out_channels) - 1))
+        factor = 2 ** (len(self._network.config.block_out_channels) - 1)
+        if (
+            images.dtype != torch.uint8
+            or images.ndim != 4
+            or images.shape[1] != 3
+            or any(side % factor for side in images.shape[2:])
+        ):
+            raise ConfigError(
+                f"The codec sd-vae encodes uint8 images (N, 3, H, W) with sides that are multiples of {factor}, got "
+                f"{images.dtype} {tuple(images.shape)}. Repeat grey images over three channels, scale floats to "
+                "0..255, crop or resize."
+            )
         batches = [self._moments(batch) for batch in torch.split(images, self._config.decode_batch_size)]
         means, stds = zip(*batches, strict=True)
         return torch.cat(means), torch.cat(stds)
@@ -120,19 +131,6 @@ class SDVAECodec(Codec):
         with torch.autocast(self._device.type, enabled=False):
             values = self._network.decode(latents.to(self._dtype)).sample.float()
         return values.mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8).to(x.device)
-
-
-def _check_images(images: Tensor, factor: int) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ConfigError(
-            f"The codec sd-vae encodes uint8 images (N, 3, H, W), got {images.dtype} {tuple(images.shape)}. "
-            "Grey images must be repeated over three channels, floats scaled to 0..255."
-        )
-    if images.shape[2] % factor or images.shape[3] % factor:
-        raise ConfigError(
-            f"The codec sd-vae encodes images whose sides are multiples of {factor}, got {tuple(images.shape[2:])}. "
-            "Crop or resize them."
-        )
 
 
 def _image_index(images: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluat
 from freeflow_core.types import Condition
 from freeflow_metrics.config import ClassAccuracyConfig, SpreadConfig
 from freeflow_metrics.distance import REFERENCE_SUBJECT
-from freeflow_metrics.feature_choice import build_classifier
-from freeflow_metrics.features import batch_features
+from freeflow_metrics.features import SmallFeatures, batch_features
 
 _HALF_RANGE = 127.5  # pixel values per unit of the range [-1, 1]
 
@@ -35,7 +34,7 @@ class ClassAccuracyEvaluator(Evaluator):
     """
 
     def __init__(self, config: ClassAccuracyConfig) -> None:
-        self._network = build_classifier(config)
+        self._network = SmallFeatures.chosen(config)
         self._num_right = 0
         self._num_seen = 0
 
@@ -74,7 +73,11 @@ class ClassSpread:
 
     def update(self, images: Tensor, labels: Tensor | None) -> None:
         """Take in uint8 images (N, C, H, W) and their labels (N,), or None for one class in all."""
-        pixels = self._reduced(images).flatten(1) - _HALF_RANGE
+        pixels = images.detach().cpu().double()
+        height, width = (min(side, self._max_side) for side in pixels.shape[-2:])
+        if (height, width) != pixels.shape[-2:]:
+            pixels = functional.adaptive_avg_pool2d(pixels, (height, width))
+        pixels = pixels.flatten(1) - _HALF_RANGE
         rows = torch.zeros(len(pixels), dtype=torch.int64) if labels is None else labels
         classes, place = torch.unique(rows, return_inverse=True)
         terms = torch.stack([torch.ones_like(pixels), pixels, pixels.square()], 1)
@@ -90,13 +93,6 @@ class ClassSpread:
                 variance = (second - first.square() / count) / (count - 1)
                 spread[label] = float(variance.clamp_min(0).sqrt().mean()) / _HALF_RANGE
         return spread
-
-    def _reduced(self, images: Tensor) -> Tensor:
-        pixels = images.detach().cpu().double()
-        height, width = pixels.shape[-2:]
-        if max(height, width) <= self._max_side:
-            return pixels
-        return functional.adaptive_avg_pool2d(pixels, (min(height, self._max_side), min(width, self._max_side)))
 
 
 @final

@@ -27,30 +27,26 @@ def energy_distance(first: Tensor, second: Tensor) -> float:
         first, second: (N, *D) and (M, *D), flattened to points.
 
     Raises:
-        ValueError: fewer than two points on either side, or points of different dimension.
+        ValueError: fewer than two points on either side.
+        ConfigError: points of different dimension.
     """
     first, second = first.detach().double().flatten(1), second.detach().double().flatten(1)
     if min(len(first), len(second)) < 2:
         raise ValueError(f"an energy distance needs two points on either side, got {len(first)} and {len(second)}")
     if first.shape[1] != second.shape[1]:
-        raise ValueError(f"points of {first.shape[1]} and {second.shape[1]} entries cannot be compared")
+        raise ConfigError(
+            f"The energy distance cannot compare samples of {first.shape[1]} entries with others of {second.shape[1]}. "
+            "Choose a reference of the samples' own shape."
+        )
     across = _distance_sum(first, second) / (len(first) * len(second))
-    return 2 * across - _mean_distance_within(first) - _mean_distance_within(second)
-
-
-def _mean_distance_within(points: Tensor) -> float:
-    """E|X - X'| over distinct pairs: the diagonal adds 0 to the sum and is not counted."""
-    return _distance_sum(points, points) / (len(points) * (len(points) - 1))
+    within = (_distance_sum(x, x) / (len(x) * (len(x) - 1)) for x in (first, second))  # the diagonal adds 0
+    return 2 * across - sum(within)
 
 
 def _distance_sum(first: Tensor, second: Tensor) -> float:
     # By differences, not by |x|^2 + |y|^2 - 2 x.y, which keeps half the digits of a small distance.
-    rows = max(1, _BLOCK_ELEMENTS // len(second))
-    total = 0.0
-    for block in torch.split(first, rows):
-        distances = torch.cdist(block, second, compute_mode="donot_use_mm_for_euclid_dist")
-        total += float(distances.sum())
-    return total
+    blocks = torch.split(first, max(1, _BLOCK_ELEMENTS // len(second)))
+    return sum(float(torch.cdist(x, second, compute_mode="donot_use_mm_for_euclid_dist").sum()) for x in blocks)
 
 
 @final
@@ -85,10 +81,4 @@ class EnergyDistanceEvaluator(DistanceEvaluator[PointBuffer]):
         return PointBuffer(self._capacity)
 
     def distance(self, row: PointBuffer, reference: PointBuffer, what: str) -> float:
-        first, second = row.points(), reference.points()
-        if first.shape[1] != second.shape[1]:
-            raise ConfigError(
-                f"The energy-distance evaluator cannot compare samples of {first.shape[1]} entries with the {what} of "
-                f"{second.shape[1]}. Choose a reference of the samples' own shape."
-            )
-        return energy_distance(first, second)
+        return energy_distance(row.points(), reference.points())

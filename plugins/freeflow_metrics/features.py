@@ -18,6 +18,7 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import EvaluationBatch
 from freeflow_core.network_file import check_tensors, load_network
 from freeflow_core.types import NetworkState
+from freeflow_metrics.config import ClassifierOptions
 
 FAMILY = "freeflow_metrics.small_features"
 ASSETS = {"digits": "assets/digits-features.safetensors", "mnist": "assets/mnist-features.safetensors"}
@@ -170,6 +171,11 @@ class SmallFeatures(FeatureNetwork):
         path = path.expanduser()
         state, _ = load_network(path)
         return cls(state, f"file:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}")
+
+    @classmethod
+    def chosen(cls, options: ClassifierOptions) -> SmallFeatures:
+        """The network of the options, on the host. Raises ``CheckpointError`` as :meth:`from_file`."""
+        return cls.packaged(options.features) if options.features_file is None else cls.from_file(options.features_file)
 
     def features(self, images: Tensor) -> Tensor:
         expected = self._classifier.image_shape

@@ -58,7 +58,11 @@ class FidelityEvaluator(Evaluator):
         if not len(z):
             return
         rows = torch.arange(len(z))
-        condition = _moved(index_condition(batch.condition, rows), self._device)
+        condition = index_condition(batch.condition, rows)
+        if isinstance(condition, dict):
+            condition = {key: value.to(self._device) for key, value in condition.items()}
+        elif condition is not None:
+            condition = condition.to(self._device)
         for duration in self._config.durations:
             residual = derivative_residual(
                 self._student,
@@ -78,12 +82,6 @@ class FidelityEvaluator(Evaluator):
             for name, parts in self._values.items()
             if parts
         }
-
-
-def _moved(condition: Condition, device: torch.device) -> Condition:
-    if isinstance(condition, dict):
-        return {key: value.to(device) for key, value in condition.items()}
-    return None if condition is None else condition.to(device)
 
 
 @torch.no_grad()

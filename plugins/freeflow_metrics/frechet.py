@@ -15,8 +15,7 @@ from torch import Tensor
 from freeflow_core.errors import ConfigError
 from freeflow_metrics.config import FrechetConfig
 from freeflow_metrics.distance import DistanceEvaluator
-from freeflow_metrics.feature_choice import build_features
-from freeflow_metrics.inception import fetch_statistics
+from freeflow_metrics.inception import build_features, fetch_statistics
 
 
 def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
@@ -122,18 +121,14 @@ def reference_statistics(options: FrechetConfig, dim: int) -> tuple[Tensor, Tens
     if name is None:
         return None
     if name.endswith(".npz"):
-        return read_statistics(Path(name), dim)
-    if Path(name).name != name or options.features != "inception":
+        path = Path(name)
+    elif Path(name).name != name or options.features != "inception":
         raise ConfigError(
             f"reference_statistics is {name!r} with features {options.features!r}. Expected the path of an .npz file "
             "with mu and sigma, or, with features: inception, the name of clean-fid's own statistics, such as cifar10."
         )
-    path = fetch_statistics(name, options.inception_resize, options.reference_split, options.reference_resolution)
-    return read_statistics(path, dim)
-
-
-def read_statistics(path: Path, dim: int) -> tuple[Tensor, Tensor]:
-    """``mu`` and ``sigma`` of an .npz file, in ADM's layout or clean-fid's. Nothing in it is executed."""
+    else:
+        path = fetch_statistics(name, options.inception_resize, options.reference_split, options.reference_resolution)
     try:
         with np.load(path, allow_pickle=False) as file:
             mean, covariance = (np.asarray(file[key], dtype=np.float64) for key in ("mu", "sigma"))

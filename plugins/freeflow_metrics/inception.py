@@ -1,4 +1,4 @@
-"""Inception features as clean-fid computes them (Parmar et al. 2022): the one door to clean-fid.
+"""Inception features as clean-fid computes them (Parmar et al. 2022).
 
 clean-fid imports torchvision, which takes seconds, so it is imported inside the functions.
 """
@@ -13,13 +13,14 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.files import replacing
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 from freeflow_core.weights import cache_folder, offline_variable
-from freeflow_metrics.features import FeatureNetwork
+from freeflow_metrics.config import FeatureOptions
+from freeflow_metrics.features import FeatureNetwork, SmallFeatures
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 """The file name that clean-fid's loader expects."""
@@ -50,9 +51,14 @@ class InceptionFeatures(FeatureNetwork):
     letters = "id"
 
     def __init__(self, path: Path | None, resize: Resizing = "clean") -> None:
-        file = _find(path)
+        ensure_torchvision_ops()
+        from cleanfid.inception_torchscript import InceptionV3W
+
+        file, inside = _find(path), resize == "legacy-tensorflow"
         try:
-            super().__init__(f"inception/{resize}", _load(file.parent, resize == "legacy-tensorflow"))
+            super().__init__(
+                f"inception/{resize}", InceptionV3W(str(file.parent), download=False, resize_inside=inside)
+            )
         except (OSError, RuntimeError, AttributeError, ValueError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
@@ -75,6 +81,18 @@ class InceptionFeatures(FeatureNetwork):
         return features.float()
 
 
+def build_features(options: FeatureOptions) -> FeatureNetwork:
+    """The chosen network, on the host.
+
+    Raises:
+        ConfigError: Inception's file is missing or unusable.
+        CheckpointError: ``features_file`` cannot be read.
+    """
+    if options.features == "inception":
+        return InceptionFeatures(options.inception_path, options.inception_resize)
+    return SmallFeatures.chosen(options)
+
+
 def _find(path: Path | None) -> Path:
     if path is None:
         return fetch_once(
@@ -93,15 +111,6 @@ def _find(path: Path | None) -> Path:
     return file
 
 
-def _load(folder: Path, resize_inside: bool) -> nn.Module:
-    """Pixels (N, 3, H, W) float in [0, 255], H = W = 299 unless resized inside, -> (N, 2048)."""
-    ensure_torchvision_ops()
-    from cleanfid.inception_torchscript import InceptionV3W
-
-    network: nn.Module = InceptionV3W(str(folder), download=False, resize_inside=resize_inside)
-    return network
-
-
 def inception_url() -> str:
     """Where clean-fid downloads its Inception from."""
     ensure_torchvision_ops()
@@ -117,14 +126,6 @@ def clean_resizer() -> Callable[[np.ndarray], np.ndarray]:
 
     resize: Callable[[np.ndarray], np.ndarray] = build_resizer("clean")
     return resize
-
-
-def kernel_distance(first: np.ndarray, second: np.ndarray, num_subsets: int, subset_size: int) -> float:
-    """clean-fid's KID of features (N, F) and (M, F). It draws from numpy's *global* generator."""
-    ensure_torchvision_ops()
-    from cleanfid import fid
-
-    return float(fid.kernel_distance(first, second, num_subsets=num_subsets, max_subset_size=subset_size))
 
 
 def fetch_statistics(name: str, resize: Resizing, split: str, resolution: int) -> Path:

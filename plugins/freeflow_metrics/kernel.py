@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import final
 
 import numpy as np
 from torch import Tensor
 
-from freeflow_metrics import inception
+from freeflow_core.torchvision_ops import ensure_torchvision_ops
 from freeflow_metrics.config import KernelConfig
 from freeflow_metrics.distance import DistanceEvaluator, PointBuffer
-from freeflow_metrics.feature_choice import build_features
+from freeflow_metrics.inception import build_features
 
 
 def kernel_distance(first: Tensor, second: Tensor, *, num_subsets: int, subset_size: int, seed: int) -> float:
@@ -31,17 +29,14 @@ def kernel_distance(first: Tensor, second: Tensor, *, num_subsets: int, subset_s
     """
     if min(len(first), len(second)) < 2:
         raise ValueError(f"a kernel distance needs two samples on either side, got {len(first)} and {len(second)}")
-    with _global_numpy_seed(seed):
-        return inception.kernel_distance(first.double().numpy(), second.double().numpy(), num_subsets, subset_size)
+    ensure_torchvision_ops()
+    from cleanfid import fid
 
-
-@contextmanager
-def _global_numpy_seed(seed: int) -> Iterator[None]:
-    """clean-fid draws from numpy's global generator: give it ours, and give the caller's back afterwards."""
-    state = np.random.get_state()
+    points = first.double().numpy(), second.double().numpy()
+    state = np.random.get_state()  # it draws from numpy's global generator: the caller's comes back afterwards
     np.random.seed(seed)
     try:
-        yield
+        return float(fid.kernel_distance(*points, num_subsets=num_subsets, max_subset_size=subset_size))
     finally:
         np.random.set_state(state)
 
@@ -63,10 +58,5 @@ class KernelEvaluator(DistanceEvaluator[PointBuffer]):
         return PointBuffer(self._config.max_samples)
 
     def distance(self, row: PointBuffer, reference: PointBuffer, what: str) -> float:
-        return kernel_distance(
-            reference.points(),
-            row.points(),
-            num_subsets=self._config.num_subsets,
-            subset_size=self._config.subset_size,
-            seed=self._config.seed,
-        )
+        options = {name: getattr(self._config, name) for name in ("num_subsets", "subset_size", "seed")}
+        return kernel_distance(reference.points(), row.points(), **options)

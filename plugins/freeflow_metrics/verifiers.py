@@ -14,8 +14,8 @@ from freeflow_core.interfaces import BuildContext, EvaluationContext, Verifier
 from freeflow_core.types import Condition
 from freeflow_metrics.classes import class_labels
 from freeflow_metrics.config import CallableVerifierConfig, ClassProbabilityConfig, FeatureCentroidConfig
-from freeflow_metrics.feature_choice import build_classifier, build_features
-from freeflow_metrics.features import image_features
+from freeflow_metrics.features import SmallFeatures, image_features
+from freeflow_metrics.inception import build_features
 
 
 @final
@@ -27,7 +27,7 @@ class ClassProbability(Verifier):
     """
 
     def __init__(self, config: ClassProbabilityConfig) -> None:
-        self._network = build_classifier(config)
+        self._network = SmallFeatures.chosen(config)
 
     def prepare(self, context: EvaluationContext) -> None:
         self._network.to(context.device)

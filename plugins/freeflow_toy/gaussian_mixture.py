@@ -142,14 +142,26 @@ class GaussianMixtureTeacher(Teacher):
                 moved = torch.einsum("nde,ne->nd", basis, ratio * torch.einsum("nde,nd->ne", basis, centred))
         return ((1 - s) * mean + moved).reshape(x_t.shape).to(x_t.dtype)
 
+    @torch.no_grad()
     def reference_flow_map(
         self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition = None, guidance: Guidance | None = None
     ) -> Tensor:
         """X(x_t, t, s) for any mixture and guidance, (N, *D): dopri8 in float64, each sample to about 1e-10.
 
-        Guidance is switched at its interval's very ends, as a sampler with infinitely many steps would do.
+        Guidance jumps at its interval's very ends, as with infinitely many steps, so the path is cut there and each
+        piece is smooth: for every sample, piece [bottom, top] is run over an internal time from 0 to 1, in which
+        samples with nothing to do rest.
         """
-        return integrate_velocity(self, x_t, t, s, condition, guidance)
+        x = x_t.double()
+        t, s = t.detach().cpu().double(), s.detach().cpu().double()
+        ones = torch.ones_like(t)
+        weight = ones if guidance is None else guidance.weight.detach().cpu().double()
+        low, high = (0.0, 1.0) if guidance is None else (guidance.low, guidance.high)
+        for bottom, top, weight_here in ((high, 1.0, ones), (low, high, weight), (0.0, low, ones)):
+            start, end = t.clamp(bottom, top), s.clamp(bottom, top)
+            if bottom < top and bool((start != end).any()):
+                x = _integrate_piece(self, x, start, end, condition, weight_here)
+        return x.to(x_t.dtype)
 
     def sample_data(self, draws: Draws, condition: Condition = None) -> Tensor:
         """Exact samples (N, *D) at t = 0 of the condition's classes, one per row of ``draws``."""
@@ -264,27 +276,6 @@ def layout_means(config: GaussianMixtureConfig) -> Tensor:
     return means
 
 
-@torch.no_grad()
-def integrate_velocity(
-    teacher: Teacher, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Guidance | None
-) -> Tensor:
-    """X(x_t, t, s) (N, *D) for times ``t``, ``s`` (N,), by dopri8 in float64; each sample meets the tolerance itself.
-
-    Guidance jumps at its interval's ends, so the path is cut there and each piece is smooth: for every sample, piece
-    [low, high] is run over an internal time from 0 to 1, in which samples with nothing to do rest.
-    """
-    x = x_t.double()
-    t, s = t.detach().cpu().double(), s.detach().cpu().double()
-    ones = torch.ones_like(t)
-    weight = ones if guidance is None else guidance.weight.detach().cpu().double()
-    low, high = (0.0, 1.0) if guidance is None else (guidance.low, guidance.high)
-    for bottom, top, weight_here in ((high, 1.0, ones), (low, high, weight), (0.0, low, ones)):
-        start, end = t.clamp(bottom, top), s.clamp(bottom, top)
-        if bottom < top and bool((start != end).any()):
-            x = _integrate_piece(teacher, x, start, end, condition, weight_here)
-    return x.to(x_t.dtype)
-
-
 def _integrate_piece(
     teacher: Teacher, x: Tensor, start: Tensor, end: Tensor, condition: Condition, weight: Tensor
 ) -> Tensor:
@@ -304,10 +295,6 @@ def _integrate_piece(
         method="dopri8",
         # Without step_t the end point would be interpolated, at a lower order; and the default norm averages over
         # the batch, so that one hard sample could hide among many easy ones.
-        options={"norm": _worst_sample, "step_t": span[1:]},
+        options={"norm": lambda error: mean_square(error).max().sqrt(), "step_t": span[1:]},
     )
     return path[-1]
-
-
-def _worst_sample(error: Tensor) -> Tensor:
-    return mean_square(error).max().sqrt()

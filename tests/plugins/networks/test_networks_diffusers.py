@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import CheckpointError, ConfigError
-from freeflow_core.plugin import Registry
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 from freeflow_core.types import Guidance
 
@@ -247,24 +246,3 @@ def test_packing_is_diffusers_own():
     assert torch.equal(pack(x), tokens)
     assert torch.equal(unpack(tokens, 4, 6), x)
     assert torch.equal(image_places(4, 6, x), FluxPipeline._prepare_latent_image_ids(1, 2, 3, CPU, torch.float32))
-
-
-def test_a_student_of_classes_can_follow_prompts(folders, registry, tmp_path, manager):
-    """The prompts are its classes: a transformer of this project is distilled from an SD3 network."""
-    from freeflow_core import api
-
-    assert isinstance(registry, Registry)
-    overrides = {
-        "name": "prompts",
-        "teacher": {
-            "name": "diffusers-transformer",
-            "folder": str(folders / "sd3"),
-            "embeddings": str(folders / "guided.safetensors"),
-        },
-        "student": {"name": "transformer", "depth": 1, "width": 16, "num_heads": 2},
-        "objective": {"name": "freeflow"},
-    }
-    settings = ["training.images=32", "training.batch_size=16", "evaluation.enabled=false"]
-    config = api.resolve_config("distill", overrides=overrides, settings=settings, manager=manager)
-    result = api.distill(config, output=tmp_path / "run", manager=manager)
-    assert result.status == "finished"

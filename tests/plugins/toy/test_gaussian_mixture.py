@@ -257,6 +257,7 @@ def test_unconditional_mixture_has_no_null_class():
     [
         ({"stds": torch.ones(3)}, r"stds .* shape \(2,\), got \(3,\)"),
         ({"stds": torch.tensor([1.0, -1.0])}, "positive"),
+        ({"covariances": torch.stack([torch.eye(2), -torch.eye(2)])}, "positive definite"),
         ({"stds": torch.ones(2), "weights": torch.tensor([1.0, 0.0])}, "must be positive"),
         ({"stds": torch.ones(2), "labels": torch.tensor([0, 2])}, r"every class from 0 on, got the classes \[0, 2\]"),
     ],
