@@ -69,6 +69,7 @@ class SearchResult:
 
 
 @final
+@dataclass(frozen=True)
 class Search:
     """Draws samples by best-of-N, and scores them beside plain sampling.
 
@@ -76,43 +77,37 @@ class Search:
         config: its ``evaluation`` says how many samples, which evaluators, and where guidance is on.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        plan: SearchPlan,
-        builder: Builder,
-        context: EvaluationContext,
-        verifier: Verifier,
-    ) -> None:
-        self._config = config
-        self._plan = plan
-        self._builder = builder
-        self._context = context
-        self._verifier = verifier
-        verifier.prepare(context)
+    config: RunConfig
+    plan: SearchPlan
+    builder: Builder
+    context: EvaluationContext
+    verifier: Verifier
+
+    def __post_init__(self) -> None:
+        self.verifier.prepare(self.context)
 
     def stream(self, seed: int) -> BestOfN:
         """Samples by best-of-N."""
-        screen = self._generator(ComponentChoice(name="one-step"), 1, self._plan.student_guidance, seed)
-        return BestOfN(screen, self.plain(seed), self._verifier, self._plan.candidates)
+        screen = self._generator(ComponentChoice(name="one-step"), 1, self.plan.student_guidance, seed)
+        return BestOfN(screen, self.plain(seed), self.verifier, self.plan.candidates)
 
     def plain(self, seed: int, steps: int | None = None) -> Generator:
         """The teacher alone, in ``steps`` (None: as many as after the search)."""
-        return self._generator(self._plan.sampler, steps or self._plan.steps, self._plan.guidance_weight, seed)
+        return self._generator(self.plan.sampler, steps or self.plan.steps, self.plan.guidance_weight, seed)
 
     def rows(self, seeds: Sequence[int]) -> dict[str, SearchRow]:
         """The search, plain sampling with the same steps, and with as many evaluations; mean over seeds."""
-        steps = {SEARCH: self._plan.steps, SAME_STEPS: self._plan.steps}
+        steps = {SEARCH: self.plan.steps, SAME_STEPS: self.plan.steps}
         results: dict[str, list[dict[str, float]]] = {}
         for seed in seeds:
-            scored = self._config.evaluation.model_copy(update={"seed": seed})
+            scored = self.config.evaluation.model_copy(update={"seed": seed})
             # Each row is compared with real images, so no many-step reference is drawn.
-            config = self._config.model_copy(update={"evaluation": scored})
-            evaluation = Evaluation(config, self._builder, self._context)
+            config = self.config.model_copy(update={"evaluation": scored})
+            evaluation = Evaluation(config, self.builder, self.context)
             found = {SEARCH: evaluation.row(SEARCH, self.stream(seed))}
             found[SAME_STEPS] = evaluation.row(SAME_STEPS, self.plain(seed))
             ratio = found[SEARCH]["evaluations"] / found[SAME_STEPS]["evaluations"]
-            steps[SAME_EVALUATIONS] = max(1, int(ratio * self._plan.steps + 1e-9))  # the most that cost no more
+            steps[SAME_EVALUATIONS] = max(1, int(ratio * self.plan.steps + 1e-9))  # the most that cost no more
             found[SAME_EVALUATIONS] = evaluation.row(SAME_EVALUATIONS, self.plain(seed, steps[SAME_EVALUATIONS]))
             for name, scores in found.items():
                 results.setdefault(name, []).append(scores)
@@ -126,7 +121,7 @@ class Search:
         self, output: Path, num: int, batch_size: int, seed: int, on_progress: OnSearched
     ) -> SearchResult:
         """``samples.npz`` (arr_0 uint8 NHWC, arr_1 labels), ``search.json`` and a picture beside unsearched samples."""
-        stream, plan = self.stream(seed), self._plan
+        stream, plan = self.stream(seed), self.plan
         images: list[Tensor] = []
         conditions: list[Condition] = []
         evaluations = 0.0
@@ -162,8 +157,8 @@ class Search:
         return SearchResult(output, files, evaluations / num)
 
     def _generator(self, sampler: ComponentChoice, steps: int, weight: float, seed: int) -> Generator:
-        evaluation = self._config.evaluation.model_copy(update={"guidance_weight": weight, "seed": seed})
-        return make_generator(evaluation, self._builder, self._context, sampler, steps)
+        evaluation = self.config.evaluation.model_copy(update={"guidance_weight": weight, "seed": seed})
+        return make_generator(evaluation, self.builder, self.context, sampler, steps)
 
 
 def write_rows(rows: Mapping[str, SearchRow], config: RunConfig, output: Path) -> dict[str, Path]:
