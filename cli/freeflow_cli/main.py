@@ -78,29 +78,19 @@ def reported_errors(debug: bool) -> Iterator[None]:
     """
     try:
         yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        _trace(debug)
-        say(
-            str(error) or "Give the same command again; a training run that saved a checkpoint goes on with --resume.",
-            title="Interrupted",
-            style="yellow",
-        )
-        raise SystemExit(1) from None
-    except FreeflowError as error:
-        _trace(debug)
-        say(str(error), title="Error", style=ERROR_STYLE)
-        raise SystemExit(error.exit_code) from None
-    except Exception as error:
-        _trace(debug)
-        text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
-        hint = "" if debug else " Run again with --debug to see where; that output belongs in a bug report."
-        say(f"{text}.{hint}", title="Unexpected error", style=ERROR_STYLE)
-        raise SystemExit(1) from None
-
-
-def _trace(debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            again = "Give the same command again; a training run that saved a checkpoint goes on with --resume."
+            say(str(error) or again, title="Interrupted", style="yellow")
+        elif isinstance(error, FreeflowError):
+            say(str(error), title="Error", style=ERROR_STYLE)
+        else:
+            text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+            hint = "" if debug else " Run again with --debug to see where; that output belongs in a bug report."
+            say(f"{text}.{hint}", title="Unexpected error", style=ERROR_STYLE)
+        raise SystemExit(error.exit_code if isinstance(error, FreeflowError) else 1) from None
 
 
 LOGGER = "freeflow"

@@ -218,14 +218,14 @@ class ProgressObserver:
         """A few scores of an evaluation during training; the one at the end is printed as a table."""
         if progress.images >= progress.total_images:
             return
+        costs = ("/evaluations", "/ms_per_image")
         shown = [
-            (name, value) for name, value in scores.items() if not name.endswith(("/evaluations", "/ms_per_image"))
+            f"{name.removeprefix('evaluation/')} {formats.number(value)}"
+            for name, value in scores.items()
+            if not name.endswith(costs)
         ]
-        text = ", ".join(
-            f"{name.removeprefix('evaluation/')} {formats.number(value)}" for name, value in shown[:MAX_SCORES]
-        )
         more = f", and {len(shown) - MAX_SCORES} more" if len(shown) > MAX_SCORES else ""
-        self._display.note(f"Scores at {progress.images:,} images: {text or 'none'}{more}")
+        self._display.note(f"Scores at {progress.images:,} images: {', '.join(shown[:MAX_SCORES]) or 'none'}{more}")
 
     @hookimpl
     def freeflow_checkpoint_saved(self, run: RunInfo, progress: TrainingProgress, path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RuntimeConfig
-from freeflow_core.config.load import merge, parse_assignment, read_config_file
+from freeflow_core.config.load import lay_settings, merge, read_config_file
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.process import autocast, choose_device
 from freeflow_core.errors import ConfigError
@@ -88,22 +88,13 @@ def check_teacher(
 
 def _choices(teacher: str | None, config_file: Path | None, settings: Iterable[str]) -> dict[str, ComponentChoice]:
     written = read_config_file(config_file) if config_file is not None else {}
-    layers: list[dict[str, Any]] = [
-        {"codec": {"name": "pixels"}},
-        {kind: written[kind] for kind in ("teacher", "codec") if written.get(kind) is not None},
-        {} if teacher is None else {"teacher": {"name": teacher}},
-    ]
-    for text in settings:
-        layer = parse_assignment(text)
-        if set(layer) - {"teacher", "codec"}:
-            raise ConfigError(f"--set {text!r} is not used here; a teacher's check takes teacher.X= and codec.X=.")
-        layers.append(layer)
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = merge(merged, layer)
-    if "teacher" not in merged or not (isinstance(merged["teacher"], str) or merged["teacher"].get("name")):
+    parts: dict[str, Any] = {"teacher": {}, "codec": {"name": "pixels"}}
+    parts = merge(parts, {kind: written[kind] for kind in parts if written.get(kind) is not None})
+    parts = merge(parts, {"teacher": teacher} if teacher is not None else {})
+    parts = lay_settings(parts, settings, closed=True)
+    if not parts["teacher"].get("name"):
         raise ConfigError("There is no teacher to check. Give --teacher NAME, or --config FILE with one in it.")
-    return {kind: ComponentChoice.model_validate(merged[kind]) for kind in ("teacher", "codec")}
+    return {kind: ComponentChoice.model_validate(choice) for kind, choice in parts.items()}
 
 
 def _write(samples: Tensor, codec: Codec, folder: Path) -> Path:

@@ -30,15 +30,10 @@ class Budget(Section):
         if not isinstance(value, str):
             return value
         kind, _, amount = (part.strip() for part in value.partition("="))
-        if kind == "seconds":
-            raise ValueError(
-                "a budget of seconds is no longer offered, because it depended on the machine's load; expected "
-                "images=N or forwards=N"
-            )
         if kind in ("images", "forwards"):
             with contextlib.suppress(ValueError):
                 return {"kind": kind, "amount": float(amount)}
-        raise ValueError("expected images=N or forwards=N")
+        raise ValueError("expected images=N or forwards=N; a budget of seconds would depend on the machine's load")
 
     def __str__(self) -> str:
         amount = f"{self.amount:.0f}" if self.amount == int(self.amount) and self.amount < 1e15 else f"{self.amount:g}"

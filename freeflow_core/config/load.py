@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from freeflow_core.config.component import ComponentChoice, ComponentConfig
+from freeflow_core.config.component import ComponentChoice, ComponentConfig, Section
 from freeflow_core.config.run import RunConfig
-from freeflow_core.errors import ConfigError
+from freeflow_core.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
-    from freeflow_core.plugin.registry import Registry
+    from freeflow_core.plugin import Preset, Registry
 
-_SINGLE = ("teacher", "student", "objective", "source", "codec")
-_KIND_OF_PATH = {name: name for name in _SINGLE} | {
+_KIND_OF_PATH = {name: name for name in ("teacher", "student", "objective", "source", "codec")} | {
     "reference": "source",
     "trackers": "tracker",
     "evaluation.evaluators": "evaluator",
@@ -48,18 +46,12 @@ def load_run_config(
     Raises:
         ConfigError: unknown keys or names (with a suggestion), wrong types or values, an unreadable file.
     """
-    layers: list[Mapping[str, Any]] = []
-    file_layer = read_config_file(file) if file else {}
-    named_in_file = file_layer.pop("preset", None)
-    preset = preset or named_in_file
-    if preset:
-        layers.append(parse_yaml(registry.preset_text(registry.preset(command, preset)), f"preset {preset!r}"))
-    layers.append(file_layer)
-    layers.append(overrides or {})
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = merge(merged, layer)
-    return resolve(registry, lay_settings(merged, assignments))
+    written = read_config_file(file) if file else {}
+    named_in_file = written.pop("preset", None)
+    base: dict[str, Any] = {}
+    if preset := preset or named_in_file:
+        base = read_preset(registry, registry.preset(command, preset))
+    return resolve(registry, lay_settings(merge(merge(base, written), overrides or {}), assignments))
 
 
 def resolve(registry: Registry, values: Mapping[str, Any]) -> RunConfig:
@@ -67,25 +59,19 @@ def resolve(registry: Registry, values: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, RunConfig, "")) from None
-    updates: dict[str, Any] = {
-        name: resolve_choice(registry, _KIND_OF_PATH[name], choice, name)
-        for name in (*_SINGLE, "reference")
-        if (choice := getattr(config, name)) is not None
-    }
-    updates["trackers"] = tuple(resolve_choice(registry, "tracker", c, "trackers") for c in config.trackers)
-    evaluation = config.evaluation
-    updates["evaluation"] = evaluation.model_copy(
-        update={
-            "evaluators": tuple(
-                resolve_choice(registry, "evaluator", c, "evaluation.evaluators") for c in evaluation.evaluators
-            ),
-            "reference_sampler": resolve_choice(
-                registry, "sampler", evaluation.reference_sampler, "evaluation.reference_sampler"
-            ),
-        }
-    )
-    return config.model_copy(update=updates)
+        raise ConfigError(explain(error, RunConfig, "")) from None
+
+    def resolved(value: Any, path: str) -> Any:
+        if isinstance(value, ComponentChoice):
+            return resolve_choice(registry, _KIND_OF_PATH[path], value, path)
+        if isinstance(value, tuple) and path in _KIND_OF_PATH:
+            return tuple(resolved(item, path) for item in value)
+        if isinstance(value, Section):
+            return value.model_copy(update={name: resolved(part, f"{path}.{name}".lstrip(".")) for name, part in value})
+        return value
+
+    found: RunConfig = resolved(config, "")
+    return found
 
 
 def resolve_choice(registry: Registry, kind: str, choice: ComponentChoice, path: str) -> ComponentChoice:
@@ -97,7 +83,7 @@ def resolve_choice(registry: Registry, kind: str, choice: ComponentChoice, path:
     try:
         return ComponentChoice.model_construct(name=choice.name, options=model.model_validate(options))
     except ValidationError as error:
-        raise ConfigError(_explain(error, model, f"{path}.", f" of the {kind} {choice.name!r}")) from None
+        raise ConfigError(explain(error, model, f"{path}.", f" of the {kind} {choice.name!r}")) from None
 
 
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,10 +142,19 @@ def parse_assignment(text: str) -> dict[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = value
-    nested: Any = parsed
+    return nest(keys, parsed)
+
+
+def nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """``{"a": {"b": value}}`` for the keys a and b."""
     for key in reversed(keys):
-        nested = {key: nested}
-    return dict(nested)
+        value = {key: value}
+    return dict(value)
+
+
+def read_preset(registry: Registry, preset: Preset) -> dict[str, Any]:
+    """A preset's settings. Raises ``PluginError`` where its file is missing."""
+    return parse_yaml(registry.preset_text(preset), f"preset {preset.name!r}")
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -189,15 +184,15 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _explain(error: ValidationError, model: type[BaseModel], prefix: str, owner: str = "") -> str:
+def explain(error: ValidationError, model: type[BaseModel], prefix: str, owner: str = "") -> str:
+    """What is wrong with which setting, one sentence each; ``prefix`` stands before the names of ``owner``'s."""
     lines = []
     for item in error.errors():
         location = [part for part in item["loc"] if isinstance(part, (str, int))]
         path = prefix + ".".join(map(str, location))
         if item["type"] == "extra_forbidden":
             known = _fields_at(model, location[:-1])
-            close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = suggest(str(location[-1]), known)
             lines.append(f"Unknown setting {path!r}{owner}.{hint} Known there: {', '.join(known) or 'none'}.")
         elif item["type"] == "missing":
             lines.append(f"Setting {path!r}{owner} is missing and has no default.")

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 
 from freeflow_core.config.compare import SECTION, CompareConfig, ComparisonConfig
 from freeflow_core.config.load import (
-    _explain,
+    explain,
     lay_settings,
     merge,
+    nest,
     parse_assignment,
-    parse_yaml,
     read_config_file,
+    read_preset,
     resolve,
 )
 from freeflow_core.config.run import RunConfig
@@ -70,9 +71,11 @@ def load_compare_config(
     try:
         checked = ComparisonConfig.model_validate(section)
     except ValidationError as error:
-        raise ConfigError(_explain(error, ComparisonConfig, f"{SECTION}.")) from None
+        raise ConfigError(explain(error, ComparisonConfig, f"{SECTION}.")) from None
     named = next((layer["name"] for layer in (settings, *reversed(own_layers)) if "name" in layer), None)
-    config = CompareConfig(str(named or _teacher_name(base, settings)), checked, base, settings)
+    teacher = merge(base, settings).get("teacher") or "run"
+    named = named or (teacher["name"] if isinstance(teacher, Mapping) else teacher)
+    config = CompareConfig(str(named), checked, base, settings)
     _check(registry, config)
     return config
 
@@ -90,7 +93,7 @@ def objective_config(registry: Registry, config: CompareConfig, objective: str, 
     values = merge(values, {key: part for key, part in config.settings.items() if key != "name"})
     values = merge(values, config.comparison.settings_for.get(objective, {}))
     if (sweep := config.comparison.sweep) is not None:
-        values = merge(values, _nested(sweep.setting, value))
+        values = merge(values, nest(sweep.setting.split("."), value))
     values["name"] = objective
     try:
         return resolve(registry, values)
@@ -119,15 +122,14 @@ def _layers(registry: Registry, preset: str | None, file: Path | None) -> tuple[
     named = own[0].pop("preset", None)
     preset = preset or named
     if preset in (presets := registry.presets(SECTION)):
-        text = registry.preset_text(presets[preset])
-        own.insert(0, parse_yaml(text, f"preset {preset!r}"))
+        own.insert(0, read_preset(registry, presets[preset]))
         preset = own[0].pop("preset", None)
     if preset is None:
         return own, []
     bases = registry.presets("distill")
     if preset not in bases:
         raise UnknownComponent("compare or distill preset", preset, [*presets, *bases])
-    return own, [parse_yaml(registry.preset_text(bases[preset]), f"preset {preset!r}")]
+    return own, [read_preset(registry, bases[preset])]
 
 
 def _check(registry: Registry, config: CompareConfig) -> None:
@@ -184,13 +186,6 @@ def _parse_setting_for(text: str) -> dict[str, Any]:
     return {objective.strip(): parse_assignment(assignment)}
 
 
-def _nested(path: str, value: Any) -> dict[str, Any]:
-    nested: Any = value
-    for key in reversed(path.split(".")):
-        nested = {key: nested}
-    return dict(nested)
-
-
 def _merged(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """The section's layers: plain values replace each other, single objectives' settings are laid over each other."""
     found = {key: value for key, value in layer.items() if value is not None and key != "settings_for"}
@@ -198,8 +193,3 @@ def _merged(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]
     for objective, settings in layer.get("settings_for", {}).items():
         single[objective] = merge(single.get(objective, {}), settings)
     return {**base, **found, **({"settings_for": single} if single else {})}
-
-
-def _teacher_name(base: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    teacher = merge(base, settings).get("teacher") or "run"
-    return str(teacher["name"] if isinstance(teacher, Mapping) else teacher)

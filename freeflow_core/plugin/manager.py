@@ -214,13 +214,6 @@ class Manager:
             raise PluginError(f"Plugin {name!r} cannot be registered: {one_line(error)}") from error
         self._registered[name] = LoadedPlugin(name, distribution or name, version, api=needed, loaded=True)
 
-    def unregister(self, name: str) -> None:
-        """Take a plugin out again. Raises :class:`PluginError` when there is none of that name."""
-        if not self._pluggy.has_plugin(name):
-            raise PluginError(f"There is no plugin named {name!r} to unregister.")
-        self._pluggy.unregister(name=name)
-        del self._registered[name]
-
     def load_file(self, path: Path) -> None:
         """Load a one-file plugin. This runs the file: only ever called for a path the user named.
 

@@ -97,29 +97,17 @@ class Registry:
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
-        self._components: dict[str, Offers[Component]] = {
-            kind: settle(kind, manager.collect(f"freeflow_{kind}s"), Component) for kind in KINDS
-        }
-        presets = manager.collect("freeflow_presets")
-        wrong = [pair for pair in presets if not isinstance(pair[1], Preset)]
-        self._presets: dict[str, Offers[Preset]] = {
-            command: settle(
-                f"{command} preset", [p for p in presets if p not in wrong and p[1].command == command], Preset
-            )
-            for command in PRESET_COMMANDS
-        }
-        self._wrong_presets: Offers[Preset] = settle("preset", wrong, Preset)
-        self._weights: Offers[WeightFile] = settle("weight file", manager.collect("freeflow_weights"), WeightFile)
+        self._components = {kind: settle(kind, manager.collect(f"freeflow_{kind}s"), Component) for kind in KINDS}
+        presets: dict[str, list[tuple[LoadedPlugin, Any]]] = {command: [] for command in (*PRESET_COMMANDS, "")}
+        for plugin, preset in manager.collect("freeflow_presets"):
+            presets[preset.command if isinstance(preset, Preset) else ""].append((plugin, preset))
+        self._presets = {command: settle(f"{command} preset".strip(), presets[command], Preset) for command in presets}
+        self._weights = settle("weight file", manager.collect("freeflow_weights"), WeightFile)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """One line for all that is offered and nobody gets: names that two plugins claim, objects of a wrong class."""
-        every: tuple[Offers[Any], ...] = (
-            *self._components.values(),
-            *self._presets.values(),
-            self._wrong_presets,
-            self._weights,
-        )
+        every: list[Offers[Any]] = [*self._components.values(), *self._presets.values(), self._weights]
         return tuple(line for offers in every for line in offers.warnings)
 
     def components(self, kind: str) -> Mapping[str, Component]:

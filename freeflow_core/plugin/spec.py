@@ -1,3 +1,4 @@
+# mypy: disable-error-code="empty-body"
 """Hook specifications. A plugin implements any of them; all names begin with ``freeflow_``.
 
 Order of a run: ``freeflow_run_started``, then per step ``freeflow_step_finished``, with
@@ -29,57 +30,46 @@ class Discovery:
     @hookspec
     def freeflow_teachers(self) -> Iterable[Component]:
         """Frozen velocity oracles (:class:`freeflow_core.interfaces.Teacher`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_students(self) -> Iterable[Component]:
         """Trainable flow maps (:class:`freeflow_core.interfaces.Student`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_objectives(self) -> Iterable[Component]:
         """What is minimised (:class:`freeflow_core.interfaces.Objective`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_samplers(self) -> Iterable[Component]:
         """Noise to samples (:class:`freeflow_core.interfaces.Sampler`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_codecs(self) -> Iterable[Component]:
         """Images to latents and back (:class:`freeflow_core.interfaces.Codec`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_sources(self) -> Iterable[Component]:
         """Where batches come from (:class:`freeflow_core.interfaces.Source`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_evaluators(self) -> Iterable[Component]:
         """Scores of streamed samples (:class:`freeflow_core.interfaces.Evaluator`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_trackers(self) -> Iterable[Component]:
         """Where metrics, images and files go (:class:`freeflow_core.interfaces.Tracker`)."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_verifiers(self) -> Iterable[Component]:
         """Rank candidate samples for best-of-N search."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_presets(self) -> Iterable[Preset]:
         """Named, complete run configurations."""
-        raise NotImplementedError
 
     @hookspec
     def freeflow_weights(self) -> Iterable[WeightFile]:
         """Published weights that ``freeflow fetch`` and components find by name."""
-        raise NotImplementedError
 
 
 class Extension:

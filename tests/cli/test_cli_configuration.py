@@ -40,31 +40,10 @@ def test_cli_another_teacher_keeps_the_rest_of_the_preset(freeflow: Freeflow) ->
     assert values["training"]["images"] == 6400  # type: ignore[index]
 
 
-def test_cli_the_same_teacher_keeps_its_options(freeflow: Freeflow) -> None:
-    assert shown(freeflow("config", "show", "--teacher", "wise"))["teacher"]["power"] == 0.25  # type: ignore[index]
-
-
 def test_cli_a_file_stands_alone(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
     path = str(config_file("student: lazy\nobjective: agree\n"))
     values = shown(freeflow("config", "show", "--config", path))
     assert (values["name"], values["teacher"]) == ("run", None)
-
-
-def test_cli_a_file_may_name_its_preset(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
-    values = shown(freeflow("config", "show", "--config", str(config_file("preset: digits\nstudent: lazy\n"))))
-    assert (values["name"], values["student"]) == ("digits", {"name": "lazy"})
-
-
-def test_cli_a_preset_lies_under_a_file(freeflow: Freeflow, config_file: Callable[[str], Path]) -> None:
-    path = str(config_file("training: {images: 7}\n"))
-    values = shown(freeflow("config", "show", "--preset", "digits", "--config", path))
-    assert values["training"]["images"] == 7  # type: ignore[index]
-    assert values["training"]["batch_size"] == 32  # type: ignore[index]
-
-
-def test_cli_set_comes_last_and_the_later_wins(freeflow: Freeflow) -> None:
-    values = shown(freeflow("config", "show", "--seed", "1", "--set", "seed=2", "--set", "seed=3"))
-    assert values["seed"] == 3
 
 
 def test_cli_config_show_for_pretrain(freeflow: Freeflow) -> None:

@@ -10,7 +10,6 @@ import pytest
 from cli_support import FakeApi
 from typer.testing import Result
 
-from freeflow_core.errors import Interrupted
 from freeflow_core.plugin import Component, Manager, hookimpl
 
 Freeflow = Callable[..., Result]
@@ -66,20 +65,12 @@ def test_cli_encode_passes_its_options_and_says_what_is_there(
     assert f"freeflow pretrain --source latents {settings}" in result.stdout
 
 
-def test_cli_encode_has_sensible_defaults(freeflow: Freeflow, calls: list[dict[str, Any]]) -> None:
-    assert freeflow("encode", "--source", "photos").exit_code == 0
-    assert (calls[0]["codec"], calls[0]["output"], calls[0]["num"]) == ("sd-vae", Path("latents"), None)
-    assert (calls[0]["flip"], calls[0]["dtype"], calls[0]["settings"]) == (False, "float32", ())
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ((), "Nothing to encode. Name the images: --source image-folder"),
         (("--source", "fotos"), "Did you mean 'photos'?"),
         (("--source", "photos", "--codec", "vae"), "Unknown codec 'vae'"),
-        (("--source", "photos", "--shard-size", "0"), "--shard-size"),
-        (("--source", "photos", "--dtype", "int8"), "int8"),
     ],
 )
 def test_cli_encode_refuses_bad_requests_before_torch(
@@ -89,16 +80,6 @@ def test_cli_encode_refuses_bad_requests_before_torch(
     assert result.exit_code == 2
     assert expected in result.stderr
     assert calls == []
-
-
-def test_cli_encode_tells_how_to_go_on_after_a_stop(
-    freeflow: Freeflow, calls: list[dict[str, Any]], api: FakeApi
-) -> None:
-    api.failure = Interrupted("Encoding was stopped with 4 of 8 images done.")
-    result = freeflow("encode", "--source", "photos")
-    assert result.exit_code == 1
-    assert "Interrupted: Encoding was stopped with 4 of 8 images done." in result.stderr
-    assert result.stdout == ""
 
 
 def test_cli_encode_is_silent_on_all_but_the_main_process(

@@ -86,13 +86,6 @@ def test_cli_show_as_json(freeflow: Freeflow) -> None:
     assert by_name["inner.depth"]["range"] == ">= 1, <= 9"
 
 
-def test_cli_show_of_an_unknown_name_suggests(freeflow: Freeflow) -> None:
-    result = freeflow("plugins", "show", "wize")
-    assert result.exit_code == 2
-    assert "Did you mean 'wise'?" in result.stderr
-    assert freeflow("plugins", "show", "wise", "--kind", "student").exit_code == 2
-
-
 def test_cli_a_plugin_adds_commands(freeflow: Freeflow) -> None:
     assert freeflow("greet").stdout == "hello from a plugin\n"
     assert "greet" in freeflow("--help").stdout

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from freeflow_core.plugin import KINDS, Manager, Registry
 
-INSTALLED = Path(__file__).parent / "installed"
 HEAVY = ("torch", "accelerate", "mlflow", "cleanfid", "torchdiffeq")
 
 
@@ -39,15 +38,7 @@ def install(folder: Path, name: str, module: str) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["--help"],
-        ["distill", "--help"],
-        ["--version"],
-        ["plugins", "list"],
-        ["config", "show"],
-        ["distill", "--teacher", "nobody"],
-        ["sample", "--teacher", "nobody"],
-    ],
+    [["--help"], ["plugins", "list"], ["config", "show"], ["fetch", "--list"], ["sample", "--teacher", "nobody"]],
 )
 def test_cli_start_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -80,30 +71,6 @@ def test_cli_broken_plugin_costs_one_warning_line(tmp_path: Path) -> None:
         assert line == (
             "Warning: plugin 'freeflow-broken' (freeflow-broken 0.3) is not available: ValueError: out of order"
         )
-
-
-def test_cli_disabled_plugins_stay_out_without_a_word(tmp_path: Path) -> None:
-    site = install(tmp_path, "freeflow-broken", "freeflow_absent.plugin")
-    result = freeflow("plugins", "list", path=site, FREEFLOW_DISABLED_PLUGINS="freeflow-broken, toy")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "disabled by FREEFLOW_DISABLED_PLUGINS" in result.stdout
-    assert "gaussian-mixture" not in result.stdout
-
-
-def test_cli_installed_third_party_plugin(tmp_path: Path) -> None:
-    site = install(tmp_path, "cli-example", "cli_example_alone")
-    (site / "cli_example_alone.py").write_text(
-        "from freeflow_core.plugin import Component, hookimpl\n"
-        "@hookimpl\n"
-        "def freeflow_teachers():\n"
-        "    return [Component('mine', 'a:B', 'cli_example.config:Rich', 'My own.')]\n",
-        "utf-8",
-    )
-    environment = f"{site}{os.pathsep}{INSTALLED}"
-    result = freeflow("plugins", "show", "mine", PYTHONPATH=environment)
-    assert result.returncode == 0, result.stderr
-    assert "From plugin cli-example, distribution cli-example 0.3" in result.stdout
-    assert "inner.depth" in result.stdout
 
 
 @pytest.mark.parametrize("in_front", [True, False])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from freeflow_cli.progress import Display, LineDisplay, LiveDisplay, ProgressObserver, choose_display, main_losses
+from freeflow_cli.progress import Display, LineDisplay, LiveDisplay, ProgressObserver, choose_display
 from rich.console import Console
 
 from freeflow_core.plugin import Manager
@@ -78,20 +78,6 @@ def test_cli_lines_come_at_most_every_ten_seconds_and_at_the_end() -> None:
     assert "1,000/1,000" in stream.getvalue()
 
 
-def test_cli_lines_start_anew_with_each_row() -> None:
-    clock = Clock()
-    observer, stream = plain(clock)
-    observer.freeflow_evaluation_advanced(RUN, "teacher", 1, 100)
-    clock.seconds += 9
-    observer.freeflow_evaluation_advanced(RUN, "student", 1, 100)
-    clock.seconds += 9
-    observer.freeflow_evaluation_advanced(RUN, "student", 2, 100)
-    assert stream.getvalue() == ""
-    clock.seconds += 1
-    observer.freeflow_evaluation_advanced(RUN, "student", 3, 100)
-    assert stream.getvalue() == "evaluate student: 3/100 samples (3%)\n"
-
-
 def test_cli_final_scores_are_left_to_the_table() -> None:
     observer, stream = plain(Clock())
     observer.freeflow_evaluation_finished(RUN, at(1000), {"evaluation/student/fid": 2.5})
@@ -124,20 +110,3 @@ def test_cli_live_bar_shows_count_speed_time_and_losses_in_80_columns() -> None:
     assert stream.getvalue() == text
     for part in ("distill", "500/1,000 images", "50/s", "0:10 left", "loss 0.1235", "Checkpoint at 500 images: [a]"):
         assert part in text
-
-
-def test_cli_live_bar_can_be_used_again_after_closing() -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, force_interactive=True, width=80)
-    display = LiveDisplay(console)
-    for title in ("first", "second"):
-        display.advance(title, 1, 2, unit="images", rate=None, details="")
-        display.close()
-    assert "second" in stream.getvalue()
-
-
-def test_cli_main_losses_put_the_student_first() -> None:
-    assert main_losses(METRICS, limit=4) == (
-        "loss 0.1235, prediction loss 0.25, fake velocity/loss 3, correction residual 0.5"
-    )
-    assert main_losses({"images_per_second": 1.0}) == ""

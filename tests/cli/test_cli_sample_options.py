@@ -29,45 +29,10 @@ def test_cli_sample_passes_what_decides_the_samples(freeflow: Freeflow, api: Fak
     assert callable(arguments["on_progress"])
 
 
-def test_cli_sample_takes_a_published_name_for_a_student(freeflow: Freeflow, api: FakeApi) -> None:
-    assert freeflow("sample", "--student", "freeflow-xl-2-256").exit_code == 0
-    assert str(api.calls[0][1]["student"]) == "freeflow-xl-2-256"
-
-
-@pytest.mark.parametrize(("text", "interval"), [("0,1", (0.0, 1.0)), ("0.3, 0.3", (0.3, 0.3)), ("0,.7", (0.0, 0.7))])
-def test_cli_guidance_interval(text: str, interval: tuple[float, float]) -> None:
-    assert parse_interval(text) == interval
-
-
 @pytest.mark.parametrize("text", ["", "0.5", "0.9,0.2", "-0.1,1", "0,1.1", "a,b", "0,1,2", "nan,1"])
 def test_cli_guidance_interval_refuses_anything_else(text: str) -> None:
     with pytest.raises(ConfigError, match="is not an interval of times"):
         parse_interval(text)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--guidance-interval", "0.9,0.2"), "LOW,HIGH"),
-        (("--labels", "all"), "expected balanced, random"),
-        (("--precision", "fp16"), "fp16"),
-    ],
-)
-def test_cli_sample_refuses_bad_values_before_torch(
-    freeflow: Freeflow, api: FakeApi, arguments: tuple[str, ...], expected: str
-) -> None:
-    result = freeflow("sample", "--teacher", "wise", *arguments)
-    assert result.exit_code == 2
-    assert expected in result.stderr
-    assert api.calls == []
-
-
-def test_cli_sample_is_silent_on_other_processes(
-    freeflow: Freeflow, api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    result = freeflow("sample", "--teacher", "wise")
-    assert (result.exit_code, result.output) == (0, "")
 
 
 def test_cli_sample_closes_its_display_when_it_is_interrupted(

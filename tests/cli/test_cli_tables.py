@@ -49,11 +49,6 @@ def test_cli_table_fits_and_loses_nothing(width: int) -> None:
             assert word in text.split()
 
 
-def test_cli_table_is_one_when_it_fits() -> None:
-    assert len(score_tables(full_scores(), width=200)) == 1
-    assert len(score_tables(full_scores(), width=100)) == 2
-
-
 def test_cli_table_marks_what_does_not_apply() -> None:
     line = next(
         line for line in table_text({"data": {"fid": 1.5}, "student": {"kid": 2.5}}).splitlines() if "floor" in line

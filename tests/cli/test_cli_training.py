@@ -87,12 +87,6 @@ def test_cli_other_processes_are_silent(freeflow: Freeflow, api: FakeApi, monkey
     assert len(api.calls) == 1
 
 
-def test_cli_progress_is_on_stderr(freeflow: Freeflow, api: FakeApi) -> None:
-    result = freeflow("distill")
-    assert "Starting distill run 'digits'" in result.stderr
-    assert "Starting" not in result.stdout
-
-
 def test_cli_dry_run_prints_the_plan_and_trains_nothing(freeflow: Freeflow, api: FakeApi) -> None:
     result = freeflow("distill", "--dry-run")
     assert result.exit_code == 0

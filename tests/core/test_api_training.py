@@ -25,12 +25,6 @@ def started(monkeypatch):
     return found
 
 
-def test_a_configuration_is_taken_as_it_is(manager, started):
-    config = api.resolve_config("distill", preset="digits-guided", manager=manager)
-    assert api.distill(config, manager=manager) == "result"
-    assert started == [("distill", config)]
-
-
 def test_settings_change_a_configuration(manager, started):
     config = api.resolve_config("pretrain", preset="digits", manager=manager)
     api.pretrain(config, settings=iter(["training.batch_size=16", "student.depth=2"]), manager=manager)

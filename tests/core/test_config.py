@@ -44,13 +44,6 @@ def test_order_is_preset_then_file_then_overrides_then_assignments(registry, tmp
     assert config.teacher.name == "digits"
 
 
-def test_a_file_may_name_its_preset(registry, tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_text("preset: digits\nseed: 9\n")
-    config = load_run_config(registry, "distill", file=file)
-    assert (config.seed, config.teacher.name) == (9, "digits")
-
-
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [

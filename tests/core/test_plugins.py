@@ -86,32 +86,6 @@ def test_misspelt_hooks_are_refused():
     assert not manager.plugins
 
 
-def test_a_hook_that_raises_is_a_problem_of_its_plugin_alone():
-    class Raises:
-        @hookimpl
-        def freeflow_objectives(self):
-            raise RuntimeError("no")
-
-        @hookimpl
-        def freeflow_samplers(self):
-            return []
-
-    manager = Manager()
-    manager.register(Raises(), "raises")
-    manager.register(Offers(ONE), "good")
-    assert list(Registry(manager).components("objective")) == ["mine"]
-    assert list(Registry(manager).components("objective")) == ["mine"]
-    assert [p.name for p in manager.problems] == ["raises"]
-    assert "RuntimeError: no" in manager.problems[0].problem
-
-
-def test_disabled_plugins_stay_out(monkeypatch):
-    monkeypatch.setenv("FREEFLOW_DISABLED_PLUGINS", "toy, mlflow")
-    manager = Manager.load()
-    assert not manager.problems
-    assert "gaussian-mixture" not in Registry(manager).components("teacher")
-
-
 def test_one_file_plugins(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

@@ -186,14 +186,6 @@ def test_every_command_mentioned_in_passing_exists():
                 raise AssertionError(f"{page}: {line!r}: {error}") from None
 
 
-def test_command_lines_are_found_and_wrong_ones_would_be_noticed():
-    lines = {line for _, line in command_lines(shown=True)}
-    assert {"freeflow distill", "freeflow doctor", "freeflow --plugin my_plugin.py distill --config blob.yaml"} <= lines
-    for wrong in (["destill"], ["distill", "--sets", "a=b"], ["plugins", "lst"], ["doctor", "--xml"]):
-        with pytest.raises(AssertionError, match="no "):
-            parse(wrong)
-
-
 def write_blocks(page: Path, folder: Path) -> set[str]:
     """All titled blocks of a page as files."""
     written = set()

@@ -7,15 +7,12 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import typer.main
-from freeflow_cli.main import build_app
 from pydantic import BaseModel
 
 from freeflow_core.config import ComponentChoice, RunConfig
-from freeflow_core.plugin import KINDS, Manager
+from freeflow_core.plugin import KINDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -58,23 +55,6 @@ def test_every_component_and_option_is_on_the_page(generated, registry):
                 assert component.summary.split(",")[0].split("|")[0].rstrip(".") in section
                 for option in component.load_config_class().model_fields:
                     assert f"| `{option}" in section, f"{kind} {name}: {option}"
-
-
-def leaves(command: Any, path: tuple[str, ...] = ("freeflow",)) -> Iterator[tuple[tuple[str, ...], Any]]:
-    children = getattr(command, "commands", {})
-    if not children:
-        yield path, command
-    for name, child in children.items():
-        yield from leaves(child, (*path, name))
-
-
-def test_every_command_and_option_is_on_the_page(generated):
-    page = generated.commands()
-    for path, command in leaves(typer.main.get_command(build_app(Manager.load()))):
-        section = page.split(f"## {' '.join(path)}\n")[1].split("\n## ")[0]
-        for parameter in command.params:
-            for option in parameter.opts if parameter.param_type_name == "option" else ():
-                assert option in section, f"{' '.join(path)}: {option}"
 
 
 def test_a_table_cell_survives_markdown(generated):

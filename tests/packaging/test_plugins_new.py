@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from freeflow_cli.commands.plugins_new import TEMPLATES, Names, package_files, write_package
+from freeflow_cli.commands.plugins_new import KINDS, package_files, write_package
 from freeflow_cli.main import build_app, take_plugin_files
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ from freeflow_core.plugin import Manager
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL, HOW_TO = DOCS / "tutorial" / "first-plugin.md", DOCS / "how-to" / "write-a-plugin.md"
 INSTALL = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-NAMES = {kind: f"own-{kind}" for kind in TEMPLATES}
+NAMES = {kind: f"own-{kind}" for kind in KINDS}
 
 ALL = """
 name: all
@@ -132,7 +132,7 @@ def change(folder: Path) -> None:
 
 
 def test_the_tutorials_changes_fit_what_is_generated(tmp_path: Path) -> None:
-    write_package(tmp_path / "rings", package_files(Names("rings"), "teacher"))
+    write_package(tmp_path / "rings", package_files("rings", "teacher"))
     change(tmp_path)
     for file in (tmp_path / "rings").rglob("*.py"):
         ast.parse(file.read_text("utf-8"))

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from freeflow_core.api import CompareResult
 
 
-def _presets(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    registry = Registry(Session.of(context).manager)
-    found = [*registry.presets("compare").values(), *registry.presets("distill").values()]
-    return [(preset.name, preset.summary) for preset in found]
-
-
 def _objectives(context: typer.Context, incomplete: str) -> list[str]:
     """Names after the last comma."""
     before, comma, _ = incomplete.rpartition(",")
@@ -57,11 +51,9 @@ def compare(
     student: options.StudentName = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            "--preset",
-            metavar="NAME",
-            autocompletion=_presets,
-            help="A comparison's preset, or one of distill to start from; without it and --config: digits.",
+        options.presets(
+            ["compare", "distill"],
+            "A comparison's preset, or one of distill to start from; without it and --config: digits.",
         ),
     ] = None,
     config: Annotated[
@@ -95,13 +87,11 @@ def compare(
 
     session = Session.of(context)
     components = {"teacher": teacher, "source": source, "student": student}
-    overrides: dict[str, object] = {kind: {"name": chosen} for kind, chosen in components.items() if chosen}
-    overrides |= {key: value for key, value in {"seed": seed, "name": name}.items() if value is not None}
     resolved = load_compare_config(
         session.registry(),
         preset=preset if preset or config else DEFAULT_PRESET,
         file=config,
-        overrides=overrides,
+        overrides=options.overrides(components, seed=seed, name=name),
         comparison={
             "objectives": [part.strip() for part in objectives.split(",") if part.strip()] if objectives else None,
             "seeds": seeds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,25 +10,34 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from freeflow_cli.session import Session
-from freeflow_core.plugin import Registry
+from freeflow_core.plugin import Component, Preset, Registry, WeightFile
 
 if TYPE_CHECKING:
     from freeflow_core.config import RunConfig
 
 
-def _completion(kind: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]:
+Completion = Callable[[typer.Context, str], list[tuple[str, str]]]
+
+
+def completion(find: Callable[[Registry], Iterable[Mapping[str, Component | Preset | WeightFile]]]) -> Completion:
+    """Completes names with their summaries; ``find`` says which mappings of the registry hold them."""
+
     def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-        registry = Registry(Session.of(context).manager)
-        if kind == "preset":
-            presets = [*registry.presets("distill").values(), *registry.presets("pretrain").values()]
-            return [(preset.name, preset.summary) for preset in presets]
-        return [(item.name, item.summary) for item in registry.components(kind).values()]
+        found = find(Registry(Session.of(context).manager))
+        return [(item.name, item.summary) for items in found for item in items.values()]
 
     return complete
 
 
+def presets(commands: Sequence[str], help_text: str) -> Any:
+    """The option --preset."""
+    found = completion(lambda registry: [registry.presets(command) for command in commands])
+    return typer.Option("--preset", metavar="NAME", autocompletion=found, help=help_text)
+
+
 def _named(kind: str, help_text: str) -> Any:
-    return typer.Option(f"--{kind}", metavar="NAME", autocompletion=_completion(kind), help=help_text)
+    found = completion(lambda registry: [registry.components(kind)])
+    return typer.Option(f"--{kind}", metavar="NAME", autocompletion=found, help=help_text)
 
 
 def text(flag: str, metavar: str, help_text: str, *short: str) -> Any:
@@ -51,7 +60,9 @@ ObjectiveName = Annotated[str | None, _named("objective", "What is minimised.")]
 StudentName = Annotated[str | None, _named("student", "Network to train.")]
 SourceName = Annotated[str | None, _named("source", "Training data.")]
 CodecName = Annotated[str, _named("codec", "What makes latents of the images.")]
-PresetName = Annotated[str | None, _named("preset", "Start from this preset; without it and --config: digits.")]
+PresetName = Annotated[
+    str | None, presets(["distill", "pretrain"], "Start from this preset; without it and --config: digits.")
+]
 TrainedStudent = Annotated[
     Path | None, text("--run", "PATH", "Folder of a run, a student file, or a published student.", "--student")
 ]
@@ -81,6 +92,12 @@ CONFIG_NAME = "config.yaml"
 """The configuration in a run's folder, which --resume goes on with."""
 
 
+def overrides(components: Mapping[str, str | None], **settings: object) -> dict[str, object]:
+    """What single options lay over preset and file: components by name, and settings; None is no choice."""
+    named: dict[str, object] = {kind: {"name": name} for kind, name in components.items() if name}
+    return named | {key: value for key, value in settings.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked for. Names replace a component of the preset or file and drop its options."""
@@ -104,15 +121,12 @@ class Request:
         if preset is None and file is None and self.resume_in is not None:
             saved = self.resume_in / CONFIG_NAME
             file = saved if saved.is_file() else None
-        overrides: dict[str, object] = {kind: {"name": name} for kind, name in self.components.items() if name}
-        if self.seed is not None:
-            overrides["seed"] = self.seed
         return load_run_config(
             session.registry(),
             self.command,
             preset=preset if preset or file else self._default_preset(session),
             file=file,
-            overrides=overrides,
+            overrides=overrides(self.components, seed=self.seed),
             assignments=self.assignments,
         )
 

@@ -18,14 +18,13 @@ from freeflow_cli.console import ERROR_STYLE, messages, say, stdout
 from freeflow_cli.results import make_table, print_json, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError, DownloadError
-from freeflow_core.plugin import Registry, WeightFile
+from freeflow_core.plugin import WeightFile
 
 if TYPE_CHECKING:
     from freeflow_core.weights import OnProgress, WeightStatus, WeightStore
 
 
-def _complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    return [(item.name, item.summary) for item in Registry(Session.of(context).manager).weights().values()]
+_complete = options.completion(lambda registry: [registry.weights()])
 
 
 def fetch(
