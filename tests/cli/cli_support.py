@@ -60,6 +60,7 @@ class FakeApi:
     scores: dict[str, dict[str, float]] = field(default_factory=lambda: dict(SCORES))
     failure: BaseException | None = None
     checks: list[Any] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def distill(self, config: Any, **arguments: Any) -> Any:
         return self._run("distill", config, arguments)

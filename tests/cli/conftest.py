@@ -6,7 +6,6 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from cli_support import FakeApi
@@ -51,11 +50,8 @@ def freeflow(manager: Manager) -> Callable[..., Result]:
 def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
     """Replaces the api, so that these tests need neither torch nor training."""
     fake = FakeApi(tmp_path / "runs" / "digits")
-    module = ModuleType("freeflow_core.api")
-    for name in ("distill", "pretrain", "evaluate", "plan", "sample", "diagnose"):
-        setattr(module, name, getattr(fake, name))
-    monkeypatch.setitem(sys.modules, "freeflow_core.api", module)
-    monkeypatch.setattr(freeflow_core, "api", module, raising=False)
+    monkeypatch.setitem(sys.modules, "freeflow_core.api", fake)
+    monkeypatch.setattr(freeflow_core, "api", fake, raising=False)
     return fake
 
 

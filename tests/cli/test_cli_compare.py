@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cli_support import FakeApi
 from freeflow_cli.main import build_app
 from typer.testing import CliRunner, Result
 
-import freeflow_core
 from freeflow_core.plugin import Manager
 from freeflow_core.tools.compare.table import Estimate, Row, Table
 
@@ -38,37 +37,27 @@ def row(name: str, value: Any = None, failed: int = 0, few: bool = True) -> Row:
     )
 
 
-class StandIn:
-    """For ``freeflow_core.api``: notes the call, answers with a result."""
+@pytest.fixture
+def api(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    """Notes the call, answers with a result that ``status``, ``rows`` and ``failed`` decide."""
+    api.folder = api.folder.with_name("compare-mine")
+    rows: tuple[Row, ...] = (row("freeflow", few=False), row("shortcut"))
 
-    def __init__(self, folder: Path) -> None:
-        self.calls: list[tuple[Any, dict[str, Any]]] = []
-        self.status = "finished"
-        self.failed: dict[str, str] = {}
-        self.setting: str | None = None
-        self.rows = (row("freeflow", few=False), row("shortcut"))
-        self.folder = folder
-
-    def compare(self, config: Any, **arguments: Any) -> Any:
-        self.calls.append((config, arguments))
-        table = Table("mine", "fd_data", self.setting, (1, 2, 4), "images=57600", self.rows, {}, self.failed)
+    def compare(config: Any, **arguments: Any) -> Any:
+        api.calls.append((config, arguments))
+        shown = (row("freeflow", few=False), row("shortcut", failed=1)) if api.failed else rows
+        table = Table("mine", "fd_data", None, (1, 2, 4), "images=57600", shown, {}, api.failed)
         return SimpleNamespace(
-            folder=self.folder,
-            status=self.status,
+            folder=api.folder,
+            status=api.status,
             table=table,
             teacher_lines=[("teacher, 100 steps", "0.9", "-")],
-            files={"table": self.folder / "comparison.md"},
-            failed=self.failed,
+            files={"table": api.folder / "comparison.md"},
+            failed=api.failed,
         )
 
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
-    fake, module = StandIn(tmp_path / "runs" / "compare-mine"), ModuleType("freeflow_core.api")
-    module.compare = fake.compare  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "freeflow_core.api", module)
-    monkeypatch.setattr(freeflow_core, "api", module, raising=False)
-    return fake
+    monkeypatch.setattr(api, "compare", compare, raising=False)
+    return api
 
 
 @pytest.fixture
@@ -78,7 +67,7 @@ def freeflow() -> Freeflow:
     return lambda *arguments: CliRunner().invoke(app, list(arguments))
 
 
-def test_cli_compare_passes_every_option(freeflow: Freeflow, api: StandIn, tmp_path: Path) -> None:
+def test_cli_compare_passes_every_option(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
     result = freeflow(
         "compare", "--teacher", "digits", "--objectives", "freeflow, shortcut", "--seeds", "5", "--budget", "forwards=1e6",
         "--source", "digits", "--student", "transformer", "--preset", "digits-guided", "--set", "training.batch_size=32",
@@ -106,7 +95,7 @@ def test_cli_compare_passes_every_option(freeflow: Freeflow, api: StandIn, tmp_p
     assert config.settings["training"] == {"batch_size": 32}
 
 
-def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow: Freeflow, api: StandIn) -> None:
+def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow: Freeflow, api: FakeApi) -> None:
     assert freeflow("compare", "--objectives", "freeflow").exit_code == 0
     assert freeflow("compare", "--preset", "mismatch", "--dry-run").exit_code == 0
     (first, _), (second, arguments) = api.calls
@@ -116,7 +105,7 @@ def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow
 
 
 def test_cli_compare_fits_into_eighty_columns(
-    freeflow: Freeflow, api: StandIn, monkeypatch: pytest.MonkeyPatch
+    freeflow: Freeflow, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = freeflow("compare", "--objectives", "freeflow,shortcut").output
@@ -124,9 +113,8 @@ def test_cli_compare_fits_into_eighty_columns(
     assert "3.25 ± 0.5" in text
 
 
-def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow: Freeflow, api: StandIn) -> None:
+def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow: Freeflow, api: FakeApi) -> None:
     api.status, api.failed = "failed", {"shortcut-seed1": "RuntimeError: it broke."}
-    api.rows = (row("freeflow", few=False), row("shortcut", failed=1))
     result = freeflow("compare", "--objectives", "freeflow,shortcut")
     assert result.exit_code == 1
     assert "2 of 3, 1 failed" in result.output
@@ -134,7 +122,7 @@ def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(fre
     assert "same command again" in result.output
 
 
-def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: StandIn) -> None:
+def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: FakeApi) -> None:
     api.status = "planned"
     text = freeflow("compare", "--objectives", "freeflow,shortcut", "--dry-run").output
     assert "forwards/image" in text
@@ -150,7 +138,7 @@ def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: StandIn)
     ],
 )
 def test_cli_compare_mistakes_end_with_2_before_anything_begins(
-    freeflow: Freeflow, api: StandIn, arguments: list[str], message: str
+    freeflow: Freeflow, api: FakeApi, arguments: list[str], message: str
 ) -> None:
     result = freeflow("compare", *arguments)
     assert result.exit_code == 2

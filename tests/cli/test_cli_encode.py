@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +40,7 @@ def calls(manager: Manager, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> li
             folder=arguments["output"], num_images=8, num_shards=2, state_shape=(4, 2, 2), written=8, seconds=1.0
         )
 
-    monkeypatch.setattr(sys.modules["freeflow_core.api"], "encode", encode, raising=False)
+    monkeypatch.setattr(api, "encode", encode, raising=False)
     return found
 
 

@@ -77,20 +77,6 @@ def test_cli_fetch_lists_by_default(freeflow, declared, cache, server, arguments
     assert not cache.exists()
 
 
-def test_cli_fetch_lists_what_the_hugging_face_cache_holds(freeflow, declared, tmp_path):
-    declared["hub"] = WeightFile("hub", "On the hub.", "last.pt", repository="somebody/model")
-    model = tmp_path / "hub" / "models--somebody--model"
-    held = model / "snapshots" / ("c" * 40) / "last.pt"
-    held.parent.mkdir(parents=True)
-    held.write_bytes(BODY)
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text("c" * 40)
-    rows = [line.split() for line in freeflow("--list").stdout.splitlines()]
-    assert ["hub", "On", "the", "hub.", "4.9", "KiB", "hub", "somebody/model", "yes"] in rows
-    assert ["hub", str(held)] in rows
-    assert freeflow("hub").stdout == f"{held}\n"
-
-
 def test_cli_fetch_prints_the_path_alone(freeflow, declared, server):
     path = WeightStore().path(declared["one"])
     first = freeflow("one")

@@ -11,7 +11,7 @@ from pydantic import Field
 from typer.testing import CliRunner, Result
 
 from freeflow_core.config import ComponentConfig
-from freeflow_core.plugin import Component, Manager, hookimpl
+from freeflow_core.plugin import Manager
 
 Freeflow = Callable[..., Result]
 
@@ -107,26 +107,3 @@ def test_cli_option_without_default_is_required() -> None:
 
     (option,) = model_options(Needs)
     assert (option.default, option.range) == ("required", "matches ^/")
-
-
-class Rival:
-    """Offers a teacher that the example plugin has, and something that is no component."""
-
-    @hookimpl
-    def freeflow_teachers(self) -> list[object]:
-        return [Component("wise", "a:B", "a:C", ""), 3]
-
-
-def test_cli_a_duplicate_and_a_wrong_object_cost_a_line_each(manager: Manager) -> None:
-    manager.register(Rival(), "rival", "freeflow-rival", "0.2")
-    app = build_app(manager)
-    result = CliRunner().invoke(app, ["plugins", "list", "--kind", "teacher"])
-    assert result.exit_code == 0
-    assert "  wise" not in result.stdout
-    assert "eager" not in result.stdout
-    wrong, duplicate = result.stderr.strip().splitlines()
-    assert wrong.startswith("Warning: plugin 'rival' (freeflow-rival 0.2) returned 3 among its teachers")
-    assert "'example' (freeflow-example 1.2) and 'rival' (freeflow-rival 0.2), so neither is used" in duplicate
-    asked = CliRunner().invoke(app, ["config", "show", "--set", "teacher=wise"])
-    assert asked.exit_code == 1
-    assert "neither is used" in " ".join(asked.stderr.split())

@@ -38,7 +38,14 @@ def install(folder: Path, name: str, module: str) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["plugins", "list"], ["config", "show"], ["fetch", "--list"], ["sample", "--teacher", "nobody"]],
+    [
+        ["--help"],
+        ["plugins", "list"],
+        ["config", "show"],
+        ["fetch", "--list"],
+        ["sample", "--teacher", "nobody"],
+        ["compare", "--preset", "mismatch", "--objectives", "nobody"],
+    ],
 )
 def test_cli_start_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import html
-import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,14 +17,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
-def generated() -> ModuleType:
-    """``docs/_generated.py``, which is no package's."""
-    spec = importlib.util.spec_from_file_location("site_generated", DOCS / "_generated.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def generated(site_module: Callable[[str], ModuleType]) -> ModuleType:
+    return site_module("_generated")
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import tomllib
 from pathlib import Path
 
 from freeflow_cli.main import build_app
@@ -14,15 +12,8 @@ from freeflow_core.plugin import Manager
 EXAMPLE = Path(__file__).parents[2] / "examples" / "live-page"
 
 
-def test_the_installed_example_leaves_a_page_of_a_digits_run(tmp_path, monkeypatch):
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]
-    installed = tmp_path / f"freeflow_live_page-{project['version']}.dist-info"  # what pip would write
-    installed.mkdir()
-    (installed / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    points = "".join(f"{name} = {target}\n" for name, target in project["entry-points"]["freeflow"].items())
-    (installed / "entry_points.txt").write_text(f"[freeflow]\n{points}")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
+def test_the_installed_example_leaves_a_page_of_a_digits_run(tmp_path, monkeypatch, install):
+    project = install(EXAMPLE / "pyproject.toml")
     monkeypatch.chdir(tmp_path)
 
     manager = Manager.load()

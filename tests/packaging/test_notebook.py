@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,15 +15,8 @@ NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def notebooks() -> ModuleType:
-    """``docs/_notebooks.py``, which is no package's."""
-    spec = importlib.util.spec_from_file_location("site_notebooks", DOCS / "_notebooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def notebooks(site_module: Callable[[str], ModuleType]) -> ModuleType:
+    return site_module("_notebooks")
 
 
 def table(text: str) -> dict[str, tuple[float, float]]:
