@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -142,11 +142,9 @@ class FreeflowGroup(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        arguments = list(sys.argv[1:] if args is None else args)
-        if not standalone_mode:
-            return super().main(hoist_flags(arguments), prog_name, complete_var, False, windows_expand_args, **extra)
-        with reported_errors(wants_debug(arguments)):
-            return super().main(hoist_flags(arguments), prog_name, complete_var, True, windows_expand_args, **extra)
+        words = hoist_flags(sys.argv[1:] if args is None else args)
+        with reported_errors(wants_debug(words)) if standalone_mode else nullcontext():
+            return super().main(words, prog_name, complete_var, standalone_mode, windows_expand_args, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # Here rather than in the callback, so that --help names a broken plugin too; shell completion stays silent.

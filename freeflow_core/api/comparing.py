@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from freeflow_core.config.compare import CompareConfig
-from freeflow_core.config.load_compare import load_compare_config, parse_sweep
+from freeflow_core.config.load_compare import load_compare_config
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.runner import CompareResult, Comparison, each_message_once
 
@@ -61,7 +61,7 @@ def compare(
                 "objectives": tuple(objectives) or None,
                 "seeds": seeds,
                 "budget": budget,
-                "sweep": None if sweep is None else parse_sweep(sweep),
+                "sweep": sweep,
             },
             assignments=settings,
             assignments_for=settings_for,

@@ -41,10 +41,24 @@ class Budget(Section):
 
 
 class SweepConfig(Section):
-    """One setting that takes several values in turn."""
+    """One setting that takes several values in turn, written ``a.b=0,0.5,1`` or with its two keys."""
 
     setting: str = Field(min_length=1, description="Dotted name, as --set takes it.")
     values: tuple[Any, ...] = Field(min_length=2, description="The values, in the order of the plot.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        setting, _, values = (part.strip() for part in value.partition("="))
+        try:
+            parsed = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            parsed = None
+        if not setting or not parsed:
+            raise ValueError("expected a.b=v1,v2,..., e.g. source.augment_strength=0,0.5,1")
+        return {"setting": setting, "values": parsed}
 
     @field_validator("values")
     @classmethod

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from freeflow_core.config.compare import SECTION, CompareConfig, ComparisonConfig
@@ -102,18 +101,6 @@ def objective_config(registry: Registry, config: CompareConfig, objective: str, 
         raise
     except ConfigError as error:
         raise ConfigError(f"In the runs of {objective}: {error}") from None
-
-
-def parse_sweep(text: str) -> dict[str, Any]:
-    """``"a.b=0,0.5,1"`` as the section's ``sweep``; the values are read as a YAML list. Raises ``ConfigError``."""
-    setting, separator, values = text.partition("=")
-    try:
-        parsed = yaml.safe_load(f"[{values}]") if separator and setting.strip() else None
-    except yaml.YAMLError:
-        parsed = None
-    if not parsed:
-        raise ConfigError(f"--sweep {text!r} is not of the form a.b=v1,v2,..., e.g. source.augment_strength=0,0.5,1.")
-    return {"setting": setting.strip(), "values": parsed}
 
 
 def _layers(registry: Registry, preset: str | None, file: Path | None) -> tuple[list[dict[str, Any]], list[Any]]:

@@ -134,7 +134,7 @@ def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: FakeApi)
     ("arguments", "message"),
     [
         (["--teacher", "digits"], "name the objectives"),
-        (["--objectives", "freeflow", "--sweep", "source.seed"], "is not of the form"),
+        (["--objectives", "freeflow", "--sweep", "source.seed"], "expected a.b=v1,v2"),
     ],
 )
 def test_cli_compare_mistakes_end_with_2_before_anything_begins(

@@ -13,7 +13,6 @@ import yaml
 from compare_support import Watcher, comparison, troubled_manager
 
 from freeflow_core import api
-from freeflow_core.config.load_compare import parse_sweep
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.network_file import load_tensors
@@ -247,7 +246,7 @@ def test_students_and_sources_follow_the_objective(manager):
         ),
         (
             ("freeflow", "shortcut"),
-            {"sweep": parse_sweep("source.seed=1,2")},
+            {"sweep": "source.seed=1,2"},
             ("source=digits", "student=transformer"),
             ".",
         ),
@@ -268,7 +267,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
 
 def test_a_sweep_trains_data_free_objectives_once_and_draws_them_flat(watched, folder):
     manager, watcher = watched
-    config = comparison(manager, "shortcut", "freeflow", seeds=1, sweep=parse_sweep("source.std=0.1,0.5"))
+    config = comparison(manager, "shortcut", "freeflow", seeds=1, sweep="source.std=0.1,0.5")
     result = api.compare(config, output=folder, manager=manager)
     assert (result.status, result.failed) == ("finished", {})
     assert [(row.name, row.value) for row in result.table.rows] == [
@@ -286,10 +285,8 @@ def test_a_sweep_trains_data_free_objectives_once_and_draws_them_flat(watched, f
 def test_a_sweep_that_changes_nothing_is_refused(watched, folder):
     manager, _ = watched
     with pytest.raises(ConfigError, match=r"Unknown setting 'source\.std' of the source 'prior'"):
-        comparison(manager, "freeflow", sweep=parse_sweep("source.std=0.1,0.3"))
-    config = comparison(
-        manager, "freeflow", sweep=parse_sweep("source.std=0.1,0.3"), assignments=("source=gaussian-mixture",)
-    )
+        comparison(manager, "freeflow", sweep="source.std=0.1,0.3")
+    config = comparison(manager, "freeflow", sweep="source.std=0.1,0.3", assignments=("source=gaussian-mixture",))
     with pytest.raises(ConfigError, match=r"sweep of source\.std changes none of these runs"):
         api.compare(config, output=folder, manager=manager)
 

@@ -83,7 +83,7 @@ def compare(
 
     Exit code 1 when a run failed; the others are finished all the same, and the table is written.
     """
-    from freeflow_core.config.load_compare import load_compare_config, parse_sweep
+    from freeflow_core.config.load_compare import load_compare_config
 
     session = Session.of(context)
     components = {"teacher": teacher, "source": source, "student": student}
@@ -96,7 +96,7 @@ def compare(
             "objectives": [part.strip() for part in objectives.split(",") if part.strip()] if objectives else None,
             "seeds": seeds,
             "budget": budget,
-            "sweep": None if sweep is None else parse_sweep(sweep),
+            "sweep": sweep,
             "score": score,
         },
         assignments=tuple(assignments or ()),
