@@ -83,7 +83,7 @@ class Generator:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Sampler[Any],
         num_steps: int,
         codec: Codec,
         *,
@@ -137,7 +137,7 @@ class Generator:
         _synchronize(device)
         began = time.perf_counter()
         with autocast(device, self._precision):
-            samples: Samples = self.sampler.sample(self.model, z, self.grid, condition, guidance, noise)  # type: ignore[attr-defined]
+            samples: Samples = self.sampler.sample(self.model, z, self.grid, condition, guidance, noise)
         images = self.codec.decode(samples.x) if samples.x.ndim == 4 else samples.x
         _synchronize(device)
         seconds = time.perf_counter() - began
@@ -184,7 +184,7 @@ def _check_labels(labels: Labels, num_classes: int | None) -> None:
         )
 
 
-def _choose_model(sampler: Sampler, teacher: Teacher | None, student: Student | None) -> Any:
+def _choose_model(sampler: Sampler[Any], teacher: Teacher | None, student: Student | None) -> Any:
     name = type(sampler).__name__
     if isinstance(sampler, VelocitySampler):
         if teacher is None:

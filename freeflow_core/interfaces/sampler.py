@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -17,60 +17,40 @@ OnStep: TypeAlias = Callable[[int, Tensor, Tensor], None]
 """``on_step(i, time, x)`` after step i; ``time`` is 0-d, ``x`` (N, *D)."""
 
 
-class Sampler(Buildable):
-    """Base of all samplers. ``grid`` is (K+1,), falling from 1 to 0, float64 on the host."""
+ModelT = TypeVar("ModelT", contravariant=True)
+
+
+class Sampler(Buildable, Generic[ModelT]):
+    """Noise to samples; the three kinds below differ in the model they ask."""
 
     def default_grid(self, num_steps: int) -> Tensor | None:
         """The sampler's own time grid for ``num_steps``, or None for the uniform one."""
         return None
 
+    @abstractmethod
+    def sample(
+        self,
+        model: ModelT,
+        z: Tensor,
+        grid: Tensor,
+        condition: Condition,
+        guidance: Guidance,
+        draws: Draws | None = None,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """From ``z`` (N, *D) at grid[0] to grid[-1]. Raises ``ConfigError`` for steps that the model cannot do.
 
-class VelocitySampler(Sampler):
+        ``grid`` is (K+1,), falling from 1 to 0, float64 on the host.
+        """
+
+
+class VelocitySampler(Sampler[Teacher]):
     """Integrates a teacher's velocity."""
 
-    @abstractmethod
-    def sample(
-        self,
-        model: Teacher,
-        z: Tensor,
-        grid: Tensor,
-        condition: Condition,
-        guidance: Guidance,
-        draws: Draws | None = None,
-        on_step: OnStep | None = None,
-    ) -> Samples:
-        """Integrate from ``z`` (N, *D) at grid[0] to grid[-1]."""
+
+class FlowMapSampler(Sampler[Student]):
+    """Jumps along the grid with a student's flow map."""
 
 
-class FlowMapSampler(Sampler):
-    """Jumps with a student's flow map."""
-
-    @abstractmethod
-    def sample(
-        self,
-        model: Student,
-        z: Tensor,
-        grid: Tensor,
-        condition: Condition,
-        guidance: Guidance,
-        draws: Draws | None = None,
-        on_step: OnStep | None = None,
-    ) -> Samples:
-        """Jump from ``z`` (N, *D) at grid[0] along the grid. Raises ``ConfigError`` for steps it cannot do."""
-
-
-class HybridSampler(Sampler):
-    """One student jump, then the teacher."""
-
-    @abstractmethod
-    def sample(
-        self,
-        model: tuple[Student, Teacher],
-        z: Tensor,
-        grid: Tensor,
-        condition: Condition,
-        guidance: Guidance,
-        draws: Draws | None = None,
-        on_step: OnStep | None = None,
-    ) -> Samples:
-        """The student jumps from grid[0] to grid[1]; the teacher integrates the rest of the grid."""
+class HybridSampler(Sampler[tuple[Student, Teacher]]):
+    """The student jumps from grid[0] to grid[1]; the teacher integrates the rest of the grid."""

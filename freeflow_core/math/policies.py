@@ -6,8 +6,9 @@ costs no network evaluation. Everything here runs in at least float32, also unde
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class DXPolicy(Policy):
         place = ((raw_time(t, self._shift) - raw_s) / span).clamp(0, 1) * (num - 1)
         # Weights of a piecewise linear function: a row touches the two points around its place.
         hats = (1 - (place.unsqueeze(1) - torch.arange(num, device=t.device)).abs()).clamp_min(0)
-        with _no_autocast(state):
+        with torch.autocast(state.device.type, enabled=False):
             hats = hats.to(device=state.device, dtype=state.dtype, non_blocking=True)
             x_0 = torch.einsum("nk,nkd->nd", hats, self._points.flatten(2)).reshape(state.shape)
         return (state - x_0) / expand_times(t, state).clamp_min(_EARLIEST)
@@ -120,14 +121,9 @@ class GMPolicy(Policy):
     def without(self, dropped: Tensor) -> Policy:
         dropped = dropped & ~dropped.all(1, keepdim=True)
         shape = (*dropped.shape, *([1] * (self._logits.ndim - 2)))
-        changed = self._copy()
+        changed = copy.copy(self)
         changed._logits = self._logits.masked_fill(dropped.reshape(shape).to(self._logits.device), -torch.inf)
         return changed
-
-    def _copy(self) -> Self:
-        copied = object.__new__(type(self))
-        copied.__dict__.update(self.__dict__)
-        return copied
 
 
 def roll_policy(
@@ -139,13 +135,7 @@ def roll_policy(
     above 1: more of them near the noise), ``num_substeps`` to a unit, at least one. A row's substeps depend on its own
     times alone.
 
-    Args:
-        policy: what is followed.
-        x: (N, *D) start.
-        t: (N,) on the host, or the device is waited for.
-        s: (N,) likewise, s <= t.
-        num_substeps: per unit of raw time.
-        shift: see above.
+    ``t`` and ``s <= t`` are (N,) on the host, or the device is waited for.
     """
     raw_t = raw_time(t, shift)
     span = raw_t - raw_time(s, shift)
@@ -175,7 +165,3 @@ def shifted_time(raw: Tensor, shift: float) -> Tensor:
 def _full(values: Tensor) -> Tensor:
     """At least float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _no_autocast(values: Tensor) -> torch.autocast:
-    return torch.autocast(values.device.type, enabled=False)

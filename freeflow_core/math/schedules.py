@@ -202,22 +202,23 @@ def named_schedule(
 
     Raises ``ValueError`` for another name.
     """
-    if name == "linear":
-        return LinearSchedule()
-    if name == "cosine":
-        return CosineSchedule()
     defaults = {"vp": (0.1, 20.0), "ddpm": (1e-4, 0.02), "ddpm-scaled-linear": (0.00085, 0.012), "ve": (0.002, 80.0)}
-    if name not in defaults:
-        raise ValueError(f"there is no schedule {name!r}; known: {', '.join(SCHEDULES)}")
-    first = defaults[name][0] if start is None else start
-    last = defaults[name][1] if end is None else end
-    if name == "vp":
-        return VPSchedule(first, last)
-    if name == "ve":
-        return VESchedule(first, last)
-    if name == "ddpm":
-        return DiscreteSchedule.linear(num_steps, first, last)
-    return DiscreteSchedule.scaled_linear(num_steps, first, last)
+    first, last = defaults.get(name, (0.0, 0.0))
+    ends = first if start is None else start, last if end is None else end
+    match name:
+        case "linear":
+            return LinearSchedule()
+        case "cosine":
+            return CosineSchedule()
+        case "vp":
+            return VPSchedule(*ends)
+        case "ve":
+            return VESchedule(*ends)
+        case "ddpm":
+            return DiscreteSchedule.linear(num_steps, *ends)
+        case "ddpm-scaled-linear":
+            return DiscreteSchedule.scaled_linear(num_steps, *ends)
+    raise ValueError(f"there is no schedule {name!r}; known: {', '.join(SCHEDULES)}")
 
 
 def _log_odds(t: Tensor) -> Tensor:

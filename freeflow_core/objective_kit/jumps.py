@@ -1,9 +1,8 @@
-"""Jumps of a student as one value, so that several are asked for in one pass; the teacher's guided field beside."""
+"""Jumps of a student from data or noise, several asked for in one pass; the teacher's guided field beside."""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +10,9 @@ from torch import Tensor, nn
 from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.flow import like_states, uniform_between
 from freeflow_core.objective_kit.options import GuidanceOptions
-from freeflow_core.objective_kit.passes import take, teacher_velocity, velocity_with_gradient
+from freeflow_core.objective_kit.passes import Jumps, teacher_velocity, velocity_with_gradient
 from freeflow_core.objective_kit.rows import NoisyRows
-from freeflow_core.types import Batch, Condition, Draws, Guidance, concatenate_conditions, index_condition
-
-
-class Jumps(NamedTuple):
-    """N jumps from t to s, as a student is asked for them.
-
-    Args:
-        x_t: (N, *D) states.
-        t, s: (N,) times, s <= t, float64 on the host.
-        condition: N conditions.
-        guidance: (N,) guidance weights, float64 on the host.
-    """
-
-    x_t: Tensor
-    t: Tensor
-    s: Tensor
-    condition: Condition
-    guidance: Tensor
-
-    def take(self, rows: Tensor) -> Jumps:
-        """The jumps at a host index."""
-        condition = index_condition(self.condition, rows)
-        return Jumps(take(self.x_t, rows), self.t[rows], self.s[rows], condition, self.guidance[rows])
+from freeflow_core.types import Batch, Draws, Guidance, concatenate_conditions
 
 
 def joined(*jumps: Jumps) -> Jumps:

@@ -6,6 +6,8 @@ are (N, *D) in the states' dtype: autocast's bf16 ends here.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,28 @@ from freeflow_core.interfaces import BuildContext, Model, Teacher
 from freeflow_core.math.derivative import DerivativeMethod, line_derivative
 from freeflow_core.math.flow import expand_times, like_states
 from freeflow_core.types import Condition, index_condition
+
+
+class Jumps(NamedTuple):
+    """N jumps from t to s, as a student is asked for them.
+
+    Args:
+        x_t: (N, *D) states.
+        t, s: (N,) times, s <= t, float64 on the host.
+        condition: N conditions.
+        guidance: (N,) guidance weights, float64 on the host.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    s: Tensor
+    condition: Condition
+    guidance: Tensor
+
+    def take(self, rows: Tensor) -> Jumps:
+        """The jumps at a host index."""
+        condition = index_condition(self.condition, rows)
+        return Jumps(take(self.x_t, rows), self.t[rows], self.s[rows], condition, self.guidance[rows])
 
 
 def velocity_with_gradient(
@@ -91,68 +115,40 @@ def check_derivative(method: str, context: BuildContext) -> None:
 
 
 @torch.no_grad()
-def path_derivative(
-    model: Model,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    velocity: Tensor,
-    condition: Condition,
-    guidance: Tensor,
-    *,
-    value: Tensor,
-    method: str,
-    step: float,
-) -> Tensor:
-    """d/dt u(x_t, t, s) = velocity . grad_x u + du/dt (Geng et al. 2025, eq. 8): tangent (velocity, 1, 0).
+def path_derivative(model: Model, jumps: Jumps, velocity: Tensor, *, value: Tensor, method: str, step: float) -> Tensor:
+    """d/dt u(x_t, t, s) = velocity . grad_x u + du/dt (Geng et al. 2025, eq. 8), (N, *D): tangent (velocity, 1, 0).
 
     Args:
         model: its ``bare`` network is asked, at times within [s, 1].
-        x_t: (N, *D) states.
-        t, s: (N,) times with s < t.
+        jumps: where, with s < t.
         velocity: (N, *D) the direction in x.
-        condition: N conditions.
-        guidance: (N,) guidance weights.
         value: (N, *D) u(x_t, t, s), used detached by one-sided differences.
         method: a value of :class:`freeflow_core.math.derivative.DerivativeMethod`.
         step: of the finite differences.
     """
 
     def along(offset: Tensor, rows: Tensor | None) -> Tensor:
-        every = (x_t, velocity, t, s, guidance)
-        x, v, start, end, g = every if rows is None else (take(part, rows) for part in every)
-        c = condition if rows is None else index_condition(condition, rows)
-        x = x + expand_times(offset, x) * v
-        return velocity_without_gradient(model, x, start.to(offset) + offset, end, c, g)
+        part, v = (jumps, velocity) if rows is None else (jumps.take(rows), take(velocity, rows))
+        x_t = part.x_t + expand_times(offset, part.x_t) * v
+        return velocity_without_gradient(model, *part._replace(x_t=x_t, t=part.t.to(offset) + offset))
 
-    return line_derivative(along, below=t - s, above=1 - t, value=value, method=DerivativeMethod(method), step=step)
+    below, above = jumps.t - jumps.s, 1 - jumps.t
+    return line_derivative(along, below, above, value, method=DerivativeMethod(method), step=step)
 
 
 @torch.no_grad()
-def duration_derivative(
-    model: Model,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    condition: Condition,
-    guidance: Tensor,
-    *,
-    value: Tensor,
-    method: str,
-    step: float,
-) -> Tensor:
+def duration_derivative(model: Model, jumps: Jumps, *, value: Tensor, method: str, step: float) -> Tensor:
     """du/dd = -du/ds in the duration d = t - s of a jump from t, at end times within [0, t].
 
     Arguments as for :func:`path_derivative`.
     """
 
     def along(offset: Tensor, rows: Tensor | None) -> Tensor:
-        every = (x_t, t, s, guidance)
-        x, start, end, g = every if rows is None else (take(part, rows) for part in every)
-        c = condition if rows is None else index_condition(condition, rows)
-        return velocity_without_gradient(model, x, start, end.to(offset) - offset, c, g)
+        part = jumps if rows is None else jumps.take(rows)
+        return velocity_without_gradient(model, *part._replace(s=part.s.to(offset) - offset))
 
-    return line_derivative(along, below=t - s, above=s, value=value, method=DerivativeMethod(method), step=step)
+    below, above = jumps.t - jumps.s, jumps.s
+    return line_derivative(along, below, above, value, method=DerivativeMethod(method), step=step)
 
 
 def take(values: Tensor, rows: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.math.flow import like_states, linear_interpolate, linear_velocity
+from freeflow_core.objective_kit.passes import take
 from freeflow_core.types import Batch, Condition, Draws, index_condition
 
 
@@ -38,16 +39,9 @@ class NoisyRows:
 
     def take(self, rows: Tensor) -> NoisyRows:
         """The rows at a host index."""
-        on = rows.to(self.x_t.device, non_blocking=True)
-        return NoisyRows(
-            self.x[on],
-            self.noise[on],
-            self.x_t[on],
-            self.t[rows],
-            self.velocity[on],
-            index_condition(self.condition, rows),
-            self.guidance[rows],
-        )
+        x, noise, x_t, velocity = (take(part, rows) for part in (self.x, self.noise, self.x_t, self.velocity))
+        condition = index_condition(self.condition, rows)
+        return NoisyRows(x, noise, x_t, self.t[rows], velocity, condition, self.guidance[rows])
 
 
 def noisy_rows(batch: Batch, draws: Draws, t: Tensor, guidance: Tensor) -> NoisyRows:

@@ -24,8 +24,8 @@ from freeflow_core.interfaces.student import AverageVelocityStudent, Student
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import expand_times
-from freeflow_core.objective_kit.jumps import Jumps, jumps_to, root_mean_square, velocities_with_gradient
-from freeflow_core.objective_kit.passes import check_derivative, take, velocity_with_gradient
+from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square, velocities_with_gradient
+from freeflow_core.objective_kit.passes import Jumps, check_derivative, take, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 

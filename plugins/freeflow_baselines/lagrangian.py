@@ -16,7 +16,6 @@ from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import average_velocity_jump, expand_times
 from freeflow_core.objective_kit.jumps import (
-    Jumps,
     guided_field,
     jumps_from_noise,
     jumps_to,
@@ -24,6 +23,7 @@ from freeflow_core.objective_kit.jumps import (
     velocities_with_gradient,
 )
 from freeflow_core.objective_kit.passes import (
+    Jumps,
     check_derivative,
     duration_derivative,
     take,
@@ -93,9 +93,8 @@ class Lagrangian(Objective):
         config, part = self._config, jumps.take(moving)
         if config.gradient == "target":
             u = velocity_with_gradient(student, *jumps)
-            du_dd = duration_derivative(
-                student, *part, value=take(u, moving), method=config.derivative, step=config.derivative_step
-            )
+            method, step = config.derivative, config.derivative_step
+            du_dd = duration_derivative(student, part, value=take(u, moving), method=method, step=step)
             return u, -du_dd
         # One gradient pass over all rows and two further points of each moving row: differences carry the gradient,
         # through the wrapped network alone. In bf16 they would be rounding, so this pass runs in full precision.

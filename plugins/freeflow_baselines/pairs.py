@@ -13,8 +13,8 @@ from freeflow_core.interfaces.objective import Context, Model, Models, Objective
 from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import linear_interpolate, linear_velocity, mean_square, uniform_grid
-from freeflow_core.objective_kit.jumps import Jumps, jumps_from_noise, raw_output, root_mean_square
-from freeflow_core.objective_kit.passes import teacher_velocity, velocity_with_gradient
+from freeflow_core.objective_kit.jumps import jumps_from_noise, raw_output, root_mean_square
+from freeflow_core.objective_kit.passes import Jumps, teacher_velocity, velocity_with_gradient
 from freeflow_core.types import Batch, Condition, Draws, Guidance, Loss, Progress
 
 

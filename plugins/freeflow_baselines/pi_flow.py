@@ -13,7 +13,6 @@ from freeflow_core.interfaces import Context, Models, Objective, PolicyStudent, 
 from freeflow_core.math.flow import mean_square
 from freeflow_core.math.policies import Policy, raw_time, roll_policy, shifted_time
 from freeflow_core.objective_kit.jumps import (
-    Jumps,
     guided_field,
     joined,
     jumps_from_noise,
@@ -21,6 +20,7 @@ from freeflow_core.objective_kit.jumps import (
     raw_output,
     root_mean_square,
 )
+from freeflow_core.objective_kit.passes import Jumps
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 

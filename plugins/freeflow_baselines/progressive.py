@@ -16,8 +16,8 @@ from freeflow_core.interfaces.objective import Context, Model, Models, Objective
 from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import average_velocity_jump, like_states, mean_square
-from freeflow_core.objective_kit.jumps import Jumps, guided_field, jumps_from_noise, jumps_to, root_mean_square
-from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
+from freeflow_core.objective_kit.jumps import guided_field, jumps_from_noise, jumps_to, root_mean_square
+from freeflow_core.objective_kit.passes import Jumps, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 PREVIOUS = "previous"

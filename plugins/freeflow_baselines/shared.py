@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from freeflow_baselines.config import FlowMapOptions, VelocityOptions
 from freeflow_core.interfaces import Model, Models, Role, Student
 from freeflow_core.math.flow import expand_times, like_states, logit_normal
-from freeflow_core.objective_kit.jumps import Jumps, draw_guidance, guided_field
+from freeflow_core.objective_kit.jumps import draw_guidance, guided_field
 from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
-from freeflow_core.objective_kit.passes import path_derivative
+from freeflow_core.objective_kit.passes import Jumps, path_derivative
 from freeflow_core.objective_kit.rows import NoisyRows, noisy_rows
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
@@ -35,9 +35,7 @@ def path_velocity(models: Models, rows: NoisyRows, config: VelocityOptions) -> T
 
 def total_derivative(student: Model, jumps: Jumps, v: Tensor, u: Tensor, config: DerivativeOptions) -> Tensor:
     """d/dt u(x_t, t, s) along the velocity ``v`` (N, *D), without gradient, where its value is ``u`` (N, *D)."""
-    x_t, t, s, condition, guidance = jumps
-    method, step = config.derivative, config.derivative_step
-    return path_derivative(student, x_t, t, s, v, condition, guidance, value=u, method=method, step=step)
+    return path_derivative(student, jumps, v, value=u, method=config.derivative, step=config.derivative_step)
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from freeflow_baselines.config import ShortcutConfig
 from freeflow_baselines.shared import TARGET, averaged_target, rows_from_data
 from freeflow_core.interfaces import AverageVelocityStudent, Context, Model, Models, Objective, Role, Student, Teacher
 from freeflow_core.math.flow import average_velocity_jump, extrapolate, mean_square
-from freeflow_core.objective_kit.jumps import Jumps, guided_field, jumps_to, root_mean_square, velocities_with_gradient
-from freeflow_core.objective_kit.passes import own_velocities, take
+from freeflow_core.objective_kit.jumps import guided_field, jumps_to, root_mean_square, velocities_with_gradient
+from freeflow_core.objective_kit.passes import Jumps, own_velocities, take
 from freeflow_core.objective_kit.rows import drop_labels
 from freeflow_core.types import Batch, Draws, Guidance, Loss, Progress
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Model, Models, Objective
 from freeflow_core.math.flow import expand_times, logit_normal
+from freeflow_core.objective_kit.jumps import jumps_to
 from freeflow_core.objective_kit.passes import (
     check_derivative,
     own_velocities,
@@ -91,7 +92,7 @@ class MeanFlowStep(Objective):
         rows = replace(rows, condition=condition, guidance=rows.guidance.masked_fill(dropped, 1.0))
 
         field = self.field(models, rows, Guidance(rows.guidance, *options.guidance_interval).at(t), moving)
-        u = velocity_with_gradient(student, rows.x_t, t, s, rows.condition, rows.guidance)
+        u = velocity_with_gradient(student, *jumps_to(s, rows))
         with torch.no_grad():
             # target = v - (t - s) du/dt; rows with s = t need no derivative.
             on = moving.to(u.device, non_blocking=True)
@@ -113,9 +114,7 @@ class MeanFlowStep(Objective):
         if not len(s):
             return tangent
         method, step = self._options.derivative, self._options.derivative_step
-        return path_derivative(
-            student, rows.x_t, rows.t, s, tangent, rows.condition, rows.guidance, value=value, method=method, step=step
-        )
+        return path_derivative(student, jumps_to(s, rows), tangent, value=value, method=method, step=step)
 
 
 def time_pairs(draws: Draws, config: MeanFlowOptions) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,6 +35,7 @@ from freeflow_core.math.flow import (
     uniform_between,
 )
 from freeflow_core.objective_kit.passes import (
+    Jumps,
     check_derivative,
     duration_derivative,
     teacher_velocity,
@@ -139,26 +140,12 @@ class PredictorCorrector(Objective):
         predicted: Prediction | None = None
         if prediction is not None:
             # Delta_G = u + d du/dd - v(f, 1 - d).
-            derivative = partial(
-                duration_derivative,
-                student,
-                z[:num_ahead],
-                torch.ones_like(t),
-                t,
-                labels_ahead,
-                g[:num_ahead],
-                value=u[:num_ahead],
-                step=prediction.derivative_step,
-            )
+            step, value = prediction.derivative_step, u[:num_ahead]
+            jumps = Jumps(z[:num_ahead], torch.ones_like(t), t, labels_ahead, g[:num_ahead])
+            derivative = partial(duration_derivative, student, jumps, value=value, step=step)
             du_dd = derivative(method=prediction.derivative)
-            predicted = predict(
-                u[:num_ahead],
-                du_dd,
-                v[:num_ahead],
-                d[:num_ahead],
-                power=prediction.weight_power,
-                epsilon=prediction.weight_epsilon,
-            )
+            power, epsilon = prediction.weight_power, prediction.weight_epsilon
+            predicted = predict(value, du_dd, v[:num_ahead], d[:num_ahead], power=power, epsilon=epsilon)
             per_sample.append(predicted.per_sample)
             terms["prediction_loss"] = predicted.per_sample.detach().mean()
             terms["prediction_residual"] = predicted.norm.mean()

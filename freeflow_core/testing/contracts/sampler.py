@@ -34,13 +34,13 @@ class SamplerContract(ComponentContract):
 
     def test_is_one_of_three_kinds(self) -> None:
         """It integrates a teacher, jumps with a student, or both."""
-        sampler: Sampler = self.build()
+        sampler: Sampler[Any] = self.build()
         names = ", ".join(kind.__name__ for kind in _KINDS)
         self.expect(isinstance(sampler, _KINDS), f"a subclass of {names}", f"a {type(sampler).__name__}")
 
     def test_default_grid_falls_from_noise_to_data(self) -> None:
         """None, or (num_steps + 1,) float64 times on the host, strictly falling from 1 to 0."""
-        sampler: Sampler = self.build()
+        sampler: Sampler[Any] = self.build()
         for steps in (1, 4):
             grid = sampler.default_grid(steps)
             if grid is None:
@@ -106,7 +106,7 @@ class SamplerContract(ComponentContract):
 
     def test_reaches_the_data(self) -> None:
         """On the exact field or map of a Gaussian it ends where the exact flow does."""
-        sampler: Sampler = self.build()
+        sampler: Sampler[Any] = self.build()
         steps = 64 if isinstance(sampler, VelocitySampler | HybridSampler) else self.steps()
         z = _noise(torch.float64)
         zero = torch.zeros(_ROWS, dtype=torch.float64)

@@ -20,7 +20,7 @@ from predictor_corrector_helpers import (
 from torch import Tensor
 
 from freeflow_core.interfaces import Model
-from freeflow_core.objective_kit.passes import duration_derivative
+from freeflow_core.objective_kit.passes import Jumps, duration_derivative
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 
 MEAN = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
@@ -104,7 +104,7 @@ def _derivative(student: SmallStudent, z: Tensor, d: Tensor, method: str, step: 
     one = torch.ones_like(d)
     value = student(z, one, 1 - d, None, one).detach()
     model = Model(student, student)
-    return duration_derivative(model, z, one, 1 - d, None, one, value=value, method=method, step=step)
+    return duration_derivative(model, Jumps(z, one, 1 - d, None, one), value=value, method=method, step=step)
 
 
 EDGES = torch.tensor([1.0, 1.0 - 1e-4, 0.999, 0.5, 0.3, 1e-3, 1e-9], dtype=torch.float64)
