@@ -11,7 +11,7 @@ from objective_helpers import NUM_CLASSES, TeacherSpy, philox
 from torch import Tensor, nn
 
 from freeflow_core.interfaces import AverageVelocityStudent, Teacher
-from freeflow_core.math.flow import average_velocity_jump, expand_times
+from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.types import Condition, Draws, LoadReport, NetworkState
 
@@ -47,9 +47,6 @@ class PlainStudent(AverageVelocityStudent):
 
     def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return output
-
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return average_velocity_jump(x_t, output, t, s)
 
     def load_teacher(self, teacher: Teacher) -> LoadReport:
         return LoadReport()
@@ -119,9 +116,6 @@ class ClassTeacher(Teacher):
 
     def sample_condition(self, draws: Draws) -> Condition:
         return draws.integers("labels", NUM_CLASSES)
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return index % NUM_CLASSES
 
     def data(self, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Samples of the classes and their labels."""

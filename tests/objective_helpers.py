@@ -143,12 +143,6 @@ class TeacherSpy(Teacher):
         assert isinstance(condition, Tensor)
         return torch.full_like(condition, self.num_classes or 0)
 
-    def sample_condition(self, draws: Draws) -> Condition:
-        return None if self.num_classes is None else draws.integers("label", self.num_classes)
-
-    def balanced_condition(self, index: Tensor) -> Condition:
-        return None if self.num_classes is None else index % self.num_classes
-
 
 def antithetic(velocity: Tensor, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Mirror images (x', n') of Gaussian pairs: the same x_t, and n' - x' = 2 E[n - x | x_t] - (n - x)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ _ROUNDING = 1e-12
 """A grid time may miss an interval's end by rounding alone (0.3 against 0.30000000000000004); it still counts."""
 
 
-class OnShiftedGrid(Sampler):
+class OnShiftedGrid(Sampler[Any]):
     """Its own grid has times t' = shift t / (1 + (shift - 1) t) of the uniform t (Esser et al. 2024, eq. 23)."""
 
     def __init__(self, config: GridConfig) -> None:

@@ -86,7 +86,12 @@ def test_a_jump_and_then_the_teacher(run, tmp_path):
 
 
 def test_pretrain_writes_a_teacher_that_distils(tmp_path):
-    result = freeflow("pretrain", "--output", tmp_path / "teacher", *small("samples.every_images=null"))
+    result = freeflow(
+        "pretrain",
+        "--output",
+        tmp_path / "teacher",
+        *small("samples.every_images=null", "evaluation.num_samples=30"),
+    )
     assert result.exit_code == 0, result.output
     scores = json.loads((tmp_path / "teacher" / "scores.json").read_text())
     assert set(scores) == {"data", "teacher", "teacher_1_step"}

@@ -53,15 +53,8 @@ def test_teachers_of_other_data_are_refused() -> None:
 def test_by_name_it_samples_and_gives_its_main_weights_to_a_student(tmp_path) -> None:
     settings = ("teacher.main=digits", "teacher.guide=digits")
     plain = api.sample(teacher="digits", num=4, steps=3, output=tmp_path / "a", device="cpu")
-    same = api.sample(
-        teacher="autoguidance",
-        num=4,
-        steps=3,
-        output=tmp_path / "b",
-        device="cpu",
-        settings=settings,
-        guidance_weight=3,
-    )
+    options = {"num": 4, "steps": 3, "output": tmp_path / "b", "device": "cpu", "guidance_weight": 3}
+    same = api.sample(teacher="autoguidance", settings=settings, **options)
     assert (tmp_path / "a" / "grid.png").read_bytes() == (tmp_path / "b" / "grid.png").read_bytes()
     assert same.evaluations == 2 * plain.evaluations
     wrapped = api.load_teacher("autoguidance", options={"main": "digits", "guide": "digits"})
@@ -89,21 +82,11 @@ class TwoChannels(Teacher):
     sample_shape = (2,)
     guidance_channels = 1
 
-    @classmethod
-    def from_config(cls, config, context):
-        raise NotImplementedError
-
     def velocity(self, x_t: Tensor, t: Tensor, condition) -> Tensor:
         return condition[:, None].expand_as(x_t).to(x_t)
 
     def null_condition(self, condition):
         return torch.zeros_like(condition)
-
-    def sample_condition(self, draws):
-        return torch.ones(len(draws.index))
-
-    def balanced_condition(self, index):
-        return torch.ones(len(index))
 
 
 def test_a_teacher_with_guidance_channels_keeps_the_conditional_velocity_in_the_others() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from typing import Any
 
 import exact_maps
@@ -35,34 +33,6 @@ def losses(objective: Any, networks: Models, draws: Draws, *, at: Progress | Non
     return dict(objective.losses(networks, NO_DATA, draws, at or progress(), LocalContext()))
 
 
-class FixedDraws(Draws):
-    """Given values by stream: uniforms (N,), noise (N, *D)."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        self.values = dict(values)
-        rows = len(next(iter(values.values())))
-        self.index = self.position = torch.arange(rows)
-        self.batch_size, self.device, self.dtype = rows, torch.device("cpu"), torch.float64
-
-    def noise(self, stream: str, shape: tuple[int, ...]) -> Tensor:
-        return self.values[stream].reshape(-1, *shape)
-
-    def uniform(self, stream: str) -> Tensor:
-        return self.values.get(stream, torch.full((len(self.index),), 0.5, dtype=torch.float64))
-
-    def normal(self, stream: str) -> Tensor:
-        raise NotImplementedError
-
-    def integers(self, stream: str, high: int) -> Tensor:
-        raise NotImplementedError
-
-    def split(self, share: float) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def rows(self, rows: Tensor) -> FixedDraws:
-        return FixedDraws({name: value[rows] for name, value in self.values.items()})
-
-
 class ClassTeacher(exact_maps.ClassTeacher):
     """In the plane. Says what it was asked."""
 
@@ -80,27 +50,6 @@ class ClassTeacher(exact_maps.ClassTeacher):
     @property
     def times(self) -> list[Tensor]:
         return [t for t, _ in self.asked]
-
-
-class GuidedExactStudent(PlainStudent):
-    """The exact map from t = 1 of a guided ``ClassTeacher``: x_s = std_c(s)^g std_null(s)^(1-g) z."""
-
-    def __init__(self, teacher: ClassTeacher) -> None:
-        super().__init__()
-        self.std = nn.Parameter(teacher.std.detach().clone())
-        self.sample_shape = teacher.sample_shape
-
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
-        assert isinstance(condition, Tensor)
-        assert guidance is not None
-        d = (1 - s)[:, None]
-
-        def log_spread(std: Tensor) -> Tensor:
-            return 0.5 * torch.log1p(d.square() * (1 + std.square()) - 2 * d)
-
-        g = guidance[:, None]
-        exponent = g * log_spread(self.std[condition][:, None]) + (1 - g) * log_spread(self.std[-1])
-        return -torch.expm1(exponent) / d * x_t
 
 
 class SmallStudent(PlainStudent):
@@ -124,33 +73,7 @@ class SmallStudent(PlainStudent):
         return self.net(h if condition is None else h + self.label(condition))
 
 
-class Spy(nn.Module):
-    """Counts the calls of a network, their rows, and whether gradients were on."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.rows: list[int] = []
-        self.gradient: list[bool] = []
-
-    def forward(self, *arguments: Any) -> Any:
-        self.rows.append(len(arguments[0]))
-        self.gradient.append(torch.is_grad_enabled())
-        return self.network(*arguments)
-
-
-class BareSpy(Spy):
-    """A spy that also passes on ``average_velocity``."""
-
-    def average_velocity(self, *arguments: Any) -> Tensor:
-        return self.network.average_velocity(*arguments)
-
-
 def gradients(loss: Tensor, network: nn.Module) -> dict[str, Tensor]:
     network.zero_grad()
     loss.backward()
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-
-
-def copy_of(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network)

@@ -7,10 +7,10 @@ import torch
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
 from freeflow_predictor_corrector.correction import corrector_weights
 from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection
+from objective_helpers import GivenDraws
 from predictor_corrector_helpers import (
     NO_DATA,
     ClassTeacher,
-    FixedDraws,
     SmallStudent,
     gradients,
     losses,
@@ -59,7 +59,8 @@ def test_gradient_is_the_exact_kl_gradient(r: float, a: float) -> None:
     teacher_variance = 0.8
     z = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     n = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    draws = FixedDraws({"prior": z, "correction-noise": n, "noise-level": torch.full_like(z, 1 - r)})
+    given = {"prior": z[:, None], "correction-noise": n[:, None], "noise-level": torch.full_like(z, 1 - r)}
+    draws = GivenDraws(4, given)
     student, fake = _pair(0.0, a)
     teacher = GaussianTeacher(0 * ONE, ONE * teacher_variance**0.5)
     objective = FreeFlowCorrection(CorrectionConfig(r_distribution="uniform"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exact_maps import ExactGuidedStudent
 from freeflow_predictor_corrector.config import PredictionConfig
 from freeflow_predictor_corrector.freeflow import FreeFlowPrediction
 from freeflow_predictor_corrector.prediction import predict
 from predictor_corrector_helpers import (
     ClassTeacher,
-    GuidedExactStudent,
     SmallStudent,
     gradients,
     losses,
@@ -47,7 +47,7 @@ def test_exact_unguided_map_has_no_residual(options: dict, tolerance: float) -> 
 def test_exact_guided_map_has_no_residual(options: dict, tolerance: float) -> None:
     teacher = ClassTeacher()
     config = PredictionConfig(**options, guidance_min=1.0, guidance_max=3.0, duration_min=1e-3)
-    loss = losses(FreeFlowPrediction(config), models(GuidedExactStudent(teacher), teacher), philox(500))["student"]
+    loss = losses(FreeFlowPrediction(config), models(ExactGuidedStudent(teacher), teacher), philox(500))["student"]
     assert loss.terms["prediction_residual"] < 10 * tolerance
     assert max(teacher.rows_of_calls) > 900  # nearly every row needed its unconditional half
 
@@ -55,7 +55,7 @@ def test_exact_guided_map_has_no_residual(options: dict, tolerance: float) -> No
 def test_guided_map_of_another_weight_has_residual() -> None:
     teacher = ClassTeacher()
     config = PredictionConfig(guidance_min=2.0, guidance_max=2.0, guidance_interval=(0.0, 0.5))
-    loss = losses(FreeFlowPrediction(config), models(GuidedExactStudent(teacher), teacher), philox(200))["student"]
+    loss = losses(FreeFlowPrediction(config), models(ExactGuidedStudent(teacher), teacher), philox(200))["student"]
     assert loss.terms["prediction_residual"] > 0.1
 
 
@@ -143,6 +143,6 @@ def test_bf16_autocast_keeps_losses_in_float32() -> None:
 def test_teacher_is_asked_within_its_own_times() -> None:
     teacher = ClassTeacher()
     teacher.time_range = (0.2, 0.7)
-    losses(FreeFlowPrediction(PredictionConfig()), models(GuidedExactStudent(teacher), teacher), philox(64))
+    losses(FreeFlowPrediction(PredictionConfig()), models(ExactGuidedStudent(teacher), teacher), philox(64))
     assert teacher.times[0].min() == 0.2
     assert teacher.times[0].max() == 0.7

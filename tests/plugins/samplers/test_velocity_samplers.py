@@ -126,7 +126,7 @@ def test_guidance_interval_is_closed_and_decided_at_the_step_start():
     assert guided_calls(heun(decide_at="evaluation"), guidance) == own_time
 
 
-@pytest.mark.parametrize("steps", [3, 10, 49])
+@pytest.mark.parametrize("steps", [3, 10])
 def test_rounding_of_the_grid_does_not_open_the_interval(steps):
     """Grid times such as 1 - 0.1 * 7 miss the number 0.3 by one bit; they still are the interval's end."""
     for edge in range(1, steps):

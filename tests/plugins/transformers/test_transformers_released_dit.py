@@ -68,12 +68,6 @@ def test_steps_come_out_at_their_own_times() -> None:
     assert SCHEDULE.step(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0, 999], abs=1e-9)
 
 
-@given(t=st.floats(0, 1), later=st.floats(0, 1))
-def test_steps_rise_with_the_noise(t: float, later: float) -> None:
-    first, second = SCHEDULE.step(torch.tensor([min(t, later), max(t, later)], dtype=torch.float64))
-    assert 0 <= first <= second <= 999
-
-
 # --- algebra -------------------------------------------------------------------------------------------------------
 
 
@@ -189,14 +183,6 @@ def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sa
 def test_euler_on_the_native_times_is_ddim(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
     hundred = torch.tensor([round(i * 999 / 99) for i in range(100)])
     assert ddim_error(golden, registry, dit, dit.schedule.times[hundred].flip(0), "euler", "ddim_100") < 1e-5
-
-
-def test_fine_integration_agrees_with_ddim_within_a_percent(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
-    """At 250 steps of the schedule, most of them fractional."""
-    steps = torch.linspace(0, 999, 250, dtype=torch.float64)
-    lower = steps.floor().long().clamp(max=998)
-    odds = torch.lerp(log_odds(dit.schedule.times)[lower], log_odds(dit.schedule.times)[lower + 1], steps - lower)
-    assert ddim_error(golden, registry, dit, torch.sigmoid(-odds).flip(0), "heun", "ddim_1000") < 0.01
 
 
 # --- precision and options -------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,6 @@ from freeflow_transformers.teachers import TransformerTeacher
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freeflow_core.config import ComponentConfig
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Source, Teacher
 from freeflow_core.network_file import load_network, save_network
@@ -28,10 +27,6 @@ class ImageSource(Source):
 
     def __init__(self, shape: tuple[int, int, int] | None, num_classes: int | None) -> None:
         self.image_shape, self.num_classes = shape, num_classes
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        raise NotImplementedError
 
     def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Any:
         raise NotImplementedError
@@ -49,10 +44,6 @@ class OtherFamily(Teacher):
     def __init__(self, state: NetworkState | None) -> None:
         super().__init__()
         self._state = state
-
-    @classmethod
-    def from_config(cls, config: ComponentConfig, context: BuildContext) -> Self:
-        raise NotImplementedError
 
     def velocity(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         return x_t
