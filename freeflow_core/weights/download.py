@@ -16,13 +16,7 @@ import requests
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
 from freeflow_core.weights.cache import OnProgress, Place, Record, Remote, data_size, is_html
-from freeflow_core.weights.failures import (
-    PassingFailure,
-    check,
-    check_space,
-    network_failure,
-    refused_status,
-)
+from freeflow_core.weights.failures import PassingFailure, check, check_space, network_failure, refused_status
 from freeflow_core.weights.hub import USER_AGENT
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")

@@ -12,12 +12,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_networks.conditions import Conditions
 from freeflow_networks.config import OwnNetworkOptions
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16, "float16": torch.float16}
 
 
 class KeepsDtype(nn.Module):

@@ -86,11 +86,9 @@ def read_embeddings(path: Path, expected: tuple[str, ...] = ()) -> Conditions:
     num = lengths.pop()
     if not negative:
         return Conditions(num, None, positive)
-    wrong = [
-        name
-        for name in positive.keys() | negative.keys()
-        if not _is_negative_of(negative.get(name), positive.get(name))
-    ]
+    expected_shapes = {name: (1, *rows.shape[1:]) for name, rows in positive.items()}
+    found = {name: tuple(rows.shape) for name, rows in negative.items()}
+    wrong = {name for name, _ in expected_shapes.items() ^ found.items()}
     if wrong:
         raise ConfigError(
             f"The null condition in {path} does not fit: for each tensor NAME (K, ...) expected {NEGATIVE}NAME "
@@ -98,12 +96,6 @@ def read_embeddings(path: Path, expected: tuple[str, ...] = ()) -> Conditions:
         )
     table = {name: torch.cat([rows, negative[name].to(rows.dtype)]) for name, rows in positive.items()}
     return Conditions(num, num, table)
-
-
-def _is_negative_of(negative: Tensor | None, positive: Tensor | None) -> bool:
-    if negative is None or positive is None:
-        return False
-    return len(negative) == 1 and negative.shape[1:] == positive.shape[1:]
 
 
 def _read(path: Path) -> dict[str, Tensor]:

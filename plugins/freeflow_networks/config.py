@@ -88,8 +88,7 @@ class OwnNetworkOptions(ConventionOptions):
 
     sample_shape: tuple[PositiveInt, ...] = Field(min_length=1, description="Dimensions of one state, without N.")
     arguments: tuple[Argument, ...] = Field(
-        ("x", "t", "condition"),
-        description="Positional arguments in order; condition is left out where there is none.",
+        ("x", "t", "condition"), description="Positional arguments in order; condition is left out where there is none."
     )
     keywords: dict[str, Any] = Field(default_factory=dict, description="Further arguments, the same in every call.")
     condition: Literal["none", "labels", "embeddings"] = Field(
@@ -158,7 +157,7 @@ class DiffusersTeacherConfig(ComponentConfig):
     )
     embeddings: Path = Field(
         description=".safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and "
-        "negative_prompt_embeds (1, L, D) and negative_pooled_prompt_embeds (1, P) for guidance.",
+        "negative_prompt_embeds (1, L, D) and negative_pooled_prompt_embeds (1, P) for guidance."
     )
     latent_size: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="Height and width of the latents; null: as config.json says, else 128 x 128."

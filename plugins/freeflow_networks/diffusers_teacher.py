@@ -178,12 +178,9 @@ def transformer_folder(folder: Path, subfolder: str | None) -> Path:
 
 
 def load_transformer(folder: Path, dtype: torch.dtype | None, *, shapes_only: bool = False) -> nn.Module:
-    """The transformer, frozen, on the CPU.
+    """The transformer, frozen, on the CPU: config.json beside safetensors, in one file or in shards with their index.
 
-    Args:
-        folder: config.json beside safetensors, in one file or in shards with their index.
-        dtype: of its floating tensors; None: as stored.
-        shapes_only: on the meta device, without reading the weights; ``dtype`` None is then float32.
+    ``dtype`` None is as stored. With ``shapes_only`` no weights are read: it is on the meta device, None then float32.
 
     Raises:
         ConfigError: diffusers is not installed, or the folder holds another kind of network.

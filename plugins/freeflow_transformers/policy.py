@@ -37,11 +37,7 @@ class PolicyHead(nn.Module):
     """
 
     def __init__(
-        self,
-        architecture: TransformerConfig,
-        options: PolicyOptions,
-        generator: torch.Generator,
-        device: torch.device,
+        self, architecture: TransformerConfig, options: PolicyOptions, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__()
         self.channels, self.components = architecture.channels, options.components

@@ -27,10 +27,7 @@ from freeflow_core.weights import WeightStore
 SEED = 20
 Choice: TypeAlias = tuple[str, Mapping[str, Any]]
 """Name and options of a component."""
-TEACHERS: Sequence[Choice] = (
-    ("gaussian-mixture", {"num_modes": 4, "num_classes": 2, "std": 0.3}),
-    ("digits", {}),
-)
+TEACHERS: Sequence[Choice] = (("gaussian-mixture", {"num_modes": 4, "num_classes": 2, "std": 0.3}), ("digits", {}))
 """Small teachers that come with freeflow, tried in order where a contract names none."""
 _T = TypeVar("_T")
 

@@ -121,12 +121,7 @@ PUBLISHED: tuple[WeightFile, ...] = (
         licence="",
         revision="4b040eb1ed1e3f9e1d01dd89d499f720296fba98",
     ),
-    _dit(
-        256,
-        "2.27",
-        size=2_700_611_775,
-        sha256="9ec1876e4c03471bca126663a30e2d1b20610b6d2f87850a39a36f25cc685521",
-    ),
+    _dit(256, "2.27", size=2_700_611_775, sha256="9ec1876e4c03471bca126663a30e2d1b20610b6d2f87850a39a36f25cc685521"),
     _dit(512, "3.04"),
     _hub(
         "freeflow-xl-2-256",

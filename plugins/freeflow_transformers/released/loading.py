@@ -14,12 +14,7 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Student, Teacher
 from freeflow_core.types import Condition, NetworkState
 from freeflow_transformers.architecture import SIZES, TransformerConfig, named_heads
-from freeflow_transformers.config import (
-    ReleasedStudentConfig,
-    ReleasedTeacherConfig,
-    SiTOptions,
-    SiTTeacherConfig,
-)
+from freeflow_transformers.config import ReleasedStudentConfig, ReleasedTeacherConfig, SiTOptions, SiTTeacherConfig
 from freeflow_transformers.network import DiffusionTransformer, fill_with_random_weights
 from freeflow_transformers.released.detection import (
     Detected,
