@@ -34,6 +34,15 @@ assets:
     freeflow pretrain --preset digits --output runs/digits-teacher
     python benchmarks/ship_teacher.py runs/digits-teacher plugins/freeflow_transformers/assets/digits.safetensors
 
+# Rebuild the shipped mnist teacher and what it needs, from MNIST's files in data/mnist (hours; see their cards).
+assets-mnist:
+    python -m freeflow_data.train_autoencoder --output plugins/freeflow_data/assets/mnist-vae.safetensors
+    python -m freeflow_metrics.make_statistics --output plugins/freeflow_metrics/assets/mnist-test.npz --set path=data/mnist
+    python -m freeflow_metrics.make_statistics --output plugins/freeflow_metrics/assets/mnist-train.npz --set path=data/mnist --split training
+    freeflow encode --source mnist --codec small-vae --batch-size 256 --output data/mnist-latents
+    freeflow pretrain --preset mnist-latent --output runs/mnist-latent-teacher
+    python benchmarks/ship_teacher.py runs/mnist-latent-teacher plugins/freeflow_transformers/assets/mnist.safetensors
+
 # Step time over the sum of its unavoidable network passes, beside a plain loop.
 bench:
     python benchmarks/step_time.py

@@ -23,6 +23,15 @@ class PixelsConfig(ComponentConfig):
     """The pixel codec has no options."""
 
 
+class SmallVAEConfig(ComponentConfig):
+    """Options of the small autoencoder."""
+
+    checkpoint: Path | None = Field(
+        None, description="Weights that `python -m freeflow_data.train_autoencoder` wrote; null: MNIST's, packaged."
+    )
+    batch_size: PositiveInt = Field(256, description="Images that pass through the network at once.")
+
+
 class SDVAEConfig(ComponentConfig):
     """Options of Stable Diffusion's autoencoder."""
 

@@ -64,7 +64,7 @@ def freeflow_sources() -> Iterable[Component]:
 
 @hookimpl
 def freeflow_codecs() -> Iterable[Component]:
-    """Pixels as states, and Stable Diffusion's latents."""
+    """Pixels as states, Stable Diffusion's latents, and those of a small autoencoder of our own."""
     return [
         Component(
             name="pixels",
@@ -78,6 +78,13 @@ def freeflow_codecs() -> Iterable[Component]:
             config="freeflow_data.config:SDVAEConfig",
             summary="Stable Diffusion's autoencoder: uint8 (3, H, W) <-> latents (4, H/8, W/8); needs the extra `vae`.",
             source="Rombach et al. 2022, arXiv 2112.10752; weights: stabilityai/sd-vae-ft-mse and -ema",
+        ),
+        Component(
+            name="small-vae",
+            target="freeflow_data.small_vae:SmallVAECodec",
+            config="freeflow_data.config:SmallVAEConfig",
+            summary="Grey 28x28 <-> latents (4, 8, 8): a small autoencoder, for MNIST's digits packaged.",
+            source="Kingma and Welling 2013, arXiv 1312.6114",
         ),
     ]
 

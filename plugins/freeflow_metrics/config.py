@@ -62,7 +62,8 @@ class FrechetConfig(FeatureOptions):
         None,
         min_length=1,
         description="Also score against stored statistics: an .npz file with mu and sigma (ADM's or clean-fid's), "
-        "or the name of clean-fid's own, such as cifar10, which are downloaded.",
+        "mnist-test or mnist-train, packaged for features: mnist; or the name of clean-fid's own, such as "
+        "cifar10, which are downloaded.",
     )
     reference_split: str = Field("train", min_length=1, description="Split of clean-fid's own statistics.")
     reference_resolution: PositiveInt = Field(32, description="Image side of clean-fid's own statistics.")

@@ -17,6 +17,9 @@ from freeflow_metrics.config import FrechetConfig
 from freeflow_metrics.distance import DistanceEvaluator
 from freeflow_metrics.inception import build_features, fetch_statistics
 
+PACKAGED = {"mnist-test": "mnist", "mnist-train": "mnist"}
+"""Statistics that come with the plugin, each with the features it is made of; ``make_statistics`` makes such files."""
+
 
 def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson & Landau 1982; FID in Heusel et al. 2017, eq. 6).
@@ -122,10 +125,13 @@ def reference_statistics(options: FrechetConfig, dim: int) -> tuple[Tensor, Tens
         return None
     if name.endswith(".npz"):
         path = Path(name)
+    elif PACKAGED.get(name) == options.features:
+        path = Path(__file__).with_name("assets") / f"{name}.npz"
     elif Path(name).name != name or options.features != "inception":
         raise ConfigError(
             f"reference_statistics is {name!r} with features {options.features!r}. Expected the path of an .npz file "
-            "with mu and sigma, or, with features: inception, the name of clean-fid's own statistics, such as cifar10."
+            "with mu and sigma; with features: inception, the name of clean-fid's own statistics, such as cifar10; or "
+            f"packaged ones: {', '.join(f'{own} with features: {features}' for own, features in PACKAGED.items())}."
         )
     else:
         path = fetch_statistics(name, options.inception_resize, options.reference_split, options.reference_resolution)

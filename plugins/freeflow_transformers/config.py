@@ -236,12 +236,31 @@ class FreeFlow512Config(ReleasedStudentConfig):
     family_default: ClassVar[StudentFamilyName | None] = "sit"
 
 
-class DigitsTeacherConfig(ComponentConfig):
-    """Options of the teacher ``digits``."""
+class ShippedTeacherConfig(ComponentConfig):
+    """What teachers inside this package share."""
+
+    asset: ClassVar[str]
+    codec: ClassVar[str | None] = None
+    pretrained_by: ClassVar[str]
 
     checkpoint: Path | None = Field(
         None, description="Other weights to use, written by `freeflow pretrain`; null: the shipped ones."
     )
+
+
+class DigitsTeacherConfig(ShippedTeacherConfig):
+    """Options of the teacher ``digits``."""
+
+    asset: ClassVar[str] = "assets/digits.safetensors"
+    pretrained_by: ClassVar[str] = "digits"
+
+
+class MNISTTeacherConfig(ShippedTeacherConfig):
+    """Options of the teacher ``mnist``, which works on latents of the codec ``small-vae``."""
+
+    asset: ClassVar[str] = "assets/mnist.safetensors"
+    codec: ClassVar[str | None] = "small-vae"
+    pretrained_by: ClassVar[str] = "mnist-latent"
 
 
 def _refuse_parts_of_size(options: TransformerOptions | ReleasedTeacherConfig) -> None:

@@ -13,7 +13,7 @@ _SIT, _FREEFLOW = "Ma et al. 2024, arXiv 2401.08740", "Tong et al. 2025, arXiv 2
 
 @hookimpl
 def freeflow_teachers() -> Iterable[Component]:
-    """The shipped digits teacher, and teachers pretrained here."""
+    """The shipped teachers of digits, and teachers pretrained here or published."""
     return [
         Component(
             name="digits",
@@ -21,6 +21,13 @@ def freeflow_teachers() -> Iterable[Component]:
             config="freeflow_transformers.config:DigitsTeacherConfig",
             summary="Handwritten digits, 8x8, ten classes: a small transformer that ships with the package",
             source=f"{_SIT}; data: UCI optical digits",
+        ),
+        Component(
+            name="mnist",
+            target="freeflow_transformers.teachers:TransformerTeacher",
+            config="freeflow_transformers.config:MNISTTeacherConfig",
+            summary="Handwritten digits, 28x28, ten classes: a small latent transformer that ships with the package",
+            source=f"{_SIT}; data: MNIST",
         ),
         Component(
             name="sit",
@@ -108,6 +115,11 @@ def freeflow_presets() -> Iterable[Preset]:
         _distill("digits", "Data-free one-step student of the shipped digits teacher, unguided"),
         _distill("digits-guided", "The same with a guided teacher and the guidance weight as an input"),
         _distill(
+            "mnist-latent",
+            "Data-free one-step student of the shipped latent teacher of MNIST's digits",
+            teacher="mnist",
+        ),
+        _distill(
             "sit-repa-xl2-256", "SiT-XL/2+REPA at 256 pixels to one step; for GPUs", _paper(256, 1.45, 1.37), "sit-repa"
         ),
         _distill("sit-xl2-256", "SiT-XL/2 at 256 pixels to one step; for GPUs", _paper(256, 1.69, 2.06), "sit"),
@@ -128,6 +140,12 @@ def freeflow_presets() -> Iterable[Preset]:
             "freeflow_transformers:presets/pretrain-digits.yaml",
             command="pretrain",
             summary="The digits teacher, trained from data by flow matching",
+        ),
+        Preset(
+            "mnist-latent",
+            "freeflow_transformers:presets/pretrain-mnist-latent.yaml",
+            command="pretrain",
+            summary="The mnist teacher, trained on latents of its 60,000 digits by flow matching",
         ),
     ]
 

@@ -13,13 +13,13 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
 from freeflow_core.network_file import load_network
 from freeflow_core.types import Condition, NetworkState
-from freeflow_transformers.config import DigitsTeacherConfig, ReleasedTeacherConfig
+from freeflow_transformers.config import DigitsTeacherConfig, ReleasedTeacherConfig, ShippedTeacherConfig
 from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.detection import describe
 from freeflow_transformers.released.loading import load_teacher_network
 from freeflow_transformers.weights import transformer_from_state, transformer_state
 
-DIGITS_ASSET = "assets/digits.safetensors"
+DIGITS_ASSET = DigitsTeacherConfig.asset
 
 
 class NetworkTeacher(Teacher):
@@ -71,10 +71,12 @@ class TransformerTeacher(NetworkTeacher):
             raise ConfigError("This network predicts the noise, not a velocity. Use it as the teacher `dit`.")
 
     @classmethod
-    def from_config(cls, config: DigitsTeacherConfig | ReleasedTeacherConfig, context: BuildContext) -> Self:
+    def from_config(cls, config: ShippedTeacherConfig | ReleasedTeacherConfig, context: BuildContext) -> Self:
         """Raises ``CheckpointError`` for a file that is missing, damaged, of another kind, or a student's."""
-        if isinstance(config, DigitsTeacherConfig):
-            shipped = cls.from_asset() if config.checkpoint is None else cls.from_file(config.checkpoint)
+        if isinstance(config, ShippedTeacherConfig):
+            own = config.checkpoint
+            shipped = cls.from_asset(type(config)) if own is None else cls.from_file(own)
+            shipped.codec = config.codec
             return shipped.to(context.device)
         loaded = load_teacher_network(config, context)
         teacher = cls._of(loaded.network, loaded.origin).to(context.device)
@@ -82,14 +84,14 @@ class TransformerTeacher(NetworkTeacher):
         return teacher
 
     @classmethod
-    def from_asset(cls) -> Self:
-        """The digits teacher inside this package. Raises ``CheckpointError`` when it was not installed."""
-        resource = importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET)
+    def from_asset(cls, shipped: type[ShippedTeacherConfig] = DigitsTeacherConfig) -> Self:
+        """A teacher inside this package. Raises ``CheckpointError`` when it was not installed."""
+        resource = importlib.resources.files("freeflow_transformers").joinpath(shipped.asset)
         if not resource.is_file():
             raise CheckpointError(
-                f"The weights freeflow_transformers/{DIGITS_ASSET} are not part of this installation. Install the "
-                "complete package again, or train them with `freeflow pretrain --preset digits` and name the file in "
-                "teacher.checkpoint."
+                f"The weights freeflow_transformers/{shipped.asset} are not part of this installation. Install the "
+                f"complete package again, or train them with `freeflow pretrain --preset {shipped.pretrained_by}` and "
+                "name the file in teacher.checkpoint."
             )
         with importlib.resources.as_file(resource) as path:
             return cls.from_file(path)

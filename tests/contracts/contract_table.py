@@ -176,6 +176,7 @@ CASES: Mapping[tuple[str, str], Maker] = {
     ("objective", "freeflow-prediction"): given(stationary=True)(derivative="forward-mode"),
     ("evaluator", "fidelity"): given()(derivative_samples=8, durations=[1.0]),
     ("codec", "sd-vae"): sd_vae,
+    ("codec", "small-vae"): given(image_shape=(1, 28, 28), tolerance=None)(),
     ("source", "mnist"): mnist,
     ("source", "fashion-mnist"): mnist,
     ("source", "npz"): npz,

@@ -12,7 +12,9 @@ import typer
 from freeflow_metrics.classes import ClassAccuracyEvaluator
 from freeflow_metrics.config import ClassAccuracyConfig, ClassProbabilityConfig, FrechetConfig
 from freeflow_metrics.features import ASSETS, FAMILY, SmallFeatures, batch_features
-from freeflow_metrics.frechet import FrechetEvaluator
+from freeflow_metrics.frechet import PACKAGED, FrechetEvaluator, frechet_distance, reference_statistics
+from freeflow_metrics.make_statistics import main as make_statistics_main
+from freeflow_metrics.make_statistics import statistics
 from freeflow_metrics.train_features import main, make_source, train, training_digest
 from freeflow_metrics.verifiers import ClassProbability
 from typer.testing import CliRunner
@@ -86,6 +88,30 @@ def test_stored_statistics_give_the_same_distance_as_held_out_images(tmp_path, d
     scores = score_row(evaluator, "student", digits.training_images()[0])
     assert set(scores) == {"fd", "fd_data"}
     assert scores["fd"] == pytest.approx(scores["fd_data"], rel=1e-6)
+
+
+def test_mnist_s_statistics_are_packaged():
+    test, train = (reference_statistics(FrechetConfig(features="mnist", reference_statistics=n), 64) for n in PACKAGED)
+    assert 0.15 < frechet_distance(*test, *train) < 0.2
+    with pytest.raises(ConfigError, match="mnist-test with features: mnist"):
+        FrechetEvaluator(FrechetConfig(reference_statistics="mnist-test"))
+
+
+def test_the_statistics_command_measures_either_split(tmp_path, digits):
+    app = typer.Typer()
+    app.command()(make_statistics_main)
+    for split, found in (("held-out", digits.held_out()), ("training", digits.training_images())):
+        path = tmp_path / split / "digits.npz"
+        arguments = ["--source", "digits", "--features", "digits", "--split", split, "--output", str(path)]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        mean, covariance = reference_statistics(FrechetConfig(reference_statistics=str(path)), 48)
+        moments = statistics(SmallFeatures.packaged(), found[0])
+        torch.testing.assert_close(mean, moments.mean)
+        torch.testing.assert_close(covariance, moments.covariance)
+    result = CliRunner().invoke(app, ["--source", "prior", "--output", str(path)])
+    assert result.exit_code == 1
+    assert "no held-out images" in result.output
 
 
 def test_features_are_computed_once_per_batch(network, monkeypatch):

@@ -1,0 +1,72 @@
+"""Makes reference statistics of a source: ``python -m freeflow_metrics.make_statistics --output PATH.npz``.
+
+With them a run is scored against images that are not there: `reference_statistics` of the evaluator `frechet`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+import yaml
+from torch import Tensor
+
+from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_metrics.config import FrechetConfig
+from freeflow_metrics.features import FeatureNetwork, image_features
+from freeflow_metrics.frechet import RunningMoments
+from freeflow_metrics.inception import build_features
+from freeflow_metrics.train_features import make_source
+
+
+class Split(str, Enum):
+    """Which images of a source."""
+
+    HELD_OUT = "held-out"
+    TRAINING = "training"
+
+
+def statistics(network: FeatureNetwork, images: Tensor) -> RunningMoments:
+    """Mean and covariance of the features of uint8 ``images`` (M, C, H, W)."""
+    moments = RunningMoments(network.dim)
+    for features in image_features(network, images):
+        moments.update(features)
+    return moments
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Where to write the .npz file with mu, sigma and count.")],
+    source: Annotated[str, typer.Option(help="Name of a source with images in memory.")] = "mnist",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the source; repeatable.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which of its images.")] = Split.HELD_OUT,
+    features: Annotated[str, typer.Option(help="A packaged feature network, or file.")] = "mnist",
+    features_file: Annotated[Path | None, typer.Option(help="With features file: the network.")] = None,
+) -> None:
+    """Mean and covariance of the features of a source's images."""
+    torch.set_num_threads(1)  # sums are then taken in the same order wherever it runs
+    try:
+        options = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings or ())}
+        built = make_source(source, options)
+        found = built.held_out() if split is Split.HELD_OUT else built.training_images()
+        if found is None:
+            raise ConfigError(f"The source {source!r} has no {split.value} images in memory. Name one that has.")
+        config = FrechetConfig.model_validate({"features": features, "features_file": features_file})
+        moments = statistics(build_features(config), found[0])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            output, mu=moments.mean.numpy(), sigma=moments.covariance.numpy(), count=np.int64(moments.count)
+        )
+    except (FreeflowError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{output}: {moments.count} images, {len(moments.mean)} features, {output.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    typer.run(main)
