@@ -1,6 +1,7 @@
 """The abstract pieces. One class a file, no numerics."""
 
-from freeflow_core.interfaces.build import Buildable, BuildContext
+from freeflow_core.interfaces.build import Buildable
+from freeflow_core.interfaces.build_context import BuildContext
 from freeflow_core.interfaces.codec import Codec
 from freeflow_core.interfaces.convertible import ConvertibleTeacher
 from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator

@@ -3,78 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-import torch
-
-from freeflow_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from freeflow_core.interfaces.source import Source
-    from freeflow_core.interfaces.teacher import Teacher
-
-
-def _no_weights(name: str) -> Path:
-    raise ConfigError(f"The published weights {name!r} are asked for outside a run, where nothing fetches them.")
-
-
-@dataclass(frozen=True)
-class BuildContext:
-    """What a component may know of its surroundings when it is built.
-
-    Args:
-        device: where networks will run.
-        seed: the run's seed, for weight initialisation.
-        teacher: the built teacher, or None (training from data, or building the teacher itself).
-        source: the built training source, or None.
-        precision: ``float32``, ``bf16`` (autocast over float32 weights) or ``float64``.
-        weights: ``weights(name)`` is the path of published weights, a :class:`freeflow_core.plugin.WeightFile` by
-            name, fetched into the cache on first use.
-        component: ``component(kind, name, options)`` builds another component, so that no plugin imports another.
-        trusted: the user lets this session run code that a configuration names; see :meth:`require_trust`.
-    """
-
-    device: torch.device
-    seed: int
-    component: Callable[[str, str, dict[str, Any]], Any]
-    teacher: Teacher | None = None
-    source: Source | None = None
-    precision: str = "float32"
-    weights: Callable[[str], Path] = _no_weights
-    trusted: bool = False
-
-    def require_trust(self, what: str, action: str) -> None:
-        """Call before running code that a configuration names, and before importing or reading any of it.
-
-        A configuration may be somebody else's, the one stored with their weights included, so the permission belongs
-        to the session: ``--trust`` on the command line, ``Manager.load(trust=True)`` in Python.
-
-        Args:
-            what: asks for it, e.g. ``"The teacher 'callable'"``.
-            action: what would happen, e.g. ``"import my_module and call its function"``.
-
-        Raises:
-            ConfigError: the user has not allowed it.
-        """
-        if not self.trusted:
-            raise ConfigError(
-                f"{what} would {action}, which can do anything that you can do on this machine. If you trust that "
-                "code, say so: --trust on the command line, or manager=Manager.load(trust=True) from Python."
-            )
+from typing import Any, Self
 
 
 class Buildable(ABC):  # noqa: B024 (the abstract methods are its subclasses')
     """Anything a :class:`freeflow_core.plugin.Component` can point to."""
 
     @classmethod
-    def from_config(cls, config: Any, context: BuildContext) -> Self:
+    def from_config(cls, config: Any, context: Any) -> Self:
         """Build from validated options, an instance of the component's configuration class.
 
         The default is ``cls(config)``. A component that needs more of its surroundings overrides this, and declares
-        ``config`` as its own configuration class. Raises ``ConfigError`` for options that do not fit the context.
+        ``config`` as its own configuration class and ``context`` as the
+        :class:`freeflow_core.interfaces.BuildContext` that it is. Raises ``ConfigError`` for options that do not fit
+        the context.
         """
         make: Any = cls
         built: Self = make(config)

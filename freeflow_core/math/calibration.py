@@ -1,6 +1,6 @@
 """Is a field the velocity of the path that starts at its own samples? No data are needed to tell.
 
-v(x_t, t) = E[dx_t/dt | x_t] minimises E|dx_t/dt - v|^2 (Lipman et al. 2022, arXiv 2210.02747, theorem 2), so with x
+v(x_t, t) = E[dx_t/dt | x_t] minimises E|dx_t/dt - v|^2 (Lipman et al. 2022, theorem 2), so with x
 drawn by integrating v itself, the residual n - x - v is uncorrelated with every function of x_t. A field whose time,
 sign, scale or meaning is read wrongly makes other samples, and a least-squares fit predicts part of their residuals.
 

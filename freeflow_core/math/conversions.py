@@ -28,7 +28,7 @@ class Prediction(str, Enum):
     VELOCITY = "velocity"
     """d x_own / d tau = alpha' x + sigma' n."""
     ROTATION = "v-prediction"
-    """alpha n - sigma x (Salimans & Ho 2022, arXiv 2202.00512), which diffusers calls v-prediction."""
+    """alpha n - sigma x (Salimans & Ho 2022), which diffusers calls v-prediction."""
     SCORE = "score"
     """grad log p(x_own) = -n / sigma (Song et al. 2021)."""
 

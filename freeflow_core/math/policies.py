@@ -1,4 +1,4 @@
-"""Closed-form velocity fields over one segment, and how they are rolled (pi-Flow: Chen et al. 2025, arXiv 2510.14974).
+"""Closed-form velocity fields over one segment, and how they are rolled (pi-Flow: Chen et al. 2025).
 
 A network that is asked once, at (x_t, t), emits such a policy for all times down to the segment's end s; following it
 costs no network evaluation. Everything here runs in at least float32, also under autocast.
@@ -79,7 +79,7 @@ class GMPolicy(Policy):
     """The velocity of the Gaussian mixture that the network believes x_0 to come from (GM policy of pi-Flow).
 
     At (x_t, t) it emits the posterior of x_0: means mu_k, weights, and one variance S. At another (x, r) the same
-    belief, with the evidence of x_t replaced by that of x (GMFlow: Chen et al. 2025, arXiv 2504.05304), is again a
+    belief, with the evidence of x_t replaced by that of x (GMFlow: Chen et al. 2025), is again a
     mixture, with a_r = (1 - r) / r, zeta = a_r^2 - a_t^2 and nu = a_r x / r - a_t x_t / t:
 
         mean_k = (S nu + mu_k) / (S zeta + 1),   logit_k += mu_k . (nu - zeta mu_k / 2) / (S zeta + 1),

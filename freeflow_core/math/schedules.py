@@ -81,7 +81,7 @@ class CosineSchedule(Schedule):
 
 @final
 class VPSchedule(Schedule):
-    """The variance-preserving SDE (Song et al. 2021, arXiv 2011.13456, eq. 29-33), with tau in [1e-3, 1].
+    """The variance-preserving SDE (Song et al. 2021, eq. 29-33), with tau in [1e-3, 1].
 
     Its velocity is infinite at tau = 0; Song's samplers stop at 1e-3 too (appendix C).
     alpha = exp(-a / 2), sigma^2 = 1 - alpha^2, a = tau^2 (beta_max - beta_min) / 2 + tau beta_min.
@@ -117,7 +117,7 @@ class VPSchedule(Schedule):
 
 @final
 class DiscreteSchedule(Schedule):
-    """alpha_i^2 = prod_{j <= i} (1 - beta_j) at steps i = 0 ... K - 1 (Ho et al. 2020, arXiv 2006.11239, eq. 4).
+    """alpha_i^2 = prod_{j <= i} (1 - beta_j) at steps i = 0 ... K - 1 (Ho et al. 2020, eq. 4).
 
     tau = i / K, so that the default scale K feeds the network the step itself; between steps it is linear in log-SNR.
 
@@ -168,7 +168,7 @@ class DiscreteSchedule(Schedule):
 
 @final
 class VESchedule(Schedule):
-    """alpha = 1, sigma = tau in [sigma_min, sigma_max]: variance exploding (Karras et al. 2022, arXiv 2206.00364)."""
+    """alpha = 1, sigma = tau in [sigma_min, sigma_max]: variance exploding (Karras et al. 2022)."""
 
     reversible = False
 

@@ -47,7 +47,7 @@ class UnguidedDataOptions(VelocityOptions):
 
 
 class ConsistencyConfig(UnguidedDataOptions):
-    """Options of discrete consistency models (Song et al. 2023, arXiv 2303.01469; the authors' ImageNet 64 run)."""
+    """Options of discrete consistency models (Song et al. 2023; the authors' ImageNet 64 run)."""
 
     num_steps: int = Field(40, ge=2, le=10_000, description="N: intervals of the time grid (paper: 40; CIFAR-10 18).")
     grid: Literal["karras", "uniform"] = Field(
@@ -78,7 +78,7 @@ class ConsistencyConfig(UnguidedDataOptions):
 
 
 class ContinuousConsistencyConfig(UnguidedDataOptions, DerivativeOptions):
-    """Options of continuous consistency models, sCM (Lu & Song 2024, arXiv 2410.11081)."""
+    """Options of continuous consistency models, sCM (Lu & Song 2024)."""
 
     time_location: float = Field(
         -1.0, ge=-10, le=10, description="Mean of log(sigma), sigma = t / (1 - t) (paper: -1)."
@@ -105,7 +105,7 @@ class ContinuousConsistencyConfig(UnguidedDataOptions, DerivativeOptions):
 
 
 class FACMConfig(UnguidedDataOptions, DerivativeOptions):
-    """Options of flow-anchored consistency models (Peng et al. 2025, arXiv 2507.03738; the authors' code)."""
+    """Options of flow-anchored consistency models (Peng et al. 2025; the authors' code)."""
 
     time_location: float = Field(-0.8, ge=-10, le=10, description="Mean of log(a), t = 2/pi atan(a) (paper: -0.8).")
     time_scale: PositiveFloat = Field(1.6, le=10, description="Its deviation (paper: 1.6).")
@@ -122,7 +122,7 @@ class FACMConfig(UnguidedDataOptions, DerivativeOptions):
 
 
 class ShortcutConfig(VelocityOptions):
-    """Options of shortcut models (Frans et al. 2024, arXiv 2410.12557; the authors' code)."""
+    """Options of shortcut models (Frans et al. 2024; the authors' code)."""
 
     base_steps: int = Field(128, description="M: the finest grid; a power of two (paper: 128).")
     bootstrap_share: float = Field(
@@ -169,7 +169,7 @@ class FlowMapOptions(UnguidedDataOptions, DerivativeOptions):
 
 
 class LagrangianConfig(FlowMapOptions):
-    """Options of Lagrangian distillation (Boffi et al. 2024, arXiv 2406.07507; 2025, 2505.18825)."""
+    """Options of Lagrangian distillation (Boffi et al. 2024; 2025)."""
 
     start: Literal["data", "prior"] = Field(
         "data",
@@ -189,7 +189,7 @@ class LagrangianConfig(FlowMapOptions):
 
 
 class EulerianConfig(FlowMapOptions):
-    """Options of Eulerian distillation (Boffi et al. 2024, 2025) and AYF-EMD (Sabour et al. 2025, arXiv 2506.14603)."""
+    """Options of Eulerian distillation (Boffi et al. 2024, 2025) and AYF-EMD (Sabour et al. 2025)."""
 
     gradient: Literal["full", "time", "target"] = Field(
         "target",

@@ -23,7 +23,7 @@ from freeflow_core.types import Batch, Draws, Loss, Progress
 class Consistency(Objective):
     """min E d(f(x_t, t), sg f_target(x_r, r)) with f(x, t) = x - t u(x, t, 0), on neighbouring grid times r < t.
 
-    Consistency distillation (Song et al. 2023, arXiv 2303.01469, eq. 7 and algorithm 2): x_r is one step of the
+    Consistency distillation (Song et al. 2023, eq. 7 and algorithm 2): x_r is one step of the
     teacher's solver. With velocity: data, consistency training (eq. 10, algorithm 3): x_r joins the same data and
     noise. f(x, 0) = x holds by construction, so the boundary needs no skip coefficients. Ours: the grid's ends are
     exactly 0 and 1, and the solver steps in t, because at t = 1, where sampling starts, the paper's sigma is infinite.
@@ -73,7 +73,7 @@ class Consistency(Objective):
         return solver_step(field, rows.x_t, rows.t, r, self._config.solver)
 
     def _distance(self, difference: Tensor) -> Tensor:
-        """(N,) mean square, or pseudo-Huber (Song & Dhariwal 2023, arXiv 2310.14189, eq. 8)."""
+        """(N,) mean square, or pseudo-Huber (Song & Dhariwal 2023, eq. 8)."""
         if self._config.distance == "squared":
             return mean_square(difference)
         flat = difference.flatten(1)

@@ -19,7 +19,7 @@ from freeflow_baselines.shared import (
     total_derivative,
     weighted_losses,
 )
-from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.build_context import BuildContext
 from freeflow_core.interfaces.objective import Context, Models, Objective, Role
 from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
@@ -33,7 +33,7 @@ from freeflow_core.types import Batch, Draws, Loss, Progress
 class ContinuousConsistency(Objective):
     """min E e^-w(t) / sigma ||F_theta - sg(F + g)||^2 / dim + w(t), g the normalised tangent (Lu & Song 2024, sCM).
 
-    arXiv 2410.11081, algorithm 1 and eq. 8. F is TrigFlow's network; ours predicts u, and f = x - t u(x, t, 0) is the
+    algorithm 1 and eq. 8. F is TrigFlow's network; ours predicts u, and f = x - t u(x, t, 0) is the
     same consistency function, so F = rho u + (terms without u), with rho as in :func:`trigflow_tangent`. The target's
     weights are the student's own. velocity: teacher is consistency distillation (sCD), data is training (sCT).
 

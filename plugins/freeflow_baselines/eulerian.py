@@ -18,7 +18,7 @@ from freeflow_baselines.shared import (
     total_derivative,
     weighted_losses,
 )
-from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.build_context import BuildContext
 from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role
 from freeflow_core.interfaces.student import AverageVelocityStudent, Student
 from freeflow_core.interfaces.teacher import Teacher
@@ -33,9 +33,9 @@ from freeflow_core.types import Batch, Draws, Loss, Progress
 class Eulerian(Objective):
     """min E || dX(x_t, t, s)/dt + v . grad_x X ||^2, whose residual is v - u - (t - s) du/dt, du/dt a total derivative.
 
-    Eulerian map distillation (Boffi et al. 2024, arXiv 2406.07507, eq. 3.9; 2025, arXiv 2505.18825). ``gradient``
+    Eulerian map distillation (Boffi et al. 2024, eq. 3.9; 2025). ``gradient``
     says where the gradient flows: through everything (EMD), through d/dt alone (ESD), or through u alone, with the
-    derivative part of the target: AYF-EMD (Sabour et al. 2025, arXiv 2506.14603), whose tangent normalisation and
+    derivative part of the target: AYF-EMD (Sabour et al. 2025), whose tangent normalisation and
     warm-up are options; its autoguidance is not, since a weak teacher is no part of a run.
 
     Fixed point: the exact map, as MeanFlow's; with velocity: data in the mean over data, not sample by sample.

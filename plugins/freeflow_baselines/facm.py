@@ -19,7 +19,7 @@ from freeflow_core.types import Batch, Draws, Loss, Progress
 
 @final
 class FACM(Objective):
-    """A consistency loss at s = 0 plus a flow-matching anchor at s = t (Peng et al. 2025, arXiv 2507.03738).
+    """A consistency loss at s = 0 plus a flow-matching anchor at s = t (Peng et al. 2025).
 
     The published objective (section 3.2; losses.py of the authors' code) in our times. The consistency target is
     sg u - (1 - (1-t)^p) clamp(sg u - (v - t du/dt), +-1), its loss sin(pi t / 2) e / sg(e + c)^power with e a mean

@@ -17,8 +17,8 @@ from freeflow_core.types import Batch, Draws, Loss, Progress
 class FlowMatching(Objective):
     """min E || u(x_t, t, t) - (n - x) ||^2 with x_t = (1 - t) x + t n, the mean over dimensions.
 
-    Conditional flow matching (Lipman et al. 2022, arXiv 2210.02747, eq. 9) along the linear path, with the labels
-    and times of SiT (Ma et al. 2024, arXiv 2401.08740). Its minimiser is the velocity v(x_t, t) = E[n - x | x_t] of
+    Conditional flow matching (Lipman et al. 2022, eq. 9) along the linear path, with the labels
+    and times of SiT (Ma et al. 2024). Its minimiser is the velocity v(x_t, t) = E[n - x | x_t] of
     a teacher. Only s = t is trained, so the result is a velocity field and not yet a flow map.
 
     Args:

@@ -21,7 +21,7 @@ from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
 class IMM(Objective):
     """min E w(t) MMD^2( X(x_t, t, s), sg X(x_r, r, s) ) over groups of rows that share the times s <= r < t.
 
-    Inductive moment matching (Zhou et al. 2025, arXiv 2503.07565, section 4 and algorithm 1): x_r is the same sample
+    Inductive moment matching (Zhou et al. 2025, section 4 and algorithm 1): x_r is the same sample
     and noise at a slightly lower level, so that distributions at t are learnt from those at r, down to s itself. Needs
     no teacher. Ours: X(x, t, s) = x - (t - s) u(x, t, s) with noise of deviation 1 (the paper's network gives u / 0.5
     for noise of deviation 0.5), and velocity: teacher.
@@ -126,7 +126,7 @@ def group_mmd(
     """Each row's part (N,) of MMD^2 between ``x`` and ``y`` (N, *D), taken over groups of ``size`` consecutive rows.
 
     A group's mean over its rows i of  mean_j [k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j)],  with the Laplace kernel
-    k(x, y) = exp(-|x - y|_2 / width) (Zhou et al. 2025, arXiv 2503.07565, section 4).
+    k(x, y) = exp(-|x - y|_2 / width) (Zhou et al. 2025, section 4).
 
     Args:
         width: (N,) positive, equal within a group.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freeflow_baselines.config import LagrangianConfig
 from freeflow_baselines.shared import reduced, rows_from_data, time_pairs, time_weight_roles, weighted_losses
-from freeflow_core.interfaces.build import BuildContext
+from freeflow_core.interfaces.build_context import BuildContext
 from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role
 from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
@@ -37,8 +37,8 @@ from freeflow_core.types import Batch, Draws, Loss, Progress
 class Lagrangian(Objective):
     """min E || dX(x_t, t, s)/ds - v(X(x_t, t, s), s) ||^2, with s = t rows || u(x_t, t, t) - v(x_t, t) ||^2.
 
-    Lagrangian map distillation (Boffi et al. 2024, arXiv 2406.07507, eq. 3.6) and self-distillation (Boffi et al.
-    2025, arXiv 2505.18825, LSD), with dX/ds = u - (t - s) du/ds. No gradient flows into X or the velocity, as in LSD;
+    Lagrangian map distillation (Boffi et al. 2024, eq. 3.6) and self-distillation (Boffi et al.
+    2025, LSD), with dX/ds = u - (t - s) du/ds. No gradient flows into X or the velocity, as in LSD;
     ``gradient`` says whether it flows through du/ds. velocity: data is self-distillation: instants regress on n - x,
     and the velocity at X is the student's own u(X, s, s). start: prior is data-free and trains jumps from t = 1 alone.
 

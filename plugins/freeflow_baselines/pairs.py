@@ -22,10 +22,10 @@ from freeflow_core.types import Batch, Condition, Draws, Guidance, Loss, Progres
 class PairRegression(Objective):
     """Regression on pairs (z, x) of the teacher: x = ODE(z), made anew in every step.
 
-    endpoint: min E || X(z, 1, 0) - x ||^2, knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388). Zero
+    endpoint: min E || X(z, 1, 0) - x ||^2, knowledge distillation (Luhman & Luhman 2021). Zero
     exactly when every noise goes where the teacher takes it; with too little capacity the squares blur.
 
-    rectified-flow: min E || u(x_t, t, s) - (z - x) ||^2 with x_t = (1 - t) x + t z (Liu et al. 2022, arXiv 2209.03003,
+    rectified-flow: min E || u(x_t, t, s) - (z - x) ||^2 with x_t = (1 - t) x + t z (Liu et al. 2022,
     eq. 1; one reflow). Its minimiser is the velocity of a flow with the same marginals and straighter paths, straight
     where no two of the pairs' lines cross; one Euler step is then a jump. Ours: s is uniform on (0, t), so that a flow
     map learns that one velocity for jumps of every length.

@@ -28,7 +28,7 @@ from freeflow_core.types import Batch, Draws, Loss, Progress
 class PiFlow(Objective):
     """min E || pi(x_a, a) - v(x_a, a) ||^2 / 2 on states x_a where the student's own policy leads.
 
-    Imitation distillation (pi-ID; Chen et al. 2025, arXiv 2510.14974): the network is asked at the
+    Imitation distillation (pi-ID; Chen et al. 2025): the network is asked at the
     segment's start (x_t, t) and emits pi; a detached copy is rolled to times a in [s, t]; there pi, live but at a fixed
     state, regresses the guided teacher. No gradient runs through the path. With states: prior, segments follow each
     other along the student's own path from noise (the paper's data-free form); each counts by its length.

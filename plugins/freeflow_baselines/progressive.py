@@ -27,7 +27,7 @@ PREVIOUS = "previous"
 class Progressive(ObjectiveInRounds):
     """min E max(t, 1 - t)^2 || u(x_t, t, t - 1/N) - (u_1 + u_2) / 2 ||^2 on the grid t = 1/N ... 1, N halved by rounds.
 
-    Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512, algorithm 2): u_1 and u_2 are the velocities of two
+    Progressive distillation (Salimans & Ho 2022, algorithm 2): u_1 and u_2 are the velocities of two
     half steps from x_t; in the first round Euler steps of the (guided) teacher, which on the linear path are its DDIM
     steps, later jumps of the student as the round before left it. The weight is their truncated SNR, max(SNR, 1) on the
     implied data point. Each round starts from its predecessor's weights, with fresh moments and average, and the

@@ -26,10 +26,10 @@ class ScoreDistillation(Objective):
     """min KL(student's samples || teacher's), noised to every level, by a trained velocity of the student's samples.
 
     A sample x = X(z, 1, 0) moves along -w (v - v_fake)(x_t, t), which is a positive multiple of s_teacher - s_fake for
-    the scores s = -(x_t + (1 - t) v) / t: the gradient of that KL (Wang et al. 2023, VSD, arXiv 2305.16213, eq. 9; Luo
-    et al. 2023, Diff-Instruct, arXiv 2305.18455; Yin et al. 2023, DMD, arXiv 2311.18828, eq. 7 and 8). The fake
+    the scores s = -(x_t + (1 - t) v) / t: the gradient of that KL (Wang et al. 2023, VSD, eq. 9; Luo
+    et al. 2023, Diff-Instruct; Yin et al. 2023, DMD, eq. 7 and 8). The fake
     velocity, a copy of the student with the teacher's weights, learns flow matching on the samples in every step, the
-    student takes its turn once in ``critic_updates`` steps (DMD2's two time scales, arXiv 2405.14867).
+    student takes its turn once in ``critic_updates`` steps (DMD2's two time scales, Yin et al. 2024).
 
     Fixed point: samples distributed as the teacher's, given an exact fake velocity; which noise leads where is free.
     Cost: 2F + B a step, and B + T more in a student's turn (4.8F a step with 5 critic updates; B = T = 2F). Known

@@ -58,8 +58,8 @@ def averaged_target(student: Student, halflife_images: float | None) -> dict[str
 def time_pairs(draws: Draws, config: FlowMapOptions) -> tuple[Tensor, Tensor, Tensor]:
     """(t, s), (N,) float64 on the host, and the host index of the rows with s < t; the others have s = t.
 
-    triangle: 0 < s < t < 1 uniform (Boffi et al. 2025, arXiv 2505.18825). duration: t - s logit-normal and s uniform in
-    what is left (Sabour et al. 2025, arXiv 2506.14603). Streams ``time`` and ``end-time``.
+    triangle: 0 < s < t < 1 uniform (Boffi et al. 2025). duration: t - s logit-normal and s uniform in
+    what is left (Sabour et al. 2025). Streams ``time`` and ``end-time``.
     """
     first, second = draws.uniform("time"), draws.uniform("end-time")
     if config.times == "triangle":
@@ -78,7 +78,7 @@ def ramp(progress: Progress, share: float, end: float = 1.0) -> float:
 
 
 def normalised(g: Tensor, constant: float, scale: float = 1.0) -> Tensor:
-    """g / (|g| / scale + c) of each row (Lu & Song 2024, arXiv 2410.11081, section 4.2)."""
+    """g / (|g| / scale + c) of each row (Lu & Song 2024, section 4.2)."""
     return g / expand_times(g.flatten(1).norm(dim=1) / scale + constant, g)
 
 

@@ -20,7 +20,7 @@ from freeflow_core.types import Batch, Draws, Guidance, Loss, Progress
 
 @final
 class Shortcut(Objective):
-    """Flow matching on most rows, self-consistency on the rest (Frans et al. 2024, arXiv 2410.12557, eq. 5).
+    """Flow matching on most rows, self-consistency on the rest (Frans et al. 2024, eq. 5).
 
     Flow-matching rows regress u(x_t, t, t) on the velocity, t on the grid of ``base_steps`` M. The others regress
     u(x_t, t, t-d) on (u1 + u2) / 2, with u1 = u(x_t, t, t-d/2), x' = x_t - d/2 u1, u2 = u(x', t-d/2, t-d) from the

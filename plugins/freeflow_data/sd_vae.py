@@ -22,7 +22,7 @@ _POSTERIOR_STREAM = "sd-vae/posterior"
 
 @final
 class SDVAECodec(Codec):
-    """x = scale E(image), image = D(x / scale), with the KL autoencoder of Rombach et al. 2022 (arXiv 2112.10752).
+    """x = scale E(image), image = D(x / scale), with the KL autoencoder of Rombach et al. 2022.
 
     The weights are loaded at the first image, and never without one: data-free training works on latents alone.
 

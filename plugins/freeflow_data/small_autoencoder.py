@@ -19,7 +19,7 @@ _LOG_VARIANCE_RANGE = (-12.0, 4.0)
 
 @final
 class SmallAutoencoder(nn.Module):
-    """KL autoencoder (Kingma & Welling 2013, arXiv 1312.6114; as Rombach et al. 2022, arXiv 2112.10752, use it).
+    """KL autoencoder (Kingma & Welling 2013, arXiv 1312.6114; as Rombach et al. 2022, use it).
 
     Images (N, C, H, W) in [-1, 1] are padded with background, -1, to sides that 8 divides; latents have a quarter of
     these sides. Strides instead of pooling, SiLU, no normalisation: residual branches begin at zero.

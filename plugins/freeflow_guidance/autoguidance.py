@@ -16,7 +16,7 @@ from freeflow_guidance.config import AutoguidanceConfig
 
 @final
 class AutoguidedTeacher(Teacher):
-    """v_guide + w (v_main - v_guide), both with the same condition (Karras et al. 2024, arXiv 2406.02507, eq. 3).
+    """v_guide + w (v_main - v_guide), both with the same condition (Karras et al. 2024, eq. 3).
 
     The guide is asked for rows whose weight is not 1 alone, once each, so that a guided evaluation costs one pass of
     either network. Neither needs a null class. Everything else is the main teacher's, its guidance channels included.

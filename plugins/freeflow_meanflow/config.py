@@ -41,7 +41,7 @@ class MeanFlowOptions(GuidanceOptions, DerivativeOptions):
 
 
 class MeanFlowConfig(MeanFlowOptions):
-    """MeanFlow (Geng et al. 2025, arXiv 2505.13447)."""
+    """MeanFlow (Geng et al. 2025)."""
 
     velocity: Literal["teacher", "data"] = Field(
         "teacher", description="teacher: its guided field; data: each sample's own n - x, no teacher (paper)."
@@ -67,7 +67,7 @@ class MeanFlowConfig(MeanFlowOptions):
 
 
 class ImprovedMeanFlowConfig(MeanFlowOptions):
-    """Improved MeanFlow (Geng et al. 2025, arXiv 2512.02012)."""
+    """Improved MeanFlow (Geng et al. 2025)."""
 
     instant_share: float = Field(0.5, ge=0, lt=1, description="Share of rows with s = t: flow matching (paper: 0.5).")
     guidance_distribution: Literal["log-uniform", "uniform"] = Field(

@@ -19,7 +19,7 @@ from freeflow_meanflow.step import Field, MeanFlowStep, mix_guided, velocities_n
 
 @final
 class ImprovedMeanFlow(MeanFlowStep):
-    """V = u + (t - s) sg(du/dt) regresses on the data's velocity (Geng et al. 2025, arXiv 2512.02012).
+    """V = u + (t - s) sg(du/dt) regresses on the data's velocity (Geng et al. 2025).
 
     The derivative runs along the network's own velocity u(x_t, t, t) instead of n - x, which makes V a function of x_t
     alone and the loss a plain regression. Guided, the target is n - x + (1 - 1/w) (u_c - u_null) with the network's

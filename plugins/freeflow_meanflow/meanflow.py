@@ -18,7 +18,7 @@ from freeflow_meanflow.step import Field, MeanFlowStep, mix_guided, velocities_n
 
 @final
 class MeanFlow(MeanFlowStep):
-    """u(x_t, t, s) regresses on v - (t - s) (v . grad_x u + du/dt) (Geng et al. 2025, arXiv 2505.13447, eq. 10).
+    """u(x_t, t, s) regresses on v - (t - s) (v . grad_x u + du/dt) (Geng et al. 2025, eq. 10).
 
     velocity: teacher puts the guided teacher in place of v, both in the target and in the tangent; the student takes
     g as an input. velocity: data takes n - x in both, or with guidance the network's own mixture

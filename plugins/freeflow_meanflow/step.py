@@ -39,7 +39,7 @@ class Field:
 
 
 class MeanFlowStep(Objective):
-    """The MeanFlow identity u + (t - s) du/dt = v as a regression (Geng et al. 2025, arXiv 2505.13447, eqs. 6 to 10).
+    """The MeanFlow identity u + (t - s) du/dt = v as a regression (Geng et al. 2025, eqs. 6 to 10).
 
     du/dt is the total derivative along the tangent, u's target is detached, and rows with s = t are flow matching.
     The loss of a row is E / sg(E + c)^p with E the sum of squares over dimensions (section 4.3, eq. 22).

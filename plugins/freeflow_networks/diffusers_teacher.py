@@ -29,7 +29,7 @@ _DEFAULT_SIDE = 128
 
 @final
 class DiffusersTeacher(KeepsDtype, Teacher):
-    """v(x_t, t, c) of SD3 (Esser et al. 2024, arXiv 2403.03206) or FLUX: noise - data of the linear path at sigma = t.
+    """v(x_t, t, c) of SD3 (Esser et al. 2024) or FLUX: noise - data of the linear path at sigma = t.
 
     That is this project's own convention. SD3 is fed 1000 t; FLUX t, which it multiplies itself, and tokens of 2 x 2
     latents with their places. The prompts are the rows of a file of embeddings; prompt i is class i, and the file's

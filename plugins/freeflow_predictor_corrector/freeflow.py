@@ -1,6 +1,6 @@
 """FreeFlow: prediction, correction, and both on one batch, in the order of the paper's algorithm.
 
-Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428. The README has the formulas in words.
+Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data (2025). The README has the formulas in words.
 """
 
 from __future__ import annotations

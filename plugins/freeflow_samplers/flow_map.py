@@ -97,7 +97,7 @@ class StudentThenTeacherSampler(OnShiftedGrid, HybridSampler):
     """X(z, grid[0], grid[1]) by the student, then the teacher's velocity along the rest of the grid.
 
     The evaluations of both are added, and the first step of a grid is the student's. This is how a student trained from
-    the prior alone gets better with more compute (FreeFlow, arXiv 2511.19428).
+    the prior alone gets better with more compute (FreeFlow, Tong et al. 2025).
     """
 
     def __init__(self, config: StudentThenTeacherConfig) -> None:

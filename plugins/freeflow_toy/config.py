@@ -145,7 +145,7 @@ class MLPStudentConfig(TrunkConfig):
 
 
 class MLPPolicyStudentConfig(TrunkConfig):
-    """Size and inputs of the MLP that emits a policy, and the policy (Chen et al. 2025, arXiv 2510.14974)."""
+    """Size and inputs of the MLP that emits a policy, and the policy (Chen et al. 2025)."""
 
     policy: Literal["dx", "gm"] = Field(
         "gm", description="gm: a Gaussian mixture of the data point; dx: the data point as a function of time."

@@ -162,7 +162,7 @@ class MLPStudent(MLPTrunk, AverageVelocityStudent):
 
 @final
 class MLPPolicyStudent(MLPTrunk, PolicyStudent):
-    """A policy over [s, t] (Chen et al. 2025, arXiv 2510.14974, section 3.2).
+    """A policy over [s, t] (Chen et al. 2025, section 3.2).
 
     ``forward`` gives (N, P) numbers: K velocities, and for ``gm`` K logits and one logarithm of a deviation besides.
     The first dimension of a state holds the mixture's channels; places along the others share its logits.

@@ -66,7 +66,7 @@ class VelocityTransformerConfig(TransformerOptions):
 
 
 class PolicyOptions(Section):
-    """The policy and its head (Chen et al. 2025, arXiv 2510.14974, and its code); stored with the weights."""
+    """The policy and its head (Chen et al. 2025, and its code); stored with the weights."""
 
     policy: Literal["dx", "gm"] = Field(
         "gm", description="gm: a Gaussian mixture of the data point; dx: the data point as a function of time."

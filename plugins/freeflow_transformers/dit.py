@@ -24,7 +24,7 @@ from freeflow_transformers.teachers import NetworkTeacher
 class DiffusionSchedule:
     """x_vp = alpha_i x + sigma_i e with alpha_i^2 = prod_{j <= i} (1 - beta_j) and alpha_i^2 + sigma_i^2 = 1.
 
-    Ho et al. 2020 (arXiv 2006.11239), eq. 4, with linear betas. The linear path (1 - t) x + t e has the same
+    Ho et al. 2020, eq. 4, with linear betas. The linear path (1 - t) x + t e has the same
     signal-to-noise ratio at t_i = sigma_i / (alpha_i + sigma_i): there x_vp = (alpha_i + sigma_i) x_t.
 
     ``times`` (num_steps,) are the t_i, rising, in float64; ``time_range`` is the first and the last of them.
@@ -74,7 +74,7 @@ class NoiseTeacher(NetworkTeacher):
     """v(x_t, t, c) of a network that predicts the noise e of a discrete schedule (Peebles & Xie 2022).
 
     At equal signal-to-noise ratio x_vp = c x_t; the network is asked at x_vp and at the fractional step of t. Euler
-    steps of this field between the schedule's own times are DDIM steps (Song et al. 2021, arXiv 2010.02502, eq. 12 with
+    steps of this field between the schedule's own times are DDIM steps (Song et al. 2021, eq. 12 with
     sigma = 0).
 
     Beyond the first and the last step (t = 0.0099 and 0.9937 for DiT) the field is continued constantly in t.

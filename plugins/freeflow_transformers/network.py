@@ -26,8 +26,8 @@ _EXTRA_INPUTS = ("dt_embedder", "gw_embedder")
 class DiffusionTransformer(nn.Module):
     """SiT / DiT with two further inputs, both optional: the duration of a jump and the guidance weight.
 
-    Peebles & Xie 2022 (arXiv 2212.09748), Ma et al. 2024 (arXiv 2401.08740), whose parameter names it keeps; the
-    further inputs as in FreeFlow (Tong et al. 2025, arXiv 2511.19428). Their embedders end in a zero layer, so a
+    Peebles & Xie 2022, Ma et al. 2024, whose parameter names it keeps; the
+    further inputs as in FreeFlow (Tong et al. 2025). Their embedders end in a zero layer, so a
     network that takes all other weights from a velocity network answers exactly as that one at every duration and
     guidance weight. Released networks differ in time and sign; their weights are never altered, and teachers and
     students convert with :meth:`own_time` and :meth:`velocity`.

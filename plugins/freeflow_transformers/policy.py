@@ -1,4 +1,4 @@
-"""A transformer that emits a policy: its last layer, and the student (pi-Flow: Chen et al. 2025, arXiv 2510.14974)."""
+"""A transformer that emits a policy: its last layer, and the student (pi-Flow: Chen et al. 2025)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class PolicyHead(nn.Module):
 
 @final
 class PolicyTransformer(PolicyStudent):
-    """A policy over [s, t] from one pass of the transformer (pi-Flow: Chen et al. 2025, arXiv 2510.14974).
+    """A policy over [s, t] from one pass of the transformer (pi-Flow: Chen et al. 2025).
 
     ``forward`` gives (N, P, H, W): the policy's velocities and, for ``gm``, logits at every pixel and one deviation a
     sample. t and d = t - s are inputs, and by default the guidance weight, as for the student ``transformer``.

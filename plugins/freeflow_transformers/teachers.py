@@ -59,7 +59,7 @@ class TransformerTeacher(NetworkTeacher):
     """The velocity v(x_t, t, c) of a transformer pretrained here, of SiT, or of SiT trained with REPA.
 
     The network's own time direction and sign (``network.config``) are converted here: v is noise - data at t = 0 data,
-    e.g. -f(x_t, 1 - t) of SiT's f (Ma et al. 2024, arXiv 2401.08740).
+    e.g. -f(x_t, 1 - t) of SiT's f (Ma et al. 2024).
 
     Raises:
         ConfigError: the network is a student, or predicts the noise.

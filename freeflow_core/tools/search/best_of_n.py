@@ -18,8 +18,8 @@ from freeflow_core.interfaces import FlowMapSampler, VelocitySampler, Verifier
 class BestOfN:
     """The teacher's samples from the best of N noises each, judged by the student's one step from them.
 
-    Ma et al. 2025 (arXiv 2501.09732) search over noises with the sampler itself; FreeFlow (Tong et al. 2025, arXiv
-    2511.19428) with its student, whose single step shows where the teacher's many would lead.
+    Ma et al. 2025 search over noises with the sampler itself; FreeFlow (Tong et al. 2025) with its student, whose
+    single step shows where the teacher's many would lead.
 
     Sample i screens the noises of the indices i N ... (i + 1) N - 1, so that it depends on the seed, i and N alone.
     Its evaluations are the N of the student and all of the teacher's, unconditional ones included; the verifier's own

@@ -285,7 +285,7 @@ def _with_convention(
 
 
 def load_student_network(config: ReleasedStudentConfig, context: BuildContext) -> LoadedNetwork:
-    """The network that the options of a published student (Tong et al. 2025, arXiv 2511.19428) ask for.
+    """The network that the options of a published student (Tong et al. 2025) ask for.
 
     Its sampler takes one step from noise z: z + f(z, t', d = 1, w) in SiT's convention (t' = 0), z - f(z, t', 1, w) in
     REPA's (t' = 1). Both are x_s = x_t - (t - s) u with u the converted output, so the weights need no change.
