@@ -27,12 +27,10 @@ def test_a_recipe_is_planned_without_weights_device_or_memory(preset, monkeypatc
     assert not any(tmp_path.iterdir())
 
 
-# Half a minute and gigabytes each on a CPU.
-TRAINED = [pytest.param(name, marks=() if name == "sit-repa-xl2-256" else pytest.mark.long) for name in RECIPES]
-
-
+# Minutes and gigabytes each on a CPU, most of them the look at a teacher that was never trained.
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # many minutes on a busy machine
-@pytest.mark.parametrize("preset", TRAINED)
+@pytest.mark.parametrize("preset", RECIPES)
 def test_a_recipe_takes_steps_on_a_small_network_of_the_same_format(preset, tmp_path):
     settings = (
         "teacher.initialise=random",
