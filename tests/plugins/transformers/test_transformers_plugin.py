@@ -16,7 +16,7 @@ def registry() -> Registry:
 
 
 def test_everything_offered_can_be_loaded(registry: Registry) -> None:
-    assert set(registry.components("teacher")) == {"digits", "sit", "sit-repa", "dit"}
+    assert set(registry.components("teacher")) == {"digits", "mnist", "sit", "sit-repa", "dit"}
     assert set(registry.components("student")) == {
         "transformer",
         "velocity-transformer",
