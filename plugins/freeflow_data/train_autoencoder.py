@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -28,13 +27,6 @@ _WARMUP_STEPS = 100
 _BETAS = (0.9, 0.99)
 _WEIGHT_DECAY = 0.01
 _CHUNK = 500
-
-
-class Data(str, Enum):
-    """Data sets in MNIST's four idx files."""
-
-    MNIST = "mnist"
-    FASHION_MNIST = "fashion-mnist"
 
 
 def train(images: Tensor, steps: int, kl_weight: float, seed: int) -> SmallAutoencoder:
@@ -103,7 +95,10 @@ def _pixels(images: Tensor) -> Tensor:
 
 def main(
     output: Annotated[Path, typer.Option(help="Where to write the .safetensors file, as float16.")],
-    data: Annotated[Data, typer.Option(help="Which data set; it names the folder when --path does not.")] = Data.MNIST,
+    data: Annotated[
+        Literal["mnist", "fashion-mnist"],
+        typer.Option(help="Which data set of four idx files; it names the folder when --path does not."),
+    ] = "mnist",
     path: Annotated[Path | None, typer.Option(help="Folder with the idx files; default: data/NAME.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of 64 images.")] = 4_000,
     kl_weight: Annotated[float, typer.Option(min=0, help="Weight of the divergence: above, a smoother space.")] = 3e-3,
@@ -112,7 +107,7 @@ def main(
     """Train an autoencoder of small grey images and write it."""
     torch.set_num_threads(1)  # sums are then taken in the same order wherever it runs
     try:
-        folder = (Path("data") / data.value) if path is None else path.expanduser()
+        folder = (Path("data") / data) if path is None else path.expanduser()
         training, test = (read_pair(folder, part, "refuse") for part in ("train", "t10k"))
         images, held_out = training.read(training.rows), test.read(test.rows)
         started = time.perf_counter()
@@ -120,7 +115,7 @@ def main(
         seconds = time.perf_counter() - started
         scores = {"held_out_psnr": round(peak_signal_to_noise(network, held_out), 2)}
         facts = {
-            "data": data.value,
+            "data": data,
             "seed": seed,
             "steps": steps,
             "kl_weight": kl_weight,

@@ -5,29 +5,22 @@ With them a run is scored against images that are not there: `reference_statisti
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import typer
-import yaml
 from torch import Tensor
 
+from freeflow_core.config.load import lay_settings
 from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.files import replacing
 from freeflow_metrics.config import FrechetConfig
 from freeflow_metrics.features import FeatureNetwork, image_features
 from freeflow_metrics.frechet import RunningMoments
 from freeflow_metrics.inception import build_features
 from freeflow_metrics.train_features import make_source
-
-
-class Split(str, Enum):
-    """Which images of a source."""
-
-    HELD_OUT = "held-out"
-    TRAINING = "training"
 
 
 def statistics(network: FeatureNetwork, images: Tensor) -> RunningMoments:
@@ -44,24 +37,22 @@ def main(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the source; repeatable.")
     ] = None,
-    split: Annotated[Split, typer.Option(help="Which of its images.")] = Split.HELD_OUT,
+    split: Annotated[Literal["held-out", "training"], typer.Option(help="Which of its images.")] = "held-out",
     features: Annotated[str, typer.Option(help="A packaged feature network, or file.")] = "mnist",
     features_file: Annotated[Path | None, typer.Option(help="With features file: the network.")] = None,
 ) -> None:
     """Mean and covariance of the features of a source's images."""
     torch.set_num_threads(1)  # sums are then taken in the same order wherever it runs
     try:
-        options = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings or ())}
-        built = make_source(source, options)
-        found = built.held_out() if split is Split.HELD_OUT else built.training_images()
+        built = make_source(source, lay_settings({}, settings or ()))
+        found = built.held_out() if split == "held-out" else built.training_images()
         if found is None:
-            raise ConfigError(f"The source {source!r} has no {split.value} images in memory. Name one that has.")
+            raise ConfigError(f"The source {source!r} has no {split} images in memory. Name one that has.")
         config = FrechetConfig.model_validate({"features": features, "features_file": features_file})
         moments = statistics(build_features(config), found[0])
-        output.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            output, mu=moments.mean.numpy(), sigma=moments.covariance.numpy(), count=np.int64(moments.count)
-        )
+        mean, covariance, count = moments.mean.numpy(), moments.covariance.numpy(), np.int64(moments.count)
+        with replacing(output) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, mu=mean, sigma=covariance, count=count)
     except (FreeflowError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None

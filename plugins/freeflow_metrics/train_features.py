@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 from torch import Tensor
 from torch.nn import functional
 
+from freeflow_core.config.load import lay_settings
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import BuildContext, Source
 from freeflow_core.network_file import save_network
@@ -120,8 +120,7 @@ def main(
     """Train features for the images of a source and write them."""
     torch.set_num_threads(1)  # sums are then taken in the same order wherever it runs
     try:
-        options = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings or ())}
-        built = make_source(source, options)
+        built = make_source(source, lay_settings({}, settings or ()))
         images, labels = _labelled(source, built.training_images())
         assert built.num_classes is not None
         started = time.perf_counter()
