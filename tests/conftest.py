@@ -1,7 +1,5 @@
 """Fixtures for all tests. One thread: contended two-thread runs are many times slower."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -12,23 +10,23 @@ from freeflow_core.plugin import Manager, Registry
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def manager() -> Manager:
+def manager():
     """All installed plugins."""
     return Manager.load()
 
 
 @pytest.fixture(scope="session")
-def registry(manager: Manager) -> Registry:
+def registry(manager):
     return Registry(manager)
 
 
 @pytest.fixture(scope="session")
-def golden() -> Path:
+def golden():
     """Outputs of other implementations, where the checkout has them beside it."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "golden"
     if not folder.is_dir():

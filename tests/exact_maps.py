@@ -1,7 +1,5 @@
 """Teachers and students whose maps are known: Gaussians, two guided classes; and any network at all. float64."""
 
-from __future__ import annotations
-
 import copy
 from typing import Self
 

@@ -1,7 +1,5 @@
 """Exact maps, given draws and spies for the tests of objectives. One process, one micro-batch, float64."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -70,7 +68,7 @@ def models(student: nn.Module, teacher: Teacher | None = None, **roles: nn.Modul
     return Models({name: Model(net, net) for name, net in {"student": student, **roles}.items()}, teacher)
 
 
-def spied(teacher: Teacher | None, student: nn.Module, **roles: nn.Module) -> tuple[Models, Spy, Spy]:
+def spied(teacher: Teacher | None, student: nn.Module, **roles: nn.Module):
     """Models whose student is watched: the wrapped network, and the bare one."""
     wrapped, bare = Spy(student), Spy(student)
     return Models({**models(student, teacher, **roles), "student": Model(wrapped, bare)}, teacher), wrapped, bare

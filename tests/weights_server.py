@@ -1,7 +1,5 @@
 """A file server on loopback whose every answer a test decides."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import threading

@@ -1,7 +1,5 @@
 """Objects that several test files of the command line use."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace

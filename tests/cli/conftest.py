@@ -1,16 +1,13 @@
 """The command line over a plugin of its own, with a stand-in for the api."""
 
-from __future__ import annotations
-
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_support import FakeApi
 from freeflow_cli.main import build_app
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 import freeflow_core
 from freeflow_core.plugin import Manager
@@ -19,7 +16,7 @@ INSTALLED = Path(__file__).parent / "installed"
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_environment(monkeypatch):
     """Output that does not depend on the terminal or on variables of the machine."""
     for name in ("FREEFLOW_DEBUG", "FREEFLOW_DISABLED_PLUGINS", "RANK", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
@@ -27,7 +24,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
+def manager(monkeypatch):
     monkeypatch.syspath_prepend(str(INSTALLED))
     manager = Manager()
     manager.register(importlib.import_module("cli_example.plugin"), "example", "freeflow-example", "1.2")
@@ -35,19 +32,19 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
 
 
 @pytest.fixture
-def freeflow(manager: Manager) -> Callable[..., Result]:
+def freeflow(manager):
     """``freeflow("plugins", "list")`` runs the command line in this process."""
 
     app = build_app(manager)
 
-    def run(*arguments: str) -> Result:
+    def run(*arguments):
         return CliRunner().invoke(app, list(arguments))
 
     return run
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
+def api(monkeypatch, tmp_path):
     """Replaces the api, so that these tests need neither torch nor training."""
     fake = FakeApi(tmp_path / "runs" / "digits")
     monkeypatch.setitem(sys.modules, "freeflow_core.api", fake)
@@ -56,10 +53,10 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
 
 
 @pytest.fixture
-def config_file(tmp_path: Path) -> Callable[[str], Path]:
+def config_file(tmp_path):
     """Writes a configuration file."""
 
-    def write(text: str) -> Path:
+    def write(text):
         path = tmp_path / "given.yaml"
         path.write_text(text, "utf-8")
         return path

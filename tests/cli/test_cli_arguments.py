@@ -1,22 +1,17 @@
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from freeflow_cli.main import hoist_flags, take_plugin_files, wants_debug
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import Result
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.plugin import Manager
 
 WORDS = st.lists(st.sampled_from(["distill", "--seed", "3", "--debug", "--trust", "--", "--set", "a=b"]), max_size=8)
 
 
 @given(WORDS)
-def test_cli_hoisting_flags_only_moves_them(arguments: list[str]) -> None:
+def test_cli_hoisting_flags_only_moves_them(arguments):
     hoisted = hoist_flags(arguments)
     assert wants_debug(hoisted) == wants_debug(arguments)
     assert hoist_flags(hoisted) == hoisted
@@ -38,20 +33,20 @@ def test_cli_hoisting_flags_only_moves_them(arguments: list[str]) -> None:
         ["plugins", "--plugin=a.py", "list"],
     ],
 )
-def test_cli_plugin_files_are_taken_from_anywhere(arguments: list[str]) -> None:
+def test_cli_plugin_files_are_taken_from_anywhere(arguments):
     assert take_plugin_files(arguments) == (["plugins", "list"], [Path("a.py")])
 
 
-def test_cli_plugin_files_after_a_double_dash_are_not_ours() -> None:
+def test_cli_plugin_files_after_a_double_dash_are_not_ours():
     assert take_plugin_files(["mine", "--", "--plugin", "a.py"]) == (["mine", "--", "--plugin", "a.py"], [])
 
 
-def test_cli_plugin_without_a_file_is_refused() -> None:
+def test_cli_plugin_without_a_file_is_refused():
     with pytest.raises(ConfigError, match="--plugin needs a file"):
         take_plugin_files(["plugins", "list", "--plugin"])
 
 
-def test_cli_trust_is_a_permission_of_the_session(freeflow: Callable[..., Result], manager: Manager) -> None:
+def test_cli_trust_is_a_permission_of_the_session(freeflow, manager):
     assert freeflow("plugins", "list").exit_code == 0
     assert not manager.trusted
     assert freeflow("plugins", "list", "--trust").exit_code == 0

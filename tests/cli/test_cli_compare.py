@@ -1,21 +1,14 @@
 """``freeflow compare``: what reaches the api, what is printed, and the exit code."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cli_support import FakeApi
 from freeflow_cli.main import build_app
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from freeflow_core.plugin import Manager
 from freeflow_core.tools.compare.table import Estimate, Row, Table
-
-Freeflow = Callable[..., Result]
 
 
 def row(name: str, value: Any = None, failed: int = 0, few: bool = True) -> Row:
@@ -38,12 +31,12 @@ def row(name: str, value: Any = None, failed: int = 0, few: bool = True) -> Row:
 
 
 @pytest.fixture
-def api(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+def api(api, monkeypatch):
     """Notes the call, answers with a result that ``status``, ``rows`` and ``failed`` decide."""
     api.folder = api.folder.with_name("compare-mine")
     rows: tuple[Row, ...] = (row("freeflow", few=False), row("shortcut"))
 
-    def compare(config: Any, **arguments: Any) -> Any:
+    def compare(config, **arguments):
         api.calls.append((config, arguments))
         shown = (row("freeflow", few=False), row("shortcut", failed=1)) if api.failed else rows
         table = Table("mine", "fd_data", None, (1, 2, 4), "images=57600", shown, {}, api.failed)
@@ -61,13 +54,13 @@ def api(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
 
 
 @pytest.fixture
-def freeflow() -> Freeflow:
+def freeflow():
     """The command line over all installed plugins."""
     app = build_app(Manager.load())
     return lambda *arguments: CliRunner().invoke(app, list(arguments))
 
 
-def test_cli_compare_passes_every_option(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+def test_cli_compare_passes_every_option(freeflow, api, tmp_path):
     result = freeflow(
         "compare", "--teacher", "digits", "--objectives", "freeflow, shortcut", "--seeds", "5", "--budget", "forwards=1e6",
         "--source", "digits", "--student", "transformer", "--preset", "digits-guided", "--set", "training.batch_size=32",
@@ -95,7 +88,7 @@ def test_cli_compare_passes_every_option(freeflow: Freeflow, api: FakeApi, tmp_p
     assert config.settings["training"] == {"batch_size": 32}
 
 
-def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow, api):
     assert freeflow("compare", "--objectives", "freeflow").exit_code == 0
     assert freeflow("compare", "--preset", "mismatch", "--dry-run").exit_code == 0
     (first, _), (second, arguments) = api.calls
@@ -104,16 +97,14 @@ def test_cli_compare_starts_from_the_digits_preset_or_a_comparisons_own(freeflow
     assert arguments["dry_run"]
 
 
-def test_cli_compare_fits_into_eighty_columns(
-    freeflow: Freeflow, api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cli_compare_fits_into_eighty_columns(freeflow, api, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = freeflow("compare", "--objectives", "freeflow,shortcut").output
     assert all(len(line) <= 80 for line in text.splitlines() if "/" not in line)
     assert "3.25 ± 0.5" in text
 
 
-def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow, api):
     api.status, api.failed = "failed", {"shortcut-seed1": "RuntimeError: it broke."}
     result = freeflow("compare", "--objectives", "freeflow,shortcut")
     assert result.exit_code == 1
@@ -122,7 +113,7 @@ def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(fre
     assert "same command again" in result.output
 
 
-def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_compare_dry_run_shows_costs_alone(freeflow, api):
     api.status = "planned"
     text = freeflow("compare", "--objectives", "freeflow,shortcut", "--dry-run").output
     assert "forwards/image" in text
@@ -137,9 +128,7 @@ def test_cli_compare_dry_run_shows_costs_alone(freeflow: Freeflow, api: FakeApi)
         (["--objectives", "freeflow", "--sweep", "source.seed"], "expected a.b=v1,v2"),
     ],
 )
-def test_cli_compare_mistakes_end_with_2_before_anything_begins(
-    freeflow: Freeflow, api: FakeApi, arguments: list[str], message: str
-) -> None:
+def test_cli_compare_mistakes_end_with_2_before_anything_begins(freeflow, api, arguments, message):
     result = freeflow("compare", *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())

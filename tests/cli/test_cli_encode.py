@@ -1,17 +1,9 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cli_support import FakeApi
-from typer.testing import Result
 
-from freeflow_core.plugin import Component, Manager, hookimpl
-
-Freeflow = Callable[..., Result]
+from freeflow_core.plugin import Component, hookimpl
 
 
 class Parts:
@@ -25,12 +17,12 @@ class Parts:
 
 
 @pytest.fixture
-def calls(manager: Manager, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def calls(manager, api, monkeypatch):
     """What `freeflow encode` asks of the api, which here encodes 8 images without any work."""
     manager.register(Parts(), "photos-plugin")
     found: list[dict[str, Any]] = []
 
-    def encode(**arguments: Any) -> Any:
+    def encode(**arguments):
         found.append(arguments)
         if api.failure is not None:
             raise api.failure
@@ -44,9 +36,7 @@ def calls(manager: Manager, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> li
     return found
 
 
-def test_cli_encode_passes_its_options_and_says_what_is_there(
-    freeflow: Freeflow, calls: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_cli_encode_passes_its_options_and_says_what_is_there(freeflow, calls, tmp_path):
     result = freeflow(
         "encode", "--source", "photos", "--set", "source.path=here", "--set", "codec.variant=ema", "--num", "8",
         "--flip", "--batch-size", "3", "--shard-size", "4", "--dtype", "float16", "--device", "cpu",
@@ -72,18 +62,14 @@ def test_cli_encode_passes_its_options_and_says_what_is_there(
         (("--source", "photos", "--codec", "vae"), "Unknown codec 'vae'"),
     ],
 )
-def test_cli_encode_refuses_bad_requests_before_torch(
-    freeflow: Freeflow, calls: list[dict[str, Any]], arguments: tuple[str, ...], expected: str
-) -> None:
+def test_cli_encode_refuses_bad_requests_before_torch(freeflow, calls, arguments, expected):
     result = freeflow("encode", *arguments)
     assert result.exit_code == 2
     assert expected in result.stderr
     assert calls == []
 
 
-def test_cli_encode_is_silent_on_all_but_the_main_process(
-    freeflow: Freeflow, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cli_encode_is_silent_on_all_but_the_main_process(freeflow, calls, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     result = freeflow("encode", "--source", "photos")
     assert result.exit_code == 0

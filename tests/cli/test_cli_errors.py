@@ -1,17 +1,9 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
-from cli_support import FakeApi
 from freeflow_cli.main import build_app
 from typer.main import get_command
 from typer.testing import Result
 
 from freeflow_core.errors import ConfigError, NonFiniteError
-from freeflow_core.plugin import Manager
-
-Freeflow = Callable[..., Result]
 
 
 def paragraph(result: Result) -> str:
@@ -32,9 +24,7 @@ def paragraph(result: Result) -> str:
         (("--config", "absent.yaml"), "absent.yaml cannot be read"),
     ],
 )
-def test_cli_usage_errors_are_one_paragraph_with_code_2(
-    freeflow: Freeflow, arguments: tuple[str, ...], expected: str
-) -> None:
+def test_cli_usage_errors_are_one_paragraph_with_code_2(freeflow, arguments, expected):
     result = freeflow("distill", *arguments)
     assert result.exit_code == 2
     assert paragraph(result).startswith("Error: ")
@@ -44,33 +34,33 @@ def test_cli_usage_errors_are_one_paragraph_with_code_2(
 @pytest.mark.parametrize(
     ("arguments", "expected"), [(("distill", "--teachr", "x"), "--teacher"), (("distil",), "distill")]
 )
-def test_cli_parser_errors_suggest_and_exit_2(freeflow: Freeflow, arguments: tuple[str, ...], expected: str) -> None:
+def test_cli_parser_errors_suggest_and_exit_2(freeflow, arguments, expected):
     result = freeflow(*arguments)
     assert result.exit_code == 2
     assert expected in result.stderr
     assert "Traceback" not in result.output
 
 
-def test_cli_markup_in_a_message_is_printed_as_it_is(freeflow: Freeflow) -> None:
+def test_cli_markup_in_a_message_is_printed_as_it_is(freeflow):
     result = freeflow("distill", "--teacher", "[bold]wise[/bold]")
     assert "Unknown teacher '[bold]wise[/bold]'" in paragraph(result)
 
 
-def test_cli_failures_of_a_run_exit_1(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_failures_of_a_run_exit_1(freeflow, api):
     api.failure = NonFiniteError("A step produced NaN.")
     result = freeflow("distill")
     assert result.exit_code == 1
     assert paragraph(result) == "Error: A step produced NaN."
 
 
-def test_cli_unexpected_errors_name_type_and_debug(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_unexpected_errors_name_type_and_debug(freeflow, api):
     api.failure = ZeroDivisionError("division\nby zero")
     result = freeflow("distill")
     assert result.exit_code == 1
     assert paragraph(result).startswith("Unexpected error: ZeroDivisionError: division by zero. Run again with --debug")
 
 
-def test_cli_interrupt_is_one_line(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_interrupt_is_one_line(freeflow, api):
     api.failure = KeyboardInterrupt()
     result = freeflow("distill")
     assert result.exit_code == 1
@@ -78,7 +68,7 @@ def test_cli_interrupt_is_one_line(freeflow: Freeflow, api: FakeApi) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--debug", "distill"), ("distill", "--debug")])
-def test_cli_debug_shows_the_traceback_anywhere(freeflow: Freeflow, api: FakeApi, arguments: tuple[str, ...]) -> None:
+def test_cli_debug_shows_the_traceback_anywhere(freeflow, api, arguments):
     api.failure = ZeroDivisionError("oh")
     result = freeflow(*arguments)
     assert result.exit_code == 1
@@ -87,6 +77,6 @@ def test_cli_debug_shows_the_traceback_anywhere(freeflow: Freeflow, api: FakeApi
     assert "Run again with --debug" not in result.stderr
 
 
-def test_cli_errors_reach_a_caller_that_asks_for_them(manager: Manager) -> None:
+def test_cli_errors_reach_a_caller_that_asks_for_them(manager):
     with pytest.raises(ConfigError):
         get_command(build_app(manager)).main(["distill", "--teacher", "nobody"], standalone_mode=False)

@@ -1,19 +1,11 @@
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from cli_support import FakeApi
-from typer.testing import Result
 
 from freeflow_core.types import Check
 
-Freeflow = Callable[..., Result]
 
-
-def test_cli_evaluate_uses_the_configuration_of_the_run(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+def test_cli_evaluate_uses_the_configuration_of_the_run(freeflow, api, tmp_path):
     shown = freeflow("config", "show", "--set", "evaluation.reference_steps=33")
     (tmp_path / "config.yaml").write_text(shown.stdout, "utf-8")
     (tmp_path / "student.safetensors").touch()
@@ -27,13 +19,13 @@ def test_cli_evaluate_uses_the_configuration_of_the_run(freeflow: Freeflow, api:
     assert api.calls[1][1]["student"] == tmp_path / "student.safetensors"
 
 
-def test_cli_evaluate_a_teacher_alone(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_evaluate_a_teacher_alone(freeflow, api):
     assert freeflow("evaluate", "--teacher", "stern", "--preset", "digits").exit_code == 0
     arguments = api.calls[0][1]
     assert (arguments["student"], arguments["config"].teacher.name) == (None, "stern")
 
 
-def test_cli_evaluate_says_what_is_missing(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+def test_cli_evaluate_says_what_is_missing(freeflow, api, tmp_path):
     assert "Nothing to evaluate" in freeflow("evaluate").stderr
     assert "There is no" in freeflow("evaluate", "--run", str(tmp_path / "absent")).stderr
     (tmp_path / "s.safetensors").touch()
@@ -44,7 +36,7 @@ def test_cli_evaluate_says_what_is_missing(freeflow: Freeflow, api: FakeApi, tmp
 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warning", 0), ("error", 1)])
-def test_cli_doctor_fails_only_on_errors(freeflow: Freeflow, api: FakeApi, status: str, code: int) -> None:
+def test_cli_doctor_fails_only_on_errors(freeflow, api, status, code):
     api.checks = [
         Check(name="python", status="ok", detail="3.11"),
         Check(name="disk", status=status, detail="[full]"),
@@ -54,7 +46,7 @@ def test_cli_doctor_fails_only_on_errors(freeflow: Freeflow, api: FakeApi, statu
     assert any(line.split() == [status, "disk", "[full]"] for line in result.stdout.splitlines())
 
 
-def test_cli_doctor_prints_json(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_doctor_prints_json(freeflow, api):
     api.checks = [Check(name="disk", status="error", detail="[full]")]
     result = freeflow("doctor", "--json")
     assert result.exit_code == 1

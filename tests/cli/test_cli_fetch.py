@@ -1,19 +1,16 @@
 """``freeflow fetch``: listing, fetching, verifying, and what it says when something is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from freeflow_cli.main import build_app
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 from weights_server import Answer, FileServer, content, file_server, sha256
 
 from freeflow_core.plugin import Manager, WeightFile, hookimpl
@@ -23,7 +20,7 @@ BODY = content()
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -33,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
+def server():
     with file_server() as server:
         server.serve("/one.pt", Answer(BODY))
         server.serve("/two.pt", Answer(content(2**20)))
@@ -41,7 +38,7 @@ def server() -> Iterator[FileServer]:
 
 
 @pytest.fixture
-def declared(server: FileServer) -> dict[str, WeightFile]:
+def declared(server):
     weights = [
         WeightFile("one", "The [first].", "one.pt", url=f"{server.address}/one.pt", size=5000, sha256=sha256(BODY)),
         WeightFile("two", "The second.", "two.pt", url=f"{server.address}/two.pt"),
@@ -52,10 +49,10 @@ def declared(server: FileServer) -> dict[str, WeightFile]:
 
 
 @pytest.fixture
-def freeflow(declared: dict[str, WeightFile]) -> Callable[..., Result]:
+def freeflow(declared):
     class Publisher:
         @hookimpl
-        def freeflow_weights(self) -> list[WeightFile]:
+        def freeflow_weights(self):
             return list(declared.values())
 
     manager = Manager()

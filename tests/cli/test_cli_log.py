@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import logging
 
 import pytest
@@ -7,15 +5,13 @@ from freeflow_cli.main import MessageHandler
 
 
 @pytest.fixture
-def logger() -> logging.Logger:
+def logger():
     logger = logging.Logger("freeflow.test", logging.INFO)
     logger.addHandler(MessageHandler())
     return logger
 
 
-def test_cli_log_lines_go_to_stderr_as_one_line_each(
-    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cli_log_lines_go_to_stderr_as_one_line_each(logger, capsys):
     logger.warning("tracker %s failed:\n[no answer]", "x")
     logger.info("open http://here/")
     output, error = capsys.readouterr()
@@ -23,9 +19,7 @@ def test_cli_log_lines_go_to_stderr_as_one_line_each(
     assert error == "Warning: tracker x failed: [no answer]\nopen http://here/\n"
 
 
-def test_cli_log_is_silent_in_other_processes(
-    logger: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cli_log_is_silent_in_other_processes(logger, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     logger.warning("oh")
     assert capsys.readouterr().err == ""

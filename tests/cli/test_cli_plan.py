@@ -1,7 +1,5 @@
 """What `--dry-run` prints of a plan."""
 
-from __future__ import annotations
-
 from cli_support import small_plan
 from freeflow_cli.commands.training import facts, memory_table, network_table
 from rich.console import Console
@@ -15,13 +13,13 @@ def lines(table: Table) -> list[list[str]]:
     return [line.split() for line in captured.get().splitlines() if line.strip()]
 
 
-def test_cli_plan_networks_have_their_size_and_passes() -> None:
+def test_cli_plan_networks_have_their_size_and_passes():
     shown = lines(network_table(small_plan()))
     assert ["teacher", "674,816,272", "-", "1.54"] in shown
     assert ["student", "678,064,912", "1.00", "0.75"] in shown
 
 
-def test_cli_plan_memory_adds_up_line_by_line() -> None:
+def test_cli_plan_memory_adds_up_line_by_line():
     shown = lines(memory_table(small_plan()))
     assert shown[0][-1] == "GiB"
     assert ["teacher", "2.50", "-", "-", "-", "2.50"] in shown
@@ -31,13 +29,13 @@ def test_cli_plan_memory_adds_up_line_by_line() -> None:
     assert shown[-1] == ["total", "42.50"]
 
 
-def test_cli_plan_of_a_small_run_is_in_mebibytes_and_names_no_exchange_for_one_process() -> None:
+def test_cli_plan_of_a_small_run_is_in_mebibytes_and_names_no_exchange_for_one_process():
     shown = lines(memory_table(small_plan(networks=(), activations=2**20, buckets=0)))
     assert shown[0][-1] == "MiB"
     assert shown[-2:] == [["activations", "1.00"], ["total", "1.00"]]
 
 
-def test_cli_plan_facts_say_what_was_planned_for_and_the_work() -> None:
+def test_cli_plan_facts_say_what_was_planned_for_and_the_work():
     found = dict(facts(small_plan()))
     assert found["planned for"] == "cuda, bf16, 2 processes"
     assert found["batch"] == "256 images: 2 processes x 2 passes of 64"

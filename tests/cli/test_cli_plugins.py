@@ -1,22 +1,16 @@
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 
 import pytest
 from cli_support import broken_plugin
 from freeflow_cli.catalogue import model_options
 from freeflow_cli.main import build_app
 from pydantic import Field
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from freeflow_core.config import ComponentConfig
-from freeflow_core.plugin import Manager
-
-Freeflow = Callable[..., Result]
 
 
-def test_cli_list_shows_components_presets_and_plugins(freeflow: Freeflow) -> None:
+def test_cli_list_shows_components_presets_and_plugins(freeflow):
     result = freeflow("plugins", "list")
     assert result.exit_code == 0
     for word in ("wise", "stern", "eager", "The heun of the tests.", "[distill] Small.", "[pretrain] Its teacher."):
@@ -26,7 +20,7 @@ def test_cli_list_shows_components_presets_and_plugins(freeflow: Freeflow) -> No
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-def test_cli_list_by_kind(freeflow: Freeflow) -> None:
+def test_cli_list_by_kind(freeflow):
     result = freeflow("plugins", "list", "--kind", "teacher")
     assert "wise" in result.stdout
     assert "eager" not in result.stdout
@@ -34,7 +28,7 @@ def test_cli_list_by_kind(freeflow: Freeflow) -> None:
     assert freeflow("plugins", "list", "--kind", "verifier").stdout == "None.\n"
 
 
-def test_cli_list_as_json(freeflow: Freeflow) -> None:
+def test_cli_list_as_json(freeflow):
     values = json.loads(freeflow("plugins", "list", "--json").stdout)
     assert {
         "kind": "teacher",
@@ -48,13 +42,13 @@ def test_cli_list_as_json(freeflow: Freeflow) -> None:
     assert "freeflow_presets" in values["plugins"][0]["hooks"]
 
 
-def test_cli_unknown_kind_is_a_usage_error(freeflow: Freeflow) -> None:
+def test_cli_unknown_kind_is_a_usage_error(freeflow):
     result = freeflow("plugins", "list", "--kind", "teachr")
     assert result.exit_code == 2
     assert "Did you mean 'teacher'?" in result.stderr
 
 
-def test_cli_show_prints_the_options_of_a_component(freeflow: Freeflow) -> None:
+def test_cli_show_prints_the_options_of_a_component(freeflow):
     result = freeflow("plugins", "show", "wise")
     assert result.exit_code == 0
     for word in ("teacher wise: The wise of the tests.", "Somebody 1999", "freeflow-example 1.2", "inner.depth"):
@@ -64,13 +58,13 @@ def test_cli_show_prints_the_options_of_a_component(freeflow: Freeflow) -> None:
     assert "[in brackets]" in result.stdout
 
 
-def test_cli_show_prints_a_preset_as_yaml(freeflow: Freeflow) -> None:
+def test_cli_show_prints_a_preset_as_yaml(freeflow):
     result = freeflow("plugins", "show", "digits", "--kind", "preset")
     assert "teacher: {name: wise, power: 0.25}" in result.stdout
     assert "score 1.5, measured on a test" in result.stdout
 
 
-def test_cli_show_as_json(freeflow: Freeflow) -> None:
+def test_cli_show_as_json(freeflow):
     values = json.loads(freeflow("plugins", "show", "agree", "--json").stdout)
     (component,) = values["components"]
     by_name = {option["name"]: option for option in component["options"]}
@@ -86,13 +80,13 @@ def test_cli_show_as_json(freeflow: Freeflow) -> None:
     assert by_name["inner.depth"]["range"] == ">= 1, <= 9"
 
 
-def test_cli_a_plugin_adds_commands(freeflow: Freeflow) -> None:
+def test_cli_a_plugin_adds_commands(freeflow):
     assert freeflow("greet").stdout == "hello from a plugin\n"
     assert "greet" in freeflow("--help").stdout
 
 
 @pytest.mark.parametrize("hook", ["freeflow_teachers", "freeflow_commands"])
-def test_cli_a_failing_hook_costs_one_warning_line(manager: Manager, hook: str) -> None:
+def test_cli_a_failing_hook_costs_one_warning_line(manager, hook):
     manager.register(broken_plugin(hook), "broken", "freeflow-broken", "0.1")
     result = CliRunner().invoke(build_app(manager), ["config", "show"])
     assert result.exit_code == 0
@@ -101,7 +95,7 @@ def test_cli_a_failing_hook_costs_one_warning_line(manager: Manager, hook: str) 
     assert "RuntimeError: nothing works" in line
 
 
-def test_cli_option_without_default_is_required() -> None:
+def test_cli_option_without_default_is_required():
     class Needs(ComponentConfig):
         path: str = Field(pattern="^/", description="Where.")
 

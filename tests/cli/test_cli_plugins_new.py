@@ -1,35 +1,29 @@
 """``freeflow plugins new``: what it writes, what it refuses, and that nothing half-written is left."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from freeflow_cli.commands import plugins_new as scaffold
 from freeflow_cli.commands.plugins_new import KINDS, next_commands, package_files
-from typer.testing import Result
 
 from freeflow_core.config import load_run_config
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.plugin.manager import needed_in_source, refusal
 
-Freeflow = Callable[..., Result]
-
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def generated(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def generated(freeflow, here, monkeypatch):
     """All kinds, each importable."""
     for kind in KINDS:
         result = freeflow("plugins", "new", f"zeta-{kind}", "--kind", kind)
@@ -40,7 +34,7 @@ def generated(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -
         del sys.modules[name]
 
 
-def test_new_writes_an_installable_package(freeflow: Freeflow, here: Path) -> None:
+def test_new_writes_an_installable_package(freeflow, here):
     result = freeflow("plugins", "new", "my-flow", "--kind", "teacher")
     assert result.exit_code == 0
     files = {path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()}
@@ -68,7 +62,7 @@ def test_new_writes_an_installable_package(freeflow: Freeflow, here: Path) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_new_fills_every_placeholder(kind: str) -> None:
+def test_new_fills_every_placeholder(kind):
     for path, text in package_files("zeta-nine", kind).items():
         assert "{{" not in text.replace("{{}}", ""), path
         if path.endswith(".py"):
@@ -80,7 +74,7 @@ def test_new_fills_every_placeholder(kind: str) -> None:
     assert refusal(needed_in_source(package_files("zeta-nine", kind)["zeta_nine/plugin.py"])) is None
 
 
-def test_new_packages_are_clean_and_their_examples_valid(generated: Path) -> None:
+def test_new_packages_are_clean_and_their_examples_valid(generated):
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "."], cwd=generated, capture_output=True, text=True, check=False
@@ -117,14 +111,14 @@ def test_new_packages_are_clean_and_their_examples_valid(generated: Path) -> Non
         ("example", "there is a plugin 'example' already"),
     ],
 )
-def test_new_refuses_names(freeflow: Freeflow, here: Path, name: str, words: str) -> None:
+def test_new_refuses_names(freeflow, here, name, words):
     result = freeflow("plugins", "new", "--kind", "teacher", "--", name)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split()).replace("│ ", "").replace(" │", "")
     assert not list(here.iterdir())
 
 
-def test_new_refuses_unknown_kinds(freeflow: Freeflow, here: Path) -> None:
+def test_new_refuses_unknown_kinds(freeflow, here):
     result = freeflow("plugins", "new", "my-flow", "--kind", "objektive")
     assert result.exit_code == 2
     assert "Did you mean 'objective'?" in result.stderr
@@ -133,7 +127,7 @@ def test_new_refuses_unknown_kinds(freeflow: Freeflow, here: Path) -> None:
     assert not list(here.iterdir())
 
 
-def test_new_never_overwrites(freeflow: Freeflow, here: Path) -> None:
+def test_new_never_overwrites(freeflow, here):
     (here / "my-flow").mkdir()
     assert freeflow("plugins", "new", "my-flow", "--kind", "sampler").exit_code == 0  # empty: nothing is lost
     (here / "my-flow/my_flow/sampler.py").write_text("mine")
@@ -146,11 +140,11 @@ def test_new_never_overwrites(freeflow: Freeflow, here: Path) -> None:
     assert sorted(path.name for path in here.iterdir()) == ["file", "my-flow"]
 
 
-def test_new_leaves_nothing_half_written(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_leaves_nothing_half_written(freeflow, here, monkeypatch):
     written = []
     write_text = Path.write_text
 
-    def full_disk(path: Path, text: str, encoding: str) -> int:
+    def full_disk(path, text, encoding):
         written.append(path)
         if len(written) == 4:
             raise OSError(28, "No space left on device")
@@ -164,7 +158,7 @@ def test_new_leaves_nothing_half_written(freeflow: Freeflow, here: Path, monkeyp
     assert list((here / "deep").iterdir()) == []
 
 
-def test_new_writes_where_it_is_told(freeflow: Freeflow, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_writes_where_it_is_told(freeflow, here, monkeypatch):
     result = freeflow("plugins", "new", "my-flow", "--kind", "sampler", "--output", "some where/else")
     assert (here / "some where/else/my_flow/sampler.py").is_file()
     assert "  pip install -e './some where/else'\n" in result.stdout

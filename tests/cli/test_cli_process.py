@@ -1,7 +1,5 @@
 """What only a real process shows: imports, start-up time, entry points, exit codes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -47,7 +45,7 @@ def install(folder: Path, name: str, module: str) -> Path:
         ["compare", "--preset", "mismatch", "--objectives", "nobody"],
     ],
 )
-def test_cli_start_imports_nothing_heavy(arguments: list[str]) -> None:
+def test_cli_start_imports_nothing_heavy(arguments):
     code = (
         f"import sys; sys.argv = ['freeflow', *{arguments!r}]\n"
         "from freeflow_cli.main import main\n"
@@ -57,7 +55,7 @@ def test_cli_start_imports_nothing_heavy(arguments: list[str]) -> None:
     assert python("-c", code).stdout.rstrip().endswith("heavy: []")
 
 
-def test_cli_shows_every_built_in() -> None:
+def test_cli_shows_every_built_in():
     manager = Manager.load()
     app, registry = build_app(manager), Registry(manager)
     for kind in KINDS:
@@ -67,7 +65,7 @@ def test_cli_shows_every_built_in() -> None:
             assert f"{kind} {name}: " in result.stdout
 
 
-def test_cli_broken_plugin_costs_one_warning_line(tmp_path: Path) -> None:
+def test_cli_broken_plugin_costs_one_warning_line(tmp_path):
     site = install(tmp_path, "freeflow-broken", "freeflow_broken.plugin")
     (site / "freeflow_broken").mkdir()
     (site / "freeflow_broken" / "plugin.py").write_text("raise ValueError('out\\nof order')\n", "utf-8")
@@ -81,7 +79,7 @@ def test_cli_broken_plugin_costs_one_warning_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_front", [True, False])
-def test_cli_one_file_plugin_on_request(tmp_path: Path, in_front: bool) -> None:
+def test_cli_one_file_plugin_on_request(tmp_path, in_front):
     file = tmp_path / "mine.py"
     file.write_text(
         "from freeflow_core.plugin import hookimpl\n"
@@ -97,7 +95,7 @@ def test_cli_one_file_plugin_on_request(tmp_path: Path, in_front: bool) -> None:
     assert freeflow("mine").returncode == 2
 
 
-def test_cli_missing_plugin_file() -> None:
+def test_cli_missing_plugin_file():
     result = freeflow("plugins", "list", "--plugin", "absent.py")
     assert result.returncode == 1
     assert result.stderr == "Error: The plugin file absent.py does not exist.\n"

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +43,7 @@ def at(images: int) -> Any:
     return SimpleNamespace(images=images, total_images=1000)
 
 
-def test_cli_progress_observer_fits_the_hooks() -> None:
+def test_cli_progress_observer_fits_the_hooks():
     manager = Manager()
     observer, stream = plain(Clock())
     manager.register(observer, "console-progress")
@@ -65,7 +63,7 @@ def test_cli_progress_observer_fits_the_hooks() -> None:
     ]
 
 
-def test_cli_lines_come_at_most_every_ten_seconds_and_at_the_end() -> None:
+def test_cli_lines_come_at_most_every_ten_seconds_and_at_the_end():
     clock = Clock()
     observer, stream = plain(clock)
     for second in range(31):
@@ -78,13 +76,13 @@ def test_cli_lines_come_at_most_every_ten_seconds_and_at_the_end() -> None:
     assert "1,000/1,000" in stream.getvalue()
 
 
-def test_cli_final_scores_are_left_to_the_table() -> None:
+def test_cli_final_scores_are_left_to_the_table():
     observer, stream = plain(Clock())
     observer.freeflow_evaluation_finished(RUN, at(1000), {"evaluation/student/fid": 2.5})
     assert stream.getvalue() == ""
 
 
-def test_cli_intermediate_scores_are_few_and_without_costs() -> None:
+def test_cli_intermediate_scores_are_few_and_without_costs():
     observer, stream = plain(Clock())
     scores = {"evaluation/student/evaluations": 1.0} | {f"evaluation/student/s{i}": float(i) for i in range(6)}
     observer.freeflow_evaluation_finished(RUN, at(10), scores)
@@ -93,12 +91,12 @@ def test_cli_intermediate_scores_are_few_and_without_costs() -> None:
 
 
 @pytest.mark.parametrize(("interactive", "kind"), [(True, LiveDisplay), (False, LineDisplay)])
-def test_cli_display_follows_the_terminal(interactive: bool, kind: type[Display]) -> None:
+def test_cli_display_follows_the_terminal(interactive, kind):
     console = Console(file=io.StringIO(), force_terminal=interactive, force_interactive=interactive)
     assert isinstance(choose_display(console), kind)
 
 
-def test_cli_live_bar_shows_count_speed_time_and_losses_in_80_columns() -> None:
+def test_cli_live_bar_shows_count_speed_time_and_losses_in_80_columns():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, force_interactive=True, width=80, color_system=None)
     observer = ProgressObserver(console, LiveDisplay)

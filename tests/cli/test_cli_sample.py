@@ -1,24 +1,17 @@
 """Labels, guidance interval, precision and progress of ``freeflow sample``."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import FakeApi
 from freeflow_cli.commands.sample import parse_interval, parse_labels
 from freeflow_cli.progress import CountProgress, LineDisplay
 from rich.console import Console
-from typer.testing import Result
 
 from freeflow_core.errors import ConfigError, Interrupted
 
-Freeflow = Callable[..., Result]
 
-
-def test_cli_sample_passes_its_options(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+def test_cli_sample_passes_its_options(freeflow, api, tmp_path):
     result = freeflow(
         "sample", "--run", "runs/a", "--teacher", "wise", "--sampler", "heun", "--num", "8", "--steps", "4",
         "--guidance-weight", "2", "--guidance-interval", "0.2,0.9", "--labels", "0,5-7", "--seed", "3",
@@ -36,7 +29,7 @@ def test_cli_sample_passes_its_options(freeflow: Freeflow, api: FakeApi, tmp_pat
     assert str(tmp_path / "grid.png") in result.stdout
 
 
-def test_cli_sample_takes_a_student_by_its_own_name(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_sample_takes_a_student_by_its_own_name(freeflow, api):
     assert freeflow("sample", "--student", "freeflow-xl-2-256", "--labels", "random").exit_code == 0
     assert (api.calls[0][1]["student"], api.calls[0][1]["labels"]) == (Path("freeflow-xl-2-256"), "random")
 
@@ -53,9 +46,7 @@ def test_cli_sample_takes_a_student_by_its_own_name(freeflow: Freeflow, api: Fak
         (("--teacher", "wise", "--format", "gif"), "gif"),
     ],
 )
-def test_cli_sample_refuses_bad_requests_before_torch(
-    freeflow: Freeflow, api: FakeApi, arguments: tuple[str, ...], expected: str
-) -> None:
+def test_cli_sample_refuses_bad_requests_before_torch(freeflow, api, arguments, expected):
     result = freeflow("sample", *arguments)
     assert result.exit_code == 2
     assert expected in result.stderr
@@ -63,28 +54,26 @@ def test_cli_sample_refuses_bad_requests_before_torch(
 
 
 @pytest.mark.parametrize(("text", "labels"), [("3", [3]), ("0, 2", [0, 2]), ("1-3,9", [1, 2, 3, 9]), ("4-4", [4])])
-def test_cli_labels(text: str, labels: list[int]) -> None:
+def test_cli_labels(text, labels):
     assert parse_labels(text) == labels
 
 
 @pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1,,2", "1.5"])
-def test_cli_labels_refuse_anything_else(text: str) -> None:
+def test_cli_labels_refuse_anything_else(text):
     with pytest.raises(ConfigError, match="list of classes"):
         parse_labels(text)
 
 
 @pytest.mark.parametrize("text", ["", "0.5", "-0.1,1", "0,1.1", "a,b", "0,1,2", "nan,1"])
-def test_cli_guidance_interval_refuses_anything_else(text: str) -> None:
+def test_cli_guidance_interval_refuses_anything_else(text):
     with pytest.raises(ConfigError, match="interval of times"):
         parse_interval(text)
 
 
-def test_cli_sample_closes_its_display_when_it_is_interrupted(
-    freeflow: Freeflow, api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cli_sample_closes_its_display_when_it_is_interrupted(freeflow, api, monkeypatch):
     closed = []
 
-    def stopped(**_: object) -> None:
+    def stopped(**_):
         raise Interrupted("64 of 300 samples are finished and stay in x.")
 
     monkeypatch.setattr("freeflow_core.api.sample", stopped)
@@ -94,7 +83,7 @@ def test_cli_sample_closes_its_display_when_it_is_interrupted(
     assert "Interrupted: 64 of 300 samples" in result.stderr
 
 
-def test_cli_sample_progress_shows_rate_and_time_left_without_the_first_batch() -> None:
+def test_cli_sample_progress_shows_rate_and_time_left_without_the_first_batch():
     clock = iter([100.0, 110.0, 120.0])
     text = io.StringIO()
     display = LineDisplay(Console(file=text, width=100), interval=0, now=lambda: 0.0)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path
@@ -38,7 +36,7 @@ def full_scores() -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_cli_table_fits_and_loses_nothing(width: int) -> None:
+def test_cli_table_fits_and_loses_nothing(width):
     text = table_text(full_scores(), width)
     assert max(map(len, text.splitlines())) <= width
     for row in full_scores().values():
@@ -49,14 +47,14 @@ def test_cli_table_fits_and_loses_nothing(width: int) -> None:
             assert word in text.split()
 
 
-def test_cli_table_marks_what_does_not_apply() -> None:
+def test_cli_table_marks_what_does_not_apply():
     line = next(
         line for line in table_text({"data": {"fid": 1.5}, "student": {"kid": 2.5}}).splitlines() if "floor" in line
     )
     assert line.split()[-2:] == ["1.5", "-"]
 
 
-def test_cli_table_takes_scores_in_any_order_and_costs_first() -> None:
+def test_cli_table_takes_scores_in_any_order_and_costs_first():
     text = table_text({"student": {"fid": 1.5, "ms_per_image": 2.0, "evaluations": 3.0}})
     line = next(line for line in text.splitlines() if "student" in line)
     assert line.split()[-3:] == ["3", "2", "1.5"]
@@ -74,18 +72,18 @@ def test_cli_table_takes_scores_in_any_order_and_costs_first() -> None:
         ("something_else", "something else"),
     ],
 )
-def test_cli_row_titles(row: str, title: str) -> None:
+def test_cli_row_titles(row, title):
     assert row_title(row, EvaluationConfig(reference_steps=50, jump_to=0.25, jump_steps=3)) == title
 
 
 @given(st.floats(-1e300, 1e300))
-def test_cli_numbers_keep_three_digits_and_stay_short(value: float) -> None:
+def test_cli_numbers_keep_three_digits_and_stay_short(value):
     text = formats.number(value)
     assert len(text) <= 10
     assert math.isclose(float(text), value, rel_tol=6e-3)
 
 
-def test_cli_paths_are_relative_inside_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cli_paths_are_relative_inside_the_working_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert formats.path(tmp_path / "runs" / "a") == "runs/a"
     assert formats.path(Path("runs/../runs/b")) == "runs/b"

@@ -1,18 +1,4 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-from cli_support import FakeApi
-from typer.testing import Result
-
-from freeflow_core.plugin import Manager
-
-Freeflow = Callable[..., Result]
-
-
-def test_cli_distill_without_options_runs_the_digits_preset(freeflow: Freeflow, api: FakeApi, manager: Manager) -> None:
+def test_cli_distill_without_options_runs_the_digits_preset(freeflow, api, manager):
     result = freeflow("distill")
     assert result.exit_code == 0, result.output
     ((command, arguments),) = api.calls
@@ -21,7 +7,7 @@ def test_cli_distill_without_options_runs_the_digits_preset(freeflow: Freeflow, 
     assert (arguments["output"], arguments["resume"], arguments["manager"]) == (None, False, manager)
 
 
-def test_cli_distill_passes_every_option(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+def test_cli_distill_passes_every_option(freeflow, api, tmp_path):
     folder = tmp_path / "mine"
     result = freeflow(
         "distill", "--teacher", "stern", "--student", "lazy", "--objective", "agree", "--seed", "9",
@@ -35,7 +21,7 @@ def test_cli_distill_passes_every_option(freeflow: Freeflow, api: FakeApi, tmp_p
     assert (arguments["output"], arguments["resume"]) == (folder, True)
 
 
-def test_cli_pretrain_runs_its_own_preset(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_pretrain_runs_its_own_preset(freeflow, api):
     assert freeflow("pretrain", "--source", "prior").exit_code == 0
     command, arguments = api.calls[0]
     assert (command, arguments["config"].name) == ("pretrain", "digits-teacher")
@@ -43,7 +29,7 @@ def test_cli_pretrain_runs_its_own_preset(freeflow: Freeflow, api: FakeApi) -> N
     assert freeflow("pretrain", "--teacher", "wise").exit_code == 2
 
 
-def test_cli_resume_by_folder_goes_on_with_its_configuration(freeflow: Freeflow, api: FakeApi, tmp_path: Path) -> None:
+def test_cli_resume_by_folder_goes_on_with_its_configuration(freeflow, api, tmp_path):
     shown = freeflow("config", "show", "--set", "training.images=77", "--student", "lazy")
     (tmp_path / "config.yaml").write_text(shown.stdout, "utf-8")
     assert freeflow("distill", "--output", str(tmp_path), "--resume").exit_code == 0
@@ -52,7 +38,7 @@ def test_cli_resume_by_folder_goes_on_with_its_configuration(freeflow: Freeflow,
     assert [arguments["config"].training.images for _, arguments in api.calls] == [77, 6400, 6400]
 
 
-def test_cli_result_shows_scores_files_and_what_is_next(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_result_shows_scores_files_and_what_is_next(freeflow, api):
     lines = freeflow("distill").stdout.splitlines()
     text = "\n".join(lines)
     assert any("teacher, 100 steps" in line and "10.25" in line for line in lines)
@@ -64,7 +50,7 @@ def test_cli_result_shows_scores_files_and_what_is_next(freeflow: Freeflow, api:
     assert "mlflow" not in text
 
 
-def test_cli_result_names_the_local_mlflow_store(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_result_names_the_local_mlflow_store(freeflow, api):
     api.folder.mkdir(parents=True)
     assert "mlflow" not in freeflow("distill", "--set", "trackers=[mlflow]").stdout
     (api.folder.parent / "mlflow.db").touch()
@@ -72,14 +58,14 @@ def test_cli_result_names_the_local_mlflow_store(freeflow: Freeflow, api: FakeAp
     assert f"mlflow ui --backend-store-uri sqlite:///{api.folder.parent.resolve()}/mlflow.db" in shown
 
 
-def test_cli_stopped_run_says_how_to_go_on(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_stopped_run_says_how_to_go_on(freeflow, api):
     api.status, api.scores = "stopped", {}
     shown = freeflow("distill").stdout
     assert f"freeflow distill --resume --output {api.folder} --set training.stop_at_images=null" in shown
     assert f"freeflow evaluate --run {api.folder}" in shown
 
 
-def test_cli_other_processes_are_silent(freeflow: Freeflow, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cli_other_processes_are_silent(freeflow, api, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     result = freeflow("distill")
     assert result.exit_code == 0
@@ -87,7 +73,7 @@ def test_cli_other_processes_are_silent(freeflow: Freeflow, api: FakeApi, monkey
     assert len(api.calls) == 1
 
 
-def test_cli_dry_run_prints_the_plan_and_trains_nothing(freeflow: Freeflow, api: FakeApi) -> None:
+def test_cli_dry_run_prints_the_plan_and_trains_nothing(freeflow, api):
     result = freeflow("distill", "--dry-run")
     assert result.exit_code == 0
     assert [name for name, _ in api.calls] == ["plan"]

@@ -1,7 +1,5 @@
 """A one-file plugin of small components of seven kinds, each with one mistake by option; with none they are right."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self

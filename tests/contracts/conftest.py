@@ -1,10 +1,5 @@
 """Every registered component against the contract of its kind, one test a check."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from contract_table import CASES, Case
 
@@ -29,10 +24,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Case]:
+def case_of(tmp_path_factory):
     """The options of a component, its files made once."""
 
-    def find(kind: str, name: str) -> Case:
+    def find(kind, name):
         key = (kind, name)
         if key not in _MADE:
             _MADE[key] = CASES[key](tmp_path_factory.mktemp(f"{kind}-{name}")) if key in CASES else Case()
@@ -42,10 +37,10 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Ca
 
 
 @pytest.fixture
-def run_check(case_of: Callable[[str, str], Case]) -> Callable[[str, str, str], None]:
+def run_check(case_of):
     """Run one check of one component."""
 
-    def run(kind: str, name: str, check: str) -> None:
+    def run(kind, name, check):
         case = case_of(kind, name)
         values = {"component": name, "options": case.options, "registry": REGISTRY, **case.attributes}
         getattr(type("Contract", (CONTRACTS[kind],), values)(), check)()
@@ -54,10 +49,10 @@ def run_check(case_of: Callable[[str, str], Case]) -> Callable[[str, str, str], 
 
 
 @pytest.fixture
-def one_file_plugin(tmp_path: Path) -> Callable[[str], Path]:
+def one_file_plugin(tmp_path):
     """Writes a one-file plugin."""
 
-    def write(text: str) -> Path:
+    def write(text):
         path = tmp_path / "one_file_plugin.py"
         path.write_text(text, "utf-8")
         return path

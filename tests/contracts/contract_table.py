@@ -3,8 +3,6 @@
 A component that is not named here is built from its defaults; one that then cannot be built fails its contract.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A verifier function for the component ``callable``."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -1,7 +1,5 @@
 """A one-file plugin whose option says what its author got wrong. Tests load it by path, as a user would."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A contract is worth what it catches: one broken component for each kind and mistake, and the right one beside it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -43,12 +41,12 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def registry() -> Registry:
+def registry():
     return Registry(Manager.load([PLUGIN]))
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in EXPECTED}))
-def test_the_right_component_keeps_the_contract(registry: Registry, kind: str) -> None:
+def test_the_right_component_keeps_the_contract(registry, kind):
     failed = {
         result.check: result.message
         for result in run_contract(CONTRACTS[kind], component=f"broken-{kind}", registry=registry)
@@ -60,7 +58,7 @@ def test_the_right_component_keeps_the_contract(registry: Registry, kind: str) -
 
 
 @pytest.mark.parametrize(("kind", "mistake"), EXPECTED)
-def test_a_mistake_is_caught(registry: Registry, kind: str, mistake: str) -> None:
+def test_a_mistake_is_caught(registry, kind, mistake):
     names = {f"test_{check}" for check in EXPECTED[kind, mistake]}
     found = list(
         run_contract(
@@ -72,7 +70,7 @@ def test_a_mistake_is_caught(registry: Registry, kind: str, mistake: str) -> Non
     assert all("expected" in result.message or "raised" in result.message for result in found)
 
 
-def test_every_check_is_on_the_page() -> None:
+def test_every_check_is_on_the_page():
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "test-a-plugin.md").read_text("utf-8")
     checks = {name[5:].replace("_", " ") for contract in CONTRACTS.values() for name in check_names(contract)}
     missing = sorted(check for check in checks if f"| {check} |" not in page)

@@ -1,10 +1,7 @@
 """What a plugin author gets wrong first: each meets one message at run time, and fails a named contract check."""
 
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +26,16 @@ runtime: {{device: cpu}}
 
 
 @pytest.fixture(scope="module")
-def registry() -> Registry:
+def registry():
     return Registry(Manager.load([PLUGIN]))
 
 
 @pytest.fixture
-def distill(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def distill(tmp_path, registry, monkeypatch):
     """``freeflow distill`` with the mistakes given."""
     monkeypatch.setenv("COLUMNS", "4000")
 
-    def run(teacher: str = "none", objective: str = "none") -> Result:
+    def run(teacher="none", objective="none"):
         file = tmp_path / "run.yaml"
         file.write_text(CONFIG.format(teacher=teacher, objective=objective), "utf-8")
         arguments = ["distill", "--config", str(file), "--output", str(tmp_path / "out")]
@@ -51,7 +48,7 @@ def said(result: Result) -> str:
     return " ".join(result.output.split())
 
 
-def test_without_a_mistake_it_trains(distill: Callable[..., Result]) -> None:
+def test_without_a_mistake_it_trains(distill):
     result = distill()
     assert result.exit_code == 0, result.output
 
@@ -84,16 +81,14 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("kind", "mistake"), TOLD)
-def test_a_mistake_is_told_before_the_second_step(distill: Callable[..., Result], kind: str, mistake: str) -> None:
+def test_a_mistake_is_told_before_the_second_step(distill, kind, mistake):
     result = distill(**{kind: mistake})
     assert result.exit_code == 1
     assert f"'plane-{kind}'" in said(result)
     assert TOLD[kind, mistake] in said(result)
 
 
-def test_a_role_whose_loss_never_comes_is_told_at_the_end(
-    distill: Callable[..., Result], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_role_whose_loss_never_comes_is_told_at_the_end(distill, caplog):
     with caplog.at_level(logging.WARNING, "freeflow"):
         result = distill(objective="idle-role")
     assert result.exit_code == 0, result.output
@@ -124,7 +119,7 @@ FAILED = {
 
 
 @pytest.mark.parametrize(("kind", "mistake"), FAILED)
-def test_the_contract_names_it(registry: Registry, kind: str, mistake: str) -> None:
+def test_the_contract_names_it(registry, kind, mistake):
     check = FAILED[kind, mistake]
     only = {f"test_{check.replace(' ', '_')}"}
     options = {"mistake": mistake}
@@ -133,11 +128,11 @@ def test_the_contract_names_it(registry: Registry, kind: str, mistake: str) -> N
     assert f"'plane-{kind}'" in result.message
 
 
-def test_the_command_reports_and_fails(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_and_fails(registry, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     app = build_app(Manager.load([PLUGIN]))
 
-    def check(*arguments: str) -> Result:
+    def check(*arguments):
         return CliRunner().invoke(app, ["plugins", "check", *arguments])
 
     good = check("plane-teacher")

@@ -1,7 +1,5 @@
 """What `distill` and `pretrain` make of a configuration, a preset and settings."""
 
-from __future__ import annotations
-
 import pytest
 
 from freeflow_core import api

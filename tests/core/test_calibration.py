@@ -1,7 +1,5 @@
 """Whether a field is the velocity of its own samples' path, judged from the field alone."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable
@@ -9,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from torch import Tensor, nn
+from torch import nn
 
 from freeflow_core import api
 from freeflow_core.interfaces import Teacher
@@ -64,7 +62,7 @@ def look(field: Field, teacher: Teacher, seed: int = 0) -> Diagnosis:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_a_right_field_passes_and_costs_one_look(name: str) -> None:
+def test_a_right_field_passes_and_costs_one_look(name):
     teacher = TEACHERS[name]()
     for seed in range(1 if name == "digits" else 3):
         found = look(field_of(teacher, seed), teacher, seed)
@@ -77,7 +75,7 @@ def test_a_right_field_passes_and_costs_one_look(name: str) -> None:
     ("name", "mistake"),
     [*itertools.product(["ring", "two-modes"], MISTAKES), ("digits", "large-states"), ("digits", "squared-time")],
 )
-def test_a_wrong_field_is_named(name: str, mistake: str) -> None:
+def test_a_wrong_field_is_named(name, mistake):
     teacher = TEACHERS[name]()
     reading, change = MISTAKES[mistake]
     found = look(change(field_of(teacher)), teacher)
@@ -88,7 +86,7 @@ def test_a_wrong_field_is_named(name: str, mistake: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_a_field_of_zeros_is_no_velocity(name: str) -> None:
+def test_a_field_of_zeros_is_no_velocity(name):
     teacher = TEACHERS[name]()
     found = look(lambda x, t: torch.zeros_like(x), teacher)
     assert found.is_wrong
@@ -96,10 +94,10 @@ def test_a_field_of_zeros_is_no_velocity(name: str) -> None:
     assert found.given.at_least > 0.3
 
 
-def test_a_large_state_costs_168_rows() -> None:
+def test_a_large_state_costs_168_rows():
     teacher, rows = TEACHERS["large"](), 0
 
-    def counted(x: Tensor, t: Tensor) -> Tensor:
+    def counted(x, t):
         nonlocal rows
         rows += len(x)
         assert (t.dtype, t.device) == (x.dtype, x.device)
@@ -109,7 +107,7 @@ def test_a_large_state_costs_168_rows() -> None:
     assert rows == 168
 
 
-def test_guided_and_hardly_trained_fields_are_not_refused() -> None:
+def test_guided_and_hardly_trained_fields_are_not_refused():
     """They are not the velocity of their own path, so they may be warned of, but nothing says that they are read wrongly."""
     labelled = GaussianMixtureTeacher(RING[:4], stds=torch.full((4,), 0.3), labels=torch.arange(4))
     rows = enough_rows((2,))
@@ -125,7 +123,7 @@ def test_guided_and_hardly_trained_fields_are_not_refused() -> None:
             assert found.reason is None
 
 
-def test_a_centred_gaussian_cannot_tell_both_from_none() -> None:
+def test_a_centred_gaussian_cannot_tell_both_from_none():
     """The field of N(0, s^2), turned both ways, is the field of N(0, 1 / s^2) exactly."""
     narrow = GaussianTeacher(torch.zeros(2), torch.full((2,), 0.5))
     wide = GaussianTeacher(torch.zeros(2), torch.full((2,), 2.0))
@@ -137,14 +135,14 @@ def test_a_centred_gaussian_cannot_tell_both_from_none() -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda v, x: 2 * v, lambda v, x: x - v, lambda v, x: v / 0, lambda v, x: 1e20 * v])
-def test_what_no_reading_explains_is_wrong_without_a_reason(wrong: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_what_no_reading_explains_is_wrong_without_a_reason(wrong):
     teacher = TEACHERS["ring"]()
     found = look(lambda x, t: wrong(teacher.velocity(x, t, None), x), teacher)
     assert found.is_wrong
     assert found.reason is None
 
 
-def test_the_estimate_has_no_bias_and_an_honest_error() -> None:
+def test_the_estimate_has_no_bias_and_an_honest_error():
     """Over many draws the mean of the estimate for an exact field is 0 and its deviation is ``error``."""
     teacher, found = TEACHERS["gaussian"](), []
     for seed in range(200):
@@ -158,7 +156,7 @@ def test_the_estimate_has_no_bias_and_an_honest_error() -> None:
     assert 0.5 < float(values.std() / errors.square().mean().sqrt()) < 2
 
 
-def test_a_known_residual_is_measured() -> None:
+def test_a_known_residual_is_measured():
     """With target = v + a x_t + b + white noise, a^2 var(x_t) + b^2 of the residual is predictable."""
     generator = torch.Generator().manual_seed(0)
     v, x_t, white = torch.randn(3, 4_000, 3, generator=generator, dtype=torch.float64)
@@ -168,7 +166,7 @@ def test_a_known_residual_is_measured() -> None:
     assert miscalibration(v * math.nan, x_t, v).at_least == math.inf
 
 
-def test_midpoint_steps_follow_the_exact_map() -> None:
+def test_midpoint_steps_follow_the_exact_map():
     teacher = TEACHERS["gaussian"]()
     z = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     exact = teacher.exact_flow_map(z, torch.ones(64), torch.zeros(64))  # type: ignore[operator]

@@ -1,7 +1,5 @@
 """A comparison's configuration: layers, checks, and the run of each objective."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -19,7 +17,7 @@ DATA = {"source": {"name": "digits"}}
 
 @pytest.fixture
 def load(registry):
-    def make(*objectives: str, preset: str = "digits", comparison=None, overrides=None, **more):
+    def make(*objectives, preset="digits", comparison=None, overrides=None, **more):
         section = {"objectives": objectives or None, **(comparison or {})}
         return load_compare_config(registry, preset=preset, overrides=overrides or DATA, comparison=section, **more)
 

@@ -1,7 +1,5 @@
 """What a step costs: rows counted on real steps, the period of update ratios, and what a budget buys."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

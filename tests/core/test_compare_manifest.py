@@ -1,7 +1,5 @@
 """``comparison.json``: what may be added to a comparison, what may not change, and what is found again."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Mean and spread over seeds, as rows, as text and as figures."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import math
@@ -39,7 +37,7 @@ def scores(value: float, few: bool) -> dict:
 def build(registry, tmp_path, monkeypatch):
     """``build({variant: [value of each seed, or an error]}, ...)``: a table, its runs and their manifest."""
 
-    def make(values: dict[str, list], *, few=("b",), sweep=None, swept=None, budget="images=640", score=None, **images):
+    def make(values, *, few=("b",), sweep=None, swept=None, budget="images=640", score=None, **images):
         config = load_run_config(registry, "distill", preset="digits", assignments=["evaluation.few_steps=[2, 4]"])
         variants = [Variant(name, name.split("-")[0], (swept or {}).get(name), config) for name in values]
         settings = {"name": "mine", "seeds": 2, "budget": budget, "sweep": sweep and {"setting": sweep, "values": []}}

@@ -1,7 +1,5 @@
 """Layers merge in order; unknown keys and names are refused with a suggestion."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from hypothesis import given

@@ -1,7 +1,5 @@
 """What a run will cost: the step on tensors without memory holds and computes, byte for byte, what the real one does."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -236,7 +234,7 @@ class StubbornTeacher(GaussianMixtureTeacher):
 
 
 @pytest.fixture
-def stubborn() -> Manager:
+def stubborn():
     class Plugin:
         @hookimpl
         def freeflow_teachers(self):

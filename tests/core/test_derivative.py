@@ -1,7 +1,5 @@
 """Directional derivatives: exact where promised, refused where they would be noise."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,14 +98,14 @@ def rooms(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("method", "limit"), [(FORWARD, 1e-14), (CENTRAL, 1e-4), (ONE_SIDED, 2e-2)])
-def test_close_to_the_derivative_in_every_row(method: DerivativeMethod, limit: float) -> None:
+def test_close_to_the_derivative_in_every_row(method, limit):
     line, (below, above) = Line(16), rooms(16)
     found = line_derivative(line, below, above, line.value, method=method, step=5e-3)
     assert (found - line.slope).abs().max() < limit
 
 
 @pytest.mark.parametrize("method", [CENTRAL, ONE_SIDED])
-def test_no_offset_leaves_its_room(method: DerivativeMethod) -> None:
+def test_no_offset_leaves_its_room(method):
     line, (below, above) = Line(16), rooms(16)
     line_derivative(line, below, above, line.value, method=method, step=5e-3)
     for offset, rows in line.asked:
@@ -116,7 +114,7 @@ def test_no_offset_leaves_its_room(method: DerivativeMethod) -> None:
         assert (offset <= high + 1e-15).all()
 
 
-def test_central_error_falls_with_the_square_of_the_step_also_at_the_ends() -> None:
+def test_central_error_falls_with_the_square_of_the_step_also_at_the_ends():
     line = Line(12)
     below = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).repeat(4)
     above = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64).repeat(4)
@@ -127,7 +125,7 @@ def test_central_error_falls_with_the_square_of_the_step_also_at_the_ends() -> N
     assert ((errors[0].amax(0) / errors[1].amax(0)).log2() - 2).abs().max() < 0.1
 
 
-def test_zero_is_asked_only_where_a_row_leans() -> None:
+def test_zero_is_asked_only_where_a_row_leans():
     line, (below, above) = Line(16), rooms(16)
     line_derivative(line, below, above, line.value, method=CENTRAL, step=5e-3)
     ((offset, rows),) = line.asked
@@ -137,19 +135,19 @@ def test_zero_is_asked_only_where_a_row_leans() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(1e-4, 0.1), st.tuples(*[st.floats(-3, 3)] * 3))
-def test_exact_for_parabolas(below: float, above: float, step: float, c: tuple[float, float, float]) -> None:
+def test_exact_for_parabolas(below, above, step, c):
     if max(below, above) < 1e-3:
         return
     points = stencil(torch.tensor([below]).double(), torch.tensor([above]).double(), step)
 
-    def parabola(e: torch.Tensor) -> torch.Tensor:
+    def parabola(e):
         return (c[0] + c[1] * e + c[2] * e.square()).unsqueeze(1)
 
     found = points.apply(parabola(torch.zeros(1).double()), parabola(points.first), parabola(points.second))
     assert float(found) == pytest.approx(c[1], abs=1e-7)
 
 
-def test_gradients_flow_through_a_stencil() -> None:
+def test_gradients_flow_through_a_stencil():
     points = stencil(torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, 1.0]).double(), 1e-3)
     k = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     values = [torch.sin(k * (0.4 + e)).unsqueeze(1) for e in (torch.zeros(2).double(), points.first, points.second)]
@@ -159,16 +157,16 @@ def test_gradients_flow_through_a_stencil() -> None:
     assert float(gradient) == pytest.approx(2 * float(exact), abs=1e-5)
 
 
-def test_a_row_without_room_is_a_mistake() -> None:
+def test_a_row_without_room_is_a_mistake():
     with pytest.raises(ValueError, match="room"):
         stencil(torch.zeros(1).double(), torch.zeros(1).double(), 1e-3)
 
 
-def test_differences_are_taken_in_full_precision_under_autocast() -> None:
+def test_differences_are_taken_in_full_precision_under_autocast():
     matrix = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     seen = []
 
-    def function(offset: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def function(offset, rows):
         seen.append((offset.float().unsqueeze(1) * torch.ones(1, 3)) @ matrix)
         return seen[-1]
 

@@ -1,7 +1,5 @@
 """Each finding of `freeflow doctor`, with what it looks at replaced."""
 
-from __future__ import annotations
-
 import http.server
 import importlib.metadata
 import sqlite3

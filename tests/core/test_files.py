@@ -1,7 +1,5 @@
 """Files written whole or not at all, and what changed between two descriptions."""
 
-from __future__ import annotations
-
 import pytest
 
 from freeflow_core.config.differences import differences
@@ -12,7 +10,7 @@ def test_what_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "new" / "a.txt"
     write_text(path, "old")
 
-    def fail() -> None:
+    def fail():
         with replacing(path) as temporary:
             temporary.write_text("new, but")
             raise OSError("no space")

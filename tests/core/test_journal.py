@@ -1,7 +1,5 @@
 """The record of a run: read from any place, cut by a resume, whole after a kill."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -11,7 +9,7 @@ from freeflow_core.interfaces.journal import START, File, Journal, Picture
 
 
 @pytest.fixture
-def journal(tmp_path) -> Journal:
+def journal(tmp_path):
     return Journal(tmp_path)
 
 

@@ -1,7 +1,5 @@
 """What a plugin does wrong costs one clear line: duplicates, wrong objects, another version of the API."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The registry: built-ins take the third-party route, and a broken plugin costs one line."""
 
-from __future__ import annotations
-
 import pytest
 
 from freeflow_core.errors import PluginError, UnknownComponent

@@ -1,7 +1,5 @@
 """Policies against distributions whose velocity is known, and rolling against paths that are known."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -51,7 +49,7 @@ def gaussian_policy(x: Tensor, t: Tensor, sign: float = 1.0) -> GMPolicy:
 
 
 @pytest.mark.parametrize(("sign", "low", "high"), [(1.0, 0.0, 1e-12), (-1.0, 0.1, math.inf)])
-def test_one_component_is_the_velocity_of_a_gaussian_at_every_state(sign: float, low: float, high: float) -> None:
+def test_one_component_is_the_velocity_of_a_gaussian_at_every_state(sign, low, high):
     num = 2000
     x, t = normal(num, 3), uniform(num, 0.3, 1.0)
     r = t * uniform(num, 0.0, 1.0, seed=1)
@@ -62,7 +60,7 @@ def test_one_component_is_the_velocity_of_a_gaussian_at_every_state(sign: float,
 
 
 @pytest.mark.parametrize("start", [1.0, 0.7])
-def test_as_many_components_as_modes_are_the_velocity_of_the_mixture_at_every_state(start: float) -> None:
+def test_as_many_components_as_modes_are_the_velocity_of_the_mixture_at_every_state(start):
     modes, std = 2 * normal(5, 3, seed=3), 0.4
     shares = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.25], dtype=torch.float64)
     teacher = GaussianMixtureTeacher(modes, stds=torch.full((5,), std, dtype=torch.float64), weights=shares)
@@ -76,9 +74,7 @@ def test_as_many_components_as_modes_are_the_velocity_of_the_mixture_at_every_st
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.floats(0.2, 1.0), st.floats(0.05, 1.0), st.floats(-2, 1), st.integers(0, 10**6))
-def test_mixture_follows_the_published_formula(
-    components: int, t: float, share: float, log_std: float, seed: int
-) -> None:
+def test_mixture_follows_the_published_formula(components, t, share, log_std, seed):
     # The formula with poles, for states (C, H, W) and weights of their own at each place.
     x_t, x = normal(2, 3, 2, 2, seed=seed), normal(2, 3, 2, 2, seed=seed + 1)
     u, logits = normal(2, components, 3, 2, 2, seed=seed + 2), normal(2, components, 1, 2, 2, seed=seed + 3)
@@ -93,7 +89,7 @@ def test_mixture_follows_the_published_formula(
     torch.testing.assert_close(policy.velocity(x, share * times), (x - x_0) / r, rtol=1e-8, atol=1e-8)
 
 
-def test_mixture_is_finite_at_the_data_and_in_float32() -> None:
+def test_mixture_is_finite_at_the_data_and_in_float32():
     x, t = normal(50, 3), torch.ones(50, dtype=torch.float64)
     policy, at = gaussian_policy(x, t), torch.zeros(50, dtype=torch.float64)
     torch.testing.assert_close(policy.velocity(x, at), -x)  # E[n | x_0] = 0
@@ -105,7 +101,7 @@ def test_mixture_is_finite_at_the_data_and_in_float32() -> None:
     assert v.isfinite().all()
 
 
-def test_dropped_components_take_no_part_and_never_all_go() -> None:
+def test_dropped_components_take_no_part_and_never_all_go():
     x, t = normal(3, 2), torch.ones(3, dtype=torch.float64)
     u, logits = normal(3, 4, 2), normal(3, 4, 1, seed=1)
     log_std = torch.full((3,), -1.0, dtype=torch.float64)
@@ -119,7 +115,7 @@ def test_dropped_components_take_no_part_and_never_all_go() -> None:
     torch.testing.assert_close(policy.velocity(x, t / 2)[1:], v[1:])  # the original is left alone
 
 
-def test_dx_runs_from_the_last_point_at_the_start_to_the_first_at_the_end() -> None:
+def test_dx_runs_from_the_last_point_at_the_start_to_the_first_at_the_end():
     x, u = normal(4, 2, 3), normal(4, 5, 2, 3, seed=1)
     t, s = uniform(4, 0.6, 1.0), uniform(4, 0.1, 0.4)
     policy = DXPolicy(u, x, t, s, shift=2.0)
@@ -135,7 +131,7 @@ def test_dx_runs_from_the_last_point_at_the_start_to_the_first_at_the_end() -> N
     assert policy.num_components == 1
 
 
-def test_one_dx_point_is_a_straight_line() -> None:
+def test_one_dx_point_is_a_straight_line():
     x, u = normal(6, 3), normal(6, 1, 3, seed=1)
     t, s = uniform(6, 0.5, 1.0), uniform(6, 0.0, 0.4)
     policy = DXPolicy(u, x, t, s)
@@ -145,7 +141,7 @@ def test_one_dx_point_is_a_straight_line() -> None:
         torch.testing.assert_close(reached, x - column(t - s) * u[:, 0], rtol=1e-9, atol=1e-9)
 
 
-def test_rolling_is_eulers_method_of_first_order() -> None:
+def test_rolling_is_eulers_method_of_first_order():
     x = normal(300, 3)
     one = torch.ones(300, dtype=torch.float64)
     teacher = GaussianTeacher(MEAN, torch.tensor(STD, dtype=torch.float64)).double()
@@ -162,7 +158,7 @@ def test_rolling_is_eulers_method_of_first_order() -> None:
     torch.testing.assert_close(roll_policy(policy, x, one, 0 * one, num_substeps=32), state)
 
 
-def test_a_row_is_rolled_alike_whatever_stands_beside_it() -> None:
+def test_a_row_is_rolled_alike_whatever_stands_beside_it():
     x, t, s = normal(5, 3), uniform(5, 0.5, 1.0), uniform(5, 0.0, 0.5, seed=1)
     together = roll_policy(gaussian_policy(x, t), x, t, s, num_substeps=20, shift=3.0)
     for row in range(5):
@@ -180,7 +176,7 @@ class Recorder(Policy):
         return torch.ones_like(x)
 
 
-def test_substeps_are_equal_in_the_raw_time_and_counted_per_unit_of_it() -> None:
+def test_substeps_are_equal_in_the_raw_time_and_counted_per_unit_of_it():
     t, s = torch.tensor([1.0, 0.4]).double(), torch.tensor([0.0, 0.4]).double()
     recorder = Recorder()
     x = torch.zeros(2, 3, dtype=torch.float64)
@@ -193,7 +189,7 @@ def test_substeps_are_equal_in_the_raw_time_and_counted_per_unit_of_it() -> None
 
 
 @given(st.floats(0.1, 10), st.floats(0, 1))
-def test_raw_time_and_shifted_time_undo_each_other(shift: float, t: float) -> None:
+def test_raw_time_and_shifted_time_undo_each_other(shift, t):
     time = torch.tensor([t], dtype=torch.float64)
     torch.testing.assert_close(shifted_time(raw_time(time, shift), shift), time)
     assert raw_time(time * 0 + 1, shift).item() == pytest.approx(1)

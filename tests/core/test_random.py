@@ -1,7 +1,5 @@
 """Draws are a function of (seed, stream, index) alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

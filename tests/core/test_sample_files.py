@@ -1,7 +1,5 @@
 """Samples on disk: the pieces, each by itself."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from itertools import pairwise
@@ -89,7 +87,7 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
 
 
 def test_a_digest_knows_every_weight_and_no_file():
-    def network(seed: int) -> nn.Module:
+    def network(seed):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))

@@ -1,7 +1,5 @@
 """The writer: what an end at any moment leaves, and what the next start makes of it."""
 
-from __future__ import annotations
-
 import json
 import resource
 import signal

@@ -1,12 +1,8 @@
 """Downloads that meet everything a network can do, on a file server of their own."""
 
-from __future__ import annotations
-
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,20 +19,20 @@ PATH = "/tiny.pt"
 
 
 @pytest.fixture(autouse=True)
-def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_surroundings(monkeypatch):
     for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE", "FREEFLOW_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
+def server():
     with file_server() as server:
         yield server
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Callable[..., WeightStore]:
+def store(tmp_path):
     return lambda options=AT_ONCE: WeightStore(tmp_path / "cache", options)
 
 
@@ -184,7 +180,7 @@ def test_pauses_grow_and_a_server_may_ask_for_longer_ones(server, store, monkeyp
 
 
 def test_no_network(store, monkeypatch):
-    def no_name(*arguments: object, **more: object) -> None:
+    def no_name(*arguments, **more):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_name)
@@ -220,7 +216,7 @@ def test_web_pages_are_no_weights(server, store, answer):
 
 
 def test_ctrl_c_keeps_what_has_arrived(server, store):
-    def press(done: int, total: int | None) -> None:
+    def press(done, total):
         if done >= 1500:
             raise KeyboardInterrupt
 

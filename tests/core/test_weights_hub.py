@@ -1,11 +1,7 @@
 """Weights on the hub, from a stand-in for it: redirects, tokens, stated hashes, its error codes."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from weights_server import Answer, FileServer, content, file_server, sha256
@@ -21,7 +17,7 @@ PATH = "/somebody/model/resolve/v1/folder/last.pt"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+def hub(tmp_path, monkeypatch):
     with file_server() as server:
         for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE"):
             monkeypatch.delenv(name, raising=False)
@@ -33,14 +29,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]
 
 
 @pytest.fixture
-def files() -> Iterator[FileServer]:
+def files():
     """Where the hub keeps its large files: another host, as far as tokens are concerned."""
     with file_server() as server:
         yield server
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
+def store(tmp_path):
     return WeightStore(tmp_path / "cache", OPTIONS)
 
 
@@ -97,10 +93,10 @@ def test_offline(hub, store, monkeypatch, variable):
 
 
 @pytest.fixture
-def hub_cache(tmp_path: Path) -> Callable[..., Path]:
+def hub_cache(tmp_path):
     """Puts a file where `huggingface_hub` would have: a blob named by its digest, linked to from a snapshot."""
 
-    def put(data: bytes, filename: str = WEIGHT.filename, revision: str = WEIGHT.revision) -> Path:
+    def put(data, filename=WEIGHT.filename, revision=WEIGHT.revision):
         model = tmp_path / "hub" / "models--somebody--model"
         blob, link = model / "blobs" / sha256(data), model / "snapshots" / ("c" * 40) / filename
         for path in (blob, link, model / "refs" / revision):

@@ -1,10 +1,7 @@
 """Weights as plugins declare them, and as components get them."""
 
-from __future__ import annotations
-
 import logging
 import re
-from pathlib import Path
 
 import pytest
 from weights_server import Answer, content, file_server, sha256
@@ -123,7 +120,7 @@ def freeflow_weights():
 
 
 @pytest.fixture
-def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def publisher(tmp_path, monkeypatch):
     """A one-file plugin whose weights lie on a loopback server: (plugin file, server)."""
     import torch
 

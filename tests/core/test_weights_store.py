@@ -1,13 +1,10 @@
 """The cache: where files lie, who may write, what is believed."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +12,7 @@ from types import SimpleNamespace
 
 import filelock
 import pytest
-from weights_server import Answer, FileServer, content, file_server, sha256
+from weights_server import Answer, content, file_server, sha256
 
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
@@ -28,30 +25,30 @@ BY_HAND = WeightFile("shared", "Only on a file share.", "last.pt", sha256=sha256
 
 
 @pytest.fixture(autouse=True)
-def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_surroundings(monkeypatch):
     for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE", "FREEFLOW_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
+def server():
     with file_server() as server:
         yield server
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
+def store(tmp_path):
     return WeightStore(tmp_path / "cache", OPTIONS)
 
 
 @pytest.fixture
-def tiny(server: FileServer) -> WeightFile:
+def tiny(server):
     return WeightFile("tiny", "Tiny.", "tiny.pt", url=server.serve("/tiny.pt", Answer(BODY)))
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
+def copy(tmp_path):
     path = tmp_path / "downloads" / "anything.bin"
     path.parent.mkdir()
     path.write_bytes(BODY)
@@ -109,7 +106,7 @@ def test_a_file_placed_by_hand_is_checked_once(store, monkeypatch):
 def test_a_read_only_cache_can_be_read(store, monkeypatch):
     path = place_by_hand(store, BY_HAND, BODY)
 
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Record, "write", refuse)
@@ -120,7 +117,7 @@ def test_checking_does_not_outdo_a_process_that_replaces_the_file(store, tiny, m
     path = place_by_hand(store, tiny, content(5000, 1))
     newer = Record(size=5000, sha256=sha256(BODY), origin="elsewhere")
 
-    def replaced_meanwhile(*arguments: object) -> Content:
+    def replaced_meanwhile(*arguments):
         newer.write(Place(path).record)
         return Content(5000, sha256(content(5000, 1)), is_page=False)
 
@@ -250,7 +247,7 @@ def test_processes_download_once(store, tiny, server):
     gate = threading.Event()
     server.serve("/tiny.pt", Answer(BODY, cut=1500, gate=gate))
 
-    def start() -> subprocess.Popen[str]:
+    def start():
         command = [sys.executable, "-c", _RANK, tiny.url, str(store.folder)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 

@@ -1,7 +1,5 @@
 """A comparison that takes seconds, objectives that misbehave, and what was run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

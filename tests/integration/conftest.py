@@ -1,14 +1,10 @@
 """A small run that exercises the whole engine in a second: an exact mixture teacher and an MLP student."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from freeflow_core.config import RunConfig, load_run_config
-from freeflow_core.plugin import Registry
+from freeflow_core.config import load_run_config
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -23,15 +19,15 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture
-def tiny(registry: Registry):
+def tiny(registry):
     """``tiny("a.b=c", ...)`` resolves the small run with changes."""
 
-    def make(*assignments: str, command: str = "distill", **overrides: Any) -> RunConfig:
+    def make(*assignments, command="distill", **overrides):
         return load_run_config(registry, command, overrides={**TINY, **overrides}, assignments=assignments)
 
     return make
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Path:
+def output(tmp_path):
     return tmp_path / "run"

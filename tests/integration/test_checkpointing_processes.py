@@ -1,7 +1,5 @@
 """Recomputed activations under a distributed wrapper: two processes train as one does without recomputation."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from test_processes import launch, weights

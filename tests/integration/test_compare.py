@@ -1,7 +1,5 @@
 """Comparisons from beginning to end: every run, nothing twice, and what happens when one of them breaks."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -22,12 +20,12 @@ from freeflow_core.tools.compare.plan import Planner
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     return tmp_path / "runs" / "compare-x"
 
 
 @pytest.fixture
-def watched(tmp_path: Path):
+def watched(tmp_path):
     """``manager, watcher``: all plugins, the objective ``troubled``, and an observer."""
     manager, watcher = troubled_manager(tmp_path), Watcher()
     manager.register(watcher, "watcher")

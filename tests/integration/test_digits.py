@@ -1,7 +1,5 @@
 """The README's first command, small: a real teacher, a real run folder, through the real command line."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

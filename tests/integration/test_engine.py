@@ -1,7 +1,5 @@
 """The step: what is counted, skipped, refused, and never touched."""
 
-from __future__ import annotations
-
 import copy
 import json
 from types import SimpleNamespace

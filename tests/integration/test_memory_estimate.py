@@ -6,8 +6,6 @@ take as they first run; and the C library keeps small freed pieces to itself ins
 its largest, than to its peak.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

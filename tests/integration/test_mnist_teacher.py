@@ -1,7 +1,5 @@
 """The shipped latent teacher of MNIST's digits, with its codec and without the data set."""
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 

@@ -5,8 +5,6 @@ Each method's budget is stated in its :class:`Proof`. A method whose paper promi
 that many. Figures of all methods: docs/reference/objectives-flow-maps.md and its neighbours.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time
@@ -273,7 +271,7 @@ QUICK = {
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_short_run_comes_near(name: str, tmp_path: Path, manager: Manager) -> None:
+def test_a_short_run_comes_near(name, tmp_path, manager):
     images, limit = QUICK[name]
     outcome = prove(dataclasses.replace(PROOFS[name], images=images), tmp_path / "run", manager, num_samples=1024)
     assert outcome.ratio <= limit, str(outcome)
@@ -282,9 +280,7 @@ def test_a_short_run_comes_near(name: str, tmp_path: Path, manager: Manager) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", PROOFS)
-def test_student_reaches_a_tenth_of_the_teachers_euler_step(
-    name: str, seed: int, tmp_path: Path, manager: Manager
-) -> None:
+def test_student_reaches_a_tenth_of_the_teachers_euler_step(name, seed, tmp_path, manager):
     proof = PROOFS[name]
     outcome = prove(proof, tmp_path / "run", manager, seed)
     print(outcome)  # noqa: T201

@@ -1,7 +1,5 @@
 """Observers: what they hear and in which order, however the run ends; and that they cannot change it."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 from typing import Any

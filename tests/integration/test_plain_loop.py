@@ -1,12 +1,9 @@
 """The engine's FreeFlow step against a second derivation of it: the plain loop of the benchmarks, on the same draws."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -34,7 +31,7 @@ TRAINING = {
 
 
 @pytest.fixture(scope="module")
-def plain_loop() -> ModuleType:
+def plain_loop():
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "plain_loop.py"
     spec = importlib.util.spec_from_file_location("plain_loop", path)
     assert spec is not None

@@ -1,7 +1,5 @@
 """Two processes train as one does, to rounding; and a run may change their number when it goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

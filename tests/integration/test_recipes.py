@@ -1,7 +1,5 @@
 """The paper's recipes: each is planned without weights, and takes real steps on a small network of the same format."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,8 +1,5 @@
 """The published sampler runs of REPA, through the teacher and samplers as a user names them."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +9,6 @@ from safetensors.torch import load_file
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
 from freeflow_core.math.flow import uniform_grid
-from freeflow_core.plugin import Registry
 from freeflow_core.types import Guidance
 
 RUNS = {
@@ -33,7 +29,7 @@ def guided_evaluations(sampler: str, num_steps: int, guidance: Guidance) -> floa
 
 
 @pytest.mark.parametrize("run", list(RUNS))
-def test_samples_are_the_published_ones(golden: Path, registry: Registry, run: str) -> None:
+def test_samples_are_the_published_ones(golden, registry, run):
     name, num_steps, guidance, evaluations = RUNS[run]
     reference = load_file(golden / "a-repa-sampler.safetensors")
     builder = Builder(registry, torch.device("cpu"), seed=0)

@@ -1,7 +1,5 @@
 """10 steps are 5 steps, a restart, and 5 steps: bit for bit on the CPU."""
 
-from __future__ import annotations
-
 import json
 import signal
 

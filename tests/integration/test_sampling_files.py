@@ -1,7 +1,5 @@
 """``freeflow sample`` through the real command line, with the shipped digits teacher: what depends on what."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Scores, pictures and searches sample in the precision of the run."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from freeflow_transformers.network import DiffusionTransformer

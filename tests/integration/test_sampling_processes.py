@@ -1,7 +1,5 @@
 """Sampling by real processes: two at once, killed ones, failing ones."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

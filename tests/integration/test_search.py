@@ -1,7 +1,5 @@
 """Best-of-N: what is chosen, what it costs, and what it is compared with."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

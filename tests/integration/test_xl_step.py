@@ -1,11 +1,8 @@
 """The benchmark of the large recipes: on a tiny network it gives every number, and gives each network its own time."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ NUMBERS = ("seconds per step", "images per second", "peak memory, GiB", "planned
 
 
 @pytest.fixture
-def xl_step(monkeypatch) -> ModuleType:
+def xl_step(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     import xl_step
 

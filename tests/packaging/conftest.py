@@ -1,14 +1,10 @@
 """What the tests of the site and of packages share."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,10 +13,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="session")
-def site_module() -> Callable[[str], ModuleType]:
+def site_module():
     """Loads a module of the site, ``docs/NAME.py``, which is no package's."""
 
-    def load(name: str) -> ModuleType:
+    def load(name):
         spec = importlib.util.spec_from_file_location(f"site{name}", DOCS / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
@@ -33,10 +29,10 @@ def site_module() -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
+def install(tmp_path, monkeypatch):
     """Leaves what pip would write of a project, a distribution with its entry points; its ``[project]``."""
 
-    def write(pyproject: Path) -> dict[str, Any]:
+    def write(pyproject):
         project: dict[str, Any] = tomllib.loads(pyproject.read_text("utf-8"))["project"]
         info = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
         info.mkdir()

@@ -5,8 +5,6 @@ with the small budgets below; the long test (``just test-docs``) runs them as th
 exempts it from both, unless it says that it takes minutes.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import runpy
@@ -142,7 +140,7 @@ def invoke(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory):
     """What most pages start from: the student of a (tiny) first run."""
     folder = tmp_path_factory.mktemp("first") / "digits-freeflow"
     small = [part for setting in SHORT for part in ("--set", setting)]

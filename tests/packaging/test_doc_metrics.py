@@ -1,7 +1,5 @@
 """The page on diagnostics knows every number that a run logs."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The documentation tells the truth: every hook and option is there, every example runs, every command parses."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import shlex

@@ -1,11 +1,8 @@
 """The reference pages that the site makes from the program leave nothing out."""
 
-from __future__ import annotations
-
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from pydantic import BaseModel
@@ -17,7 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
-def generated(site_module: Callable[[str], ModuleType]) -> ModuleType:
+def generated(site_module):
     return site_module("_generated")
 
 

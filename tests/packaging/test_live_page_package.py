@@ -1,7 +1,5 @@
 """The example package, installed as pip would, is found by its entry point and watches a run of the command line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from freeflow_cli.main import build_app

@@ -1,10 +1,7 @@
 """The notebook runs from the first cell to the last, and what it shows on the site is what it put out."""
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +12,7 @@ NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def notebooks(site_module: Callable[[str], ModuleType]) -> ModuleType:
+def notebooks(site_module):
     return site_module("_notebooks")
 
 

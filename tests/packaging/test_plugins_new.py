@@ -1,7 +1,5 @@
 """The plugin author's first hour, by machine: generate every kind, install, list, check, distil."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -81,7 +79,7 @@ class Environment:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def installed(tmp_path_factory):
     """All kinds, generated and installed in an environment of their own, offline."""
     environment = Environment(tmp_path_factory.mktemp("first-hour"))
     lines = [["plugins", "new", name, "--kind", kind] for kind, name in NAMES.items()]
@@ -90,7 +88,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return environment
 
 
-def test_all_kinds_are_listed_pass_their_contracts_and_distil(installed: Environment) -> None:
+def test_all_kinds_are_listed_pass_their_contracts_and_distil(installed):
     listed = json.loads(installed("-m", "freeflow_cli", "plugins", "list", "--json"))
     ours = {
         (entry["kind"], entry["distribution"]) for entry in listed["components"] if entry["name"].startswith("own-")
@@ -131,7 +129,7 @@ def change(folder: Path) -> None:
         file.write_text(source.replace(before, after), "utf-8")
 
 
-def test_the_tutorials_changes_fit_what_is_generated(tmp_path: Path) -> None:
+def test_the_tutorials_changes_fit_what_is_generated(tmp_path):
     write_package(tmp_path / "rings", package_files("rings", "teacher"))
     change(tmp_path)
     for file in (tmp_path / "rings").rglob("*.py"):
@@ -144,7 +142,7 @@ def test_the_tutorials_changes_fit_what_is_generated(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_the_tutorials_commands_run_as_they_stand(installed: Environment) -> None:
+def test_the_tutorials_commands_run_as_they_stand(installed):
     lines = [shlex.split(line) for _, text in tutorial("bash") for line in text.splitlines()]
     install = lines.index(["pip", "install", "-e", "./rings"])
     changed = lines.index(["freeflow", "plugins", "show", "rings"], install + 5)
@@ -161,7 +159,7 @@ def test_the_tutorials_commands_run_as_they_stand(installed: Environment) -> Non
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_the_examples_run_as_they_are_printed(installed: Environment) -> None:
+def test_the_examples_run_as_they_are_printed(installed):
     from freeflow_cli.commands.plugins_new import next_commands
 
     lines = []
@@ -173,7 +171,7 @@ def test_the_examples_run_as_they_are_printed(installed: Environment) -> None:
         assert (installed.folder / "runs" / name / "student.safetensors").is_file()
 
 
-def test_the_commands_of_the_how_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_how_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = HOW_TO.read_text("utf-8")
     for title, content in re.findall(r'^```\w+ title="(my_plugin\.py|blob\.yaml)"\n(.*?)^```$', text, re.M | re.S):

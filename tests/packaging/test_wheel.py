@@ -1,7 +1,5 @@
 """The wheel holds exactly our packages and their data, under the names we own."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tomllib

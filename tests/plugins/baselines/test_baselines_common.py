@@ -1,7 +1,5 @@
 """What all objectives here have in common: what they need, the sum of a batch's parts, precision, refusals."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +79,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 
 
 @every_variant
-def test_it_says_what_it_needs(variant: Variant) -> None:
+def test_it_says_what_it_needs(variant):
     made = variant.build()
     assert (made.needs_data, made.needs_teacher) == (variant.data, variant.teacher)
     assert (made.start_times, made.requires) == (variant.start_times, variant.requires)
@@ -107,7 +105,7 @@ def found(
 
 
 @every_variant
-def test_a_batch_is_the_sum_of_its_parts(variant: Variant) -> None:
+def test_a_batch_is_the_sum_of_its_parts(variant):
     draws = PhiloxDraws(7, torch.arange(32), dtype=torch.float64)
     whole = found(variant, draws, draws.index)
     parts = [found(variant, draws.rows(rows), rows) for rows in torch.arange(32).split(8)]
@@ -119,7 +117,7 @@ def test_a_batch_is_the_sum_of_its_parts(variant: Variant) -> None:
 
 
 @every_variant
-def test_losses_are_float32_under_bf16_autocast(variant: Variant) -> None:
+def test_losses_are_float32_under_bf16_autocast(variant):
     draws = PhiloxDraws(7, torch.arange(32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses_found = found(variant, draws, draws.index, torch.float32)
@@ -128,7 +126,7 @@ def test_losses_are_float32_under_bf16_autocast(variant: Variant) -> None:
 
 
 @every_variant
-def test_the_teacher_is_guided_inside_the_interval_alone(variant: Variant) -> None:
+def test_the_teacher_is_guided_inside_the_interval_alone(variant):
     if not variant.teacher or variant.target is PairRegression:  # pairs decide at each step's start
         return
     options = {"guidance_min": 2.0, "guidance_max": 3.0, "guidance_interval": (0.3, 0.7)}
@@ -143,7 +141,7 @@ def test_the_teacher_is_guided_inside_the_interval_alone(variant: Variant) -> No
 
 
 @every_variant
-def test_without_data_those_that_need_it_refuse(variant: Variant) -> None:
+def test_without_data_those_that_need_it_refuse(variant):
     if variant.data and variant.requires is not PolicyStudent:
         teacher = ClassTeacher() if variant.teacher else None
         with pytest.raises(ConfigError, match="source"):
@@ -151,7 +149,7 @@ def test_without_data_those_that_need_it_refuse(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("target", [ContinuousConsistency, FACM, Lagrangian, Eulerian])
-def test_one_sided_differences_of_a_bf16_pass_are_refused(target: type[Objective]) -> None:
+def test_one_sided_differences_of_a_bf16_pass_are_refused(target):
     with pytest.raises(ConfigError, match="one-sided"):
         Variant(target, {"derivative": "one-sided"}, True, True).build("bf16")
 
@@ -176,6 +174,6 @@ def test_one_sided_differences_of_a_bf16_pass_are_refused(target: type[Objective
         ("Progressive", {"round_images": (100,)}),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(name: str, options: dict[str, Any]) -> None:
+def test_options_that_contradict_each_other_are_refused(name, options):
     with pytest.raises(ValidationError):
         getattr(options_of, f"{name}Config")(**options)

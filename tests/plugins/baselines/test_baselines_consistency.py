@@ -1,7 +1,5 @@
 """Consistency in discrete time: the solver's order at the exact map, the grid, the target, and data in place of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -33,19 +31,19 @@ def residuals(num_steps: int, solver: str, sign: float = 1.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 2), ("heun", 3)])
-def test_error_at_the_exact_map_has_the_solvers_order(solver: str, order: int) -> None:
+def test_error_at_the_exact_map_has_the_solvers_order(solver, order):
     coarse, fine = (residuals(n, solver).square().mean().sqrt() for n in (100, 200))
     assert abs(float(torch.log2(coarse / fine)) - order) < 0.1
     assert fine < (1e-3 if solver == "euler" else 1e-5)
 
 
-def test_a_wrong_sign_of_the_teacher_shows() -> None:
+def test_a_wrong_sign_of_the_teacher_shows():
     right, wrong = residuals(100, "heun"), residuals(100, "heun", sign=-1)
     assert wrong.mean() > 1e3 * right.mean()
     assert wrong.mean() * 100 > 0.1  # per unit of time
 
 
-def test_the_last_interval_is_the_teachers_own_step_to_the_data() -> None:
+def test_the_last_interval_is_the_teachers_own_step_to_the_data():
     # f(x_0, 0) = x_0 for any network: the boundary condition.
     teacher, student = gaussian_teacher(), RandomStudent(6)
     objective = consistency(num_steps=4, solver="euler")
@@ -58,7 +56,7 @@ def test_the_last_interval_is_the_teachers_own_step_to_the_data() -> None:
     torch.testing.assert_close(per_sample, (t[:, None] * (u - teacher.velocity(x_t, t, None))).square().mean(1))
 
 
-def test_guided_solver() -> None:
+def test_guided_solver():
     teacher = ClassTeacher()
     x, labels = teacher.data(ROWS)
     index = torch.arange(ROWS) % 400
@@ -74,7 +72,7 @@ def test_guided_solver() -> None:
     assert found[0.0, 0.2] > 1e-3
 
 
-def test_from_data_the_neighbour_joins_the_same_noise() -> None:
+def test_from_data_the_neighbour_joins_the_same_noise():
     student, target = RandomStudent(), Spy(RandomStudent(seed=1))
     objective = consistency(velocity="data", num_steps=8)
     networks = Models({"student": Model(student, student), TARGET: Model(target, target)}, None)
@@ -88,7 +86,7 @@ def test_from_data_the_neighbour_joins_the_same_noise() -> None:
     torch.testing.assert_close(x_r, (1 - r)[:, None] * x + r[:, None] * draws.noise("noise", (3,)))
 
 
-def test_roles_and_gradients() -> None:
+def test_roles_and_gradients():
     student = RandomStudent()
     roles = consistency(target_halflife_images=1234).roles(student, None)
     assert roles.keys() == {TARGET}
@@ -113,7 +111,7 @@ def test_roles_and_gradients() -> None:
     assert found.keys() == {"student"}
 
 
-def test_karras_grid_in_our_times() -> None:
+def test_karras_grid_in_our_times():
     config = ConsistencyConfig()
     grid = consistency_grid(config)
     assert len(grid) == config.num_steps + 1
@@ -131,7 +129,7 @@ def test_karras_grid_in_our_times() -> None:
     )
 
 
-def test_distances() -> None:
+def test_distances():
     teacher, student = gaussian_teacher(3), RandomStudent()
     x = GivenDraws(ROWS, seed=4).noise("x", (3,))
     square = losses(consistency(), student, teacher, GivenDraws(ROWS), x)["student"].per_sample

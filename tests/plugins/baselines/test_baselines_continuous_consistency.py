@@ -1,7 +1,5 @@
 """sCM: the tangent against TrigFlow's own formula on any network, 0 at the exact map, normalisation and warm-up."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -30,20 +28,20 @@ def data(dims: int = 3, rows: int = ROWS) -> Tensor:
 
 @pytest.mark.parametrize("std", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
-def test_tangent_is_trigflows_on_any_network(std: float, warmup: float) -> None:
+def test_tangent_is_trigflows_on_any_network(std, warmup):
     """-cos^2 (sd F - dx'/dtau) - r [cos sin x' + sd J_F(cos sin dx', cos sin)], with F made from u, by forward mode."""
     student, teacher = RandomStudent(), gaussian_teacher(3)
     t = logit_normal(GivenDraws(ROWS).uniform("t"), 0.0, 1.5)
     x_t, ones = data(), torch.ones(ROWS, dtype=torch.float64)
 
-    def f(x: Tensor, t: Tensor) -> Tensor:
+    def f(x, t):
         return x - t[:, None] * student(x, t, 0 * t, None, ones)
 
-    def to_linear(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    def to_linear(x, tau):
         t = std * tau.tan() / (1 + std * tau.tan())
         return x * ((1 - t).square() + (t / std).square()).sqrt()[:, None], t
 
-    def network(x: Tensor, tau: Tensor) -> Tensor:  # F, from f = cos x' - sin sd F
+    def network(x, tau):  # F, from f = cos x' - sin sd F
         return (tau.cos()[:, None] * x - f(*to_linear(x, tau))) / (std * tau.sin()[:, None])
 
     tau = torch.atan(t / (std * (1 - t)))
@@ -73,20 +71,20 @@ def residual(sign: float = 1.0, dtype: torch.dtype = torch.float64, **options: A
     return float(found["student"].per_sample.detach().max().sqrt())
 
 
-def test_the_exact_map_has_no_tangent() -> None:
+def test_the_exact_map_has_no_tangent():
     assert residual() < 1e-12
     assert residual(dtype=torch.float32) < 1e-5
     assert residual(derivative="central", derivative_step=1e-4) < 1e-5
     assert residual(weighting="learned", tangent_normalisation="norm", prior_weight=True) < 1e-9
 
 
-def test_wrong_signs_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_signs_show(monkeypatch):
     assert residual(sign=-1) > 0.1
     flip_derivatives(monkeypatch)
     assert residual() > 0.1
 
 
-def test_guided_teacher() -> None:
+def test_guided_teacher():
     teacher = ClassTeacher()
     x, labels = teacher.data(ROWS)
     made = scm(**PLAIN, guidance_min=2.5, guidance_max=2.5)
@@ -102,7 +100,7 @@ def gradient_of(student: RandomStudent, at: Any = None, **options: Any) -> Tenso
 
 
 @pytest.mark.parametrize("kind", ["norm", "rms", "clip", "none"])
-def test_gradient_is_that_of_f_towards_the_normalised_tangent(kind: str) -> None:
+def test_gradient_is_that_of_f_towards_the_normalised_tangent(kind):
     # d/dtheta ||F - sg(F + g)||^2 / dim = -2 g . dF / dim, and dF = rho du.
     student, teacher = RandomStudent(), gaussian_teacher(3)
     draws = GivenDraws(ROWS)
@@ -124,7 +122,7 @@ def test_gradient_is_that_of_f_towards_the_normalised_tangent(kind: str) -> None
     )
 
 
-def test_warmup_begins_with_flow_matching_and_ends_with_the_whole_tangent() -> None:
+def test_warmup_begins_with_flow_matching_and_ends_with_the_whole_tangent():
     student = RandomStudent()
     whole = gradient_of(student, tangent_warmup_fraction=0.0)
     torch.testing.assert_close(gradient_of(student, progress(500), tangent_warmup_fraction=0.4), whole)
@@ -134,7 +132,7 @@ def test_warmup_begins_with_flow_matching_and_ends_with_the_whole_tangent() -> N
     assert (start - whole).norm() > 0.1 * whole.norm()
 
 
-def test_prior_weight_is_one_over_sigma() -> None:
+def test_prior_weight_is_one_over_sigma():
     student, teacher, draws = RandomStudent(), gaussian_teacher(3), GivenDraws(ROWS)
     t = logit_normal(draws.uniform("time"), -1.0, 1.4)
     plain = losses(scm(**PLAIN), student, teacher, draws, data())["student"].per_sample
@@ -142,7 +140,7 @@ def test_prior_weight_is_one_over_sigma() -> None:
     torch.testing.assert_close(weighted, plain * (1 - t) / t)
 
 
-def test_learned_weight_settles_at_the_log_of_the_loss_and_keeps_the_roles_apart() -> None:
+def test_learned_weight_settles_at_the_log_of_the_loss_and_keeps_the_roles_apart():
     student, network = RandomStudent(), TimeWeight(1.5).double()
     t, s = GivenDraws(ROWS).uniform("t"), GivenDraws(ROWS).uniform("s")
     assert torch.equal(network(t, s), torch.full((ROWS,), 1.5, dtype=torch.float64))

@@ -1,7 +1,5 @@
 """FACM: both tasks vanish at the exact map; the target, the weights and the anchor are the published ones."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -35,7 +33,7 @@ def worst(sign: float = 1.0, dtype: torch.dtype = torch.float64) -> float:
     return max(float(found.terms["consistency_residual"]), float(found.terms["anchor_loss"]))
 
 
-def test_both_tasks_vanish_at_the_exact_map(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_tasks_vanish_at_the_exact_map(monkeypatch):
     assert worst() < 1e-12
     assert worst(dtype=torch.float32) < 1e-5
     assert worst(sign=-1) > 0.1
@@ -43,7 +41,7 @@ def test_both_tasks_vanish_at_the_exact_map(monkeypatch: pytest.MonkeyPatch) -> 
     assert worst() > 0.1
 
 
-def test_guided_teacher() -> None:
+def test_guided_teacher():
     teacher = ClassTeacher()
     x, labels = teacher.data(ROWS)
     made = facm(guidance_min=1.75, guidance_max=1.75)
@@ -52,7 +50,7 @@ def test_guided_teacher() -> None:
     assert found.terms["anchor_loss"] < 1e-11
 
 
-def test_the_loss_is_the_published_one() -> None:
+def test_the_loss_is_the_published_one():
     student, teacher, draws, options = RandomStudent(), gaussian_teacher(3), GivenDraws(ROWS), FACMConfig()
     t = facm_times(draws.uniform("time"), -0.8, 1.6)
     x_t = (1 - t)[:, None] * data() + t[:, None] * draws.noise("noise", (3,))
@@ -75,7 +73,7 @@ def test_the_loss_is_the_published_one() -> None:
     torch.testing.assert_close(weighted.per_sample, shortcut + 2 * (anchor - v).square().mean(1))
 
 
-def test_cosine_is_over_channels() -> None:
+def test_cosine_is_over_channels():
     class Images(RandomStudent):
         def forward(self, x_t, t, s, condition, guidance):
             return x_t * self.second.sum()
@@ -91,7 +89,7 @@ def test_cosine_is_over_channels() -> None:
     torch.testing.assert_close(found - plain, 1 - cosine)
 
 
-def test_times_favour_the_noise_as_published() -> None:
+def test_times_favour_the_noise_as_published():
     # t' = 1 - 2/pi atan(exp(N(-0.8, 1.6))) in the authors' code, where t' = 1 is the data.
     t = facm_times(PhiloxDraws(0, torch.arange(20_000)).uniform("time"), -0.8, 1.6)
     assert t.min() > 0
@@ -99,7 +97,7 @@ def test_times_favour_the_noise_as_published() -> None:
     assert float(t.median()) == pytest.approx(2 / math.pi * math.atan(math.exp(-0.8)), abs=0.01)
 
 
-def test_one_gradient_pass_for_both_tasks_and_one_teacher_call() -> None:
+def test_one_gradient_pass_for_both_tasks_and_one_teacher_call():
     teacher, student = ClassTeacher(), RandomStudent(num_classes=2)
     wrapped, bare = Spy(student), Spy(student)
     x, labels = teacher.data(ROWS)

@@ -1,7 +1,5 @@
 """Lagrangian and Eulerian distillation: exact maps, any network, gradients against a double derivative, options."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -68,7 +66,7 @@ def residual(name: str, sign: float = 1.0, dtype: torch.dtype = torch.float64, *
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
-def test_residual_of_the_exact_map(name: str, options: dict[str, Any]) -> None:
+def test_residual_of_the_exact_map(name, options):
     exact = options["gradient"] == "target"
     assert residual(name, **options) < (1e-12 if exact else 1e-5)
     if exact:
@@ -76,14 +74,14 @@ def test_residual_of_the_exact_map(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
-def test_wrong_signs_show(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_signs_show(name, options, monkeypatch):
     assert residual(name, sign=-1, **options) > 0.1
     flip_derivatives(monkeypatch)
     assert residual(name, **options) > 0.1
 
 
 @pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
-def test_guided_teacher(name: str) -> None:
+def test_guided_teacher(name):
     teacher = ClassTeacher()
     x, labels = teacher.data(ROWS)
     made = objective_of(name, gradient="target", guidance_min=1.0, guidance_max=3.0)
@@ -99,12 +97,12 @@ def setting(student: Any, teacher: Any, config: Any) -> tuple[Tensor, ...]:
     return x_t, t, s, teacher.velocity(x_t, t, None)
 
 
-def test_eulerian_residual_is_that_of_the_flow_map_for_any_network() -> None:
+def test_eulerian_residual_is_that_of_the_flow_map_for_any_network():
     student, teacher = RandomStudent(), gaussian_teacher(3)
     x_t, t, s, v = setting(student, teacher, EulerianConfig(**PLAIN))
     ones = torch.ones_like(t)
 
-    def jump(x: Tensor, t: Tensor) -> Tensor:
+    def jump(x, t):
         return x - (t - s)[:, None] * student(x, t, s, None, ones)
 
     # d/dt X(x_t, t, s) + v . grad X, at s = t rows v - u.
@@ -140,7 +138,7 @@ def reference_gradient(name: str, gradient: str, student: RandomStudent, teacher
         for g in kinds
     ],
 )
-def test_gradient_flows_where_the_option_says(name: str, gradient: str) -> None:
+def test_gradient_flows_where_the_option_says(name, gradient):
     student, teacher = RandomStudent(), gaussian_teacher(3)
     made = objective_of(name, gradient=gradient, derivative_step=1e-4)
     found = losses(made, student, teacher, GivenDraws(ROWS), data())["student"].per_sample
@@ -153,7 +151,7 @@ def test_gradient_flows_where_the_option_says(name: str, gradient: str) -> None:
             assert (mine - reference_gradient(name, other, student, teacher)).norm() > 1e-2 * expected.norm()
 
 
-def test_ayf_target_is_the_normalised_tangent_with_warmup() -> None:
+def test_ayf_target_is_the_normalised_tangent_with_warmup():
     student, teacher = RandomStudent(), gaussian_teacher(3)
     x_t, t, s, v = setting(student, teacher, EulerianConfig(**PLAIN))
     ones, length = torch.ones_like(t), (t - s)[:, None]
@@ -171,7 +169,7 @@ def test_ayf_target_is_the_normalised_tangent_with_warmup() -> None:
     )
 
 
-def test_times() -> None:
+def test_times():
     draws = PhiloxDraws(0, torch.arange(8000))
     t, s, moving = time_pairs(draws, LagrangianConfig(instant_share=0.0))
     assert torch.equal(moving, torch.arange(8000))
@@ -186,7 +184,7 @@ def test_times() -> None:
 
 
 @pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
-def test_shares_passes_and_roles(name: str) -> None:
+def test_shares_passes_and_roles(name):
     teacher, student = ClassTeacher(), RandomStudent(num_classes=2)
     x, labels = teacher.data(ROWS)
     for gradient, rows, bare_rows in (
@@ -216,7 +214,7 @@ def test_shares_passes_and_roles(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
-def test_learned_weighting_takes_the_sum_over_dimensions(name: str) -> None:
+def test_learned_weighting_takes_the_sum_over_dimensions(name):
     student, teacher, draws = RandomStudent(), gaussian_teacher(3), GivenDraws(ROWS)
     plain = losses(objective_of(name), student, teacher, draws, data())
     learned = losses(objective_of(name, weighting="learned"), student, teacher, draws, data())
@@ -227,7 +225,7 @@ def test_learned_weighting_takes_the_sum_over_dimensions(name: str) -> None:
     assert objective_of(name, weighting="learned").roles(student, teacher)[TIME_WEIGHT].trainable
 
 
-def test_from_the_prior_no_data_is_seen_and_conditions_come_from_the_teacher() -> None:
+def test_from_the_prior_no_data_is_seen_and_conditions_come_from_the_teacher():
     teacher, student = ClassTeacher(), RandomStudent(num_classes=2)
     wrapped, bare = Spy(student), Spy(student)
     networks = Models({"student": Model(wrapped, bare)}, teacher)
@@ -242,7 +240,7 @@ def test_from_the_prior_no_data_is_seen_and_conditions_come_from_the_teacher() -
     assert [len(call[0]) for call in bare.calls] == [ROWS]  # every row moves, whatever instant_share says
 
 
-def test_self_distillation_uses_its_own_velocity_at_the_end_point() -> None:
+def test_self_distillation_uses_its_own_velocity_at_the_end_point():
     teacher = gaussian_teacher()
     student, draws = ExactGaussianStudent(teacher), GivenDraws(ROWS)
     found = losses(lagrangian(velocity="data", gradient="target"), student, None, draws, data(6))["student"].per_sample
@@ -255,7 +253,7 @@ def test_self_distillation_uses_its_own_velocity_at_the_end_point() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["full", "time"])
-def test_differences_with_gradient_run_in_full_precision_under_autocast(gradient: str) -> None:
+def test_differences_with_gradient_run_in_full_precision_under_autocast(gradient):
     student, teacher = RandomStudent(dtype=torch.float32), gaussian_teacher(3).float()
     draws, x = GivenDraws(ROWS, dtype=torch.float32), data().float()
     plain = losses(eulerian(gradient=gradient), student, teacher, draws, x)["student"].per_sample

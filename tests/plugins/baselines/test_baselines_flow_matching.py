@@ -1,7 +1,5 @@
 """Flow matching against Gaussian data, whose velocity, loss floor and gradient are known in closed form."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -36,14 +34,14 @@ def labelled(num_classes: int | None) -> GaussianStudent:
     return student
 
 
-def test_one_point_of_data_is_matched_in_every_sample() -> None:
+def test_one_point_of_data_is_matched_in_every_sample():
     # With x = m alone, (x_t - m) / t = n - m whatever the noise: the exact velocity leaves no residual at all.
     point = torch.full_like(STD, 1e-12)
     loss, _ = train(GaussianStudent(MEAN, point), gaussian_data(500, std=point))
     assert loss.per_sample.max() < 1e-18
 
 
-def test_loss_of_the_exact_velocity_is_the_variance_that_x_t_leaves_open() -> None:
+def test_loss_of_the_exact_velocity_is_the_variance_that_x_t_leaves_open():
     # Var[n - x | x_t] = c^2 / ((1 - t)^2 c^2 + t^2), and its integral over t in (0, 1) is c pi / 2.
     loss, _ = train(GaussianStudent(MEAN, STD), gaussian_data(20_000))
     floor, error = float(STD.mean()) * math.pi / 2, float(loss.per_sample.detach().std()) / math.sqrt(20_000)
@@ -52,8 +50,8 @@ def test_loss_of_the_exact_velocity_is_the_variance_that_x_t_leaves_open() -> No
 
 
 @pytest.mark.parametrize("options", [{}, {"time_distribution": "logit-normal", "time_location": 0.5}])
-def test_gradient_vanishes_at_the_exact_velocity_and_only_there(options: dict[str, Any]) -> None:
-    def gradients(factor: float, shift: float) -> tuple[Tensor, Tensor]:
+def test_gradient_vanishes_at_the_exact_velocity_and_only_there(options):
+    def gradients(factor, shift):
         """Of the scale and of the mean, in standard errors over 20 batches."""
         found = []
         for number in range(20):
@@ -72,7 +70,7 @@ def test_gradient_vanishes_at_the_exact_velocity_and_only_there(options: dict[st
     assert gradients(1.0, 0.1)[1] > 10
 
 
-def test_one_gradient_pass_at_s_equal_t_on_the_straight_line_to_the_noise() -> None:
+def test_one_gradient_pass_at_s_equal_t_on_the_straight_line_to_the_noise():
     student = GaussianStudent(MEAN, 1.2 * STD)
     loss, (x_t, t, s, condition, guidance) = train(student, gaussian_data(16))
     assert torch.equal(t, s)
@@ -86,13 +84,13 @@ def test_one_gradient_pass_at_s_equal_t_on_the_straight_line_to_the_noise() -> N
     torch.testing.assert_close(loss.terms["velocity_mean_square"], v.detach().square().mean())
 
 
-def test_times_follow_the_configured_distribution() -> None:
+def test_times_follow_the_configured_distribution():
     options = {"time_distribution": "logit-normal", "time_location": 0.8, "time_scale": 0.5}
     _, (_, t, *_) = train(GaussianStudent(MEAN, STD), gaussian_data(64), **options)
     assert torch.equal(t, logit_normal(philox(64).uniform("time"), 0.8, 0.5))
 
 
-def test_share_of_labels_dropped_to_the_row_after_the_last_class() -> None:
+def test_share_of_labels_dropped_to_the_row_after_the_last_class():
     num, share, num_classes = 4000, 0.1, 7
     labels = torch.arange(num) % num_classes
     before = labels.clone()

@@ -1,7 +1,5 @@
 """Inductive moment matching on Gaussian data, and the discrepancy of groups it rests on."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -44,7 +42,7 @@ def scale_gradient(factor: float, **options: Any) -> tuple[float, float]:
     return float(found.mean()), float(found.std() / math.sqrt(len(parts)))
 
 
-def test_the_u_statistic_is_stationary_in_the_mean_at_the_exact_map_and_only_there() -> None:
+def test_the_u_statistic_is_stationary_in_the_mean_at_the_exact_map_and_only_there():
     # A wide gap, so that there is something to see.
     options = {"statistic": "u", "group_size": 8, "gap_exponent": 6.0}
     mean, error = scale_gradient(1.0, **options)
@@ -77,7 +75,7 @@ def brute_force(x: Tensor, y: Tensor, width: Tensor, size: int, unbiased: bool) 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 10**6))
-def test_discrepancy_of_groups_by_brute_force(size: int, groups: int, unbiased: bool, seed: int) -> None:
+def test_discrepancy_of_groups_by_brute_force(size, groups, unbiased, seed):
     if unbiased and size == 1:
         return
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +85,7 @@ def test_discrepancy_of_groups_by_brute_force(size: int, groups: int, unbiased: 
     torch.testing.assert_close(found, brute_force(x, y, width, size, unbiased))
 
 
-def test_same_states_differ_in_nothing_and_have_no_gradient() -> None:
+def test_same_states_differ_in_nothing_and_have_no_gradient():
     x = gaussian_data(8).requires_grad_()
     found = group_mmd(x, x.detach(), torch.ones(8, dtype=torch.float64), size=4, unbiased=False)
     found.sum().backward()
@@ -96,7 +94,7 @@ def test_same_states_differ_in_nothing_and_have_no_gradient() -> None:
     assert x.grad.abs().max() < 1e-12
 
 
-def test_rows_of_other_labels_are_not_compared_when_asked() -> None:
+def test_rows_of_other_labels_are_not_compared_when_asked():
     _, student = teacher_and_student(std=1.3 * STD)
     models, _, _ = spied(None, student)
     student.num_classes = None
@@ -113,7 +111,7 @@ def test_rows_of_other_labels_are_not_compared_when_asked() -> None:
         step(objective(**options), models, philox(8), Batch(gaussian_data(8), {"text": torch.zeros(8, 2)}))
 
 
-def test_groups_share_their_times_and_the_pair_of_levels_its_data_and_noise() -> None:
+def test_groups_share_their_times_and_the_pair_of_levels_its_data_and_noise():
     _, student = teacher_and_student()
     models, wrapped, bare = spied(None, student)
     config = IMMConfig(gap_exponent=8.0)
@@ -131,7 +129,7 @@ def test_groups_share_their_times_and_the_pair_of_levels_its_data_and_noise() ->
     assert torch.equal(guidance, torch.ones(64, dtype=torch.float64))
 
 
-def test_times_are_uniform_below_their_bounds() -> None:
+def test_times_are_uniform_below_their_bounds():
     _, student = teacher_and_student()
     models, wrapped, _ = spied(None, student)
     step(objective(group_size=1), models, philox(4000), data(4000))
@@ -143,7 +141,7 @@ def test_times_are_uniform_below_their_bounds() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(1e-4, 0.99), st.floats(0, 1), st.floats(1, 20))
-def test_the_lower_level_keeps_its_distance_in_noise_over_data(t: float, share: float, exponent: float) -> None:
+def test_the_lower_level_keeps_its_distance_in_noise_over_data(t, share, exponent):
     time = torch.tensor([t], dtype=torch.float64)
     s = share * time
     r = lower_level(time, s, IMMConfig(gap_exponent=exponent))
@@ -155,7 +153,7 @@ def test_the_lower_level_keeps_its_distance_in_noise_over_data(t: float, share: 
     assert not inside.any() or torch.allclose(gap, expected, rtol=1e-6)
 
 
-def test_weight_of_a_level() -> None:
+def test_weight_of_a_level():
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
     log_snr = 2 * torch.log((1 - t) / t)
     (slope,) = torch.autograd.grad(log_snr.sum(), t)
@@ -163,7 +161,7 @@ def test_weight_of_a_level() -> None:
     torch.testing.assert_close(level_weight(t.detach(), offset=4.0, power=2.0), expected.detach())
 
 
-def test_with_a_teacher_the_lower_state_is_one_step_of_its_guided_field() -> None:
+def test_with_a_teacher_the_lower_state_is_one_step_of_its_guided_field():
     teacher, student = teacher_and_student()
     spy = TeacherSpy(teacher, num_classes=3)
     models, wrapped, bare = spied(spy, student)
@@ -181,7 +179,7 @@ def test_with_a_teacher_the_lower_state_is_one_step_of_its_guided_field() -> Non
     assert (imm.needs_teacher, objective().needs_teacher) == (True, False)
 
 
-def test_groups_are_never_cut() -> None:
+def test_groups_are_never_cut():
     _, student = teacher_and_student()
     models, _, _ = spied(None, student)
     with pytest.raises(ConfigError, match="multiple of 4 rows"):
@@ -193,7 +191,7 @@ def test_groups_are_never_cut() -> None:
         step(objective(), models, philox(8))
 
 
-def test_no_gradient_runs_through_the_jump_from_below() -> None:
+def test_no_gradient_runs_through_the_jump_from_below():
     student = GaussianStudent(MEAN, 1.2 * STD)
     models, wrapped, bare = spied(None, student)
     step(objective(gap_exponent=6.0), models, philox(8), data(8))["student"].per_sample.mean().backward()

@@ -1,7 +1,5 @@
 """Regression on pairs of a Gaussian teacher, whose trajectories are known."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -41,9 +39,7 @@ class StraightStudent(PlainStudent):
 @pytest.mark.parametrize(
     ("mode", "student"), [("endpoint", GaussianStudent(MEAN, STD)), ("rectified-flow", StraightStudent())]
 )
-def test_the_exact_map_is_stationary_on_exact_pairs_and_a_wrong_sign_is_not(
-    mode: Any, student: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_exact_map_is_stationary_on_exact_pairs_and_a_wrong_sign_is_not(mode, student, monkeypatch):
     models, _, _ = spied(GaussianTeacher(MEAN, STD), student)
     for sign in (1.0, -1.0):
         monkeypatch.setattr(pairs_module, "end_point", lambda _, z, *more, sign=sign: MEAN + sign * STD * z)
@@ -59,9 +55,7 @@ def test_the_exact_map_is_stationary_on_exact_pairs_and_a_wrong_sign_is_not(
             assert gradient > 0.01
 
 
-def test_lines_between_the_pairs_are_asked_everywhere_for_jumps_of_every_length(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_lines_between_the_pairs_are_asked_everywhere_for_jumps_of_every_length(monkeypatch):
     monkeypatch.setattr(pairs_module, "end_point", lambda _, z, *more: MEAN + STD * z)
     models, wrapped, _ = spied(GaussianTeacher(MEAN, STD), StraightStudent())
     step(objective(mode="rectified-flow"), models, philox(4000))
@@ -74,7 +68,7 @@ def test_lines_between_the_pairs_are_asked_everywhere_for_jumps_of_every_length(
 
 
 @pytest.mark.parametrize(("solver", "ratio", "finest"), [("euler", 2.0, 0.03), ("heun", 4.0, 1e-3)])
-def test_the_teachers_path_is_followed_with_the_solvers_order(solver: Any, ratio: float, finest: float) -> None:
+def test_the_teachers_path_is_followed_with_the_solvers_order(solver, ratio, finest):
     teacher = GaussianTeacher(MEAN, STD)
     z, one = philox(500).noise("prior", (3,)), torch.ones(500, dtype=torch.float64)
     exact = teacher.exact_flow_map(z, one, 0 * one)
@@ -87,7 +81,7 @@ def test_the_teachers_path_is_followed_with_the_solvers_order(solver: Any, ratio
     assert errors[-1] < finest
 
 
-def test_online_pairs_are_noise_and_where_the_teacher_takes_it() -> None:
+def test_online_pairs_are_noise_and_where_the_teacher_takes_it():
     teacher, student = teacher_and_student(std=1.2 * STD)
     spy = TeacherSpy(teacher)
     models, wrapped, bare = spied(spy, student)
@@ -104,7 +98,7 @@ def test_online_pairs_are_noise_and_where_the_teacher_takes_it() -> None:
     assert (wrapped.gradient, bare.gradient) == ([True], [])
 
 
-def test_guidance_is_decided_at_each_steps_start() -> None:
+def test_guidance_is_decided_at_each_steps_start():
     spy = TeacherSpy(GaussianTeacher(MEAN, STD), num_classes=2)
     models, wrapped, _ = spied(spy, GaussianStudent(MEAN, STD))
     options = {"guidance_min": 2.0, "guidance_max": 4.0, "guidance_interval": (0.3, 0.7), "solver_steps": 4}
@@ -116,7 +110,7 @@ def test_guidance_is_decided_at_each_steps_start() -> None:
         torch.testing.assert_close(weight, guidance if 0.3 <= start <= 0.7 else torch.ones_like(guidance))
 
 
-def test_a_policy_student_is_trained_through_its_rolled_policy() -> None:
+def test_a_policy_student_is_trained_through_its_rolled_policy():
     torch.manual_seed(0)
     student = MLPPolicyStudent((3,), None, width=8, depth=1, num_components=2, num_substeps=4).double()
     models, _, _ = spied(GaussianTeacher(MEAN, STD), student)

@@ -1,7 +1,5 @@
 """pi-Flow on isotropic Gaussian data, whose velocity is a policy of one component exactly."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -65,7 +63,7 @@ def mlp(**options: Any) -> MLPPolicyStudent:
 
 @pytest.mark.parametrize("states", ["data", "prior"])
 @pytest.mark.parametrize("num_segments", [1, 3])
-def test_the_exact_policy_is_a_stationary_point_and_a_wrong_sign_is_not(states: str, num_segments: int) -> None:
+def test_the_exact_policy_is_a_stationary_point_and_a_wrong_sign_is_not(states, num_segments):
     pi_flow = objective(states=states, num_segments=num_segments)
     for sign, scale in ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0)):
         student = ExactPolicyStudent(scale)
@@ -83,7 +81,7 @@ def test_the_exact_policy_is_a_stationary_point_and_a_wrong_sign_is_not(states: 
 
 @pytest.mark.parametrize("states", ["data", "prior"])
 @pytest.mark.parametrize("kind", ["gm", "dx"])
-def test_the_gradient_is_that_of_a_regression_on_fixed_states(states: str, kind: Any) -> None:
+def test_the_gradient_is_that_of_a_regression_on_fixed_states(states, kind):
     student, exact = mlp(policy=kind), teacher()
     models, wrapped, _ = spied(exact, student)
     pi_flow = objective(states=states, num_states=3, loss_scale=2.0)
@@ -109,7 +107,7 @@ def test_the_gradient_is_that_of_a_regression_on_fixed_states(states: str, kind:
 
 
 @pytest.mark.parametrize("states", ["data", "prior"])
-def test_states_lie_where_the_policy_leads_at_rising_distance_from_the_start(states: str) -> None:
+def test_states_lie_where_the_policy_leads_at_rising_distance_from_the_start(states):
     student, exact = mlp(shift=2.0), teacher()
     models, wrapped, _ = spied(exact, student)
     step(objective(states=states, num_states=3, component_dropout=0.0), models, philox(16), batch_for(states, 16))
@@ -125,7 +123,7 @@ def test_states_lie_where_the_policy_leads_at_rising_distance_from_the_start(sta
         previous_x, previous_t = reached[rows], times[rows]
 
 
-def test_times_of_the_states_are_uniform_in_the_segment() -> None:
+def test_times_of_the_states_are_uniform_in_the_segment():
     exact = teacher()
     models, _, _ = spied(exact, ExactPolicyStudent(num_substeps=1))
     step(objective(states="prior", num_states=1), models, philox(4000))
@@ -135,7 +133,7 @@ def test_times_of_the_states_are_uniform_in_the_segment() -> None:
 
 
 @pytest.mark.parametrize("states", ["data", "prior"])
-def test_one_gradient_pass_through_the_wrapper_and_one_call_of_the_teacher(states: str) -> None:
+def test_one_gradient_pass_through_the_wrapper_and_one_call_of_the_teacher(states):
     for num_segments in (1, 3):
         exact = teacher()
         models, wrapped, bare = spied(exact, mlp())
@@ -147,7 +145,7 @@ def test_one_gradient_pass_through_the_wrapper_and_one_call_of_the_teacher(state
         assert [len(call[0]) for call in exact.calls] == [2 * 8 * chain]
 
 
-def test_segments_of_data_are_chosen_by_their_length_and_begin_at_noised_data() -> None:
+def test_segments_of_data_are_chosen_by_their_length_and_begin_at_noised_data():
     student = mlp(shift=3.0)
     models, wrapped, _ = spied(teacher(), student)
     num = 4000
@@ -163,7 +161,7 @@ def test_segments_of_data_are_chosen_by_their_length_and_begin_at_noised_data() 
     torch.testing.assert_close(x, (1 - t[:, None]) * batch_for("data", num).x + t[:, None] * noise)
 
 
-def test_segments_from_noise_follow_each_other_and_count_by_their_length() -> None:
+def test_segments_from_noise_follow_each_other_and_count_by_their_length():
     student, exact = mlp(), teacher()
     models, wrapped, _ = spied(exact, student)
     pi_flow = objective(states="prior", num_segments=2, final_segment_scale=0.5, component_dropout=0.0, num_states=1)
@@ -179,7 +177,7 @@ def test_segments_from_noise_follow_each_other_and_count_by_their_length() -> No
     torch.testing.assert_close(loss.per_sample, 2 / 3 * each[:6] + 1 / 3 * each[6:])
 
 
-def test_dropped_components_change_the_path_and_nothing_else() -> None:
+def test_dropped_components_change_the_path_and_nothing_else():
     seen = []
     for share in (0.0, 0.5):
         exact = teacher()
@@ -197,7 +195,7 @@ def test_dropped_components_change_the_path_and_nothing_else() -> None:
     )
 
 
-def test_segments_cover_the_unit_interval() -> None:
+def test_segments_cover_the_unit_interval():
     torch.testing.assert_close(segment_bounds(1, 1.0), torch.tensor([1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(segment_bounds(4, 1.0), torch.linspace(1, 0, 5, dtype=torch.float64))
     lengths = segment_bounds(4, 0.5).diff().neg()

@@ -1,7 +1,5 @@
 """Progressive distillation: two half steps in closed form, rounds that follow each other, and a resumed run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +51,7 @@ class TwoEulerSteps(PlainStudent):
 
 
 @pytest.mark.parametrize("states", ["data", "prior"])
-def test_first_round_two_half_steps_of_the_teacher_are_stationary_and_a_wrong_sign_is_not(states: Any) -> None:
+def test_first_round_two_half_steps_of_the_teacher_are_stationary_and_a_wrong_sign_is_not(states):
     teacher = GaussianTeacher(MEAN, STD)
     for sign in (1.0, -1.0):
         student = TwoEulerSteps(teacher)
@@ -71,7 +69,7 @@ def test_first_round_two_half_steps_of_the_teacher_are_stationary_and_a_wrong_si
 
 
 @pytest.mark.parametrize("number", [1, 4])
-def test_later_rounds_the_exact_map_is_stationary_and_a_wrong_sign_is_not(number: int) -> None:
+def test_later_rounds_the_exact_map_is_stationary_and_a_wrong_sign_is_not(number):
     teacher, student = teacher_and_student()
     for previous in (GaussianStudent(MEAN, STD), GaussianStudent(-MEAN, STD)):
         spy = TeacherSpy(teacher)
@@ -90,7 +88,7 @@ def test_later_rounds_the_exact_map_is_stationary_and_a_wrong_sign_is_not(number
             assert gradient > 0.1
 
 
-def test_weight_is_the_truncated_ratio_of_signal_to_noise() -> None:
+def test_weight_is_the_truncated_ratio_of_signal_to_noise():
     teacher, student = teacher_and_student(std=1.2 * STD)
     models, wrapped, _ = spied(teacher, student, **{PREVIOUS: student})
     loss = step(objective(start_steps=8), models, philox(200), data(200))["student"]
@@ -101,7 +99,7 @@ def test_weight_is_the_truncated_ratio_of_signal_to_noise() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_times_are_those_of_the_rounds_grid_alone(number: int) -> None:
+def test_times_are_those_of_the_rounds_grid_alone(number):
     teacher, student = teacher_and_student()
     models, wrapped, _ = spied(teacher, student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
     step(in_round(objective(start_steps=16), number), models, philox(2000), data(2000))
@@ -115,7 +113,7 @@ def test_times_are_those_of_the_rounds_grid_alone(number: int) -> None:
     torch.testing.assert_close(x_t, (1 - t[:, None]) * gaussian_data(2000) + t[:, None] * noise)
 
 
-def test_without_data_states_lie_on_the_students_own_path() -> None:
+def test_without_data_states_lie_on_the_students_own_path():
     teacher, student = teacher_and_student(std=1.2 * STD)
     models, wrapped, bare = spied(teacher, student, **{PREVIOUS: GaussianStudent(MEAN, STD)})
     step(objective(start_steps=4, states="prior"), models, philox(64))
@@ -129,7 +127,7 @@ def test_without_data_states_lie_on_the_students_own_path() -> None:
     assert sum(len(call[0]) for call in bare.calls) == int((4 - (t * 4).round()).sum())  # no row is moved in vain
 
 
-def test_rounds_follow_each_other_and_survive_a_restart() -> None:
+def test_rounds_follow_each_other_and_survive_a_restart():
     progressive = objective(start_steps=8)  # four rounds of 250 images
     seen = []
     for images in range(0, 1000, 50):
@@ -148,7 +146,7 @@ def test_rounds_follow_each_other_and_survive_a_restart() -> None:
     assert seen == [8] * 5 + [4] * 5 + [2] * 5 + [1] * 5
 
 
-def test_no_round_is_skipped_however_short() -> None:
+def test_no_round_is_skipped_however_short():
     progressive = objective(start_steps=4, round_images=(1, 1, 1))
     assert progressive.transitions(progress(images=0)) == ()
     for steps in (2, 1):
@@ -157,7 +155,7 @@ def test_no_round_is_skipped_however_short() -> None:
     assert progressive.transitions(progress(images=500)) == ()
 
 
-def test_lengths_of_rounds() -> None:
+def test_lengths_of_rounds():
     assert round_bounds(ProgressiveConfig(start_steps=8), 1000) == [0, 250, 500, 750, 1000]
     assert round_bounds(ProgressiveConfig(start_steps=4, final_steps=2), 1000) == [0, 500, 1000]
     config = ProgressiveConfig(start_steps=4, round_images=(100, 200, 300))
@@ -183,9 +181,7 @@ def run(registry: Registry, manager: Manager, output: Path, *assignments: str, r
     return api.distill(config, output=output, resume=resume, manager=manager)
 
 
-def test_a_run_resumed_in_any_round_ends_as_one_that_was_not_stopped(
-    registry: Registry, manager: Manager, tmp_path: Path
-) -> None:
+def test_a_run_resumed_in_any_round_ends_as_one_that_was_not_stopped(registry, manager, tmp_path):
     whole = run(registry, manager, tmp_path / "whole")
     expected = api.load_student(whole.folder, manager=manager).student.state_dict()
     for stop in (64, 80, 176):  # within the first round, at its end, in the last

@@ -1,7 +1,5 @@
 """Score distillation between Gaussians, where both fields, the KL and its gradient are known."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -45,14 +43,14 @@ def gradients(student: GaussianStudent, sign: float = 1.0, num: int = 20_000, **
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_the_exact_samples_are_stationary_given_an_exact_fake(weighting: str) -> None:
+def test_the_exact_samples_are_stationary_given_an_exact_fake(weighting):
     _, student = teacher_and_student()
     for gradient in gradients(student, weighting=weighting):
         assert gradient.abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_descent_leads_to_the_teacher_and_with_a_wrong_sign_away(weighting: str) -> None:
+def test_descent_leads_to_the_teacher_and_with_a_wrong_sign_away(weighting):
     for factor in (0.8, 1.25):
         _, student = teacher_and_student(std=factor * STD)
         _, std = gradients(student, weighting=weighting)
@@ -65,7 +63,7 @@ def test_descent_leads_to_the_teacher_and_with_a_wrong_sign_away(weighting: str)
         assert (mean * shift > 1e-4).all()
 
 
-def test_gradient_is_that_of_the_divergence() -> None:
+def test_gradient_is_that_of_the_divergence():
     # With s = -(x + (1 - t) v) / t, the velocities' difference is t / (1 - t) times the scores'. At level t, KL between
     # N(0, f^2) and N(0, r^2), f^2 = (1 - t)^2 a^2 + t^2, has the derivative a (1 - t)^2 (1 / r^2 - 1 / f^2) in a.
     num, t, a, c = 200_000, 0.5, 1.2, 1.0
@@ -82,7 +80,7 @@ def test_gradient_is_that_of_the_divergence() -> None:
     assert abs(found - derivative) < 4 * 2 * derivative / math.sqrt(num)
 
 
-def test_published_weights() -> None:
+def test_published_weights():
     teacher, student = teacher_and_student(std=1.3 * STD)
     fake = exact_fake(student)
     x, draws = MEAN + 1.3 * STD * philox(32).noise("prior", (3,)), philox(32)
@@ -105,7 +103,7 @@ def test_published_weights() -> None:
         torch.testing.assert_close(loss.per_sample, 0.5 * mean_square(gradient))
 
 
-def test_a_sample_on_the_teachers_prediction_gets_no_gradient_instead_of_nan() -> None:
+def test_a_sample_on_the_teachers_prediction_gets_no_gradient_instead_of_nan():
     point = torch.zeros(3, dtype=torch.float64)
     student = GaussianStudent(point, torch.full_like(point, 1e-200))  # all samples are 0, as predicted
     teacher = GaussianTeacher(point, torch.full_like(point, 1e-200))
@@ -116,7 +114,7 @@ def test_a_sample_on_the_teachers_prediction_gets_no_gradient_instead_of_nan() -
     assert student.mean.grad.isfinite().all()
 
 
-def test_the_student_takes_its_turn_once_in_so_many_steps() -> None:
+def test_the_student_takes_its_turn_once_in_so_many_steps():
     teacher, student = teacher_and_student()
     spy = TeacherSpy(teacher)
     models, wrapped, bare = spied(spy, student, **{FAKE_VELOCITY: exact_fake(student)})
@@ -127,7 +125,7 @@ def test_the_student_takes_its_turn_once_in_so_many_steps() -> None:
     assert len(spy.calls) == 2  # the critic alone asks no teacher
 
 
-def test_the_fake_velocity_learns_flow_matching_on_the_samples_alone() -> None:
+def test_the_fake_velocity_learns_flow_matching_on_the_samples_alone():
     teacher, student = teacher_and_student(std=1.3 * STD)
     fake = exact_fake(student)
     models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: fake})
@@ -145,7 +143,7 @@ def test_the_fake_velocity_learns_flow_matching_on_the_samples_alone() -> None:
     assert abs(float(found[FAKE_VELOCITY].per_sample.detach().mean() - floor)) < 0.05
 
 
-def test_fake_velocity_starts_as_the_student_with_its_own_optimizer() -> None:
+def test_fake_velocity_starts_as_the_student_with_its_own_optimizer():
     _, student = teacher_and_student()
     options = OptimizerConfig(learning_rate=3e-4)
     (name, role), *rest = objective(fake_velocity_optimizer=options).roles(student, None).items()
@@ -156,7 +154,7 @@ def test_fake_velocity_starts_as_the_student_with_its_own_optimizer() -> None:
     assert all(torch.equal(a, b) for a, b in zip(role.network.parameters(), student.parameters(), strict=True))
 
 
-def test_the_fake_velocity_is_never_guided_but_knows_the_weight() -> None:
+def test_the_fake_velocity_is_never_guided_but_knows_the_weight():
     teacher, student = teacher_and_student()
     spy = TeacherSpy(teacher, num_classes=3)
     models, wrapped, _ = spied(spy, student, **{FAKE_VELOCITY: exact_fake(student)})
@@ -171,7 +169,7 @@ def test_the_fake_velocity_is_never_guided_but_knows_the_weight() -> None:
     torch.testing.assert_close(weight, torch.where(inside, guidance, torch.ones(64, dtype=torch.float64)))
 
 
-def test_noise_levels() -> None:
+def test_noise_levels():
     uniform = philox(4000).uniform("noise-level")
     t = noise_levels(uniform, ScoreDistillationConfig())
     assert t.min() >= 0.02

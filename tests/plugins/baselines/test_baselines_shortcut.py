@@ -1,11 +1,8 @@
 """Shortcut models: halves of the exact map make the whole; sizes, shares and labels by counts; guidance."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import freeflow_baselines.shortcut as shortcut_module
-import pytest
 import torch
 from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import ShortcutConfig
@@ -46,18 +43,18 @@ def residual(sign: float = 1.0, dtype: torch.dtype = torch.float64) -> float:
     return float(found.per_sample.detach().max().sqrt())
 
 
-def test_two_halves_of_the_exact_map_make_the_whole() -> None:
+def test_two_halves_of_the_exact_map_make_the_whole():
     assert residual() < 1e-12
     assert residual(dtype=torch.float32) < 1e-5
     assert residual(sign=-1) > 0.1
 
 
-def test_a_wrong_sign_of_the_half_steps_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_sign_of_the_half_steps_shows(monkeypatch):
     monkeypatch.setattr(shortcut_module, "average_velocity_jump", lambda x, u, t, s: x + (t - s)[:, None] * u)
     assert residual() > 0.1
 
 
-def test_guided_teacher_needs_no_guidance_of_the_bootstrap() -> None:
+def test_guided_teacher_needs_no_guidance_of_the_bootstrap():
     teacher = ClassTeacher()
     x, labels = teacher.data(ROWS)
     made = shortcut(guidance_min=2.5, guidance_max=2.5, bootstrap_share=0.5)
@@ -65,7 +62,7 @@ def test_guided_teacher_needs_no_guidance_of_the_bootstrap() -> None:
     assert found.per_sample.detach().max().sqrt() < 1e-11
 
 
-def test_sizes_are_powers_of_two_alike_often_and_times_lie_on_their_grids() -> None:
+def test_sizes_are_powers_of_two_alike_often_and_times_lie_on_their_grids():
     draws = PhiloxDraws(0, torch.arange(16_000))
     bootstrap = draws.split(0.5)[1]
     t, d = shortcut_times(draws, bootstrap, 128)
@@ -83,7 +80,7 @@ def test_sizes_are_powers_of_two_alike_often_and_times_lie_on_their_grids() -> N
     assert set(smallest.long().tolist()) <= set(range(1, 65))
 
 
-def test_shares_and_passes() -> None:
+def test_shares_and_passes():
     teacher = ClassTeacher()
     wrapped, target, loss = spied(shortcut(), teacher, GivenDraws(ROWS))
     ((_, t, s, _, _),) = wrapped.calls
@@ -102,7 +99,7 @@ def test_shares_and_passes() -> None:
     torch.testing.assert_close(second[2], s[ROWS * 7 // 8 :])
 
 
-def test_clipping_of_target_and_mid_state() -> None:
+def test_clipping_of_target_and_mid_state():
     student, teacher, x = RandomStudent(), gaussian_teacher(3), 3 * data()
     draws = GivenDraws(ROWS)
     rows = draws.split(0.5)[1]
@@ -120,7 +117,7 @@ def test_clipping_of_target_and_mid_state() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_from_data_plain_rows_are_unguided_and_drop_labels() -> None:
+def test_from_data_plain_rows_are_unguided_and_drop_labels():
     wrapped, _, _ = spied(
         shortcut(velocity="data", guidance_min=3.0, guidance_max=3.0, bootstrap_share=0.5), None, GivenDraws(4000)
     )
@@ -134,7 +131,7 @@ def test_from_data_plain_rows_are_unguided_and_drop_labels() -> None:
     assert not (wrapped.calls[0][3] == 2).any()
 
 
-def test_from_data_the_smallest_size_bootstraps_from_guidance_and_larger_ones_inherit_it() -> None:
+def test_from_data_the_smallest_size_bootstraps_from_guidance_and_larger_ones_inherit_it():
     made = shortcut(velocity="data", guidance_min=2.5, guidance_max=2.5, base_steps=8, bootstrap_share=0.5)
     draws = GivenDraws(ROWS, KEEP)
     rows = draws.split(0.5)[1]
@@ -153,7 +150,7 @@ def test_from_data_the_smallest_size_bootstraps_from_guidance_and_larger_ones_in
     one, g = torch.ones_like(t), torch.full_like(t, 2.5)
     network = target.network
 
-    def step(x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    def step(x, t, s):
         plain, null = network(x, t, s, labels, one), network(x, t, s, torch.full_like(labels, 2), one)
         return torch.where(smallest[:, None], null + 2.5 * (plain - null), network(x, t, s, labels, g))
 

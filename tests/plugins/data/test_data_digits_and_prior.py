@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 from itertools import islice
 
@@ -20,7 +18,7 @@ def images_and_labels(pair: tuple[Tensor, object] | None) -> tuple[Tensor, Tenso
     return images, labels
 
 
-def test_digits_are_grey_levels_scaled_and_rounded() -> None:
+def test_digits_are_grey_levels_scaled_and_rounded():
     source, original = DigitsSource(DigitsConfig(held_out=0)), load_digits()
     assert source.held_out() is None
     images, labels = images_and_labels(source.training_images())
@@ -30,7 +28,7 @@ def test_digits_are_grey_levels_scaled_and_rounded() -> None:
     assert torch.equal(labels, torch.from_numpy(original.target))
 
 
-def test_default_split_holds_out_597_images_that_training_never_sees() -> None:
+def test_default_split_holds_out_597_images_that_training_never_sees():
     source = DigitsSource(DigitsConfig())
     assert (source.has_data, source.image_shape, source.num_classes) == (True, (1, 8, 8), 10)
     held, held_labels = images_and_labels(source.held_out())
@@ -44,13 +42,13 @@ def test_default_split_holds_out_597_images_that_training_never_sees() -> None:
     assert sorted(map(bytes, visited.flatten(1).numpy())) == sorted(map(bytes, train.flatten(1).numpy()))
 
 
-def test_first_batch_is_pinned() -> None:
+def test_first_batch_is_pinned():
     batch = next(DigitsSource(DigitsConfig()).batches(0, 64, 0, 1))
     assert batch.x is not None
     assert hashlib.sha256(batch.x.numpy().tobytes()).hexdigest()[:16] == "ff92224b8106871d"
 
 
-def test_prior_gives_nothing_forever() -> None:
+def test_prior_gives_nothing_forever():
     source = PriorSource(PriorConfig())
     assert not source.has_data
     assert (source.held_out(), source.training_images(), source.image_shape) == (None, None, None)

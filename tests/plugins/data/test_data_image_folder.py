@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import gc
 import logging
 import threading
@@ -39,7 +37,7 @@ def noise(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Two classes of ten; each image has a grey value of its own, birds from 100 on."""
     for i in range(10):
         suffix = ("png", "jpg", "webp", "bmp", "jpeg")[i % 5]
@@ -53,7 +51,7 @@ def everything(source: ImageFolderSource) -> tuple[list[int], Any]:
     return images[:, 0, 0, 0].tolist(), labels.tolist() if labels is not None else None  # type: ignore[union-attr]
 
 
-def test_sub_folders_are_classes_by_name_at_any_depth(folder: Path) -> None:
+def test_sub_folders_are_classes_by_name_at_any_depth(folder):
     source = build(folder)
     assert (source.image_shape, source.num_classes, source.num_images) == ((3, 8, 8), 2, 20)
     values, labels = everything(source)
@@ -62,7 +60,7 @@ def test_sub_folders_are_classes_by_name_at_any_depth(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_batches_hold_the_same_images_whatever_the_threads(folder: Path, workers: int) -> None:
+def test_batches_hold_the_same_images_whatever_the_threads(folder, workers):
     sources = (build(folder, workers=workers, augment=["shift"]), build(folder, workers=7, augment=["shift"]))
     batches = [list(islice(source.batches(3, 6, 1, 2), 8)) for source in sources]
     for first, second in zip(*batches, strict=True):
@@ -71,7 +69,7 @@ def test_batches_hold_the_same_images_whatever_the_threads(folder: Path, workers
         assert torch.equal(first.condition, second.condition)  # type: ignore[arg-type]
 
 
-def test_threads_end_with_their_iterator(folder: Path) -> None:
+def test_threads_end_with_their_iterator(folder):
     stream = build(folder).batches(0, 4, 0, 1)
     next(stream)
     assert any(thread.name.startswith("freeflow-data") for thread in threading.enumerate())
@@ -83,7 +81,7 @@ def test_threads_end_with_their_iterator(folder: Path) -> None:
             assert not thread.is_alive()
 
 
-def test_a_flat_folder_is_unlabelled_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
+def test_a_flat_folder_is_unlabelled_and_hidden_files_are_passed_over(tmp_path):
     paint(tmp_path / "a.png")
     paint(tmp_path / ".thumbnails" / "b.png")
     (tmp_path / ".DS_Store").touch()
@@ -93,7 +91,7 @@ def test_a_flat_folder_is_unlabelled_and_hidden_files_are_passed_over(tmp_path: 
     assert next(source.batches(0, 3, 0, 1)).condition is None
 
 
-def test_a_link_back_up_is_not_followed_forever(folder: Path) -> None:
+def test_a_link_back_up_is_not_followed_forever(folder):
     (folder / "cats" / "up").symlink_to(folder)
     assert build(folder, labels="none").num_images == 20
 
@@ -107,7 +105,7 @@ def test_a_link_back_up_is_not_followed_forever(folder: Path) -> None:
         ("labels.json", '{"a.png": 2, "b.png": "7", "sub/c.png": 0}'),
     ],
 )
-def test_labels_from_a_file(tmp_path: Path, name: str, text: str) -> None:
+def test_labels_from_a_file(tmp_path, name, text):
     root = tmp_path / "pictures"
     for place, file in enumerate(("a.png", "b.png", "sub/c.png")):
         paint(root / file, 10 * place)
@@ -118,7 +116,7 @@ def test_labels_from_a_file(tmp_path: Path, name: str, text: str) -> None:
     assert build(root, labels=str(tmp_path / name), num_classes=11).num_classes == 11
 
 
-def test_labels_that_are_names_are_numbered_by_name(tmp_path: Path) -> None:
+def test_labels_that_are_names_are_numbered_by_name(tmp_path):
     for file in ("a.png", "b.png", "c.png"):
         paint(tmp_path / file)
     (tmp_path / "labels.csv").write_text("a.png,zebra\nb.png,10\nc.png,9\n")
@@ -128,7 +126,7 @@ def test_labels_that_are_names_are_numbered_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
-def test_cut_off_and_foreign_files_are_found_by_their_headers(tmp_path: Path, suffix: str) -> None:
+def test_cut_off_and_foreign_files_are_found_by_their_headers(tmp_path, suffix):
     path = noise(tmp_path / f"a.{suffix}")
     assert read_header(path).size == (32, 32)
     whole = path.read_bytes()
@@ -143,7 +141,7 @@ def test_cut_off_and_foreign_files_are_found_by_their_headers(tmp_path: Path, su
             read_header(path)
 
 
-def test_bad_images_are_counted_named_and_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_images_are_counted_named_and_skipped(folder, caplog):
     for number in range(4):
         (folder / "cats" / f"empty{number}.png").touch()
     (folder / "birds" / "cut.png").write_bytes(noise(folder / "birds" / "cut.png", (8, 8)).read_bytes()[:100])
@@ -155,7 +153,7 @@ def test_bad_images_are_counted_named_and_skipped(folder: Path, caplog: pytest.L
     assert "cats/empty0.png" in caplog.text
 
 
-def test_damage_inside_needs_decoding_to_be_found(folder: Path) -> None:
+def test_damage_inside_needs_decoding_to_be_found(folder):
     path = noise(folder / "cats" / "noisy.png", (8, 8))
     content = bytearray(path.read_bytes())
     content[60] ^= 0xFF
@@ -168,7 +166,7 @@ def test_damage_inside_needs_decoding_to_be_found(folder: Path) -> None:
     assert build(folder, check="decode", on_error="skip").num_images == 20
 
 
-def test_without_a_check_the_first_good_image_speaks_for_all(folder: Path) -> None:
+def test_without_a_check_the_first_good_image_speaks_for_all(folder):
     (folder / "birds" / "a.png").touch()
     with pytest.raises(ConfigError, match=r"1 of 21 .*birds/a\.png"):
         build(folder, check="none")
@@ -179,7 +177,7 @@ def test_without_a_check_the_first_good_image_speaks_for_all(folder: Path) -> No
         source.training_images()
 
 
-def test_mixed_sizes_are_refused_skipped_or_resized(folder: Path) -> None:
+def test_mixed_sizes_are_refused_skipped_or_resized(folder):
     paint(folder / "cats" / "wide.png", 200, (12, 8))
     paint(folder / "cats" / "tall.png", 200, (8, 30))
     with pytest.raises(ConfigError, match=r"2 \(cats/tall.png: 8 x 30, cats/wide.png: 12 x 8\)"):
@@ -190,7 +188,7 @@ def test_mixed_sizes_are_refused_skipped_or_resized(folder: Path) -> None:
     assert sorted(everything(resized)[0]) == sorted([*everything(build(folder, on_error="skip"))[0], 200, 200])
 
 
-def test_channels_follow_the_images_unless_set(tmp_path: Path) -> None:
+def test_channels_follow_the_images_unless_set(tmp_path):
     paint(tmp_path / "grey.png", 40, mode="L")
     paint(tmp_path / "bits.png", 1, mode="1")
     assert build(tmp_path).image_shape == (1, 8, 8)
@@ -201,7 +199,7 @@ def test_channels_follow_the_images_unless_set(tmp_path: Path) -> None:
     assert sorted(everything(build(tmp_path, channels=1))[0]) == [40, 80, 255]
 
 
-def test_adm_halves_with_a_box_filter_before_it_resizes() -> None:
+def test_adm_halves_with_a_box_filter_before_it_resizes():
     # A fine chequerboard of 0 and 200: box halving gives exactly its mean, everywhere.
     board = Image.fromarray((np.indices((64, 96)).sum(0) % 2 * 200).astype(np.uint8))
     for size in (32, 16, 20):
@@ -211,7 +209,7 @@ def test_adm_halves_with_a_box_filter_before_it_resizes() -> None:
 
 
 @pytest.mark.parametrize("resize", ["adm", "bicubic", "lanczos"])
-def test_the_middle_of_the_longer_side_is_kept(resize: Any) -> None:
+def test_the_middle_of_the_longer_side_is_kept(resize):
     wide = np.zeros((40, 120), np.uint8)
     wide[:, 40:80] = 250
     tall = Image.fromarray(wide.T.copy())
@@ -253,7 +251,7 @@ MISTAKES: dict[str, Mistake] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_refused(folder: Path, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_refused(folder, mistake, monkeypatch):
     spoil, options, expected = MISTAKES[mistake]
     spoil(folder)
     if folder.is_dir():
@@ -262,7 +260,7 @@ def test_mistakes_are_refused(folder: Path, mistake: str, monkeypatch: pytest.Mo
         build(**{"path": folder, **options})
 
 
-def test_missing_labels_are_counted_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_labels_are_counted_and_skipped(tmp_path, caplog):
     for number in range(6):
         paint(tmp_path / f"{number}.png", number)
     (tmp_path / "labels.csv").write_text("0.png,0\n1.png,-1\n2.png,5\n3.png,1\ngone.png,1\n")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 from itertools import islice
 from typing import Any
@@ -44,9 +42,7 @@ def rows_of(source: ImageSource, start: int, count: int) -> list[int]:
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
-def test_any_split_over_ranks_sees_the_same_rows_in_the_same_places(
-    start: int, batch_size: int, world: int, num: int
-) -> None:
+def test_any_split_over_ranks_sees_the_same_rows_in_the_same_places(start, batch_size, world, num):
     source = numbered()
     ranks = [blocks(source, start, batch_size, rank, world, num) for rank in range(world)]
     joined = [row for item in range(num) for rank in range(world) for row in ranks[rank][item]]
@@ -54,13 +50,13 @@ def test_any_split_over_ranks_sees_the_same_rows_in_the_same_places(
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 8), st.integers(1, 4))
-def test_resuming_goes_on_as_if_never_interrupted(batch_size: int, world: int, done: int, num: int) -> None:
+def test_resuming_goes_on_as_if_never_interrupted(batch_size, world, done, num):
     for rank in range(world):
         uninterrupted = blocks(numbered(), 0, batch_size, rank, world, done + num)[done:]
         assert blocks(numbered(), done * world * batch_size, batch_size, rank, world, num) == uninterrupted
 
 
-def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+def test_each_epoch_and_each_seed_has_an_order_of_its_own():
     first, second = rows_of(numbered(), 0, SIZE), rows_of(numbered(), SIZE, SIZE)
     assert sorted(first) == sorted(second) == list(range(SIZE))
     assert first != second
@@ -68,12 +64,12 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("place", [(-1, 2, 0, 1), (0, 0, 0, 1), (0, 2, 1, 1), (0, 2, -1, 1)])
-def test_an_impossible_place_is_refused_at_the_call(place: tuple[int, int, int, int]) -> None:
+def test_an_impossible_place_is_refused_at_the_call(place):
     with pytest.raises(ValueError, match="0 <= rank < world_size"):
         numbered().batches(*place)
 
 
-def test_a_source_without_training_images_is_refused() -> None:
+def test_a_source_without_training_images_is_refused():
     with pytest.raises(ConfigError, match="at least one training image"):
         numbered(0)
 
@@ -87,7 +83,7 @@ def labels_and_share(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 
 
 @given(labels_and_share(), st.integers(0, 2**63 - 1))
-def test_split_is_a_partition_with_each_class_within_one_of_its_share(case: tuple[np.ndarray, int], seed: int) -> None:
+def test_split_is_a_partition_with_each_class_within_one_of_its_share(case, seed):
     labels, num_held_out = case
     training, held_out = stratified_split(labels, num_held_out, seed)
     assert len(held_out) == num_held_out
@@ -97,7 +93,7 @@ def test_split_is_a_partition_with_each_class_within_one_of_its_share(case: tupl
     assert np.all(np.abs(np.bincount(labels[held_out], minlength=len(counts)) - proportional) < 1)
 
 
-def test_split_of_the_digits_is_pinned_and_depends_on_its_seed() -> None:
+def test_split_of_the_digits_is_pinned_and_depends_on_its_seed():
     labels: Any = load_all_digits().labels
     training, held_out = stratified_split(labels.numpy(), 597, 0)
     assert (len(training), len(held_out)) == (1200, 597)
@@ -106,6 +102,6 @@ def test_split_of_the_digits_is_pinned_and_depends_on_its_seed() -> None:
 
 
 @pytest.mark.parametrize("num_held_out", [1797, 5000, 1796])
-def test_split_that_empties_a_class_is_refused_by_name(num_held_out: int) -> None:
+def test_split_that_empties_a_class_is_refused_by_name(num_held_out):
     with pytest.raises(ConfigError, match=rf"held_out={num_held_out} of 1797 .* in class \d"):
         load_all_digits().split(num_held_out, 0)

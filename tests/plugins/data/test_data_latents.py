@@ -1,7 +1,5 @@
 """What `freeflow encode` writes, and the source `latents` reads."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -25,7 +23,7 @@ from freeflow_core.config import load_run_config
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.interfaces import Codec, Source
 from freeflow_core.network_file import load_tensors
-from freeflow_core.plugin import Component, Manager, Registry, hookimpl
+from freeflow_core.plugin import Component, Manager, hookimpl
 from freeflow_core.types import Batch, Condition
 
 DIGITS = DigitsSource(DigitsConfig(held_out=1700))  # 97 images to train on
@@ -92,7 +90,7 @@ class Extra:
 
 
 @pytest.fixture
-def extended() -> Manager:
+def extended():
     manager = Manager.load()
     manager.register(Extra(), "extra")
     COUNTS.clear()
@@ -100,17 +98,17 @@ def extended() -> Manager:
 
 
 @pytest.fixture
-def encode(folder: Path, extended: Manager) -> Callable[..., Any]:
+def encode(folder, extended):
     """``encode(codec, **options)``: the digits as latents in ``folder``, if nothing else is said."""
 
-    def make(codec: str = "fuzzy", **options: Any) -> Any:
+    def make(codec="fuzzy", **options):
         return api.encode(**{**SMALL, "codec": codec, "output": folder, "manager": extended, **options})
 
     return make
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     return tmp_path / "l"
 
 
@@ -132,9 +130,7 @@ def in_order(source: LatentsSource, num: int = 97) -> tuple[Tensor, Any]:
 
 
 @pytest.mark.parametrize(("batch_size", "shard_size"), [(32, 40), (200, 4096)])
-def test_pixels_come_back_exactly_with_their_labels(
-    folder: Path, encode: Any, batch_size: int, shard_size: int
-) -> None:
+def test_pixels_come_back_exactly_with_their_labels(folder, encode, batch_size, shard_size):
     done = encode("pixels", batch_size=batch_size, shard_size=shard_size)
     assert (done.num_images, done.written, done.state_shape) == (97, 97, (1, 8, 8))
     assert done.num_shards == len(list(folder.glob("*.safetensors"))) == -(-97 // shard_size)
@@ -148,7 +144,7 @@ def test_pixels_come_back_exactly_with_their_labels(
     assert torch.equal(labels, expected_labels)
 
 
-def test_a_posterior_is_drawn_anew_for_each_image_and_epoch(folder: Path, encode: Any) -> None:
+def test_a_posterior_is_drawn_anew_for_each_image_and_epoch(folder, encode):
     encode()
     mean, deviation = FuzzyCodec(PixelsConfig()).moments(first(DIGITS, 97)[0])
     assert torch.equal(in_order(latents(folder, sample=False))[0], mean)
@@ -164,7 +160,7 @@ def test_a_posterior_is_drawn_anew_for_each_image_and_epoch(folder: Path, encode
     assert not torch.equal(next(latents(folder, seed=1).batches(500, 13, 0, 1)).x, again)  # type: ignore[arg-type]
 
 
-def test_mirrored_copies_are_taken_for_half_the_images(folder: Path, encode: Any, tmp_path: Path) -> None:
+def test_mirrored_copies_are_taken_for_half_the_images(folder, encode, tmp_path):
     encode(flip=True, shard_size=30)
     mean = in_order(latents(folder, sample=False, flip=False))[0]
     mixed = in_order(latents(folder, sample=False))[0]
@@ -177,7 +173,7 @@ def test_mirrored_copies_are_taken_for_half_the_images(folder: Path, encode: Any
         latents(tmp_path / "plain", flip=True)
 
 
-def test_half_precision_is_stored_small_and_read_as_float32(folder: Path, encode: Any) -> None:
+def test_half_precision_is_stored_small_and_read_as_float32(folder, encode):
     encode(dtype="float16", num=11)
     assert load_tensors(folder / "shard-000000.safetensors")[0]["mean"].dtype == torch.float16
     x = in_order(latents(folder, sample=False), 11)[0]
@@ -185,7 +181,7 @@ def test_half_precision_is_stored_small_and_read_as_float32(folder: Path, encode
     torch.testing.assert_close(x, FuzzyCodec(PixelsConfig()).encode(first(DIGITS, 11)[0]), rtol=1e-3, atol=1e-4)
 
 
-def test_several_conditions_travel_by_name(folder: Path, encode: Any) -> None:
+def test_several_conditions_travel_by_name(folder, encode):
     encode("pixels", source="endless", settings=[], num=9, shard_size=4)
     batch = latents(folder).read(np.array([8, 0, 3]), np.arange(3))
     assert isinstance(batch.condition, dict)
@@ -201,7 +197,7 @@ def stop_after(count: int) -> Callable[[int, int], None]:
     return progress
 
 
-def test_an_interrupted_job_keeps_whole_shards_and_goes_on(folder: Path, encode: Any, tmp_path: Path) -> None:
+def test_an_interrupted_job_keeps_whole_shards_and_goes_on(folder, encode, tmp_path):
     small = {"batch_size": 5, "shard_size": 20}
     with pytest.raises(Interrupted, match="40 of 97 images done"):
         encode(**small, on_progress=stop_after(45))
@@ -222,7 +218,7 @@ def test_an_interrupted_job_keeps_whole_shards_and_goes_on(folder: Path, encode:
     assert not COUNTS
 
 
-def test_another_job_or_other_files_are_left_alone(folder: Path, encode: Any, tmp_path: Path) -> None:
+def test_another_job_or_other_files_are_left_alone(folder, encode, tmp_path):
     encode("pixels")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for change, shown in (
@@ -251,15 +247,13 @@ def test_another_job_or_other_files_are_left_alone(folder: Path, encode: Any, tm
         ({"codec": "broken", "dtype": "float16"}, "not finite or do not fit float16"),
     ],
 )
-def test_what_cannot_be_encoded_is_refused(folder: Path, encode: Any, options: Any, expected: str) -> None:
+def test_what_cannot_be_encoded_is_refused(folder, encode, options, expected):
     with pytest.raises(FreeflowError, match=expected):
         encode(**{"codec": "pixels", **options})
     assert not list(folder.glob("shard*"))
 
 
-def test_missing_and_damaged_shards_are_named_skipped_and_made_anew(
-    folder: Path, encode: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_and_damaged_shards_are_named_skipped_and_made_anew(folder, encode, caplog):
     encode("pixels", shard_size=20)
     whole = in_order(latents(folder))[0]
     (folder / "shard-000001.safetensors").unlink()
@@ -276,9 +270,7 @@ def test_missing_and_damaged_shards_are_named_skipped_and_made_anew(
     assert torch.equal(in_order(latents(folder))[0], whole)
 
 
-def test_a_run_takes_states_as_they_are(
-    folder: Path, encode: Any, registry: Registry, manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_takes_states_as_they_are(folder, encode, registry, manager, monkeypatch):
     encode("pixels")
     monkeypatch.setattr(PixelCodec, "encode", lambda *_: pytest.fail("encoded again"))
     overrides: dict[str, Any] = {
@@ -310,14 +302,14 @@ def test_a_run_takes_states_as_they_are(
         ('{"format": "freeflow-latents", "version": 1}', "shards: "),
     ],
 )
-def test_a_folder_without_a_sound_manifest_is_refused(tmp_path: Path, text: str | None, expected: str) -> None:
+def test_a_folder_without_a_sound_manifest_is_refused(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ConfigError, match=expected):
         latents(tmp_path)
 
 
-def test_two_processes_write_what_one_does(tmp_path: Path, encode: Any) -> None:
+def test_two_processes_write_what_one_does(tmp_path, encode):
     arguments = ("--source", "digits", "--codec", "pixels", "--set", "source.held_out=1700", "--shard-size", "10")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(

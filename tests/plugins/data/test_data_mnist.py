@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import gzip
 import logging
 import struct
@@ -28,7 +26,7 @@ def images_of(part: str) -> np.ndarray:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Four small files; image i shows the value i (plus 100 in the test part) and has the class i % 10."""
     for part, size in PARTS.items():
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images_of(part)))
@@ -50,7 +48,7 @@ def shown(pair: Any) -> list[int]:
     return numbers.tolist()
 
 
-def test_training_and_test_files_become_training_and_held_out_images(folder: Path) -> None:
+def test_training_and_test_files_become_training_and_held_out_images(folder):
     source = build(folder)
     assert (source.image_shape, source.num_classes, source.num_images) == ((1, 6, 5), 10, 40)
     assert shown(source.training_images()) == list(range(40))
@@ -60,7 +58,7 @@ def test_training_and_test_files_become_training_and_held_out_images(folder: Pat
 
 
 @pytest.mark.parametrize("rename", [lambda n: f"{n}.gz", lambda n: n.replace("-idx", ".idx")])
-def test_files_may_be_compressed_or_spelt_with_a_dot(folder: Path, rename: Any) -> None:
+def test_files_may_be_compressed_or_spelt_with_a_dot(folder, rename):
     for path in list(folder.iterdir()):
         content = path.read_bytes()
         path.unlink()
@@ -69,7 +67,7 @@ def test_files_may_be_compressed_or_spelt_with_a_dot(folder: Path, rename: Any) 
     assert shown(build(folder).training_images()) == list(range(40))
 
 
-def test_a_share_of_the_training_files_may_be_held_out_instead(folder: Path) -> None:
+def test_a_share_of_the_training_files_may_be_held_out_instead(folder):
     for path in folder.glob("t10k*"):
         path.unlink()  # not needed then
     source = build(folder, held_out=10)
@@ -81,9 +79,7 @@ def test_a_share_of_the_training_files_may_be_held_out_instead(folder: Path) -> 
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_truncated_file_is_refused_or_gives_its_whole_images(
-    folder: Path, compressed: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_truncated_file_is_refused_or_gives_its_whole_images(folder, compressed, caplog):
     path = folder / "train-images-idx3-ubyte"
     if compressed:
         noise = np.random.default_rng(0).integers(0, 256, (40, 6, 5), dtype=np.uint8)
@@ -104,7 +100,7 @@ def test_a_truncated_file_is_refused_or_gives_its_whole_images(
     assert "They are left out." in caplog.text
 
 
-def test_labels_out_of_range_are_counted_and_named(folder: Path) -> None:
+def test_labels_out_of_range_are_counted_and_named(folder):
     labels = np.arange(40, dtype=np.uint8) % 10
     labels[[3, 7, 9, 30]] = (10, 255, 10, 11)
     (folder / "train-labels-idx1-ubyte").write_bytes(idx(labels))
@@ -147,7 +143,7 @@ def spoil(folder: Path, mistake: str) -> None:
         ("test images of another size", "refuse", r"\(1, 28, 28\), the training images \(1, 6, 5\)"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused(folder: Path, mistake: str, on_error: str, expected: str) -> None:
+def test_files_that_cannot_be_used_are_refused(folder, mistake, on_error, expected):
     spoil(folder, mistake)
     with pytest.raises(ConfigError, match=expected):
         build(folder, on_error=on_error)

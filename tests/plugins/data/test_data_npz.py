@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,12 @@ def build(path: Path, **options: Any) -> NpzSource:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     return tmp_path / "data.npz"
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_images_and_labels_come_back_whether_mapped_or_loaded(path: Path, save: Any) -> None:
+def test_images_and_labels_come_back_whether_mapped_or_loaded(path, save):
     save(path, arr_0=IMAGES, arr_1=LABELS)
     source = build(path)
     assert (source.image_shape, source.num_classes, source.num_images) == ((3, 6, 5), 4, 30)
@@ -36,7 +34,7 @@ def test_images_and_labels_come_back_whether_mapped_or_loaded(path: Path, save: 
     assert isinstance(open_array(path, "arr_0"), np.memmap) == (save is np.savez)
 
 
-def test_a_mapped_array_reads_any_order_and_several_arrays(path: Path) -> None:
+def test_a_mapped_array_reads_any_order_and_several_arrays(path):
     ordered = {"a": np.arange(12.0).reshape(3, 4), "b": np.asfortranarray(IMAGES), "c": np.arange(5, dtype=np.int8)}
     np.savez(path, **ordered)
     for name, expected in ordered.items():
@@ -45,7 +43,7 @@ def test_a_mapped_array_reads_any_order_and_several_arrays(path: Path) -> None:
         assert np.array_equal(found, expected)
 
 
-def test_names_are_options(path: Path) -> None:
+def test_names_are_options(path):
     np.savez(path, photos=IMAGES, kinds=LABELS, arr_0=IMAGES[:2])
     source = build(path, images="photos", labels="kinds")
     assert (source.num_images, source.num_classes) == (30, 4)
@@ -63,7 +61,7 @@ def test_names_are_options(path: Path) -> None:
         ((2, 3, 6, 3), "nhwc", (3, 3, 6)),
     ],
 )
-def test_layouts(path: Path, shape: tuple[int, ...], layout: str, expected: tuple[int, ...]) -> None:
+def test_layouts(path, shape, layout, expected):
     values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     np.savez(path, x=values)
     images = build(path, layout=layout).training_images()[0]  # type: ignore[index]
@@ -72,9 +70,7 @@ def test_layouts(path: Path, shape: tuple[int, ...], layout: str, expected: tupl
         assert np.array_equal(images.numpy().ravel(), values.ravel())
 
 
-def test_labels_out_of_range_and_without_images_are_counted_and_skipped(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_labels_out_of_range_and_without_images_are_counted_and_skipped(path, caplog):
     labels = np.concatenate([LABELS[:-5], np.zeros(10, int)])  # five more than images
     labels[[2, 4]] = (-1, 9)
     np.savez(path, x=IMAGES, y=labels)
@@ -109,13 +105,13 @@ def no_images(*shape: int, dtype: type = np.uint8) -> dict[str, np.ndarray]:
     ],
 )
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_what_cannot_be_used_is_refused(path: Path, save: Any, arrays: Any, options: Any, expected: str) -> None:
+def test_what_cannot_be_used_is_refused(path, save, arrays, options, expected):
     save(path, **arrays)
     with pytest.raises(ConfigError, match=expected):
         build(path, **options)
 
 
-def test_missing_cut_off_and_damaged_files_are_refused(path: Path) -> None:
+def test_missing_cut_off_and_damaged_files_are_refused(path):
     with pytest.raises(ConfigError, match=r"data\.npz cannot be read: .*No such file"):
         build(path)
     np.savez_compressed(path, x=IMAGES)

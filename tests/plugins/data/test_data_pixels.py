@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from freeflow_data.config import PixelsConfig
@@ -9,14 +7,14 @@ from freeflow_core.errors import ConfigError
 
 
 @pytest.fixture
-def codec() -> PixelCodec:
+def codec():
     return PixelCodec(PixelsConfig())
 
 
 ALL_VALUES = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
 
 
-def test_all_values_come_back_exactly(codec: PixelCodec) -> None:
+def test_all_values_come_back_exactly(codec):
     images = ALL_VALUES.clone()
     x = codec.encode(images)
     assert torch.equal(images, ALL_VALUES)
@@ -26,7 +24,7 @@ def test_all_values_come_back_exactly(codec: PixelCodec) -> None:
     torch.testing.assert_close(x.double().flatten(), even, rtol=0, atol=1e-7)
 
 
-def test_decoding_rounds_and_clamps_and_leaves_its_input_alone(codec: PixelCodec) -> None:
+def test_decoding_rounds_and_clamps_and_leaves_its_input_alone(codec):
     values = torch.tensor([-50.0, -0.4, 0.4, 0.6, 100.49, 100.51, 254.6, 255.4, 900.0])
     x = values / 127.5 - 1
     before = x.clone()
@@ -34,6 +32,6 @@ def test_decoding_rounds_and_clamps_and_leaves_its_input_alone(codec: PixelCodec
     assert torch.equal(x, before)
 
 
-def test_float_images_are_refused(codec: PixelCodec) -> None:
+def test_float_images_are_refused(codec):
     with pytest.raises(ConfigError, match="uint8 images"):
         codec.encode(torch.zeros(2, 1, 4, 4))

@@ -1,7 +1,5 @@
 """Stable Diffusion's codec on a tiny random AutoencoderKL, made here."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -18,7 +16,6 @@ from freeflow_core import api
 from freeflow_core.config import load_run_config
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext
-from freeflow_core.plugin import Manager, Registry
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 
 pytest.importorskip("diffusers")
@@ -36,7 +33,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """The tiny autoencoder in the diffusers layout."""
     ensure_torchvision_ops()
     from diffusers import AutoencoderKL
@@ -73,7 +70,7 @@ def raw(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def test_it_is_diffusers_autoencoder_with_the_family_s_scale_and_rounding(folder: Path) -> None:
+def test_it_is_diffusers_autoencoder_with_the_family_s_scale_and_rounding(folder):
     z = latents(3)
     images = codec(folder).decode(z)
     values = raw(folder).decode(z / 0.18215).sample
@@ -90,7 +87,7 @@ def test_it_is_diffusers_autoencoder_with_the_family_s_scale_and_rounding(folder
     torch.testing.assert_close(std, posterior.std * 0.18215, rtol=1e-5, atol=1e-6)
 
 
-def test_rounding_is_to_the_nearest_level(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_is_to_the_nearest_level(folder, monkeypatch):
     vae = codec(folder)
     vae.prepare()
     levels = torch.tensor([-7.0, 0.0, 0.4, 0.6, 100.4, 100.6, 254.4, 254.6, 255.0, 300.0]).reshape(1, 1, 1, -1)
@@ -100,7 +97,7 @@ def test_rounding_is_to_the_nearest_level(folder: Path, monkeypatch: pytest.Monk
     assert vae.decode(latents(1)).flatten().tolist() == [0, 0, 0, 1, 100, 101, 254, 255, 255, 255]
 
 
-def test_half_precision_and_autocast_outside_leave_the_rest_alone(folder: Path) -> None:
+def test_half_precision_and_autocast_outside_leave_the_rest_alone(folder):
     half, plain = codec(folder, dtype="bf16"), codec(folder).decode(latents(2))
     assert levels_apart(half.decode(latents(2)), plain) <= 16
     assert half.encode(pictures(1)).dtype == torch.float32
@@ -109,7 +106,7 @@ def test_half_precision_and_autocast_outside_leave_the_rest_alone(folder: Path) 
 
 
 @torch.no_grad()
-def test_results_do_not_depend_on_the_batch(folder: Path) -> None:
+def test_results_do_not_depend_on_the_batch(folder):
     z, images = latents(7), pictures(7)
     together = codec(folder, decode_batch_size=7)
     for size in (1, 3):
@@ -118,7 +115,7 @@ def test_results_do_not_depend_on_the_batch(folder: Path) -> None:
         torch.testing.assert_close(vae.encode(images), together.encode(images), rtol=1e-4, atol=1e-5)
 
 
-def test_slices_equal_whole_batches_and_tiles_come_close(folder: Path) -> None:
+def test_slices_equal_whole_batches_and_tiles_come_close(folder):
     plain = codec(folder)
     z = latents(2, size=32)
     whole = plain.decode(z)
@@ -136,7 +133,7 @@ def test_slices_equal_whole_batches_and_tiles_come_close(folder: Path) -> None:
     assert 0 < (x - tiled_x).pow(2).mean().sqrt() < 0.35 * x.std()
 
 
-def test_a_posterior_sample_is_a_function_of_seed_and_image(folder: Path) -> None:
+def test_a_posterior_sample_is_a_function_of_seed_and_image(folder):
     images = pictures(5)
     one = codec(folder, posterior="sample").encode(images)
     mean, std = codec(folder).moments(images)
@@ -150,7 +147,7 @@ def test_a_posterior_sample_is_a_function_of_seed_and_image(folder: Path) -> Non
     assert not torch.allclose(one, codec(folder, seed=1, posterior="sample").encode(images), atol=1e-3)
 
 
-def test_other_images_and_latents_are_refused(folder: Path) -> None:
+def test_other_images_and_latents_are_refused(folder):
     vae, byte = codec(folder), torch.uint8
     for images in (torch.zeros(2, 3, 16, 16), torch.zeros(2, 1, 16, 16).to(byte), torch.zeros(2, 3, 15, 16).to(byte)):
         with pytest.raises(ConfigError, match="sd-vae encodes"):
@@ -160,11 +157,11 @@ def test_other_images_and_latents_are_refused(folder: Path) -> None:
             vae.decode(x)
 
 
-def test_the_published_weights_are_asked_for_at_the_first_image_only(folder: Path, monkeypatch: Any) -> None:
+def test_the_published_weights_are_asked_for_at_the_first_image_only(folder, monkeypatch):
     monkeypatch.setattr(autoencoder, "PUBLISHED_CONFIG", TINY)
     asked: list[str] = []
 
-    def weights(name: str) -> Path:
+    def weights(name):
         asked.append(name)
         return folder / autoencoder.WEIGHTS_FILE
 
@@ -185,7 +182,7 @@ def old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def test_the_published_configuration_fits_the_published_file_to_the_byte() -> None:
+def test_the_published_configuration_fits_the_published_file_to_the_byte():
     """Header and tensors of a safetensors file of this network, under the old names, are as long as the real one."""
     ensure_torchvision_ops()
     from diffusers import AutoencoderKL
@@ -202,7 +199,7 @@ def test_the_published_configuration_fits_the_published_file_to_the_byte() -> No
     assert 8 + -(-length // 8) * 8 + offset == 334_643_276
 
 
-def test_files_of_early_diffusers_load(folder: Path, tmp_path: Path) -> None:
+def test_files_of_early_diffusers_load(folder, tmp_path):
     renamed = old_names(load_file(folder / autoencoder.WEIGHTS_FILE))
     assert renamed.keys() != load_file(folder / autoencoder.WEIGHTS_FILE).keys()
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
@@ -233,16 +230,14 @@ def damaged(kind: str, folder: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "kind", ["absent", "no config", "not json", "other", "impossible", "wider", "truncated", "pickled"]
 )
-def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_weights_that_do_not_fit_are_refused(folder, tmp_path, kind):
     vae = codec(damaged(kind, folder, tmp_path))
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         vae.decode(latents(1))
     assert not vae.is_loaded
 
 
-def test_without_diffusers_it_says_what_to_install_before_anything_is_downloaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_diffusers_it_says_what_to_install_before_anything_is_downloaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     vae = codec(None, weights=lambda name: pytest.fail("downloaded for nothing"))
     with pytest.raises(ConfigError, match="pip install"):
@@ -262,13 +257,13 @@ LATENT_RUN = {
 
 @pytest.mark.parametrize("there", [True, False])
 def test_it_is_loaded_once_after_training_and_its_lack_costs_the_pictures_alone(
-    folder: Path, registry: Registry, manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
-) -> None:
+    folder, registry, manager, tmp_path, monkeypatch, there
+):
     loaded: list[bool] = []
     load = autoencoder.load_autoencoder
     output = tmp_path / "run"
 
-    def recorded(*arguments: Any) -> Any:
+    def recorded(*arguments):
         loaded.append((output / "student.safetensors").is_file())
         return load(*arguments)
 

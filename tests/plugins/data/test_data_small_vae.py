@@ -1,7 +1,5 @@
 """The packaged autoencoder of 28x28 grey images, and its training."""
 
-from __future__ import annotations
-
 import importlib.resources
 import math
 import struct
@@ -32,12 +30,12 @@ def build(**options: object) -> SmallVAECodec:
 
 
 @pytest.fixture(scope="module")
-def codec() -> SmallVAECodec:
+def codec():
     return build()
 
 
 @pytest.fixture(scope="module")
-def digits() -> torch.Tensor:
+def digits():
     """Digits that it was not trained on: scikit-learn's 8x8 ones, enlarged to 20x20 in the middle of 28x28."""
     small = torch.from_numpy(load_digits().images[:100]).float()[:, None] / 16
     large = functional.interpolate(small, size=20, mode="bicubic").clamp(0, 1)

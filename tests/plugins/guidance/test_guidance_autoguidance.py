@@ -1,7 +1,5 @@
 """Guidance: by a weaker teacher, and of some channels alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from freeflow_guidance.autoguidance import AutoguidedTeacher
@@ -21,7 +19,7 @@ def teachers() -> tuple[GaussianTeacher, GaussianTeacher]:
     return GaussianTeacher(mean, std), GaussianTeacher(mean, 1.5 * std)
 
 
-def test_a_wider_guide_sharpens_the_field_by_the_formula() -> None:
+def test_a_wider_guide_sharpens_the_field_by_the_formula():
     main, guide = teachers()
     teacher = AutoguidedTeacher(main, guide)
     x, t = torch.randn(6, 2, dtype=torch.float64), torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
@@ -32,7 +30,7 @@ def test_a_wider_guide_sharpens_the_field_by_the_formula() -> None:
     )
 
 
-def test_unguided_rows_do_not_reach_the_guide() -> None:
+def test_unguided_rows_do_not_reach_the_guide():
     main, guide = teachers()
     seen = []
     velocity = guide.velocity
@@ -45,12 +43,12 @@ def test_unguided_rows_do_not_reach_the_guide() -> None:
     assert seen == [2]
 
 
-def test_teachers_of_other_data_are_refused() -> None:
+def test_teachers_of_other_data_are_refused():
     with pytest.raises(ConfigError, match=r"states of shape \(3,\), the teacher \(2,\)"):
         AutoguidedTeacher(teachers()[0], GaussianTeacher(torch.zeros(3), torch.ones(3)))
 
 
-def test_by_name_it_samples_and_gives_its_main_weights_to_a_student(tmp_path) -> None:
+def test_by_name_it_samples_and_gives_its_main_weights_to_a_student(tmp_path):
     settings = ("teacher.main=digits", "teacher.guide=digits")
     plain = api.sample(teacher="digits", num=4, steps=3, output=tmp_path / "a", device="cpu")
     options = {"num": 4, "steps": 3, "output": tmp_path / "b", "device": "cpu", "guidance_weight": 3}
@@ -65,7 +63,7 @@ def test_by_name_it_samples_and_gives_its_main_weights_to_a_student(tmp_path) ->
 
 @given(st.integers(0, 3), st.lists(st.floats(0, 5), min_size=5, max_size=5), st.integers(0, 2**16))
 @settings(max_examples=40, deadline=None)
-def test_extrapolation_guides_chosen_rows_and_channels_alone(channels: int, weights: list[float], seed: int) -> None:
+def test_extrapolation_guides_chosen_rows_and_channels_alone(channels, weights, seed):
     generator = torch.Generator().manual_seed(seed)
     field, null = (torch.randn(5, 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     weight = torch.tensor(weights, dtype=torch.float64)
@@ -89,6 +87,6 @@ class TwoChannels(Teacher):
         return torch.zeros_like(condition)
 
 
-def test_a_teacher_with_guidance_channels_keeps_the_conditional_velocity_in_the_others() -> None:
+def test_a_teacher_with_guidance_channels_keeps_the_conditional_velocity_in_the_others():
     v = TwoChannels().guided_velocity(torch.zeros(2, 2), torch.ones(2), torch.ones(2), torch.tensor([1.0, 4.0]))
     assert v.tolist() == [[1.0, 1.0], [4.0, 1.0]]

@@ -1,7 +1,5 @@
 """MeanFlow at the exact map: the residual is rounding, row by row from a teacher, in the mean over paths from data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -43,7 +41,7 @@ def residual(
     return float(found["student"].per_sample.detach().max().sqrt())
 
 
-def test_residual_of_the_exact_map_is_rounding() -> None:
+def test_residual_of_the_exact_map_is_rounding():
     assert residual(gaussian_teacher()) < 1e-12
     assert residual(gaussian_teacher(), dtype=torch.float32) < 1e-5
 
@@ -51,16 +49,16 @@ def test_residual_of_the_exact_map_is_rounding() -> None:
 @pytest.mark.parametrize(
     ("step", "limit", "method"), [(1e-4, 3e-6, "central"), (5e-3, 1e-2, "central"), (1e-4, 1e-2, "one-sided")]
 )
-def test_differences_come_close(step: float, limit: float, method: str) -> None:
+def test_differences_come_close(step, limit, method):
     assert residual(gaussian_teacher(), derivative=method, derivative_step=step) < limit
 
 
-def test_a_wrong_sign_of_the_teacher_shows() -> None:
+def test_a_wrong_sign_of_the_teacher_shows():
     assert residual(gaussian_teacher(sign=-1), gaussian_teacher()) > 0.1
 
 
 @pytest.mark.parametrize("end", [None, -2.0])
-def test_a_wrong_sign_of_the_derivative_shows(monkeypatch: pytest.MonkeyPatch, end: float | None) -> None:
+def test_a_wrong_sign_of_the_derivative_shows(monkeypatch, end):
     assert residual(gaussian_teacher(), end_location=end) < 1e-12
     right = passes.line_derivative
     monkeypatch.setattr(passes, "line_derivative", lambda *a, **k: -right(*a, **k))
@@ -68,7 +66,7 @@ def test_a_wrong_sign_of_the_derivative_shows(monkeypatch: pytest.MonkeyPatch, e
 
 
 @pytest.mark.parametrize("options", [{"guidance_min": 2.5, "guidance_max": 2.5}, {"guidance_max": 4.0}])
-def test_guided_teacher(options: dict[str, float]) -> None:
+def test_guided_teacher(options):
     teacher = ClassTeacher()
     x, labels = teacher.data(ROWS)
     draws = GivenDraws(ROWS)
@@ -102,7 +100,7 @@ def times_of(objective: Any, draws: GivenDraws) -> tuple[Tensor, dict[str, Tenso
     [mean_flow(velocity="data"), mean_flow(velocity="data", derivative="central", derivative_step=1e-4), improved()],
     ids=["meanflow", "meanflow-central", "improved"],
 )
-def test_from_data_the_gradient_vanishes_in_mirrored_pairs_alone(objective: Any) -> None:
+def test_from_data_the_gradient_vanishes_in_mirrored_pairs_alone(objective):
     teacher = gaussian_teacher()
     t, streams = times_of(objective, GivenDraws(ROWS))
     draws = GivenDraws(ROWS // 2, seed=9)
@@ -130,7 +128,7 @@ def test_from_data_the_gradient_vanishes_in_mirrored_pairs_alone(objective: Any)
     ],
     ids=["omega", "kappa", "range", "improved", "improved-uniform"],
 )
-def test_guidance_from_data_has_the_guided_velocity_as_its_fixed_point(objective: Any) -> None:
+def test_guidance_from_data_has_the_guided_velocity_as_its_fixed_point(objective):
     # Only in s = t rows: the target is linear in n - x there, so its mean over mirrored pairs is the fixed point's.
     teacher = ClassTeacher()
     t, streams = times_of(objective, GivenDraws(ROWS))
@@ -142,7 +140,7 @@ def test_guidance_from_data_has_the_guided_velocity_as_its_fixed_point(objective
     instant = rows.split(objective._options.instant_share)[1]
     instant = instant[instant < ROWS // 2]
 
-    def pair_gradients(scale: float) -> Tensor:
+    def pair_gradients(scale):
         student = ExactGuidedStudent(teacher, scale)
         per_sample = losses(objective, student, None, rows, x, labels.repeat(2))["student"].per_sample
         each = torch.stack([torch.autograd.grad(row, student.scale, retain_graph=True)[0] for row in per_sample])
@@ -152,7 +150,7 @@ def test_guidance_from_data_has_the_guided_velocity_as_its_fixed_point(objective
     assert pair_gradients(1.1).abs().median() > 1e-2
 
 
-def test_rows_whose_label_was_dropped_learn_the_unguided_null_class() -> None:
+def test_rows_whose_label_was_dropped_learn_the_unguided_null_class():
     teacher = ClassTeacher()
     x, labels = teacher.data(ROWS)
     student = RandomStudent(num_classes=2)
@@ -165,7 +163,7 @@ def test_rows_whose_label_was_dropped_learn_the_unguided_null_class() -> None:
     torch.testing.assert_close(found, losses(plain, student, None, given, x, null)["student"].per_sample)
 
 
-def test_improved_takes_its_own_velocity_as_tangent() -> None:
+def test_improved_takes_its_own_velocity_as_tangent():
     # With the tangent n - x in place of u(x_t, t, t), the two objectives would have equal rows.
     student, x = RandomStudent(), GivenDraws(ROWS, seed=4).noise("x", (3,))
     draws = GivenDraws(ROWS)

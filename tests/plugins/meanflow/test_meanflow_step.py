@@ -1,7 +1,5 @@
 """One MeanFlow step: who is asked what, by counts; weights, times, options, and independence of the split."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, Model, Models, StartTimes
 from freeflow_core.math.flow import logit_normal
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.plugin import Registry
 from freeflow_core.types import Batch
 
 ROWS = 64
@@ -41,7 +38,7 @@ def spied(objective: Any, teacher: ClassTeacher | None, rows: int = ROWS, **give
     return wrapped, bare, objective.losses(networks, Batch(x, labels), draws, progress(), LocalContext())["student"]
 
 
-def test_contract(registry: Registry) -> None:
+def test_contract(registry):
     assert registry.component("objective", "meanflow").load_target() is MeanFlow
     assert registry.component("objective", "improved-meanflow").load_target() is ImprovedMeanFlow
     for objective, needs_teacher in ((mean_flow(), True), (mean_flow(velocity="data"), False), (improved(), False)):
@@ -53,7 +50,7 @@ def test_contract(registry: Registry) -> None:
         assert objective.roles(RandomStudent(), None) == {}
 
 
-def test_one_gradient_pass_one_teacher_call_and_a_derivative_of_the_moving_rows_alone() -> None:
+def test_one_gradient_pass_one_teacher_call_and_a_derivative_of_the_moving_rows_alone():
     teacher = ClassTeacher()
     wrapped, bare, loss = spied(mean_flow(guidance_min=2.0, guidance_max=2.0, derivative="central"), teacher)
     assert [len(call[0]) for call in wrapped.calls] == [ROWS]
@@ -70,7 +67,7 @@ def test_one_gradient_pass_one_teacher_call_and_a_derivative_of_the_moving_rows_
     assert torch.equal(guidance, torch.full((ROWS,), 2.0, dtype=torch.float64))
 
 
-def test_share_of_instants_and_the_distribution_of_times() -> None:
+def test_share_of_instants_and_the_distribution_of_times():
     draws = PhiloxDraws(0, torch.arange(4000))
     t, s, moving = time_pairs(draws, MeanFlowConfig())
     assert int((t == s).sum()) == 3000
@@ -89,7 +86,7 @@ def test_share_of_instants_and_the_distribution_of_times() -> None:
     assert len(time_pairs(draws, ImprovedMeanFlowConfig())[2]) == 2000
 
 
-def test_reduction_is_a_sum_with_the_power_law_weight() -> None:
+def test_reduction_is_a_sum_with_the_power_law_weight():
     x = GivenDraws(ROWS, seed=2).noise("x", (3,))
     student = RandomStudent()
     plain = losses(mean_flow(velocity="data", weight_power=0.0), student, None, GivenDraws(ROWS), x)["student"]
@@ -100,7 +97,7 @@ def test_reduction_is_a_sum_with_the_power_law_weight() -> None:
     torch.testing.assert_close(plain.terms["residual"], (square.mean() / 3).sqrt().detach())
 
 
-def test_share_of_labels_dropped_counts_from_data_alone() -> None:
+def test_share_of_labels_dropped_counts_from_data_alone():
     for objective, expected in (
         (mean_flow(velocity="data", instant_share=0.75), 0.1),
         (improved(), 0.1),
@@ -112,7 +109,7 @@ def test_share_of_labels_dropped_counts_from_data_alone() -> None:
         assert abs(float(dropped.double().mean()) - expected) < 0.02, objective
 
 
-def test_passes_for_guidance_from_data() -> None:
+def test_passes_for_guidance_from_data():
     kept = {"label-dropout": torch.ones(ROWS, dtype=torch.float64)}
     guided = {"guidance_min": 3.0, "guidance_max": 3.0, "instant_share": 0.5, "derivative": "forward-mode"}
     _, bare, _ = spied(mean_flow(velocity="data", **guided), None, **kept)
@@ -130,7 +127,7 @@ def test_passes_for_guidance_from_data() -> None:
     assert len(bare.calls[0][0]) == ROWS // 2
 
 
-def test_guidance_draws() -> None:
+def test_guidance_draws():
     draws = GivenDraws(4000)
     g = improved(guidance_min=1.0, guidance_max=8.0).draw_guidance(draws)
     torch.testing.assert_close(g.log() / torch.log(torch.tensor(8.0).double()), draws.uniform("guidance").neg() + 1)
@@ -140,10 +137,10 @@ def test_guidance_draws() -> None:
     assert abs(float(uniform.mean()) - 2) < 0.05
 
 
-def test_warmup_scales_the_derivative_term() -> None:
+def test_warmup_scales_the_derivative_term():
     student, x, draws = RandomStudent(), GivenDraws(ROWS, seed=2).noise("x", (3,)), GivenDraws(ROWS)
 
-    def at(images: int, **options: Any) -> torch.Tensor:
+    def at(images, **options):
         made = mean_flow(velocity="data", weight_power=0.0, instant_share=0.0, **options)
         return losses(made, student, None, draws, x, at=progress(images))["student"].per_sample
 
@@ -158,7 +155,7 @@ def test_warmup_scales_the_derivative_term() -> None:
 
 
 @pytest.mark.parametrize("objective", [mean_flow(velocity="data", instant_share=0.5), improved()])
-def test_a_batch_is_the_sum_of_its_parts(objective: Any) -> None:
+def test_a_batch_is_the_sum_of_its_parts(objective):
     student, x = RandomStudent(num_classes=2), GivenDraws(32, seed=2).noise("x", (3,))
     labels = torch.arange(32) % 2
     whole = PhiloxDraws(7, torch.arange(32), dtype=torch.float64)
@@ -168,7 +165,7 @@ def test_a_batch_is_the_sum_of_its_parts(objective: Any) -> None:
         torch.testing.assert_close(part, full[rows], rtol=1e-12, atol=1e-14)
 
 
-def test_loss_is_float32_under_bf16_autocast() -> None:
+def test_loss_is_float32_under_bf16_autocast():
     student = RandomStudent(dtype=torch.float32)
     x = GivenDraws(ROWS, seed=2, dtype=torch.float32).noise("x", (3,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -177,7 +174,7 @@ def test_loss_is_float32_under_bf16_autocast() -> None:
     assert all(term.ndim == 0 and not term.requires_grad for term in found.terms.values())
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_is_refused():
     draws = GivenDraws(8)
     with pytest.raises(ConfigError, match="source"):
         losses(mean_flow(velocity="data"), RandomStudent(), None, draws)
@@ -206,6 +203,6 @@ def test_what_does_not_fit_is_refused() -> None:
         (ImprovedMeanFlowConfig, {"velocity": "teacher"}),
     ],
 )
-def test_options_out_of_range_are_refused(config: Any, options: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(config, options):
     with pytest.raises(ValidationError):
         config(**options)

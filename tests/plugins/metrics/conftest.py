@@ -1,9 +1,6 @@
 """What the tests of the evaluators share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -38,7 +35,7 @@ class HeldOutSource(Source):
 
 
 @pytest.fixture(scope="session")
-def digits() -> Source:
+def digits():
     """The digits with their default split."""
     return make_source("digits", {})
 
@@ -47,7 +44,7 @@ def digits() -> Source:
 def evaluation_context():
     """Makes a context: ``evaluation_context(reference_images, teacher=..., student=...)``."""
 
-    def make(reference: Tensor | None = None, **networks: Any) -> EvaluationContext:
+    def make(reference=None, **networks):
         source = None if reference is None else HeldOutSource(reference)
         return EvaluationContext(torch.device("cpu"), PixelCodec(), reference=source, **networks)
 
@@ -55,8 +52,8 @@ def evaluation_context():
 
 
 @pytest.fixture
-def build_context() -> BuildContext:
-    def component(kind: str, name: str, options: dict[str, Any]) -> Any:
+def build_context():
+    def component(kind, name, options):
         raise AssertionError("evaluators build no other components")
 
     return BuildContext(torch.device("cpu"), 0, component)
@@ -66,7 +63,7 @@ def build_context() -> BuildContext:
 def score_row():
     """Feeds a row to an evaluator in batches: ``score_row(evaluator, subject, images, labels, batch_size)``."""
 
-    def score(evaluator, subject: str, images: Tensor, labels: Tensor | None = None, batch_size: int = 100):
+    def score(evaluator, subject, images, labels=None, batch_size=100):
         evaluator.reset(subject)
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)

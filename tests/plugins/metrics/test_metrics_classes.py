@@ -1,7 +1,5 @@
 """Class accuracy and the spread within classes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from freeflow_metrics.classes import ClassAccuracyEvaluator, ClassSpread, SpreadEvaluator

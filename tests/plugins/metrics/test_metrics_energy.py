@@ -1,7 +1,5 @@
 """Energy distance: its definition, known values, unbiasedness, and the evaluator around it."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -33,13 +31,13 @@ def literal(x: torch.Tensor, y: torch.Tensor) -> float:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(1, 4), st.integers(0, 1000))
-def test_it_is_the_definition(first: int, second: int, dims: int, seed: int) -> None:
+def test_it_is_the_definition(first, second, dims, seed):
     x, y = normal(first, dims, seed), normal(second, dims, seed + 1, shift=0.5)
     assert energy_distance(x, y) == pytest.approx(literal(x, y), rel=1e-12, abs=1e-12)
     assert energy_distance(y, x) == pytest.approx(energy_distance(x, y), rel=1e-12, abs=1e-12)
 
 
-def test_one_dimensional_normals_have_a_known_distance() -> None:
+def test_one_dimensional_normals_have_a_known_distance():
     # E|N(m, s^2)| = s sqrt(2/pi) exp(-m^2 / 2 s^2) + m erf(m / s sqrt 2), with X - Y ~ N(m, 2) and X - X' ~ N(0, 2).
     m, s = 1.0, math.sqrt(2)
     mean = s * math.sqrt(2 / math.pi) * math.exp(-(m**2) / (2 * s**2)) + m * math.erf(m / (s * math.sqrt(2)))
@@ -48,7 +46,7 @@ def test_one_dimensional_normals_have_a_known_distance() -> None:
     assert energy_distance(quantiles, quantiles + m) == pytest.approx(expected, abs=1e-3)
 
 
-def test_unbiased_between_equal_distributions() -> None:
+def test_unbiased_between_equal_distributions():
     found = torch.tensor([energy_distance(normal(40, 2, 2 * k), normal(30, 2, 2 * k + 1)) for k in range(300)])
     error = float(found.std()) / math.sqrt(len(found))
     assert abs(float(found.mean())) < 4 * error
@@ -56,7 +54,7 @@ def test_unbiased_between_equal_distributions() -> None:
     assert found.min() < 0  # as an unbiased estimate must be, now and then
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing(monkeypatch):
     x, y = normal(57, 3, 0), normal(41, 3, 1, shift=0.3)
     whole = energy_distance(x, y)
     monkeypatch.setattr(energy, "_BLOCK_ELEMENTS", 100)
@@ -65,7 +63,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def evaluator(evaluation_context):
-    def make(reference: torch.Tensor | None = None, **options) -> EnergyDistanceEvaluator:
+    def make(reference=None, **options):
         made = EnergyDistanceEvaluator(EnergyDistanceConfig(**options))
         made.prepare(evaluation_context(reference))
         return made
@@ -73,7 +71,7 @@ def evaluator(evaluation_context):
     return make
 
 
-def test_scores_against_data_and_teacher(evaluator, score_row) -> None:
+def test_scores_against_data_and_teacher(evaluator, score_row):
     data, teacher, row = normal(100, 2, 0), normal(90, 2, 1, shift=0.2), normal(80, 2, 2, shift=1.0)
     made = evaluator(data)
     for part in teacher.split(37):
@@ -86,20 +84,20 @@ def test_scores_against_data_and_teacher(evaluator, score_row) -> None:
     assert score_row(made, "empty", row[:0]) == {}
 
 
-def test_images_are_scaled_to_states(evaluator, score_row) -> None:
+def test_images_are_scaled_to_states(evaluator, score_row):
     images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     states = images.double() / 127.5 - 1
     found = score_row(evaluator(images), "student", images)["energy_data"]
     assert found == pytest.approx(energy_distance(states, states))
 
 
-def test_only_the_first_samples_are_kept(evaluator, score_row) -> None:
+def test_only_the_first_samples_are_kept(evaluator, score_row):
     data, row = normal(50, 2, 0), normal(200, 2, 1)
     found = score_row(evaluator(data, max_samples=60), "student", row, batch_size=37)["energy_data"]
     assert found == pytest.approx(energy_distance(row[:60], data))
 
 
-def test_large_states_and_other_shapes_are_refused(evaluator) -> None:
+def test_large_states_and_other_shapes_are_refused(evaluator):
     made = evaluator(normal(10, 2, 0), max_dimension=8)
     made.reset("student")
     with pytest.raises(ConfigError, match="max_dimension"):

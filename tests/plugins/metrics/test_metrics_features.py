@@ -1,7 +1,5 @@
 """The packaged features of small images, a user's own, and what their distances mean."""
 
-from __future__ import annotations
-
 import importlib.resources
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from freeflow_core.types import NetworkState
 
 
 @pytest.fixture(scope="module")
-def network() -> SmallFeatures:
+def network():
     return SmallFeatures.packaged()
 
 

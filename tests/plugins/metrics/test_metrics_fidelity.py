@@ -1,7 +1,5 @@
 """Fidelity to the teacher: end points, and the flow-map identity."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from freeflow_metrics.config import FidelityConfig
@@ -11,7 +9,7 @@ from torch import Tensor
 from freeflow_core.interfaces import EvaluationBatch
 from freeflow_core.math.derivative import DerivativeMethod
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
-from freeflow_core.types import Condition, Guidance
+from freeflow_core.types import Guidance
 
 MEAN, STD = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64), torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 
@@ -84,7 +82,7 @@ def test_teacher_is_guided_inside_the_interval_and_student_told_the_weight(evalu
     told: list[list[float]] = []
     teacher, student = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD)
 
-    def guided(x: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
+    def guided(x, t, condition, weight):
         seen.append((float(t[0]), weight.tolist()))
         return teacher.velocity(x, t, condition)
 

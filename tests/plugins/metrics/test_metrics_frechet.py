@@ -1,7 +1,5 @@
 """The Fréchet distance, and the moments it is computed from."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

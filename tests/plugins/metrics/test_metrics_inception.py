@@ -1,7 +1,5 @@
 """clean-fid's Inception behind its adapter, with a stand-in for the 90 MB file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +42,7 @@ class StandInInception(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inception")
     torch.jit.script(StandInInception()).save(str(folder / INCEPTION_FILE))
     return folder
@@ -113,7 +111,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     class Broken:
         headers = {"Content-Length": "10"}  # noqa: RUF012
 
-        def __init__(self) -> None:
+        def __init__(self):
             self.parts = [b"four", b""]
 
         def read(self, *_):

@@ -1,7 +1,5 @@
 """The kernel distance."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

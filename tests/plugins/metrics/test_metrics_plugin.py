@@ -1,7 +1,5 @@
 """The plugin's components as the registry sees them."""
 
-from __future__ import annotations
-
 import pytest
 
 from freeflow_core.interfaces import Evaluator

@@ -1,7 +1,5 @@
 """Verifiers prefer what they say they prefer."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import types
@@ -21,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def builder() -> Builder:
+def builder():
     return Builder(Registry(Manager.load()), CPU, 0)
 
 
@@ -69,7 +67,7 @@ def test_a_function_ranks(monkeypatch, build_context):
 
     trusted = dataclasses.replace(build_context, trusted=True)
 
-    def build(name: str) -> CallableVerifier:
+    def build(name):
         return CallableVerifier.from_config(CallableVerifierConfig(function=name), trusted)
 
     with monkeypatch.context() as watched:

@@ -1,14 +1,10 @@
 """One sqlite store for a test process: making its tables takes seconds."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -31,14 +27,14 @@ VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that what the tracker sets is undone
         monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
-def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+def store_uri(tmp_path_factory):
     shared = tmp_path_factory.getbasetemp().parent / "mlflow-tables.db"
     with FileLock(shared.with_suffix(".lock")):  # of the test processes, one makes the tables
         if not shared.exists():
@@ -61,7 +57,7 @@ def _make_tables(database: Path) -> Path:
 
 
 @pytest.fixture
-def client(store_uri: str) -> Any:
+def client(store_uri):
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from mlflow import MlflowClient
 
@@ -69,17 +65,17 @@ def client(store_uri: str) -> Any:
 
 
 @pytest.fixture
-def dead_uri() -> str:
+def dead_uri():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Journal]:
+def make_run(tmp_path):
     """The folder of a run as the engine makes it."""
 
-    def make(name: str = "first", config: dict[str, Any] | None = None, **status: Any) -> Journal:
+    def make(name="first", config=None, **status):
         journal = Journal(tmp_path / "runs" / name)
         journal.folder.mkdir(parents=True)
         config = {"name": name, **(config or {"training": {"batch_size": 64, "images": 1280}, "seed": 3})}
@@ -93,8 +89,8 @@ def make_run(tmp_path: Path) -> Callable[..., Journal]:
 
 
 @pytest.fixture
-def tracker(store_uri: str) -> Callable[..., MlflowTracker]:
-    def make(**options: Any) -> MlflowTracker:
+def tracker(store_uri):
+    def make(**options):
         quick = {"uri": store_uri, "flush_seconds": 0.05, "timeout_seconds": 1, "retries": 0}
         return MlflowTracker(MlflowConfig(**quick | options))
 
@@ -102,10 +98,10 @@ def tracker(store_uri: str) -> Callable[..., MlflowTracker]:
 
 
 @pytest.fixture
-def send(tracker: Callable[..., MlflowTracker]) -> Callable[..., str]:
+def send(tracker):
     """Send all of a journal; the run's id in MLflow."""
 
-    def make(journal: Journal, status: str | None = None, **options: Any) -> str:
+    def make(journal, status=None, **options):
         replay = Replay(tracker(**options), journal.run(), journal)
         replay.send()
         if status is not None:
@@ -116,5 +112,5 @@ def send(tracker: Callable[..., MlflowTracker]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def start(tracker: Callable[..., MlflowTracker]) -> Callable[..., Sender]:
+def start(tracker):
     return lambda journal, **options: Sender(tracker(**options), journal.run(), journal)

@@ -1,7 +1,5 @@
 """A run to send, what MLflow must then have, and an MLflow in memory whose process can be killed at any moment."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable

@@ -1,17 +1,13 @@
 """A parent run and its children: joined whoever comes first, and sent with one command."""
 
-from __future__ import annotations
-
 import pytest
 from mlflow_support import record
-
-from freeflow_core.interfaces.journal import Journal
 
 PARENT = "mlflow.parentRunId"
 
 
 @pytest.fixture
-def family(make_run) -> tuple[Journal, Journal]:
+def family(make_run):
     """A comparison and a run of it."""
     parent = make_run("compare", tags={"teacher": "t"})
     membership = {"key": parent.status()["key"], "tags": {"objective": "a", "seed": "0"}}
@@ -19,7 +15,7 @@ def family(make_run) -> tuple[Journal, Journal]:
 
 
 @pytest.mark.parametrize("parent_first", [True, False])
-def test_children_and_parent_find_each_other(client, family, send, tracker, tmp_path, parent_first) -> None:
+def test_children_and_parent_find_each_other(client, family, send, tracker, tmp_path, parent_first):
     uris = {tracker(uri=None).options(journal.run())["mlflow"]["uri"] for journal in family}
     assert uris == {f"sqlite:///{(tmp_path / 'runs' / 'mlflow.db').as_posix()}"}
     parent, child = family
@@ -35,9 +31,7 @@ def test_children_and_parent_find_each_other(client, family, send, tracker, tmp_
     assert above.data.tags["teacher"] == "t"
 
 
-def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(
-    client, store_uri, dead_uri, tmp_path, caplog
-) -> None:
+def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(client, store_uri, dead_uri, tmp_path, caplog):
     from freeflow_mlflow.sync import mlflow_sync
 
     from freeflow_core import api

@@ -1,7 +1,5 @@
 """Killed at any moment, a run is in MLflow as it is in its journal: nothing is lost, nothing is doubled."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from types import SimpleNamespace

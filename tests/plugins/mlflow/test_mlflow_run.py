@@ -1,7 +1,5 @@
 """What arrives in MLflow when it is there."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from PIL import Image
 from freeflow_core.interfaces.journal import Journal
 
 
-def test_parameters_status_and_more_than_one_request_of_metrics_arrive(client, make_run, send) -> None:
+def test_parameters_status_and_more_than_one_request_of_metrics_arrive(client, make_run, send):
     journal = make_run(config={"training": {"batch_size": 64}, "few": [2, 4], "long": "x" * 9000})
     for step in range(600):
         journal.add_metrics(step * 64, {"loss": 1.0 / (step + 1), "lr/student": 0.5})
@@ -30,7 +28,7 @@ def test_parameters_status_and_more_than_one_request_of_metrics_arrive(client, m
     assert len(client.get_metric_history(run.info.run_id, "lr/student")) == 600
 
 
-def test_pictures_keep_their_pixels_and_their_step(client, make_run, send) -> None:
+def test_pictures_keep_their_pixels_and_their_step(client, make_run, send):
     journal = make_run()
     picture = Image.frombytes("RGB", (24, 16), bytes(range(256)) * 4 + bytes(128))
     grey = Image.new("L", (8, 8), 9)
@@ -49,7 +47,7 @@ def test_pictures_keep_their_pixels_and_their_step(client, make_run, send) -> No
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_files_arrive_when_wanted_and_one_that_is_gone_holds_up_nothing(client, make_run, tracker, wanted) -> None:
+def test_files_arrive_when_wanted_and_one_that_is_gone_holds_up_nothing(client, make_run, tracker, wanted):
     from freeflow_core.tracking import Replay
 
     journal = make_run()
@@ -64,7 +62,7 @@ def test_files_arrive_when_wanted_and_one_that_is_gone_holds_up_nothing(client, 
     assert len(replay.sent.skipped) == 1
 
 
-def test_resuming_goes_on_in_the_same_run(client, make_run, send) -> None:
+def test_resuming_goes_on_in_the_same_run(client, make_run, send):
     journal = make_run(config={"training": {"images": 1280}})
     journal.add_metrics(64, {"loss": 2.0, "odd": math.nan})
     run_id = send(journal, "stopped")
@@ -82,7 +80,7 @@ def test_resuming_goes_on_in_the_same_run(client, make_run, send) -> None:
     assert [m.step for m in client.get_metric_history(run_id, "loss")] == [64, 128]
 
 
-def test_a_run_deleted_in_mlflow_is_sent_again_whole_and_names_it(client, make_run, send) -> None:
+def test_a_run_deleted_in_mlflow_is_sent_again_whole_and_names_it(client, make_run, send):
     journal = make_run()
     record(journal)
     lost = send(journal, "stopped")
@@ -92,7 +90,7 @@ def test_a_run_deleted_in_mlflow_is_sent_again_whole_and_names_it(client, make_r
     check_complete(client, found)
 
 
-def test_a_run_is_found_by_its_key_and_another_store_is_sent_all_of_it(client, make_run, send) -> None:
+def test_a_run_is_found_by_its_key_and_another_store_is_sent_all_of_it(client, make_run, send):
     journal = make_run()
     record(journal)
     run_id = send(journal)
@@ -105,7 +103,7 @@ def test_a_run_is_found_by_its_key_and_another_store_is_sent_all_of_it(client, m
         check_complete(client, found)
 
 
-def test_a_run_by_an_older_version_can_be_sent(client, make_run, send) -> None:
+def test_a_run_by_an_older_version_can_be_sent(client, make_run, send):
     """Its records have no time, and its run.json no key."""
     journal = make_run()
     journal.metrics_file.write_text('{"images": 64, "loss": 1.5}\n')
@@ -116,7 +114,7 @@ def test_a_run_by_an_older_version_can_be_sent(client, make_run, send) -> None:
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(False, ("true", "true")), (True, (None, None))])
-def test_telemetry_is_off_unless_asked_for_and_the_users_timeouts_win(monkeypatch, asked, expected) -> None:
+def test_telemetry_is_off_unless_asked_for_and_the_users_timeouts_win(monkeypatch, asked, expected):
     import os
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
@@ -126,7 +124,7 @@ def test_telemetry_is_off_unless_asked_for_and_the_users_timeouts_win(monkeypatc
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
-def test_two_runs_at_once_do_not_mix_and_print_nothing(client, make_run, start, capfd, caplog) -> None:
+def test_two_runs_at_once_do_not_mix_and_print_nothing(client, make_run, start, capfd, caplog):
     import mlflow
 
     caplog.set_level("INFO")

@@ -1,7 +1,5 @@
 """A server that is dead, hangs, or comes back."""
 
-from __future__ import annotations
-
 import threading
 import time
 
@@ -40,9 +38,7 @@ def the_run(client, journal):
     return run
 
 
-def test_a_dead_server_costs_nothing_and_one_command_sends_all(
-    client, store_uri, dead_uri, make_run, start, caplog
-) -> None:
+def test_a_dead_server_costs_nothing_and_one_command_sends_all(client, store_uri, dead_uri, make_run, start, caplog):
     journal = make_run()
     began = time.perf_counter()
     sender = start(journal, uri=dead_uri)
@@ -63,7 +59,7 @@ def test_a_dead_server_costs_nothing_and_one_command_sends_all(
     check_complete(client, run.info.run_id)
 
 
-def test_a_server_that_comes_back_gets_everything_during_the_run(client, make_run, start, monkeypatch) -> None:
+def test_a_server_that_comes_back_gets_everything_during_the_run(client, make_run, start, monkeypatch):
     attempts: list[float] = []
     up = threading.Event()
     really_open = MlflowTracker.open
@@ -88,7 +84,7 @@ def test_a_server_that_comes_back_gets_everything_during_the_run(client, make_ru
     assert attempts[1] - attempts[0] >= 6 * 0.05
 
 
-def test_a_failing_artifact_store_holds_up_no_metric(client, make_run, start, monkeypatch) -> None:
+def test_a_failing_artifact_store_holds_up_no_metric(client, make_run, start, monkeypatch):
     journal = make_run()
     with monkeypatch.context() as broken:
         broken.setattr(MlflowTracker, "send_artifact", lambda self, artifact: 1 / 0)
@@ -101,7 +97,7 @@ def test_a_failing_artifact_store_holds_up_no_metric(client, make_run, start, mo
     check_complete(client, run_id)
 
 
-def test_a_server_that_hangs_delays_the_end_by_a_bound_only(client, make_run, start, monkeypatch, tracker) -> None:
+def test_a_server_that_hangs_delays_the_end_by_a_bound_only(client, make_run, start, monkeypatch, tracker):
     release, really_open = threading.Event(), MlflowTracker.open
     monkeypatch.setattr(MlflowTracker, "open", lambda *_: release.wait(60) and 1 / 0)
     journal = make_run()
@@ -121,7 +117,7 @@ def test_a_server_that_hangs_delays_the_end_by_a_bound_only(client, make_run, st
     check_complete(client, run.info.run_id)
 
 
-def test_credentials_are_never_written(make_run, start, dead_uri) -> None:
+def test_credentials_are_never_written(make_run, start, dead_uri):
     uri = dead_uri.replace("://", "://user:secret@")
     journal = make_run()
     start(journal, uri=uri).finish("finished")

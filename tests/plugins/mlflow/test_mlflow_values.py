@@ -1,7 +1,5 @@
 """Addresses, names and parameters, without MLflow."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from freeflow_core.tracking import redact
 
 
-def test_configured_address_then_environment_then_next_to_the_run(tmp_path, monkeypatch) -> None:
+def test_configured_address_then_environment_then_next_to_the_run(tmp_path, monkeypatch):
     run_folder = tmp_path / "runs" / "a"
     assert tracking_uri(None, run_folder) == f"sqlite:///{(tmp_path / 'runs' / 'mlflow.db').as_posix()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
@@ -34,11 +32,11 @@ def test_configured_address_then_environment_then_next_to_the_run(tmp_path, monk
         ("a: 'http://u:p@h'\nb: x@y", "a: 'http://***@h'\nb: x@y"),
     ],
 )
-def test_credentials_are_masked(text, expected) -> None:
+def test_credentials_are_masked(text, expected):
     assert redact(text) == expected
 
 
-def test_parameters_are_flat_and_written_as_in_the_configuration() -> None:
+def test_parameters_are_flat_and_written_as_in_the_configuration():
     config = {
         "name": "run",
         "teacher": {"name": "sit", "weight": 1.5, "path": None},
@@ -62,21 +60,21 @@ def test_parameters_are_flat_and_written_as_in_the_configuration() -> None:
 
 @settings(max_examples=30)
 @given(st.dictionaries(st.text(max_size=300), st.text(max_size=20), max_size=3))
-def test_every_name_fits_mlflow(config) -> None:
+def test_every_name_fits_mlflow(config):
     for name, value in parameters({"a": config, "b": dict.fromkeys(config, "x" * 7000)}).items():
         assert re.fullmatch(r"[A-Za-z0-9_\-. /]{1,250}", name)
         assert len(value) <= MAX_PARAMETER
 
 
 @given(st.text())
-def test_names_never_climb_out_of_a_folder(name) -> None:
+def test_names_never_climb_out_of_a_folder(name):
     parts = safe_name(name).split("/")
     assert ".." not in parts
     assert parts[0]
     assert safe_name(safe_name(name)) == safe_name(name)
 
 
-def test_listing_needs_neither_torch_nor_mlflow() -> None:
+def test_listing_needs_neither_torch_nor_mlflow():
     script = (
         "import sys, typer, freeflow_mlflow.plugin as p, freeflow_mlflow.config\n"
         "app = typer.Typer(); p.freeflow_commands(app); p.freeflow_trackers()\n"

@@ -1,7 +1,5 @@
 """Exact networks of every convention, for data x ~ N(mean, std^2); alpha and sigma are written out here again."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`freeflow teacher check` and `--trust`, as they are typed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

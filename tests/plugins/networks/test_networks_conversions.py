@@ -1,7 +1,5 @@
 """Every convention of an exact network gives the exact velocity of the linear path, and the wrong one does not."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

@@ -1,7 +1,5 @@
 """The teacher diffusers-transformer against calling diffusers by hand, on tiny random networks."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -92,7 +90,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def build(registry, folders):
-    def make(name: str, embeddings: str = "guided", **options):
+    def make(name, embeddings="guided", **options):
         options = {"folder": folders / name, "embeddings": folders / f"{embeddings}.safetensors", **options}
         return Builder(registry, CPU, 0).teacher(ComponentChoice(name="diffusers-transformer", options=options))
 

@@ -1,7 +1,5 @@
 """Few-step sampling needs one path: a network of another one is converted by its teacher, and its exact map kept."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -55,7 +53,7 @@ def spread(field, steps: int) -> float:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_exact_map_keeps_the_spread_in_any_number_of_steps(path: str) -> None:
+def test_the_exact_map_keeps_the_spread_in_any_number_of_steps(path):
     network = ExactNetwork(*PATHS[path], convention(*PATHS[path]).scale, mean=(0.5,), std=(STD,))
     foreign = ForeignNetwork(network, OwnNetworkOptions(sample_shape=(2,), arguments=("x", "t")), Conditions(), "test")
     teacher = OwnNetworkTeacher(foreign, convention(*PATHS[path]), (1,))
@@ -63,10 +61,10 @@ def test_the_exact_map_keeps_the_spread_in_any_number_of_steps(path: str) -> Non
         assert spread(lambda x, t: teacher.velocity(x, t, None), steps) == pytest.approx(STD, rel=0.04)
 
 
-def test_the_map_of_another_path_does_not() -> None:
+def test_the_map_of_another_path_does_not():
     """The velocity of the cosine path taken as it is: what converting is for."""
 
-    def cosine(x: Tensor, t: Tensor) -> Tensor:
+    def cosine(x, t):
         alpha, sigma = torch.cos(math.pi / 2 * t)[:, None], torch.sin(math.pi / 2 * t)[:, None]
         return math.pi / 2 * alpha * sigma * (1 - STD**2) / (alpha**2 * STD**2 + sigma**2) * x
 

@@ -1,7 +1,5 @@
 """`freeflow teacher check`: the right convention passes without a proposal, a wrong one fails and the right is named."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from freeflow_networks.calling import ForeignNetwork

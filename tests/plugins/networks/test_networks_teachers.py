@@ -1,7 +1,5 @@
 """The teachers callable and torch-file: called as they want to be, in their own dtype, and only with a permission."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np
@@ -81,7 +79,7 @@ def build():
     manager = Manager.load(trust=True)
     builder = Builder(Registry(manager), CPU, 0)
 
-    def make(name: str, **options):
+    def make(name, **options):
         options = {"sample_shape": [2], "arguments": ["x", "t"], **options}
         return builder.teacher(ComponentChoice(name=name, options=options))
 

@@ -1,7 +1,5 @@
 """Small exact networks, fixed draws and spies for the tests of the predictor-corrector objectives."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import exact_maps

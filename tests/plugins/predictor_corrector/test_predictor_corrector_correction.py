@@ -1,7 +1,5 @@
 """The correction objective: its zero, its direction, its exact gradient, and lambda."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
@@ -38,13 +36,13 @@ def _gradient(mean: float, std: float, **options: float) -> dict[str, Tensor]:
     return gradients(loss.per_sample.mean(), student)
 
 
-def test_no_gradient_where_student_and_teacher_agree() -> None:
+def test_no_gradient_where_student_and_teacher_agree():
     gradient = _gradient(0.0, 1.0)
     assert gradient["std"].abs() < 1e-14
     assert gradient["mean"].abs() < 1e-14
 
 
-def test_too_wide_narrows_too_narrow_widens_shifted_returns() -> None:
+def test_too_wide_narrows_too_narrow_widens_shifted_returns():
     # Gradient descent moves against the gradient.
     assert _gradient(0.0, 1.3)["std"] > 0.01
     assert _gradient(0.0, 0.7)["std"] < -0.01
@@ -54,7 +52,7 @@ def test_too_wide_narrows_too_narrow_widens_shifted_returns() -> None:
 
 @pytest.mark.parametrize("r", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("a", [0.6, 1.2])
-def test_gradient_is_the_exact_kl_gradient(r: float, a: float) -> None:
+def test_gradient_is_the_exact_kl_gradient(r, a):
     """Two-point quadrature is exact, for the loss is quadratic in (z, n); d KL_r / da (1-r)^-2 r in closed form."""
     teacher_variance = 0.8
     z = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
@@ -74,7 +72,7 @@ def test_gradient_is_the_exact_kl_gradient(r: float, a: float) -> None:
     torch.testing.assert_close(found[0], slope * r / (1 - r) ** 2, rtol=1e-10, atol=1e-12)
 
 
-def test_fake_velocity_loss_is_flow_matching_on_the_samples() -> None:
+def test_fake_velocity_loss_is_flow_matching_on_the_samples():
     teacher, student, fake = GaussianTeacher(torch.zeros(2).double(), torch.ones(2).double()), *_two_small()
     draws = philox(32)
     loss = losses(
@@ -88,10 +86,10 @@ def test_fake_velocity_loss_is_flow_matching_on_the_samples() -> None:
     torch.testing.assert_close(loss.per_sample, (v_n - (n - x)).square().mean(1))
 
 
-def test_correction_weight_power() -> None:
+def test_correction_weight_power():
     teacher, (student, fake) = GaussianTeacher(torch.zeros(2).double(), torch.ones(2).double()), _two_small()
 
-    def run(power: float) -> Tensor:
+    def run(power):
         config = CorrectionConfig(correction_weight_power=power, weight_epsilon=0.02)
         return losses(FreeFlowCorrection(config), models(student, teacher, fake), philox(6))["student"].per_sample
 
@@ -104,7 +102,7 @@ def _two_small() -> tuple[SmallStudent, SmallStudent]:
     return SmallStudent(seed=1), SmallStudent(seed=2)
 
 
-def test_guidance_of_the_corrector_follows_its_profile() -> None:
+def test_guidance_of_the_corrector_follows_its_profile():
     config = CorrectionConfig(correction_guidance_profile=((0.2, 0.6), (0.6, 0.2)))
     r = torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0], dtype=torch.float64)
     weight = corrector_weights(torch.full((5,), 3.0, dtype=torch.float64), r, config)
@@ -112,7 +110,7 @@ def test_guidance_of_the_corrector_follows_its_profile() -> None:
 
 
 @pytest.mark.parametrize("mode", ["raw", "weighted", "fixed"])
-def test_lambda_by_formula(mode: str) -> None:
+def test_lambda_by_formula(mode):
     teacher, (student, fake) = ClassTeacher(), _two_small()
     config = FreeFlowConfig(
         adaptive=mode != "fixed",
@@ -126,7 +124,7 @@ def test_lambda_by_formula(mode: str) -> None:
     seen: list[Tensor] = []
 
     class Recording(Context):
-        def mean(self, values: Tensor) -> Tensor:
+        def mean(self, values):
             seen.append(values)
             return values.mean()
 
@@ -152,7 +150,7 @@ def test_lambda_by_formula(mode: str) -> None:
         torch.testing.assert_close(recorded[1], seen[1] / (seen[1].square() + 0.05))
 
 
-def test_correction_rises_with_its_warmup() -> None:
+def test_correction_rises_with_its_warmup():
     teacher, (student, fake) = ClassTeacher(), _two_small()
     objective = FreeFlow(FreeFlowConfig(correction_warmup_images=100))
     networks = models(student, teacher, fake)

@@ -1,7 +1,5 @@
 """Options: ranges, times and guidance for every admissible configuration, and torch-free loading."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -27,9 +25,7 @@ share = st.floats(0, 1)
     least=st.floats(0, 0.99),
     end=share,
 )
-def test_durations_lie_in_their_interval(
-    u: list[float], kind: str, location: float, scale: float, least: float, end: float
-) -> None:
+def test_durations_lie_in_their_interval(u, kind, location, scale, least, end):
     config = PredictionConfig(
         duration=kind, duration_location=location, duration_scale=scale, duration_min=least, endpoint_share=end
     )
@@ -50,9 +46,7 @@ def test_durations_lie_in_their_interval(
     scale=st.floats(0.01, 10),
     ends=st.tuples(st.floats(0, 0.98), st.floats(0.01, 1)).filter(lambda e: e[0] < e[1]),
 )
-def test_noise_levels_lie_in_their_interval(
-    u: list[float], kind: str, location: float, scale: float, ends: tuple[float, float]
-) -> None:
+def test_noise_levels_lie_in_their_interval(u, kind, location, scale, ends):
     config = CorrectionConfig(r_distribution=kind, r_location=location, r_scale=scale, r_low=ends[0], r_high=ends[1])
     r = noise_levels(torch.tensor(u, dtype=torch.float64), config)
     assert r.min() >= ends[0]
@@ -60,7 +54,7 @@ def test_noise_levels_lie_in_their_interval(
     assert r.max() <= ends[1] + 1e-15
 
 
-def test_distributions_have_their_shares() -> None:
+def test_distributions_have_their_shares():
     draws = philox(20_000)
     d = durations(draws.uniform("a"), PredictionConfig(endpoint_share=0.3, duration_min=0.2))
     assert (d == 1).double().mean() == pytest.approx(0.3, abs=0.015)
@@ -84,6 +78,6 @@ def test_distributions_have_their_shares() -> None:
         {"balance_strength": float("nan")},
     ],
 )
-def test_options_that_contradict_each_other_are_refused(options: dict) -> None:
+def test_options_that_contradict_each_other_are_refused(options):
     with pytest.raises(ValidationError):
         FreeFlowConfig(**options)

@@ -1,7 +1,5 @@
 """The prediction objective against exact maps, hand-written gradients and flipped signs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from exact_maps import ExactGuidedStudent
@@ -35,7 +33,7 @@ TOLERANCES = [
 
 
 @pytest.mark.parametrize(("options", "tolerance"), TOLERANCES)
-def test_exact_unguided_map_has_no_residual(options: dict, tolerance: float) -> None:
+def test_exact_unguided_map_has_no_residual(options, tolerance):
     teacher, student = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD)
     config = PredictionConfig(**options, endpoint_share=0.1)
     loss = losses(FreeFlowPrediction(config), models(student, teacher), philox(500))["student"]
@@ -44,7 +42,7 @@ def test_exact_unguided_map_has_no_residual(options: dict, tolerance: float) -> 
 
 
 @pytest.mark.parametrize(("options", "tolerance"), TOLERANCES)
-def test_exact_guided_map_has_no_residual(options: dict, tolerance: float) -> None:
+def test_exact_guided_map_has_no_residual(options, tolerance):
     teacher = ClassTeacher()
     config = PredictionConfig(**options, guidance_min=1.0, guidance_max=3.0, duration_min=1e-3)
     loss = losses(FreeFlowPrediction(config), models(ExactGuidedStudent(teacher), teacher), philox(500))["student"]
@@ -52,7 +50,7 @@ def test_exact_guided_map_has_no_residual(options: dict, tolerance: float) -> No
     assert max(teacher.rows_of_calls) > 900  # nearly every row needed its unconditional half
 
 
-def test_guided_map_of_another_weight_has_residual() -> None:
+def test_guided_map_of_another_weight_has_residual():
     teacher = ClassTeacher()
     config = PredictionConfig(guidance_min=2.0, guidance_max=2.0, guidance_interval=(0.0, 0.5))
     loss = losses(FreeFlowPrediction(config), models(ExactGuidedStudent(teacher), teacher), philox(200))["student"]
@@ -69,7 +67,7 @@ def _exact_parts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("derivative", "velocity"), [(-1, 1), (1, -1), (0, 1)])
-def test_each_flipped_sign_is_seen(derivative: int, velocity: int) -> None:
+def test_each_flipped_sign_is_seen(derivative, velocity):
     u, du_dd, v, d = _exact_parts()
     right = predict(u, du_dd, v, d, power=1, epsilon=1e-2)
     wrong = predict(u, derivative * du_dd, velocity * v, d, power=1, epsilon=1e-2)
@@ -78,7 +76,7 @@ def test_each_flipped_sign_is_seen(derivative: int, velocity: int) -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_gradient_is_weighted_residual_times_jacobian(power: float) -> None:
+def test_gradient_is_weighted_residual_times_jacobian(power):
     teacher, student = GaussianTeacher(MEAN[:2], STD[:2]), SmallStudent()
     config = PredictionConfig(derivative="forward-mode", weight_power=power, weight_epsilon=0.03)
     draws = philox(16)
@@ -111,7 +109,7 @@ EDGES = torch.tensor([1.0, 1.0 - 1e-4, 0.999, 0.5, 0.3, 1e-3, 1e-9], dtype=torch
 
 
 @pytest.mark.parametrize("method", ["central", "one-sided"])
-def test_no_end_time_outside_the_interval_is_asked(method: str) -> None:
+def test_no_end_time_outside_the_interval_is_asked(method):
     student = SmallStudent()
     d = torch.cat([EDGES, philox(200).uniform("d")])
     _derivative(student, philox(len(d)).noise("z", (2,)), d, method, 0.02)
@@ -120,7 +118,7 @@ def test_no_end_time_outside_the_interval_is_asked(method: str) -> None:
     assert seen.max() <= 1
 
 
-def test_derivative_check_is_logged_at_its_interval() -> None:
+def test_derivative_check_is_logged_at_its_interval():
     teacher, student = GaussianTeacher(MEAN[:2], STD[:2]), SmallStudent()
     objective = FreeFlowPrediction(PredictionConfig(derivative="one-sided", check_derivative_every=10))
     off = losses(objective, models(student, teacher), philox(8), at=progress(step=11))["student"].terms
@@ -129,7 +127,7 @@ def test_derivative_check_is_logged_at_its_interval() -> None:
     assert 1e-6 < on["derivative_relative_error"] < 0.05
 
 
-def test_bf16_autocast_keeps_losses_in_float32() -> None:
+def test_bf16_autocast_keeps_losses_in_float32():
     teacher = GaussianTeacher(MEAN[:2].float(), STD[:2].float())
     student = SmallStudent(dtype=torch.float32)
     networks = models(student, teacher)
@@ -140,7 +138,7 @@ def test_bf16_autocast_keeps_losses_in_float32() -> None:
     assert all(term.dtype == torch.float32 and term.ndim == 0 for term in loss.terms.values())
 
 
-def test_teacher_is_asked_within_its_own_times() -> None:
+def test_teacher_is_asked_within_its_own_times():
     teacher = ClassTeacher()
     teacher.time_range = (0.2, 0.7)
     losses(FreeFlowPrediction(PredictionConfig()), models(ExactGuidedStudent(teacher), teacher), philox(64))

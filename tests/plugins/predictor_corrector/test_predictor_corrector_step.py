@@ -1,7 +1,5 @@
 """One joined step: rows, passes, isolation, and independence of how the batch is cut."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -24,17 +22,16 @@ from freeflow_core.config import OptimizerConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, Context, Model, Models, StartTimes
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.types import Loss
 
 
 @pytest.mark.parametrize(("derivative", "rows"), [("one-sided", 12), ("central", 24)])
-def test_passes_of_one_step(derivative: str, rows: int) -> None:
+def test_passes_of_one_step(derivative, rows):
     teacher, student = ClassTeacher(), SmallStudent()
     wrapped, bare = Spy(student), Spy(student)
     fake = copy.deepcopy(student)
     fake_wrapped, fake_bare = Spy(fake), Spy(fake)
 
-    def rows_of(spy: Spy) -> list[int]:
+    def rows_of(spy):
         return [len(call[0]) for call in spy.calls]
 
     networks = Models({"student": Model(wrapped, bare), "fake_velocity": Model(fake_wrapped, fake_bare)}, teacher)
@@ -52,7 +49,7 @@ def test_passes_of_one_step(derivative: str, rows: int) -> None:
     assert teacher.rows_of_calls == [16 + guided]
 
 
-def test_predictor_and_corrector_resolve_their_own_guidance() -> None:
+def test_predictor_and_corrector_resolve_their_own_guidance():
     teacher, student, draws = ClassTeacher(), SmallStudent(), philox(64)
     config = FreeFlowConfig(
         guidance_min=3,
@@ -69,7 +66,7 @@ def test_predictor_and_corrector_resolve_their_own_guidance() -> None:
     torch.testing.assert_close(t[:48], draws.uniform("duration")[outside])
 
 
-def test_losses_stay_apart() -> None:
+def test_losses_stay_apart():
     teacher, student = ClassTeacher(), SmallStudent(seed=1)
     fake = SmallStudent(seed=2)
     result = losses(FreeFlow(FreeFlowConfig(guidance_max=3)), models(student, teacher, fake), philox(16))
@@ -103,7 +100,7 @@ class _Replaying(Context):
 
 
 @pytest.mark.parametrize("mode", ["raw", "weighted"])
-def test_two_micro_batches_give_the_same_rows_as_one(mode: str) -> None:
+def test_two_micro_batches_give_the_same_rows_as_one(mode):
     teacher, student, fake = ClassTeacher(), SmallStudent(seed=1), SmallStudent(seed=2)
     networks = models(student, teacher, fake)
     objective = FreeFlow(FreeFlowConfig(balance=mode, guidance_max=3.0))
@@ -120,7 +117,7 @@ def test_two_micro_batches_give_the_same_rows_as_one(mode: str) -> None:
             objective.losses(networks, NO_DATA, half, progress(), context)
         collected.append(context.means)
 
-    def pieces() -> list[dict[str, Loss]]:
+    def pieces():
         return [objective.losses(networks, NO_DATA, half, progress(), _Replaying(collected)) for half in halves]
 
     parts = pieces()
@@ -134,13 +131,13 @@ def test_two_micro_batches_give_the_same_rows_as_one(mode: str) -> None:
     assert collected[0][0] != collected[1][0]  # the local means differ: without the global one this would fail
 
 
-def test_a_batch_without_correction_rows_is_refused() -> None:
+def test_a_batch_without_correction_rows_is_refused():
     teacher, student = ClassTeacher(), SmallStudent()
     with pytest.raises(ConfigError, match=r"batch of 2 rows .*correction_share=0.25"):
         losses(FreeFlow(FreeFlowConfig()), models(student, teacher, copy.deepcopy(student)), philox(2))
 
 
-def test_joint_step_is_prediction_on_its_rows_and_correction_on_its_own() -> None:
+def test_joint_step_is_prediction_on_its_rows_and_correction_on_its_own():
     teacher, student, fake = ClassTeacher(), SmallStudent(seed=1), SmallStudent(seed=2)
     networks, draws = models(student, teacher, fake), philox(16)
     options = {"guidance_max": 3.0}
@@ -154,7 +151,7 @@ def test_joint_step_is_prediction_on_its_rows_and_correction_on_its_own() -> Non
     torch.testing.assert_close(whole["fake_velocity"].per_sample, back["fake_velocity"].per_sample[last])
 
 
-def test_roles_and_class_facts() -> None:
+def test_roles_and_class_facts():
     student, teacher = SmallStudent(), ClassTeacher()
     optimizer = OptimizerConfig(learning_rate=3e-4)
     objective = FreeFlow(FreeFlowConfig(fake_velocity_optimizer=optimizer))

@@ -1,7 +1,5 @@
 """Training from a wrong start reaches the exact map."""
 
-from __future__ import annotations
-
 import torch
 from freeflow_predictor_corrector.config import FreeFlowConfig
 from freeflow_predictor_corrector.freeflow import FreeFlow
@@ -21,7 +19,7 @@ def _samples(student: SmallStudent, teacher: GaussianTeacher) -> tuple[Tensor, T
         return student.flow_map(z, one, 0 * one, None, one), teacher.exact_flow_map(z, one, 0 * one)
 
 
-def test_freeflow_reaches_the_exact_map_from_a_wrong_start() -> None:
+def test_freeflow_reaches_the_exact_map_from_a_wrong_start():
     teacher = GaussianTeacher(torch.tensor([0.5, -0.5]), torch.tensor([0.4, 1.5]))
     student = SmallStudent(seed=5, dtype=torch.float32)
     x, exact = _samples(student, teacher)

@@ -1,7 +1,5 @@
 """The mixture as data: exact, resumable, with the teacher's classes, and never the run's own random numbers."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -28,7 +26,7 @@ def first(made: MixtureSource, count: int, start: int = 0):
     return batch.x, batch.condition
 
 
-def test_sample_i_depends_on_the_seed_and_i_alone() -> None:
+def test_sample_i_depends_on_the_seed_and_i_alone():
     made = source()
     x, labels = first(made, 24)
     for split in (1, 2, 4):
@@ -43,7 +41,7 @@ def test_sample_i_depends_on_the_seed_and_i_alone() -> None:
     assert not torch.equal(first(source(seed=1), 24)[0], x)
 
 
-def test_states_are_exact_samples_of_their_class() -> None:
+def test_states_are_exact_samples_of_their_class():
     made = source()
     x, labels = first(made, 4000)
     assert x.dtype is torch.float32
@@ -57,13 +55,13 @@ def test_states_are_exact_samples_of_their_class() -> None:
     assert torch.bincount(mode, minlength=4).min() > 850
 
 
-def test_equal_seeds_do_not_give_the_runs_own_numbers() -> None:
+def test_equal_seeds_do_not_give_the_runs_own_numbers():
     teacher = GaussianMixtureTeacher.from_config(GaussianMixtureConfig(**OPTIONS), CONTEXT)
     run = teacher.sample_condition(PhiloxDraws(0, torch.arange(200)))
     assert 40 < int((run != first(source(seed=0), 200)[1]).sum()) < 160
 
 
-def test_held_out_samples_are_others() -> None:
+def test_held_out_samples_are_others():
     assert source().held_out() is None
     x, labels = source(held_out=50).held_out()
     assert x.shape == (50, 2)
@@ -73,7 +71,7 @@ def test_held_out_samples_are_others() -> None:
     assert torch.equal(source(held_out=20).held_out()[0], x[:20])
 
 
-def test_states_codec_passes_floats_and_refuses_images() -> None:
+def test_states_codec_passes_floats_and_refuses_images():
     codec = StatesCodec(StatesConfig())
     x = torch.randn(3, 2)
     assert codec.encode(x) is x

@@ -1,7 +1,5 @@
 """The MLP students: pure functions of one forward, smooth inputs, honest reports, round trips."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -35,7 +33,7 @@ def test_jump_follows_the_average_velocity():
 
 
 @pytest.mark.parametrize(("kind", "policy", "outputs"), [("gm", GMPolicy, 7 * 4 + 1), ("dx", DXPolicy, 4 * 6)])
-def test_jump_rolls_the_policy_of_one_forward(kind: str, policy: type[Any], outputs: int):
+def test_jump_rolls_the_policy_of_one_forward(kind, policy, outputs):
     network = student(MLPPolicyStudent, policy=kind, num_components=4, shift=2.0, num_substeps=16)
     x, t, s, label, w = inputs()
     output = network(x, t, s, label, w)
@@ -50,7 +48,7 @@ def test_jump_rolls_the_policy_of_one_forward(kind: str, policy: type[Any], outp
 
 
 @pytest.mark.parametrize("changed", range(5))
-def test_every_input_matters(changed: int):
+def test_every_input_matters(changed):
     network, arguments = student(), list(inputs())
     before = network(*arguments)
     arguments[changed] = (arguments[changed] + 1) % 5 if changed == 3 else arguments[changed] * 0.7 + 0.1
@@ -58,7 +56,7 @@ def test_every_input_matters(changed: int):
 
 
 @pytest.mark.parametrize("kind", [MLPStudent, MLPPolicyStudent])
-def test_no_guidance_means_weight_one_and_rows_are_independent(kind: type[Any]):
+def test_no_guidance_means_weight_one_and_rows_are_independent(kind):
     network, (x, t, s, label, _) = student(kind), inputs()
     whole = network.flow_map(x, t, s, label, None)
     torch.testing.assert_close(whole, network.flow_map(x, t, s, label, torch.ones_like(t)))
@@ -73,7 +71,7 @@ def test_they_start_as_asked():
 
 
 @pytest.mark.parametrize("kind", [MLPStudent, MLPPolicyStudent])
-def test_takes_nothing_from_the_toy_teacher_and_says_so(kind: type[Any]):
+def test_takes_nothing_from_the_toy_teacher_and_says_so(kind):
     network = student(kind)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     report = network.load_teacher(GaussianMixtureTeacher(torch.zeros(1, 3, 2), stds=torch.ones(1)))
@@ -90,7 +88,7 @@ def test_takes_nothing_from_the_toy_teacher_and_says_so(kind: type[Any]):
         (MLPPolicyStudent, {"policy": "dx", "num_components": 3}),
     ],
 )
-def test_round_trip_through_its_state(kind: type[Any], options: dict[str, Any]):
+def test_round_trip_through_its_state(kind, options):
     network, arguments = student(kind, **options), inputs()
     again = kind.from_state(network.network_state())
     assert torch.equal(again.flow_map(*arguments), network.flow_map(*arguments))

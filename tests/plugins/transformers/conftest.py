@@ -1,9 +1,3 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from freeflow_transformers.architecture import TransformerConfig
@@ -11,16 +5,14 @@ from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.detection import released_name
 from freeflow_transformers.teachers import TransformerTeacher
 
-from freeflow_core.interfaces import BuildContext, Source, Teacher
-
-MakeNetwork = Callable[..., DiffusionTransformer]
+from freeflow_core.interfaces import BuildContext
 
 
 @pytest.fixture
-def make_network() -> MakeNetwork:
+def make_network():
     """Small networks; ``random=True`` fills every parameter, so that no layer is still zero."""
 
-    def make(*, random: bool = True, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    def make(*, random=True, seed=0, dtype=torch.float32, **options):
         values = {
             "sample_shape": (2, 4, 6),
             "patch_size": 2,
@@ -42,23 +34,17 @@ def make_network() -> MakeNetwork:
 
 
 @pytest.fixture
-def teacher(make_network: MakeNetwork) -> TransformerTeacher:
+def teacher(make_network):
     return TransformerTeacher(make_network())
 
 
 @pytest.fixture
-def make_context() -> Callable[..., BuildContext]:
-    def make(
-        teacher: Teacher | None = None,
-        source: Source | None = None,
-        seed: int = 0,
-        device: str = "cpu",
-        weights: Callable[[str], Path] | None = None,
-    ) -> BuildContext:
-        def component(kind: str, name: str, options: dict[str, Any]) -> Any:
+def make_context():
+    def make(teacher=None, source=None, seed=0, device="cpu", weights=None):
+        def component(kind, name, options):
             raise AssertionError(f"nothing here builds another component, asked for {kind} {name}")
 
-        def no_weights(name: str) -> Path:
+        def no_weights(name):
             raise AssertionError(f"nothing here fetches weights, asked for {name}")
 
         return BuildContext(torch.device(device), seed, component, teacher, source, weights=weights or no_weights)
@@ -67,8 +53,8 @@ def make_context() -> Callable[..., BuildContext]:
 
 
 @pytest.fixture
-def states() -> Callable[..., torch.Tensor]:
-    def make(num: int, shape: tuple[int, ...] = (2, 4, 6), dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def states():
+    def make(num, shape=(2, 4, 6), dtype=torch.float32):
         return torch.randn(num, *shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
 
     return make
@@ -86,10 +72,10 @@ FAMILIES = {
 
 
 @pytest.fixture
-def released_tensors(make_network: MakeNetwork) -> Callable[..., dict[str, torch.Tensor]]:
+def released_tensors(make_network):
     """Tensors of a tiny checkpoint as a family publishes it."""
 
-    def make(family: str, **options: Any) -> dict[str, torch.Tensor]:
+    def make(family, **options):
         values = {"sample_shape": (4, 8, 8), "num_classes": 10, **FAMILIES[family], **options}
         projectors = values.pop("projectors", False)
         network = make_network(**values)
@@ -103,10 +89,10 @@ def released_tensors(make_network: MakeNetwork) -> Callable[..., dict[str, torch
 
 
 @pytest.fixture
-def write_checkpoint(tmp_path: Path, released_tensors: Any) -> Callable[..., Path]:
+def write_checkpoint(tmp_path, released_tensors):
     """Write one under a name that says nothing."""
 
-    def write(family: str, name: str = "weights.pt", **options: Any) -> Path:
+    def write(family, name="weights.pt", **options):
         torch.save(released_tensors(family, **options), tmp_path / name)
         return tmp_path / name
 

@@ -1,7 +1,5 @@
 """Agreement with the forward passes of other implementations, on tiny random checkpoints in their own format."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -37,7 +35,7 @@ def load(family: str, *, student: bool) -> tuple[DiffusionTransformer, dict[str,
 
 
 @torch.no_grad()
-def test_velocity_network_agrees_with_sit() -> None:
+def test_velocity_network_agrees_with_sit():
     network, io = load("sit", student=False)
     # SiT's own time runs from noise to data; the backbone only embeds the number it is given.
     out = network(io["x"], io["t"], io["y"])
@@ -48,12 +46,12 @@ def test_velocity_network_agrees_with_sit() -> None:
 
 
 @torch.no_grad()
-def test_network_with_duration_and_guidance_agrees_with_the_released_student() -> None:
+def test_network_with_duration_and_guidance_agrees_with_the_released_student():
     network, io = load("freeflow", student=True)
     out = network(io["x"], io["t"], io["y"], io["dt"], io["gw"])
     torch.testing.assert_close(out, io["out"], rtol=0, atol=1e-5)
 
 
-def test_position_embedding_is_the_stored_one() -> None:
+def test_position_embedding_is_the_stored_one():
     stored = torch.load(GOLDEN / "a-sit.pt", weights_only=True)["pos_embed"]
     torch.testing.assert_close(position_embedding(4, 4, 48), stored, rtol=0, atol=1e-7)

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ TIMES = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
 LABELS = torch.tensor([0, 4, 5])
 
 
-def test_parameter_names_are_those_of_the_released_checkpoints(make_network: Any) -> None:
+def test_parameter_names_are_those_of_the_released_checkpoints(make_network):
     names = set(make_network(depth=1, jump=True, guidance=True).state_dict())
     layers = ["x_embedder.proj", "blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
     layers += ["blocks.0.adaLN_modulation.1", "final_layer.linear", "final_layer.adaLN_modulation.1"]
@@ -26,7 +23,7 @@ def test_parameter_names_are_those_of_the_released_checkpoints(make_network: Any
 
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
-def test_named_sizes_have_the_published_numbers_of_parameters(size: str, millions: int) -> None:
+def test_named_sizes_have_the_published_numbers_of_parameters(size, millions):
     # Peebles & Xie 2022, table 4 (patch 2, 1000 classes, latents 4 x 32 x 32, learnt sigma).
     width, depth = SIZES[size]["width"], SIZES[size]["depth"]
     per_block = 4 * width * width + 4 * width + 8 * width * width + 5 * width + 6 * width * width + 6 * width
@@ -42,14 +39,14 @@ def test_named_sizes_have_the_published_numbers_of_parameters(size: str, million
 
 
 @torch.no_grad()
-def test_a_fresh_network_answers_zero_and_its_blocks_change_nothing(make_network: Any, states: Any) -> None:
+def test_a_fresh_network_answers_zero_and_its_blocks_change_nothing(make_network, states):
     network = make_network(random=False, jump=True, guidance=True)
     assert not network(states(3), TIMES, LABELS, TIMES, TIMES).any()
     tokens, c = torch.randn(3, 6, 24), torch.randn(3, 24)
     assert torch.equal(network.blocks[0](tokens, c), tokens)
 
 
-def test_fresh_weights_follow_the_generator_alone(make_network: Any) -> None:
+def test_fresh_weights_follow_the_generator_alone(make_network):
     before = torch.get_rng_state()
     first, again, other = (make_network(random=False, seed=seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -63,7 +60,7 @@ def test_fresh_weights_follow_the_generator_alone(make_network: Any) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_rows_are_independent(make_network: Any, states: Any, qk_norm: bool) -> None:
+def test_rows_are_independent(make_network, states, qk_norm):
     network = make_network(jump=True, guidance=True, qk_norm=qk_norm, dtype=torch.float64)
     x = states(3, dtype=torch.float64)
     weights = torch.tensor([1.0, 2.5, 4.0], dtype=torch.float64)
@@ -77,7 +74,7 @@ def test_rows_are_independent(make_network: Any, states: Any, qk_norm: bool) -> 
 
 
 @torch.no_grad()
-def test_every_input_matters(make_network: Any, states: Any) -> None:
+def test_every_input_matters(make_network, states):
     network, x, ones = make_network(jump=True, guidance=True), states(3), torch.ones(3)
     base = network(x, TIMES, LABELS, TIMES, ones)
     for changed in (
@@ -90,7 +87,7 @@ def test_every_input_matters(make_network: Any, states: Any) -> None:
 
 
 @torch.no_grad()
-def test_patches_keep_their_place(make_network: Any) -> None:
+def test_patches_keep_their_place(make_network):
     """With blocks that do nothing, a change inside one patch moves the output inside that patch alone."""
     network = make_network(sample_shape=(1, 4, 6), num_classes=0)
     for block in network.blocks:
@@ -106,7 +103,7 @@ def test_patches_keep_their_place(make_network: Any) -> None:
 
 
 @torch.no_grad()
-def test_states_may_be_finer_than_the_weights(make_network: Any, states: Any) -> None:
+def test_states_may_be_finer_than_the_weights(make_network, states):
     network = make_network()
     out = network(states(3, dtype=torch.float64), TIMES, LABELS)
     assert out.dtype is torch.float64
@@ -114,7 +111,7 @@ def test_states_may_be_finer_than_the_weights(make_network: Any, states: Any) ->
 
 
 @torch.no_grad()
-def test_scalars_are_embedded_in_full_precision_under_autocast(make_network: Any, states: Any) -> None:
+def test_scalars_are_embedded_in_full_precision_under_autocast(make_network, states):
     network = make_network()
     exact = network.t_embedder(TIMES)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -126,7 +123,7 @@ def test_scalars_are_embedded_in_full_precision_under_autocast(make_network: Any
 
 
 @given(st.floats(0, 8))
-def test_features_are_cosines_then_sines_from_one_radian_down(value: float) -> None:
+def test_features_are_cosines_then_sines_from_one_radian_down(value):
     features = sinusoidal_features(torch.tensor([value], dtype=torch.float64))[0]
     assert features.shape == (256,)
     for i in (0, 1, 64, 127):
@@ -135,7 +132,7 @@ def test_features_are_cosines_then_sines_from_one_radian_down(value: float) -> N
         assert features[128 + i].item() == pytest.approx(math.sin(angle), abs=1e-12)
 
 
-def test_positions_encode_the_column_first() -> None:
+def test_positions_encode_the_column_first():
     embedding = position_embedding(2, 3, 8)[0].reshape(2, 3, 8)
     assert torch.equal(embedding[0, :, :4], embedding[1, :, :4])
     assert torch.equal(embedding[:, 0, 4:], embedding[:, 2, 4:])
@@ -152,7 +149,7 @@ def test_positions_encode_the_column_first() -> None:
         ({"width": 6}, "multiple of 4"),
     ],
 )
-def test_numbers_that_do_not_go_together(make_network: Any, options: dict[str, int], message: str) -> None:
+def test_numbers_that_do_not_go_together(make_network, options, message):
     with pytest.raises(ConfigError, match=message):
         make_network(**options)
 
@@ -165,12 +162,12 @@ def test_numbers_that_do_not_go_together(make_network: Any, options: dict[str, i
         ({"label": torch.zeros(3, dtype=torch.long)}, r"got \{"),
     ],
 )
-def test_conditions_that_are_not_labels(make_network: Any, states: Any, condition: Any, came: str) -> None:
+def test_conditions_that_are_not_labels(make_network, states, condition, came):
     with pytest.raises(ConfigError, match=f"5 classes.*{came}"):
         make_network()(states(3), TIMES, condition)
 
 
-def test_inputs_that_the_network_does_not_have(make_network: Any, states: Any) -> None:
+def test_inputs_that_the_network_does_not_have(make_network, states):
     with pytest.raises(ConfigError, match="unconditional"):
         make_network(num_classes=0)(states(3), TIMES, LABELS)
     with pytest.raises(ValueError, match="has no duration input"):

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 from freeflow_transformers import plugin
 
@@ -9,13 +7,13 @@ from freeflow_core.plugin import Manager, Registry
 
 
 @pytest.fixture
-def registry() -> Registry:
+def registry():
     manager = Manager()
     manager.register(plugin, "transformers")
     return Registry(manager)
 
 
-def test_everything_offered_can_be_loaded(registry: Registry) -> None:
+def test_everything_offered_can_be_loaded(registry):
     assert set(registry.components("teacher")) == {"digits", "mnist", "sit", "sit-repa", "dit"}
     assert set(registry.components("student")) == {
         "transformer",
@@ -34,7 +32,7 @@ def test_everything_offered_can_be_loaded(registry: Registry) -> None:
             assert all(field.description for field in config.model_fields.values())
 
 
-def test_every_published_student_has_its_weights(registry: Registry) -> None:
+def test_every_published_student_has_its_weights(registry):
     published = {name for name in registry.components("student") if name.startswith("freeflow-")}
     assert published <= set(registry.weights())
     for name in published:

@@ -1,7 +1,5 @@
 """The transformer that emits a policy: it starts from its teacher, and its jump rolls what it emits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -35,9 +33,7 @@ def emitted(student: PolicyTransformer, x: Tensor) -> Any:
 @pytest.mark.parametrize("convention", [{}, {"sign": "data-minus-noise", "time_direction": "data-at-1"}])
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @torch.no_grad()
-def test_every_velocity_starts_as_the_teachers(
-    make_network: Any, make_context: Any, states: Any, convention: dict[str, str], learn_sigma: bool
-) -> None:
+def test_every_velocity_starts_as_the_teachers(make_network, make_context, states, convention, learn_sigma):
     teacher = TransformerTeacher(make_network(learn_sigma=learn_sigma, **convention))
     x, v = states(3), teacher.velocity(states(3), T, LABELS)
     for kind, components in (("dx", 4), ("gm", 5)):
@@ -60,7 +56,7 @@ def emitted_velocities(student: PolicyTransformer, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_components_differ_by_the_noise_asked_for(teacher: TransformerTeacher, make_context: Any, states: Any) -> None:
+def test_components_differ_by_the_noise_asked_for(teacher, make_context, states):
     x = states(3)
     student = policy_student(make_context(teacher), num_components=64, mean_noise=0.2, initial_std=0.1)
     student.load_teacher(teacher)
@@ -74,9 +70,7 @@ def test_components_differ_by_the_noise_asked_for(teacher: TransformerTeacher, m
 
 
 @pytest.mark.parametrize(("kind", "policy"), [("gm", GMPolicy), ("dx", DXPolicy)])
-def test_jump_rolls_the_policy_and_every_weight_matters(
-    make_network: Any, make_context: Any, states: Any, kind: str, policy: type[Any]
-) -> None:
+def test_jump_rolls_the_policy_and_every_weight_matters(make_network, make_context, states, kind, policy):
     context = make_context(TransformerTeacher(make_network()))
     student = policy_student(context, policy=kind, num_components=3, num_substeps=8, shift=2.0)
     fill_randomly(student)
@@ -94,9 +88,7 @@ def test_jump_rolls_the_policy_and_every_weight_matters(
 
 
 @torch.no_grad()
-def test_logits_belong_to_pixels_and_the_deviation_to_the_sample(
-    make_network: Any, make_context: Any, states: Any
-) -> None:
+def test_logits_belong_to_pixels_and_the_deviation_to_the_sample(make_network, make_context, states):
     student = policy_student(make_context(TransformerTeacher(make_network())), num_components=3)
     fill_randomly(student)
     output = student(states(3), T, S, LABELS, WEIGHT)
@@ -110,7 +102,7 @@ def test_logits_belong_to_pixels_and_the_deviation_to_the_sample(
 
 @pytest.mark.parametrize("kind", ["gm", "dx"])
 @torch.no_grad()
-def test_round_trip_through_its_state(make_network: Any, make_context: Any, states: Any, kind: str) -> None:
+def test_round_trip_through_its_state(make_network, make_context, states, kind):
     student = policy_student(make_context(TransformerTeacher(make_network())), policy=kind, shift=1.5, num_substeps=4)
     fill_randomly(student)
     again = PolicyTransformer.from_state(student.network_state())
@@ -119,7 +111,7 @@ def test_round_trip_through_its_state(make_network: Any, make_context: Any, stat
     assert torch.equal(again.flow_map(*arguments), student.flow_map(*arguments))
 
 
-def test_networks_that_do_not_fit_are_refused(make_network: Any, make_context: Any, teacher: Any) -> None:
+def test_networks_that_do_not_fit_are_refused(make_network, make_context, teacher):
     student = policy_student(make_context(teacher))
     state = student.network_state()
     other = FlowMapTransformer(make_network(jump=True)).network_state()
@@ -134,7 +126,7 @@ def test_networks_that_do_not_fit_are_refused(make_network: Any, make_context: A
         policy_student(make_context(teacher), depth=3).load_teacher(teacher)
 
 
-def test_without_a_transformer_teacher_it_starts_afresh(make_context: Any, teacher: TransformerTeacher) -> None:
+def test_without_a_transformer_teacher_it_starts_afresh(make_context, teacher):
     plain = GaussianTeacher(torch.zeros(2, 4, 6), torch.tensor(1.0))
     student = policy_student(make_context(plain), width=24, depth=1, num_heads=3, patch_size=2)
     assert student.load_teacher(plain).taken == ()

@@ -1,12 +1,9 @@
 """bf16, recomputed activations and compilation change a step by no more than their rounding explains."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +18,6 @@ from freeflow_core.engine.run import Run
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.math.derivative import DerivativeMethod, directional_derivative
-from freeflow_core.plugin import Manager
 
 BF16 = 2.0**-8
 """Spacing of bf16 numbers at 1: 7 bits after the point, half of it lost to rounding."""
@@ -30,11 +26,11 @@ MakeRun = Callable[..., Run]
 
 
 @pytest.fixture
-def make_run(manager: Manager, tmp_path: Path) -> MakeRun:
+def make_run(manager, tmp_path):
     """A small run whose every weight is random, so that no pass is still zero."""
     made: list[Run] = []
 
-    def make(*settings: str, **overrides: Any) -> Run:
+    def make(*settings, **overrides):
         values = {
             "name": "precision",
             "teacher": {
@@ -96,7 +92,7 @@ def test_bf16_keeps_losses_weights_moments_and_averages_in_float32(make_run, mon
     seen: dict[str, torch.dtype] = {}
     losses = run.components.objective.losses
 
-    def watched(*arguments: Any) -> Any:
+    def watched(*arguments):
         found = losses(*arguments)
         seen.update({name: loss.per_sample.dtype for name, loss in found.items()})
         seen.update({f"{n}/{term}": value.dtype for n, loss in found.items() for term, value in loss.terms.items()})

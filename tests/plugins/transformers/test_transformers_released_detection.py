@@ -1,9 +1,6 @@
 """What a checkpoint is said to be, from names and shapes alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +27,7 @@ def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
         ("freeflow-512", ("sit", "sit-repa")),
     ],
 )
-def test_families_that_fit(released_tensors: Any, family: str, possible: tuple[str, ...]) -> None:
+def test_families_that_fit(released_tensors, family, possible):
     """SiT and DiT do not differ; REPA without its projectors looks like SiT at 512 pixels."""
     detected = detect(shapes_of(released_tensors(family)), PATH, num_heads=3)
     assert detected.families == possible
@@ -40,7 +37,7 @@ def test_families_that_fit(released_tensors: Any, family: str, possible: tuple[s
 @pytest.mark.parametrize(
     ("size", "patch_size", "resolution"), [("S", 8, 256), ("B", 4, 512), ("L", 2, 256), ("XL", 2, 512)]
 )
-def test_every_named_architecture_is_recognised(size: str, patch_size: int, resolution: int) -> None:
+def test_every_named_architecture_is_recognised(size, patch_size, resolution):
     side = resolution // 8
     architecture = TransformerConfig(
         sample_shape=(4, side, side),
@@ -57,14 +54,14 @@ def test_every_named_architecture_is_recognised(size: str, patch_size: int, reso
 @pytest.mark.parametrize(
     "options", [{"qk_norm": True}, {"mlp_ratio": 2.5}, {"depth": 5}, {"num_classes": 1}, {"patch_size": 1}]
 )
-def test_parts_that_shapes_tell(released_tensors: Any, options: dict[str, Any]) -> None:
+def test_parts_that_shapes_tell(released_tensors, options):
     architecture = detect(shapes_of(released_tensors("sit", **options)), PATH, num_heads=3).architecture
     for name, value in options.items():
         assert getattr(architecture, name) == value
     assert architecture.sample_shape == (4, 8, 8)
 
 
-def test_heads_are_seen_named_or_asked_for(released_tensors: Any) -> None:
+def test_heads_are_seen_named_or_asked_for(released_tensors):
     with pytest.raises(ConfigError, match=r"attention heads cannot be seen .* Set the option num_heads"):
         detect(shapes_of(released_tensors("sit")), PATH)
     with_norm = shapes_of(released_tensors("sit", qk_norm=True))
@@ -72,7 +69,7 @@ def test_heads_are_seen_named_or_asked_for(released_tensors: Any) -> None:
     assert detect(with_norm, PATH, num_heads=2).architecture.num_heads == 3
 
 
-def test_other_networks_are_named_by_what_they_hold() -> None:
+def test_other_networks_are_named_by_what_they_hold():
     with pytest.raises(CheckpointError, match=r"missing x_embedder\.proj\.weight.* Its tensors are encoder\.conv_in"):
         detect({"encoder.conv_in.weight": (128, 3, 3, 3)}, PATH)
     linear = {"x_embedder.proj.weight": (48, 16)}
@@ -80,7 +77,7 @@ def test_other_networks_are_named_by_what_they_hold() -> None:
         detect(linear, PATH)
 
 
-def test_contradictions(released_tensors: Any) -> None:
+def test_contradictions(released_tensors):
     shapes = shapes_of(released_tensors("sit"))
     with pytest.raises(CheckpointError, match=r"contradicts itself: 15 positions"):
         detect({**shapes, "pos_embed": (1, 15, 24)}, PATH, num_heads=3)

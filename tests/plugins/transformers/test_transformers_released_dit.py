@@ -1,7 +1,5 @@
 """DiT as a flow teacher: exact algebra on Gaussian data, and the family's own sampler."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -52,7 +50,7 @@ def own_coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
 # --- the schedule --------------------------------------------------------------------------------------------------
 
 
-def test_the_ends_are_those_of_the_published_schedule() -> None:
+def test_the_ends_are_those_of_the_published_schedule():
     low, high = SCHEDULE.time_range
     assert low == pytest.approx(0.0099, abs=1e-4)
     assert high == pytest.approx(0.9937, abs=1e-4)
@@ -61,7 +59,7 @@ def test_the_ends_are_those_of_the_published_schedule() -> None:
     assert high == pytest.approx(math.sqrt(1 - squared) / (math.sqrt(squared) + math.sqrt(1 - squared)), rel=1e-12)
 
 
-def test_steps_come_out_at_their_own_times() -> None:
+def test_steps_come_out_at_their_own_times():
     torch.testing.assert_close(
         SCHEDULE.step(SCHEDULE.times), torch.arange(1000, dtype=torch.float64), rtol=0, atol=1e-9
     )
@@ -73,7 +71,7 @@ def test_steps_come_out_at_their_own_times() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(t=st.floats(1e-3, 0.999), x=st.tuples(*[st.floats(-5, 5)] * 3))
-def test_the_velocity_of_an_exact_noise_is_exact(t: float, x: tuple[float, float, float]) -> None:
+def test_the_velocity_of_an_exact_noise_is_exact(t, x):
     """At every t, with the signal-to-noise ratio matched: alpha / sigma = (1 - t) / t."""
     time, state = torch.tensor([t], dtype=torch.float64), torch.tensor([x], dtype=torch.float64)
     scale = scale_to_unit_variance(time)
@@ -85,7 +83,7 @@ def test_the_velocity_of_an_exact_noise_is_exact(t: float, x: tuple[float, float
 
 
 @given(t=st.floats(*SCHEDULE.time_range))
-def test_matched_coefficients_are_the_schedules_own(t: float) -> None:
+def test_matched_coefficients_are_the_schedules_own(t):
     time = torch.tensor([t], dtype=torch.float64)
     alpha, sigma = own_coefficients(time)
     scale = scale_to_unit_variance(time)
@@ -94,12 +92,12 @@ def test_matched_coefficients_are_the_schedules_own(t: float) -> None:
 
 
 @pytest.fixture
-def exact_teacher(make_network: Any, monkeypatch: pytest.MonkeyPatch) -> NoiseTeacher:
+def exact_teacher(make_network, monkeypatch):
     """A DiT whose network answers the exact noise of Gaussian pixels, from the step it is fed."""
     network = make_network(sample_shape=(3, 2, 2), prediction="noise", learn_sigma=True, dtype=torch.float64)
     teacher = NoiseTeacher(network, SCHEDULE)
 
-    def forward(x_vp: Tensor, step: Tensor, condition: Any) -> Tensor:
+    def forward(x_vp, step, condition):
         lower = step.floor().long().clamp(0, 998)
         odds = torch.lerp(*(log_odds(SCHEDULE.times)[lower + i] for i in (0, 1)), step - lower)
         alpha, sigma = torch.sigmoid(2 * odds).sqrt(), torch.sigmoid(-2 * odds).sqrt()
@@ -115,14 +113,14 @@ def exact_field(x: Tensor, t: Tensor) -> Tensor:
     return exact.velocity(x, t, None)
 
 
-def test_the_whole_teacher_is_exact_between_its_ends(exact_teacher: NoiseTeacher, states: Any) -> None:
+def test_the_whole_teacher_is_exact_between_its_ends(exact_teacher, states):
     t = torch.linspace(*exact_teacher.time_range, 40, dtype=torch.float64)
     x = states(40, (3, 2, 2), torch.float64)
     v = exact_teacher.velocity(x, t, torch.zeros(40, dtype=torch.long))
     torch.testing.assert_close(v, exact_field(x, t), rtol=1e-6, atol=1e-6)
 
 
-def test_beyond_its_ends_the_field_is_continued_constantly(exact_teacher: NoiseTeacher, states: Any) -> None:
+def test_beyond_its_ends_the_field_is_continued_constantly(exact_teacher, states):
     low, high = exact_teacher.time_range
     x, labels = states(2, (3, 2, 2), torch.float64), torch.zeros(2, dtype=torch.long)
     outside = exact_teacher.velocity(x, torch.tensor([0.0, 1.0], dtype=torch.float64), labels)
@@ -133,7 +131,7 @@ def test_beyond_its_ends_the_field_is_continued_constantly(exact_teacher: NoiseT
     torch.testing.assert_close(exact_teacher.velocity(x, just, labels), ends, rtol=1e-9, atol=1e-9)
 
 
-def test_sampling_from_one_ends_where_the_exact_flow_does(exact_teacher: NoiseTeacher, registry: Any) -> None:
+def test_sampling_from_one_ends_where_the_exact_flow_does(exact_teacher, registry):
     """A sampler starts at t = 1, past the last step; for a good network the continuation costs little."""
     z = torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sampler = Builder(registry, torch.device("cpu"), 0).build("sampler", ComponentChoice(name="heun"))
@@ -148,7 +146,7 @@ def test_sampling_from_one_ends_where_the_exact_flow_does(exact_teacher: NoiseTe
 
 
 @pytest.fixture
-def dit(golden: Path, registry: Any) -> NoiseTeacher:
+def dit(golden, registry):
     builder = Builder(registry, torch.device("cpu"), 0)
     teacher = builder.teacher(
         ComponentChoice(name="dit", options={"checkpoint": str(golden / "a-dit.pt"), "num_heads": 4})
@@ -158,7 +156,7 @@ def dit(golden: Path, registry: Any) -> NoiseTeacher:
 
 
 @torch.no_grad()
-def test_the_noise_is_the_familys(golden: Path, dit: NoiseTeacher) -> None:
+def test_the_noise_is_the_familys(golden, dit):
     io = load_file(golden / "a-dit-io.safetensors")
     t = dit.schedule.times[io["t"]]
     x_t = io["x"].double() / scale_to_unit_variance(t)[:, None, None, None]
@@ -180,7 +178,7 @@ def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sa
     return float((x - reference[name]).norm() / reference[name].norm())
 
 
-def test_euler_on_the_native_times_is_ddim(golden: Path, registry: Any, dit: NoiseTeacher) -> None:
+def test_euler_on_the_native_times_is_ddim(golden, registry, dit):
     hundred = torch.tensor([round(i * 999 / 99) for i in range(100)])
     assert ddim_error(golden, registry, dit, dit.schedule.times[hundred].flip(0), "euler", "ddim_100") < 1e-5
 
@@ -189,7 +187,7 @@ def test_euler_on_the_native_times_is_ddim(golden: Path, registry: Any, dit: Noi
 
 
 @torch.no_grad()
-def test_autocast_does_not_reach_it(make_network: Any, states: Any) -> None:
+def test_autocast_does_not_reach_it(make_network, states):
     teacher = NoiseTeacher(make_network(prediction="noise"), SCHEDULE)
     x, labels = states(3), torch.tensor([0, 4, 5])
     t = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
@@ -206,7 +204,7 @@ def test_autocast_does_not_reach_it(make_network: Any, states: Any) -> None:
 
 
 @torch.no_grad()
-def test_the_schedule_keeps_its_precision_when_the_weights_change_theirs(make_network: Any, states: Any) -> None:
+def test_the_schedule_keeps_its_precision_when_the_weights_change_theirs(make_network, states):
     teacher = NoiseTeacher(make_network(prediction="noise", dtype=torch.float64), SCHEDULE)
     before = teacher.schedule.times.clone()
     teacher.to(torch.float32)
@@ -214,7 +212,7 @@ def test_the_schedule_keeps_its_precision_when_the_weights_change_theirs(make_ne
     assert teacher.velocity(states(3), torch.ones(3), torch.tensor([0, 4, 5])).dtype is torch.float32
 
 
-def test_other_schedules_are_options(write_checkpoint: Any, make_context: Any) -> None:
+def test_other_schedules_are_options(write_checkpoint, make_context):
     config = DiTTeacherConfig(checkpoint=write_checkpoint("dit"), num_heads=3, diffusion_steps=50, beta_end=0.3)
     teacher = NoiseTeacher.from_config(config, make_context())
     assert len(teacher.schedule.times) == 50
@@ -222,7 +220,7 @@ def test_other_schedules_are_options(write_checkpoint: Any, make_context: Any) -
     assert teacher.time_range != SCHEDULE.time_range
 
 
-def test_networks_and_teachers_must_agree_on_what_is_predicted(make_network: Any) -> None:
+def test_networks_and_teachers_must_agree_on_what_is_predicted(make_network):
     with pytest.raises(ConfigError, match="predicts a velocity"):
         NoiseTeacher(make_network(), SCHEDULE)
     with pytest.raises(ConfigError, match="predicts the noise"):

@@ -1,7 +1,5 @@
 """Checkpoint files of every format, and those that must be refused."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import pickle
@@ -38,7 +36,7 @@ def same(found: Any, expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_state_dicts_under_any_name(tmp_path: Path, zipped: bool) -> None:
+def test_state_dicts_under_any_name(tmp_path, zipped):
     torch.save(EMA, tmp_path / "x.safetensors", _use_new_zipfile_serialization=zipped)
     checkpoint = read_checkpoint(tmp_path / "x.safetensors")
     assert same(checkpoint.tensors, EMA)
@@ -46,7 +44,7 @@ def test_state_dicts_under_any_name(tmp_path: Path, zipped: bool) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_training_checkpoints_give_the_average_unless_asked(tmp_path: Path, zipped: bool) -> None:
+def test_training_checkpoints_give_the_average_unless_asked(tmp_path, zipped):
     path = tmp_path / "x.pt"
     torch.save(training_checkpoint(), path, _use_new_zipfile_serialization=zipped)
     assert same(read_checkpoint(path).tensors, EMA)
@@ -59,7 +57,7 @@ def test_training_checkpoints_give_the_average_unless_asked(tmp_path: Path, zipp
         read_checkpoint(path, "ema")
 
 
-def test_safetensors_of_both_origins(tmp_path: Path) -> None:
+def test_safetensors_of_both_origins(tmp_path):
     save_file(EMA, tmp_path / "plain")
     assert same(read_checkpoint(tmp_path / "plain").tensors, EMA)
     assert read_checkpoint(tmp_path / "plain").metadata == {}
@@ -70,12 +68,12 @@ def test_safetensors_of_both_origins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "module.module."])
-def test_prefixes_of_wrappers_go(tmp_path: Path, prefix: str) -> None:
+def test_prefixes_of_wrappers_go(tmp_path, prefix):
     torch.save({prefix + name: tensor for name, tensor in EMA.items()}, tmp_path / "x.pt")
     assert same(read_checkpoint(tmp_path / "x.pt").tensors, EMA)
 
 
-def test_prefixes_go_only_where_they_are_prefixes(tmp_path: Path) -> None:
+def test_prefixes_go_only_where_they_are_prefixes(tmp_path):
     torch.save({"blocks.0._orig_mod.b": torch.ones(2), "module.b": torch.ones(3)}, tmp_path / "x.pt")
     assert set(read_checkpoint(tmp_path / "x.pt").tensors) == {"blocks.0.b", "module.b"}
     torch.save({"_orig_mod.b": torch.ones(2), "b": torch.ones(2)}, tmp_path / "x.pt")
@@ -83,7 +81,7 @@ def test_prefixes_go_only_where_they_are_prefixes(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "x.pt")
 
 
-def test_shapes_alone_need_no_data(tmp_path: Path) -> None:
+def test_shapes_alone_need_no_data(tmp_path):
     torch.save(training_checkpoint(), tmp_path / "x.pt")
     torch.save(EMA, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file(EMA, tmp_path / "x.safetensors")
@@ -104,7 +102,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("where", ["tensor", "args", "bare", "legacy"])
-def test_nothing_in_a_pickle_is_executed(tmp_path: Path, where: str) -> None:
+def test_nothing_in_a_pickle_is_executed(tmp_path, where):
     path, trace = tmp_path / "x.pt", tmp_path / "trace"
     if where == "bare":
         path.write_bytes(pickle.dumps(Harmful(trace), protocol=2))
@@ -119,7 +117,7 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: Path, where: str) -> None:
     assert "weights_only" not in str(caught.value)
 
 
-def test_the_allowance_does_not_outlive_the_call(tmp_path: Path) -> None:
+def test_the_allowance_does_not_outlive_the_call(tmp_path):
     before = set(torch.serialization.get_safe_globals())  # a list in no order of its own
     torch.save(training_checkpoint(), tmp_path / "x.pt")
     read_checkpoint(tmp_path / "x.pt")
@@ -127,7 +125,7 @@ def test_the_allowance_does_not_outlive_the_call(tmp_path: Path) -> None:
     assert argparse.Namespace not in before
 
 
-def test_whole_models_and_other_objects_are_refused(tmp_path: Path) -> None:
+def test_whole_models_and_other_objects_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear"):
@@ -146,7 +144,7 @@ def test_whole_models_and_other_objects_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 9, -10])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_truncated_files_are_one_clear_error(tmp_path: Path, kind: str, kept: int) -> None:
+def test_truncated_files_are_one_clear_error(tmp_path, kind, kept):
     path = tmp_path / "x"
     if kind == "safetensors":
         save_file(EMA, path)
@@ -158,7 +156,7 @@ def test_truncated_files_are_one_clear_error(tmp_path: Path, kind: str, kept: in
             read_checkpoint(path, shapes_only=shapes_only)
 
 
-def test_missing_and_foreign_files(tmp_path: Path) -> None:
+def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(CheckpointError, match="There is no checkpoint file"):
         read_checkpoint(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="There is no checkpoint file"):

@@ -1,9 +1,6 @@
 """Published FreeFlow students: as students here, and our students in their format."""
 
-from __future__ import annotations
-
 import importlib.resources
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +53,7 @@ def jump(student: FlowMapTransformer, z: torch.Tensor, labels: torch.Tensor, wei
 
 
 @torch.no_grad()
-def test_the_raw_output_is_the_published_one(golden: Path, make_context: Any) -> None:
+def test_the_raw_output_is_the_published_one(golden, make_context):
     io = load_file(golden / "a-freeflow-io.safetensors")
     student = load(make_context(), checkpoint=golden / "a-freeflow.pt", num_heads=4)
     t = 1 - io["t"].double()  # its own time runs from noise to data
@@ -72,16 +69,8 @@ def test_the_raw_output_is_the_published_one(golden: Path, make_context: Any) ->
 @pytest.mark.parametrize("weight", [1.0, 3.5])
 @torch.no_grad()
 def test_one_step_is_the_published_formula(
-    write_checkpoint: Any,
-    make_context: Any,
-    make_network: Any,
-    registry: Any,
-    states: Any,
-    family: str,
-    own_time: float,
-    direction: float,
-    weight: float,
-) -> None:
+    write_checkpoint, make_context, make_network, registry, states, family, own_time, direction, weight
+):
     """z + f(z, 0, 1, w) in SiT's convention, z - f(z, 1, 1, w) in REPA's: the authors' sample.py."""
     path, z = write_checkpoint("freeflow-512"), states(3, (4, 8, 8))
     student = load(make_context(), checkpoint=path, num_heads=3, family=family)
@@ -94,7 +83,7 @@ def test_one_step_is_the_published_formula(
 
 
 @torch.no_grad()
-def test_two_times_the_channels_are_sits(write_checkpoint: Any, make_context: Any, states: Any) -> None:
+def test_two_times_the_channels_are_sits(write_checkpoint, make_context, states):
     path, z = write_checkpoint("freeflow"), states(3, (4, 8, 8))
     student = load(make_context(), checkpoint=path, num_heads=3)
     assert (student.network.config.time_direction, student.network.config.sign) == ("data-at-1", "data-minus-noise")
@@ -107,7 +96,7 @@ def test_two_times_the_channels_are_sits(write_checkpoint: Any, make_context: An
         load(make_context(), checkpoint=path, num_heads=3, family="sit-repa")
 
 
-def test_a_family_that_cannot_be_seen_must_be_named(write_checkpoint: Any, make_context: Any) -> None:
+def test_a_family_that_cannot_be_seen_must_be_named(write_checkpoint, make_context):
     path = write_checkpoint("freeflow-512", "REPA.pt")
     with pytest.raises(ConfigError, match=r"fits students of sit and of sit-repa.*the option family"):
         load(make_context(), checkpoint=path, num_heads=3)
@@ -120,13 +109,11 @@ def test_a_family_that_cannot_be_seen_must_be_named(write_checkpoint: Any, make_
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
-def test_without_a_checkpoint_the_published_weights_are_fetched(
-    write_checkpoint: Any, make_context: Any, config: type[ReleasedStudentConfig]
-) -> None:
+def test_without_a_checkpoint_the_published_weights_are_fetched(write_checkpoint, make_context, config):
     asked: list[str] = []
     path = write_checkpoint("freeflow-512")
 
-    def weights(name: str) -> Path:
+    def weights(name):
         asked.append(name)
         return path
 
@@ -136,9 +123,7 @@ def test_without_a_checkpoint_the_published_weights_are_fetched(
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
-def test_a_plan_fetches_and_reads_nothing(
-    make_context: Any, write_checkpoint: Any, config: type[ReleasedStudentConfig]
-) -> None:
+def test_a_plan_fetches_and_reads_nothing(make_context, write_checkpoint, config):
     context = make_context(device="meta")
     student = load(context, config)
     assert all(parameter.is_meta for parameter in student.parameters())
@@ -150,9 +135,7 @@ def test_a_plan_fetches_and_reads_nothing(
     assert all(parameter.is_meta for parameter in local.parameters())
 
 
-def test_files_that_are_no_published_student(
-    write_checkpoint: Any, released_tensors: Any, make_network: Any, make_context: Any, tmp_path: Path
-) -> None:
+def test_files_that_are_no_published_student(write_checkpoint, released_tensors, make_network, make_context, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no published FreeFlow student: missing .*It is a checkpoint of the teacher sit"
     ):
@@ -176,7 +159,7 @@ def test_files_that_are_no_published_student(
 
 
 @pytest.fixture(params=["sit", "sit-512", "sit-repa"])
-def trained(request: Any, write_checkpoint: Any, make_context: Any) -> FlowMapTransformer:
+def trained(request, write_checkpoint, make_context):
     """A student that started from a published teacher and moved on."""
     config = SiTRepaTeacherConfig if request.param == "sit-repa" else SiTTeacherConfig
     context = make_context()
@@ -192,9 +175,7 @@ def trained(request: Any, write_checkpoint: Any, make_context: Any) -> FlowMapTr
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @torch.no_grad()
-def test_a_student_comes_back_from_the_published_format(
-    trained: FlowMapTransformer, make_context: Any, states: Any, tmp_path: Path, suffix: str
-) -> None:
+def test_a_student_comes_back_from_the_published_format(trained, make_context, states, tmp_path, suffix):
     path = tmp_path / "folder" / f"student{suffix}"
     family = released_family(trained.network_state())
     assert family in trained.export(path)
@@ -209,7 +190,7 @@ def test_a_student_comes_back_from_the_published_format(
     assert torch.equal(jump(back, z, LABELS, 2.0), jump(trained, z, LABELS, 2.0))
 
 
-def test_a_published_student_exports_to_the_bytes_it_came_from(golden: Path, make_context: Any, tmp_path: Path) -> None:
+def test_a_published_student_exports_to_the_bytes_it_came_from(golden, make_context, tmp_path):
     student = load(make_context(), checkpoint=golden / "a-freeflow.pt", num_heads=4)
     tensors = released_state_dict(student.network_state())
     original = torch.load(golden / "a-freeflow.pt", weights_only=True)
@@ -218,9 +199,7 @@ def test_a_published_student_exports_to_the_bytes_it_came_from(golden: Path, mak
 
 
 @torch.no_grad()
-def test_a_velocity_network_exports_as_a_teacher(
-    make_network: Any, make_context: Any, states: Any, tmp_path: Path
-) -> None:
+def test_a_velocity_network_exports_as_a_teacher(make_network, make_context, states, tmp_path):
     student = VelocityTransformer(make_network(sample_shape=(4, 8, 8), num_classes=10))
     assert "velocity network with the convention of sit-repa" in student.export(tmp_path / "x.pt")
     config = SiTRepaTeacherConfig(checkpoint=tmp_path / "x.pt", num_heads=3)
@@ -241,9 +220,7 @@ def test_a_velocity_network_exports_as_a_teacher(
         ({"time_direction": "data-at-1"}, "No published family has time data-at-1, velocity noise-minus-data"),
     ],
 )
-def test_networks_the_format_cannot_hold(
-    make_network: Any, tmp_path: Path, options: dict[str, Any], problem: str
-) -> None:
+def test_networks_the_format_cannot_hold(make_network, tmp_path, options, problem):
     network: DiffusionTransformer = make_network(**{"sample_shape": (4, 8, 8), **options})
     state = NetworkState("diffusion-transformer", network.config.model_dump(), network.state_dict())
     with pytest.raises(ConfigError, match=problem):
@@ -251,7 +228,7 @@ def test_networks_the_format_cannot_hold(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exports_that_cannot_be_written(trained: FlowMapTransformer, tmp_path: Path) -> None:
+def test_exports_that_cannot_be_written(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"ends in \.safetensors or \.pt"):
         trained.export(tmp_path / "x.bin")
     (tmp_path / "file").write_text("")
@@ -269,7 +246,7 @@ def test_exports_that_cannot_be_written(trained: FlowMapTransformer, tmp_path: P
     not importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET).is_file(),
     reason="the digits weights are not part of this checkout",
 )
-def test_a_trained_student_read_as_the_other_familys_is_refused(make_context: Any, tmp_path: Path) -> None:
+def test_a_trained_student_read_as_the_other_familys_is_refused(make_context, tmp_path):
     with importlib.resources.as_file(importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET)) as file:
         state, _ = load_network(file)
     teacher = TransformerTeacher.from_asset()

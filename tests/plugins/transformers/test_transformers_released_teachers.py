@@ -1,11 +1,8 @@
 """The teachers `sit` and `sit-repa` from published checkpoints: conventions, options, and what is refused."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.resources
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,8 +41,8 @@ def build(name: str, context: Any, **options: Any) -> NetworkTeacher:
 
 
 @pytest.fixture
-def teacher_of(make_context: Any) -> Any:
-    def make(name: str, path: Path, **options: Any) -> NetworkTeacher:
+def teacher_of(make_context):
+    def make(name, path, **options):
         return build(name, make_context(), checkpoint=path, num_heads=3, **options)
 
     return make
@@ -55,7 +52,7 @@ def teacher_of(make_context: Any) -> Any:
 
 
 @torch.no_grad()
-def test_sit_answers_as_the_family(golden: Path, make_context: Any) -> None:
+def test_sit_answers_as_the_family(golden, make_context):
     io = load_file(golden / "a-sit-io.safetensors")
     teacher = build("sit", make_context(), checkpoint=golden / "a-sit.pt", num_heads=4)
     t = 1 - io["t"].double()  # its own time runs from noise to data
@@ -70,7 +67,7 @@ def test_sit_answers_as_the_family(golden: Path, make_context: Any) -> None:
 
 
 @torch.no_grad()
-def test_repa_answers_as_the_family(golden: Path, make_context: Any) -> None:
+def test_repa_answers_as_the_family(golden, make_context):
     io = load_file(golden / "a-repa-io.safetensors")
     teacher = build("sit-repa", make_context(), checkpoint=golden / "a-repa.pt", num_heads=4)
     torch.testing.assert_close(teacher.velocity(io["x"], io["t"], io["y"]), io["out"], rtol=0, atol=1e-5)
@@ -88,9 +85,7 @@ def test_repa_answers_as_the_family(golden: Path, make_context: Any) -> None:
         ("freeflow", "sit", r"missing t_embedder\.mlp\.0\.weight.*unexpected t_embedder\.projs.*FreeFlow students"),
     ],
 )
-def test_golden_files_of_another_family_are_refused(
-    golden: Path, make_context: Any, file: str, chosen: str, difference: str
-) -> None:
+def test_golden_files_of_another_family_are_refused(golden, make_context, file, chosen, difference):
     with pytest.raises(CheckpointError, match=f"is not of the family '{chosen}'.*{difference}"):
         build(chosen, make_context(), checkpoint=golden / f"a-{file}.pt", num_heads=4)
 
@@ -99,7 +94,7 @@ def test_golden_files_of_another_family_are_refused(
 
 
 @torch.no_grad()
-def test_conventions_are_options_with_the_familys_default(write_checkpoint: Any, teacher_of: Any, states: Any) -> None:
+def test_conventions_are_options_with_the_familys_default(write_checkpoint, teacher_of, states):
     path, x = write_checkpoint("sit"), states(3, (4, 8, 8))
     teacher = teacher_of("sit", path)
     raw = teacher.network(x, 1 - T, LABELS)[:, :4]
@@ -120,9 +115,7 @@ def test_conventions_are_options_with_the_familys_default(write_checkpoint: Any,
 
 @pytest.mark.parametrize("weights", ["ema", "model"])
 @torch.no_grad()
-def test_the_weights_asked_for_are_those_loaded_in_float32(
-    released_tensors: Any, teacher_of: Any, tmp_path: Path, weights: str
-) -> None:
+def test_the_weights_asked_for_are_those_loaded_in_float32(released_tensors, teacher_of, tmp_path, weights):
     asked, other = released_tensors("sit-repa"), released_tensors("sit-repa", seed=1)
     both = {"ema": other, "model": other, weights: {name: tensor.half() for name, tensor in asked.items()}}
     torch.save({**both, "opt": {}, "args": argparse.Namespace(lr=1e-4), "steps": 3}, tmp_path / "weights")
@@ -132,7 +125,7 @@ def test_the_weights_asked_for_are_those_loaded_in_float32(
         assert tensor.dtype is torch.float32
 
 
-def test_a_loaded_teacher_does_not_depend_on_its_file(write_checkpoint: Any, teacher_of: Any, states: Any) -> None:
+def test_a_loaded_teacher_does_not_depend_on_its_file(write_checkpoint, teacher_of, states):
     path = write_checkpoint("sit")
     teacher = teacher_of("sit", path)
     before = teacher.velocity(states(3, (4, 8, 8)), T, LABELS)
@@ -144,7 +137,7 @@ def test_a_loaded_teacher_does_not_depend_on_its_file(write_checkpoint: Any, tea
 # --- options and checkpoint ----------------------------------------------------------------------------------------
 
 
-def test_options_about_the_architecture_are_checked(write_checkpoint: Any, teacher_of: Any, make_context: Any) -> None:
+def test_options_about_the_architecture_are_checked(write_checkpoint, teacher_of, make_context):
     path = write_checkpoint("sit")
     assert teacher_of("sit", path, patch_size=2, num_classes=10).num_classes == 10
     for options, problem in (
@@ -162,7 +155,7 @@ def test_options_about_the_architecture_are_checked(write_checkpoint: Any, teach
         build("sit", make_context(), **named)
 
 
-def test_options_that_exclude_each_other(tmp_path: Path) -> None:
+def test_options_that_exclude_each_other(tmp_path):
     for options, problem in (
         ({"size": "S", "depth": 3, "width": 48}, "size=S already sets depth, width"),
         ({"depth": 3}, "needs both depth and width"),
@@ -184,15 +177,13 @@ def test_options_that_exclude_each_other(tmp_path: Path) -> None:
         ("dit", {"resolution": 512, "size": "XL"}, "dit-xl-2-512"),
     ],
 )
-def test_without_a_checkpoint_the_published_weights_are_fetched(
-    make_context: Any, teacher: str, options: dict[str, Any], name: str
-) -> None:
+def test_without_a_checkpoint_the_published_weights_are_fetched(make_context, teacher, options, name):
     asked: list[str] = []
 
     class Fetched(Exception):
         pass
 
-    def weights(name: str) -> Path:
+    def weights(name):
         asked.append(name)
         raise Fetched
 
@@ -209,7 +200,7 @@ def test_without_a_checkpoint_the_published_weights_are_fetched(
         ("dit", {"depth": 3, "width": 48}),
     ],
 )
-def test_sizes_without_published_weights(make_context: Any, teacher: str, options: dict[str, Any]) -> None:
+def test_sizes_without_published_weights(make_context, teacher, options):
     with pytest.raises(ConfigError, match="no published weights for"):
         build(teacher, make_context(), **options)
 
@@ -223,7 +214,7 @@ def test_sizes_without_published_weights(make_context: Any, teacher: str, option
         ("sit-xl-2-512", "SiT-XL-2-512.pt"),
     ],
 )
-def test_a_pattern_finds_its_own_file_and_not_its_neighbours(name: str, path: str) -> None:
+def test_a_pattern_finds_its_own_file_and_not_its_neighbours(name, path):
     found = [file.name for file in PUBLISHED if file.pattern and re.search(file.pattern, path, re.IGNORECASE)]
     assert found == [name]
 
@@ -233,7 +224,7 @@ def test_a_pattern_finds_its_own_file_and_not_its_neighbours(name: str, path: st
 
 @pytest.mark.parametrize("teacher", list(CONFIGS))
 @torch.no_grad()
-def test_random_weights_answer_something(make_context: Any, teacher: str) -> None:
+def test_random_weights_answer_something(make_context, teacher):
     options = {"initialise": "random", "depth": 2, "width": 48, "num_heads": 3, "patch_size": 8}
     first, again, other = (build(teacher, make_context(seed=seed), **options) for seed in (0, 0, 1))
     architecture = first.network.config
@@ -251,7 +242,7 @@ def test_random_weights_answer_something(make_context: Any, teacher: str) -> Non
 
 
 @pytest.mark.parametrize("teacher", list(CONFIGS))
-def test_a_plan_fetches_and_reads_nothing(make_context: Any, teacher: str) -> None:
+def test_a_plan_fetches_and_reads_nothing(make_context, teacher):
     """The context's `weights` fails the test when it is called."""
     context = make_context(device="meta")
     planned = build(teacher, context)
@@ -267,9 +258,7 @@ def test_a_plan_fetches_and_reads_nothing(make_context: Any, teacher: str) -> No
 
 
 @torch.no_grad()
-def test_a_pretrained_file_keeps_what_it_says_of_itself(
-    make_network: Any, make_context: Any, states: Any, tmp_path: Path
-) -> None:
+def test_a_pretrained_file_keeps_what_it_says_of_itself(make_network, make_context, states, tmp_path):
     path = tmp_path / "own.safetensors"
     network = make_network(time_direction="data-at-1", sign="data-minus-noise")
     save_network(path, VelocityTransformer(network).network_state(), {})
@@ -286,7 +275,7 @@ def test_a_pretrained_file_keeps_what_it_says_of_itself(
         build("sit-repa", make_context(), checkpoint=path)
 
 
-def test_files_from_before_conventions_were_stored(make_network: Any, make_context: Any, tmp_path: Path) -> None:
+def test_files_from_before_conventions_were_stored(make_network, make_context, tmp_path):
     state = VelocityTransformer(make_network()).network_state()
     config = {k: v for k, v in state.config.items() if k not in ("time_direction", "sign", "prediction")}
     save_network(tmp_path / "old.safetensors", type(state)(state.family, config, state.tensors), {})
@@ -301,8 +290,8 @@ def test_files_from_before_conventions_were_stored(make_network: Any, make_conte
 @pytest.mark.parametrize("family", ["sit", "sit-512", "sit-repa"])
 @torch.no_grad()
 def test_a_student_answers_as_its_teacher_and_keeps_its_convention(
-    write_checkpoint: Any, teacher_of: Any, make_context: Any, states: Any, family: str
-) -> None:
+    write_checkpoint, teacher_of, make_context, states, family
+):
     teacher = teacher_of(family.removesuffix("-512"), write_checkpoint(family))
     context, x = make_context(teacher), states(3, (4, 8, 8))
     student = FlowMapTransformer.from_config(FlowMapTransformerConfig(), context)
@@ -323,9 +312,7 @@ def test_a_student_answers_as_its_teacher_and_keeps_its_convention(
     )
 
 
-def test_no_student_starts_from_a_noise_predicting_teacher(
-    write_checkpoint: Any, teacher_of: Any, make_context: Any, states: Any
-) -> None:
+def test_no_student_starts_from_a_noise_predicting_teacher(write_checkpoint, teacher_of, make_context, states):
     teacher = teacher_of("dit", write_checkpoint("dit"))
     with pytest.raises(ConfigError, match=r"predicts the noise.*158 times.*student\.initialise=random"):
         FlowMapTransformer.from_config(FlowMapTransformerConfig(), make_context(teacher))
@@ -346,7 +333,7 @@ def test_no_student_starts_from_a_noise_predicting_teacher(
     reason="the digits weights are not part of this checkout",
 )
 @torch.no_grad()
-def test_a_trained_network_read_with_the_opposite_convention_is_refused(make_context: Any, tmp_path: Path) -> None:
+def test_a_trained_network_read_with_the_opposite_convention_is_refused(make_context, tmp_path):
     """The shipped digits teacher, stripped of what it says of itself: time from data to noise, noise - data."""
     with importlib.resources.as_file(importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET)) as file:
         state, _ = load_network(file)

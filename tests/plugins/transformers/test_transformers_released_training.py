@@ -1,7 +1,5 @@
 """A few real steps with each family's teacher, and on from a published student."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +45,7 @@ def train(registry: Any, path: Path, **parts: Any) -> FlowMapTransformer:
 
 
 @pytest.mark.parametrize("teacher", ["sit", "sit-repa", "dit"])
-def test_a_few_steps_with_random_weights(registry: Any, tmp_path: Path, teacher: str) -> None:
+def test_a_few_steps_with_random_weights(registry, tmp_path, teacher):
     parts: dict[str, Any] = {"teacher": {"name": teacher, **TINY}}
     if teacher == "dit":
         with pytest.raises(ConfigError, match="predicts the noise"):
@@ -59,7 +57,7 @@ def test_a_few_steps_with_random_weights(registry: Any, tmp_path: Path, teacher:
     assert student.sample_shape == (4, 32, 32)
 
 
-def test_on_from_a_published_student(registry: Any, released_tensors: Any, tmp_path: Path) -> None:
+def test_on_from_a_published_student(registry, released_tensors, tmp_path):
     """Its convention stays, its weights move, and what comes out can be published again."""
     shape = {"sample_shape": (4, 32, 32), "patch_size": 8, "num_classes": 5, "depth": 1}
     published = released_tensors("freeflow", **shape)

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,9 +60,7 @@ def velocity_field(context: BuildContext, **options: Any) -> VelocityTransformer
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(s=st.floats(0, 0.3), weight=st.floats(0, 9))
 @torch.no_grad()
-def test_a_student_starts_as_its_teacher_at_every_end_time_and_guidance(
-    teacher: TransformerTeacher, make_context: Any, states: Any, s: float, weight: float
-) -> None:
+def test_a_student_starts_as_its_teacher_at_every_end_time_and_guidance(teacher, make_context, states, s, weight):
     student = flow_map(make_context(teacher))
     student.load_teacher(teacher)
     x = states(3)
@@ -76,7 +71,7 @@ def test_a_student_starts_as_its_teacher_at_every_end_time_and_guidance(
     torch.testing.assert_close(student.flow_map(x, T, end, LABELS, guidance), expected)
 
 
-def test_load_report_says_what_was_taken(teacher: TransformerTeacher, make_context: Any) -> None:
+def test_load_report_says_what_was_taken(teacher, make_context):
     student = flow_map(make_context(teacher))
     report = student.load_teacher(teacher)
     names = set(teacher.network.state_dict())
@@ -95,7 +90,7 @@ def test_load_report_says_what_was_taken(teacher: TransformerTeacher, make_conte
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_a_student_is_like_its_teacher_unless_asked(make_network: Any, make_context: Any) -> None:
+def test_a_student_is_like_its_teacher_unless_asked(make_network, make_context):
     network = make_network(learn_sigma=True, qk_norm=True, mlp_ratio=2.0, null_class=False)
     student = flow_map(make_context(TransformerTeacher(network)))
     assert student.network.config == network.config.model_copy(update={"jump": True, "guidance": True})
@@ -107,7 +102,7 @@ def test_a_student_is_like_its_teacher_unless_asked(make_network: Any, make_cont
 
 
 @torch.no_grad()
-def test_only_the_first_channels_are_the_velocity(make_network: Any, states: Any) -> None:
+def test_only_the_first_channels_are_the_velocity(make_network, states):
     student = FlowMapTransformer(make_network(jump=True, learn_sigma=True))
     x = states(3)
     out = student(x, T, 0 * T, LABELS, None)
@@ -118,7 +113,7 @@ def test_only_the_first_channels_are_the_velocity(make_network: Any, states: Any
 
 
 @torch.no_grad()
-def test_no_guidance_means_weight_one(make_network: Any, states: Any) -> None:
+def test_no_guidance_means_weight_one(make_network, states):
     student = FlowMapTransformer(make_network(jump=True, guidance=True))
     x, ones = states(3), torch.ones(3)
     assert torch.equal(student(x, T, 0 * T, LABELS, None), student(x, T, 0 * T, LABELS, ones))
@@ -128,7 +123,7 @@ def test_no_guidance_means_weight_one(make_network: Any, states: Any) -> None:
 
 
 @torch.no_grad()
-def test_a_velocity_field_ignores_end_times_and_guidance(make_network: Any, states: Any) -> None:
+def test_a_velocity_field_ignores_end_times_and_guidance(make_network, states):
     student = VelocityTransformer(make_network())
     x = states(3)
     v = student.average_velocity(student(x, T, T, LABELS, None), x, T, T)
@@ -138,7 +133,7 @@ def test_a_velocity_field_ignores_end_times_and_guidance(make_network: Any, stat
     assert torch.equal(unconditional(x, T, T, LABELS, None), unconditional(x, T, T, None, None))
 
 
-def test_without_a_teacher_shape_and_classes_come_from_the_source(make_context: Any) -> None:
+def test_without_a_teacher_shape_and_classes_come_from_the_source(make_context):
     context = make_context(source=ImageSource((1, 8, 8), 10))
     student = velocity_field(context)
     assert (student.sample_shape, student.num_classes) == ((1, 8, 8), 10)
@@ -152,7 +147,7 @@ def test_without_a_teacher_shape_and_classes_come_from_the_source(make_context: 
     assert velocity_field(make_context(source=ImageSource((1, 7, 7), None))).network.config.patch_size == 7
 
 
-def test_shapes_that_no_transformer_takes(make_context: Any) -> None:
+def test_shapes_that_no_transformer_takes(make_context):
     with pytest.raises(ConfigError, match=r"sample_shape=\[C, H, W\]"):
         velocity_field(make_context(source=ImageSource(None, None)))
     vectors = GaussianTeacher(torch.zeros(2), torch.ones(2))
@@ -160,7 +155,7 @@ def test_shapes_that_no_transformer_takes(make_context: Any) -> None:
         flow_map(make_context(vectors))
 
 
-def test_a_teacher_of_another_family(make_context: Any) -> None:
+def test_a_teacher_of_another_family(make_context):
     unet = OtherFamily(NetworkState("unet", {}, {"weight": torch.zeros(3)}))
     student = flow_map(make_context(unet))
     assert (student.sample_shape, student.num_classes) == ((3, 16, 16), 7)
@@ -174,7 +169,7 @@ def test_a_teacher_of_another_family(make_context: Any) -> None:
     assert set(report.new) == set(student.network.state_dict())
 
 
-def test_options_that_contradict_the_teacher_are_listed(teacher: TransformerTeacher, make_context: Any) -> None:
+def test_options_that_contradict_the_teacher_are_listed(teacher, make_context):
     context = make_context(teacher)
     with pytest.raises(ConfigError, match=r"depth 3, not 2.*num_heads 2, not 3|num_heads 2, not 3.*depth 3, not 2"):
         flow_map(context, depth=3, num_heads=2).load_teacher(teacher)
@@ -187,7 +182,7 @@ def test_options_that_contradict_the_teacher_are_listed(teacher: TransformerTeac
 
 
 @pytest.mark.parametrize("kind", [FlowMapTransformer, VelocityTransformer])
-def test_a_student_comes_back_from_its_file(make_network: Any, tmp_path: Path, kind: Any) -> None:
+def test_a_student_comes_back_from_its_file(make_network, tmp_path, kind):
     extra = {"jump": True, "guidance": True} if kind is FlowMapTransformer else {}
     student = kind(make_network(**extra))
     save_network(tmp_path / "exact.safetensors", student.network_state(), {})
@@ -200,7 +195,7 @@ def test_a_student_comes_back_from_its_file(make_network: Any, tmp_path: Path, k
         torch.testing.assert_close(coarse.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
 
 
-def test_states_that_are_not_this_students(make_network: Any) -> None:
+def test_states_that_are_not_this_students(make_network):
     velocity = VelocityTransformer(make_network()).network_state()
     student = FlowMapTransformer(make_network(jump=True)).network_state()
     with pytest.raises(CheckpointError, match="velocity network, which cannot jump"):

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import importlib.resources
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +24,7 @@ def sit(path: Path, context: Any) -> TransformerTeacher:
 
 @torch.no_grad()
 @pytest.mark.parametrize("weights", [[2.5, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-def test_guidance_asks_for_unconditional_rows_only_where_needed(
-    teacher: TransformerTeacher, states: Any, weights: list[float]
-) -> None:
+def test_guidance_asks_for_unconditional_rows_only_where_needed(teacher, states, weights):
     rows: list[int] = []
     x, weight = states(4), torch.tensor(weights, dtype=torch.float64)
     conditional, unconditional = (teacher.velocity(x, T, c) for c in (LABELS, torch.full_like(LABELS, 5)))
@@ -40,7 +36,7 @@ def test_guidance_asks_for_unconditional_rows_only_where_needed(
     assert rows == [4 + sum(w != 1 for w in weights)]
 
 
-def test_conditions(teacher: TransformerTeacher) -> None:
+def test_conditions(teacher):
     assert teacher.null_condition(LABELS).tolist() == [5, 5, 5, 5]  # type: ignore[union-attr]
     assert teacher.balanced_condition(torch.arange(7)).tolist() == [0, 1, 2, 3, 4, 0, 1]  # type: ignore[union-attr]
     draws = PhiloxDraws(0, torch.arange(2000))
@@ -50,7 +46,7 @@ def test_conditions(teacher: TransformerTeacher) -> None:
     assert torch.equal(labels, draws.integers("label", 5))
 
 
-def test_a_teacher_without_classes_or_null_class(make_network: Any) -> None:
+def test_a_teacher_without_classes_or_null_class(make_network):
     unconditional = TransformerTeacher(make_network(num_classes=0))
     assert unconditional.num_classes is None
     assert unconditional.sample_condition(PhiloxDraws(0, torch.arange(3))) is None
@@ -61,16 +57,14 @@ def test_a_teacher_without_classes_or_null_class(make_network: Any) -> None:
         TransformerTeacher(make_network(null_class=False)).null_condition(LABELS)
 
 
-def test_a_teacher_is_frozen(teacher: TransformerTeacher, states: Any) -> None:
+def test_a_teacher_is_frozen(teacher, states):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not teacher.network.training
     assert not teacher.velocity(states(4), T, LABELS).requires_grad
 
 
 @torch.no_grad()
-def test_sit_is_the_network_that_was_pretrained(
-    make_network: Any, make_context: Any, states: Any, tmp_path: Path
-) -> None:
+def test_sit_is_the_network_that_was_pretrained(make_network, make_context, states, tmp_path):
     student = VelocityTransformer(make_network(learn_sigma=True))
     save_network(tmp_path / "student.safetensors", student.network_state(), {"name": "a run"})
     teacher = sit(tmp_path / "student.safetensors", make_context())
@@ -82,7 +76,7 @@ def test_sit_is_the_network_that_was_pretrained(
     assert all(torch.equal(tensor, student.network.state_dict()[name]) for name, tensor in state.tensors.items())
 
 
-def test_files_that_are_no_teacher(make_network: Any, make_context: Any, tmp_path: Path) -> None:
+def test_files_that_are_no_teacher(make_network, make_context, tmp_path):
     context, path = make_context(), tmp_path / "teacher.safetensors"
     with pytest.raises(CheckpointError, match="no checkpoint file"):
         sit(path, context)
@@ -108,7 +102,7 @@ def test_files_that_are_no_teacher(make_network: Any, make_context: Any, tmp_pat
         sit(path, context)
 
 
-def test_a_student_is_no_teacher(make_network: Any, make_context: Any, tmp_path: Path) -> None:
+def test_a_student_is_no_teacher(make_network, make_context, tmp_path):
     with pytest.raises(ConfigError, match="distilled student"):
         TransformerTeacher(make_network(guidance=True))
     path = tmp_path / "student.safetensors"
@@ -117,7 +111,7 @@ def test_a_student_is_no_teacher(make_network: Any, make_context: Any, tmp_path:
         sit(path, make_context())
 
 
-def test_digits_takes_another_checkpoint(make_network: Any, make_context: Any, tmp_path: Path) -> None:
+def test_digits_takes_another_checkpoint(make_network, make_context, tmp_path):
     save_network(tmp_path / "other.safetensors", transformer_state(make_network()), {})
     config = DigitsTeacherConfig(checkpoint=tmp_path / "other.safetensors")
     assert TransformerTeacher.from_config(config, make_context()).sample_shape == (2, 4, 6)
@@ -128,7 +122,7 @@ def test_digits_takes_another_checkpoint(make_network: Any, make_context: Any, t
     reason="the digits weights are not part of this checkout",
 )
 @torch.no_grad()
-def test_the_shipped_digits_teacher_denoises(make_context: Any) -> None:
+def test_the_shipped_digits_teacher_denoises(make_context):
     """At t near 1 the best guess of n - x from noise alone is n minus a mean image: far better than zero."""
     teacher = TransformerTeacher.from_config(DigitsTeacherConfig(), make_context())
     assert (teacher.sample_shape, teacher.num_classes) == ((1, 8, 8), 10)

@@ -1,7 +1,5 @@
 """Options of the components that the command line is tested with."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, PositiveInt

@@ -1,7 +1,5 @@
 """A plugin that brings everything a run configuration needs; nothing of it is ever built."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import typer
