@@ -59,8 +59,8 @@ def components() -> str:
 
 def _component(name: str, component: Component) -> str:
     options = model_options(component.load_config_class())
-    source = f" Source: {_cell(component.source)}." if component.source else ""
-    head = f"#### {name}\n\n{_cell(component.summary.rstrip('.'))}.{source}"
+    summary, source = component.about()
+    head = f"#### {name}\n\n{_cell(summary.rstrip('.'))}.{f' Source: {_cell(source)}.' if source else ''}"
     return f"{head}\n\n{_options(options)}" if options else f"{head} No options."
 
 

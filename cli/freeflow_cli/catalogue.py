@@ -54,7 +54,7 @@ def entries(registry: Registry) -> list[Entry]:
         return Entry(kind, item.name, summary, plugin.name, plugin.distribution, plugin.version, item)
 
     components = [
-        entry(kind, item.summary, registry.origin(kind, name), item)
+        entry(kind, item.about()[0], registry.origin(kind, name), item)
         for kind in KINDS
         for name, item in registry.components(kind).items()
     ]

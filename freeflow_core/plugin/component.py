@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from types import ModuleType
 from typing import Any
 
 from freeflow_core.errors import PluginError
@@ -35,10 +37,11 @@ class Component:
 
     Args:
         name: what users type, e.g. ``"freeflow"``. Lower case, words joined by ``-``.
-        target: ``"package.module:Class"``; the class implements the interface of its kind and has ``from_config``.
-        config: ``"package.config:Class"``; a :class:`freeflow_core.config.ComponentConfig`.
-        summary: one line for ``freeflow plugins list``.
-        source: paper, repository or empty.
+        target: ``"package.module:Class"``, in the plugin's own package ``".module:Class"``, in the plugin's own module
+            ``":Class"``; the class implements the interface of its kind.
+        config: its options, named likewise; a :class:`freeflow_core.config.ComponentConfig`.
+        summary: one line for ``freeflow plugins list``; empty: the first paragraph of the options' docstring.
+        source: paper or repository; empty: the paragraph ``Source: ...`` of that docstring, if there is one.
 
     Raises:
         PluginError: a name that cannot be typed, or a field that is no text.
@@ -47,11 +50,31 @@ class Component:
     name: str
     target: str
     config: str
-    summary: str
+    summary: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:
         _check_fields(self, "Component")
+
+    def within(self, plugin: ModuleType) -> Component:
+        """With its classes named in full, seen from the plugin's module."""
+
+        def full(path: str) -> str:
+            return f"{plugin.__package__ if path.startswith('.') else plugin.__name__ * path.startswith(':')}{path}"
+
+        return replace(self, target=full(self.target), config=full(self.config))
+
+    def about(self) -> tuple[str, str]:
+        """Summary and source. Imports the configuration class where the component does not say them itself."""
+        if self.summary:
+            return self.summary, self.source
+        try:
+            text = inspect.cleandoc(self.load_config_class().__doc__ or "")
+        except PluginError as error:
+            return str(error), self.source
+        paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+        sources = [text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")]
+        return paragraphs[0].rstrip("."), self.source or "; ".join(sources)
 
     def load_config_class(self) -> type[Any]:
         """The configuration class. Raises :class:`PluginError` when it cannot be imported."""

@@ -16,6 +16,7 @@ from typing import Any
 import pluggy
 
 from freeflow_core.errors import PluginError, suggest
+from freeflow_core.plugin.component import Component
 from freeflow_core.plugin.spec import PROJECT, SPECIFICATIONS
 
 API_VERSION: tuple[int, int] = (1, 0)
@@ -260,7 +261,7 @@ class Manager:
             if (name, hook_name) in self._failed_hooks:
                 continue
             try:
-                items = _items(implementation.function())
+                items = _items(implementation.function(), implementation.plugin)
             except Exception as error:
                 self._failed_hooks.add((name, hook_name))
                 self._add_problem(name, f"{hook_name}: {one_line(error)}")
@@ -312,8 +313,9 @@ def _found(point: importlib.metadata.EntryPoint) -> LoadedPlugin:
     return LoadedPlugin(point.name, point.dist.name, point.dist.version)
 
 
-def _items(returned: Any) -> list[Any]:
+def _items(returned: Any, plugin: Any) -> list[Any]:
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Iterable):
         shown = repr(returned) if len(repr(returned)) < 80 else f"a {type(returned).__name__}"
         raise PluginError(f"it returned {shown}; expected a list")
-    return list(returned)
+    module = plugin if isinstance(plugin, ModuleType) else sys.modules[type(plugin).__module__]
+    return [item.within(module) if isinstance(item, Component) else item for item in returned]

@@ -11,7 +11,10 @@ from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptio
 
 
 class FlowMatchingConfig(ComponentConfig):
-    """Options of flow matching."""
+    """Instantaneous velocity from data: trains a teacher.
+
+    Source: Lipman et al. 2022, arXiv 2210.02747; Ma et al. 2024 (SiT), arXiv 2401.08740
+    """
 
     time_distribution: Literal["uniform", "logit-normal"] = Field(
         "uniform", description="Distribution of t: uniform (SiT) or logit-normal (Stable Diffusion 3)."
@@ -47,7 +50,12 @@ class UnguidedDataOptions(VelocityOptions):
 
 
 class ConsistencyConfig(UnguidedDataOptions):
-    """Options of discrete consistency models (Song et al. 2023; the authors' ImageNet 64 run)."""
+    """Discrete consistency: neighbours on a trajectory name one end point; teacher step, EMA target.
+
+    Defaults are those of the authors' ImageNet 64 run.
+
+    Source: Song et al. 2023, arXiv 2303.01469
+    """
 
     num_steps: int = Field(40, ge=2, le=10_000, description="N: intervals of the time grid (paper: 40; CIFAR-10 18).")
     grid: Literal["karras", "uniform"] = Field(
@@ -78,7 +86,10 @@ class ConsistencyConfig(UnguidedDataOptions):
 
 
 class ContinuousConsistencyConfig(UnguidedDataOptions, DerivativeOptions):
-    """Options of continuous consistency models, sCM (Lu & Song 2024)."""
+    """Continuous consistency (sCM): normalised tangent with warm-up and a learned weight of time.
+
+    Source: Lu and Song 2024, arXiv 2410.11081
+    """
 
     time_location: float = Field(
         -1.0, ge=-10, le=10, description="Mean of log(sigma), sigma = t / (1 - t) (paper: -1)."
@@ -105,7 +116,12 @@ class ContinuousConsistencyConfig(UnguidedDataOptions, DerivativeOptions):
 
 
 class FACMConfig(UnguidedDataOptions, DerivativeOptions):
-    """Options of flow-anchored consistency models (Peng et al. 2025; the authors' code)."""
+    """Continuous consistency anchored by flow matching on the same network.
+
+    Defaults are those of the authors' code.
+
+    Source: Peng et al. 2025, arXiv 2507.03738
+    """
 
     time_location: float = Field(-0.8, ge=-10, le=10, description="Mean of log(a), t = 2/pi atan(a) (paper: -0.8).")
     time_scale: PositiveFloat = Field(1.6, le=10, description="Its deviation (paper: 1.6).")
@@ -122,7 +138,12 @@ class FACMConfig(UnguidedDataOptions, DerivativeOptions):
 
 
 class ShortcutConfig(VelocityOptions):
-    """Options of shortcut models (Frans et al. 2024; the authors' code)."""
+    """Shortcut models: one step equals two of half its size; the rest is flow matching.
+
+    Defaults are those of the authors' code.
+
+    Source: Frans et al. 2024, arXiv 2410.12557
+    """
 
     base_steps: int = Field(128, description="M: the finest grid; a power of two (paper: 128).")
     bootstrap_share: float = Field(
@@ -169,7 +190,10 @@ class FlowMapOptions(UnguidedDataOptions, DerivativeOptions):
 
 
 class LagrangianConfig(FlowMapOptions):
-    """Options of Lagrangian distillation (Boffi et al. 2024; 2025)."""
+    """Lagrangian map distillation: dX/ds follows the velocity at X; from data, or data-free.
+
+    Source: Boffi et al. 2024, arXiv 2406.07507; Boffi et al. 2025, arXiv 2505.18825
+    """
 
     start: Literal["data", "prior"] = Field(
         "data",
@@ -189,7 +213,10 @@ class LagrangianConfig(FlowMapOptions):
 
 
 class EulerianConfig(FlowMapOptions):
-    """Options of Eulerian distillation (Boffi et al. 2024, 2025) and AYF-EMD (Sabour et al. 2025)."""
+    """Eulerian map distillation: X stays while its start slides along the path; AYF-EMD by options.
+
+    Source: Boffi et al. 2024, arXiv 2406.07507; Sabour et al. 2025 (AYF), arXiv 2506.14603
+    """
 
     gradient: Literal["full", "time", "target"] = Field(
         "target",
@@ -212,7 +239,12 @@ class EulerianConfig(FlowMapOptions):
 
 
 class PiFlowConfig(GuidanceOptions):
-    """Options of pi-Flow. Defaults are those of the paper's code for ImageNet unless said otherwise."""
+    """A policy in closed form imitates the teacher where it leads; for policy students.
+
+    Defaults are those of the paper's code for ImageNet unless said otherwise.
+
+    Source: pi-Flow: Chen et al. 2025, arXiv 2510.14974
+    """
 
     states: Literal["data", "prior"] = Field(
         "data",
@@ -239,7 +271,12 @@ class PiFlowConfig(GuidanceOptions):
 
 
 class IMMConfig(UnguidedDataOptions):
-    """Options of inductive moment matching. Defaults are those of the paper for ImageNet unless said otherwise."""
+    """Inductive moment matching: a kernel compares jumps from two noise levels; from data.
+
+    Defaults are those of the paper for ImageNet unless said otherwise.
+
+    Source: IMM: Zhou et al. 2025, arXiv 2503.07565
+    """
 
     velocity: Literal["teacher", "data"] = Field(
         "data",
@@ -288,7 +325,10 @@ class IMMConfig(UnguidedDataOptions):
 
 
 class ScoreDistillationConfig(GuidanceOptions):
-    """Options of score distillation."""
+    """VSD and DMD: one-step samples follow the teacher's score less their own; without data.
+
+    Source: VSD: Wang et al. 2023, arXiv 2305.16213; DMD: Yin et al. 2023, arXiv 2311.18828
+    """
 
     weighting: Literal["dmd", "vsd", "velocity"] = Field(
         "dmd",
@@ -317,7 +357,10 @@ class ScoreDistillationConfig(GuidanceOptions):
 
 
 class PairsConfig(GuidanceOptions):
-    """Options of training on pairs of noise and the teacher's end point."""
+    """Knowledge distillation or rectified flow on pairs of noise and the teacher's end point.
+
+    Source: Luhman & Luhman 2021, arXiv 2101.02388; Liu et al. 2022, arXiv 2209.03003
+    """
 
     mode: Literal["endpoint", "rectified-flow"] = Field(
         "endpoint",
@@ -331,7 +374,10 @@ class PairsConfig(GuidanceOptions):
 
 
 class ProgressiveConfig(GuidanceOptions):
-    """Options of progressive distillation."""
+    """One step learns to replace two of its predecessor, round by round.
+
+    Source: Salimans & Ho 2022, arXiv 2202.00512
+    """
 
     start_steps: int = Field(
         16,

@@ -16,15 +16,18 @@ Resize = Literal["adm", "bicubic", "lanczos"]
 
 
 class PriorConfig(ComponentConfig):
-    """The prior has no options."""
+    """No data at all: training starts from noise and conditions."""
 
 
 class PixelsConfig(ComponentConfig):
-    """The pixel codec has no options."""
+    """uint8 [0, 255] <-> float [-1, 1], exact both ways."""
 
 
 class SmallVAEConfig(ComponentConfig):
-    """Options of the small autoencoder."""
+    """Grey 28x28 <-> latents (4, 8, 8): a small autoencoder, for MNIST's digits packaged.
+
+    Source: Kingma and Welling 2013, arXiv 1312.6114
+    """
 
     checkpoint: Path | None = Field(
         None, description="Weights that `python -m freeflow_data.train_autoencoder` wrote; null: MNIST's, packaged."
@@ -33,7 +36,10 @@ class SmallVAEConfig(ComponentConfig):
 
 
 class SDVAEConfig(ComponentConfig):
-    """Options of Stable Diffusion's autoencoder."""
+    """Stable Diffusion's autoencoder: uint8 (3, H, W) <-> latents (4, H/8, W/8); needs the extra `vae`.
+
+    Source: Rombach et al. 2022, arXiv 2112.10752; weights: stabilityai/sd-vae-ft-mse and -ema
+    """
 
     variant: Literal["mse", "ema"] = Field(
         "mse", description="Published weights: stabilityai/sd-vae-ft-mse or sd-vae-ft-ema, fetched on first use."
@@ -86,7 +92,10 @@ class ImageOptions(ComponentConfig):
 
 
 class DigitsConfig(ImageOptions):
-    """Options of the digits source."""
+    """1797 handwritten digits, 8x8 grey, 10 classes, stratified held-out split; no download.
+
+    Source: scikit-learn load_digits; UCI 80, Alpaydin and Kaynak 1998
+    """
 
     held_out: int = Field(
         597, ge=0, description="Images kept from training, each class in proportion; 0: train on all 1797."
@@ -102,7 +111,10 @@ class FileOptions(ImageOptions):
 
 
 class MNISTConfig(FileOptions):
-    """Options of the MNIST source."""
+    """MNIST's idx files from a folder: 60000 digits to train on, 10000 held out, 28x28 grey.
+
+    Source: LeCun, Bottou, Bengio and Haffner 1998
+    """
 
     path: Path = Field(Path("data/mnist"), description="Folder with the four idx files, compressed (.gz) or not.")
     held_out: Literal["test"] | Annotated[int, Field(ge=0)] = Field(
@@ -113,7 +125,10 @@ class MNISTConfig(FileOptions):
 
 
 class FashionMNISTConfig(MNISTConfig):
-    """Options of the Fashion-MNIST source."""
+    """Fashion-MNIST's idx files from a folder: ten kinds of clothes, 28x28 grey.
+
+    Source: Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747
+    """
 
     path: Path = Field(
         Path("data/fashion-mnist"), description="Folder with the four idx files, compressed (.gz) or not."
@@ -121,7 +136,7 @@ class FashionMNISTConfig(MNISTConfig):
 
 
 class NpzConfig(FileOptions):
-    """Options of the npz source."""
+    """uint8 images, and labels if any, from a numpy .npz file, mapped when uncompressed."""
 
     path: Path = Field(description="The .npz file. Stored uncompressed (np.savez) it is mapped, not loaded.")
     images: str | None = Field(None, description="Name of the array of images; null: the first of images, x, arr_0.")
@@ -134,7 +149,10 @@ class NpzConfig(FileOptions):
 
 
 class ImageFolderConfig(FileOptions):
-    """Options of the image folder."""
+    """PNG, JPEG, WebP and BMP files; classes from sub-folders, a csv or a json file, or none.
+
+    Source: centre crop: Dhariwal and Nichol 2021, arXiv 2105.05233
+    """
 
     path: Path = Field(description="Folder with .png, .jpg, .webp or .bmp images, searched with all its sub-folders.")
     labels: str = Field(
@@ -162,7 +180,7 @@ class ImageFolderConfig(FileOptions):
 
 
 class LatentsConfig(ComponentConfig):
-    """Options of the precomputed latents."""
+    """States that `freeflow encode` computed with a codec; training needs neither images nor codec."""
 
     path: Path = Field(description="Folder written by `freeflow encode`.")
     sample: bool = Field(

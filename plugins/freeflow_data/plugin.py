@@ -13,52 +13,13 @@ freeflow_api = "1"
 def freeflow_sources() -> Iterable[Component]:
     """The prior alone, data sets in files of their own format, and latents computed beforehand."""
     return [
-        Component(
-            name="prior",
-            target="freeflow_data.prior:PriorSource",
-            config="freeflow_data.config:PriorConfig",
-            summary="No data at all: training starts from noise and conditions.",
-        ),
-        Component(
-            name="digits",
-            target="freeflow_data.digits:DigitsSource",
-            config="freeflow_data.config:DigitsConfig",
-            summary="1797 handwritten digits, 8x8 grey, 10 classes, stratified held-out split; no download.",
-            source="scikit-learn load_digits; UCI 80, Alpaydin and Kaynak 1998",
-        ),
-        Component(
-            name="mnist",
-            target="freeflow_data.mnist:MNISTSource",
-            config="freeflow_data.config:MNISTConfig",
-            summary="MNIST's idx files from a folder: 60000 digits to train on, 10000 held out, 28x28 grey.",
-            source="LeCun, Bottou, Bengio and Haffner 1998",
-        ),
-        Component(
-            name="fashion-mnist",
-            target="freeflow_data.mnist:MNISTSource",
-            config="freeflow_data.config:FashionMNISTConfig",
-            summary="Fashion-MNIST's idx files from a folder: ten kinds of clothes, 28x28 grey.",
-            source="Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747",
-        ),
-        Component(
-            name="image-folder",
-            target="freeflow_data.image_folder:ImageFolderSource",
-            config="freeflow_data.config:ImageFolderConfig",
-            summary="PNG, JPEG, WebP and BMP files; classes from sub-folders, a csv or a json file, or none.",
-            source="centre crop: Dhariwal and Nichol 2021, arXiv 2105.05233",
-        ),
-        Component(
-            name="npz",
-            target="freeflow_data.npz:NpzSource",
-            config="freeflow_data.config:NpzConfig",
-            summary="uint8 images, and labels if any, from a numpy .npz file, mapped when uncompressed.",
-        ),
-        Component(
-            name="latents",
-            target="freeflow_data.latents:LatentsSource",
-            config="freeflow_data.config:LatentsConfig",
-            summary="States that `freeflow encode` computed with a codec; training needs neither images nor codec.",
-        ),
+        Component("prior", ".prior:PriorSource", ".config:PriorConfig"),
+        Component("digits", ".digits:DigitsSource", ".config:DigitsConfig"),
+        Component("mnist", ".mnist:MNISTSource", ".config:MNISTConfig"),
+        Component("fashion-mnist", ".mnist:MNISTSource", ".config:FashionMNISTConfig"),
+        Component("image-folder", ".image_folder:ImageFolderSource", ".config:ImageFolderConfig"),
+        Component("npz", ".npz:NpzSource", ".config:NpzConfig"),
+        Component("latents", ".latents:LatentsSource", ".config:LatentsConfig"),
     ]
 
 
@@ -66,26 +27,9 @@ def freeflow_sources() -> Iterable[Component]:
 def freeflow_codecs() -> Iterable[Component]:
     """Pixels as states, Stable Diffusion's latents, and those of a small autoencoder of our own."""
     return [
-        Component(
-            name="pixels",
-            target="freeflow_data.pixels:PixelCodec",
-            config="freeflow_data.config:PixelsConfig",
-            summary="uint8 [0, 255] <-> float [-1, 1], exact both ways.",
-        ),
-        Component(
-            name="sd-vae",
-            target="freeflow_data.sd_vae:SDVAECodec",
-            config="freeflow_data.config:SDVAEConfig",
-            summary="Stable Diffusion's autoencoder: uint8 (3, H, W) <-> latents (4, H/8, W/8); needs the extra `vae`.",
-            source="Rombach et al. 2022, arXiv 2112.10752; weights: stabilityai/sd-vae-ft-mse and -ema",
-        ),
-        Component(
-            name="small-vae",
-            target="freeflow_data.small_vae:SmallVAECodec",
-            config="freeflow_data.config:SmallVAEConfig",
-            summary="Grey 28x28 <-> latents (4, 8, 8): a small autoencoder, for MNIST's digits packaged.",
-            source="Kingma and Welling 2013, arXiv 1312.6114",
-        ),
+        Component("pixels", ".pixels:PixelCodec", ".config:PixelsConfig"),
+        Component("sd-vae", ".sd_vae:SDVAECodec", ".config:SDVAEConfig"),
+        Component("small-vae", ".small_vae:SmallVAECodec", ".config:SmallVAEConfig"),
     ]
 
 

@@ -8,7 +8,10 @@ from freeflow_core.config.component import ComponentChoice, ComponentConfig
 
 
 class AutoguidanceConfig(ComponentConfig):
-    """Options of a teacher guided by a weaker one."""
+    """Any teacher, guided away from a weaker one instead of from its own null class.
+
+    Source: Karras et al. 2024, arXiv 2406.02507
+    """
 
     main: ComponentChoice = Field(description="The teacher, by name or as {name: ..., option: ...}.")
     guide: ComponentChoice = Field(

@@ -41,7 +41,10 @@ class MeanFlowOptions(GuidanceOptions, DerivativeOptions):
 
 
 class MeanFlowConfig(MeanFlowOptions):
-    """MeanFlow (Geng et al. 2025)."""
+    """MeanFlow: the average velocity obeys its identity on noised data; velocity from teacher or data.
+
+    Source: Geng et al. 2025, arXiv 2505.13447
+    """
 
     velocity: Literal["teacher", "data"] = Field(
         "teacher", description="teacher: its guided field; data: each sample's own n - x, no teacher (paper)."
@@ -67,7 +70,10 @@ class MeanFlowConfig(MeanFlowOptions):
 
 
 class ImprovedMeanFlowConfig(MeanFlowOptions):
-    """Improved MeanFlow (Geng et al. 2025)."""
+    """Improved MeanFlow: from data alone, with the network's own velocity as the tangent.
+
+    Source: Geng et al. 2025, arXiv 2512.02012
+    """
 
     instant_share: float = Field(0.5, ge=0, lt=1, description="Share of rows with s = t: flow matching (paper: 0.5).")
     guidance_distribution: Literal["log-uniform", "uniform"] = Field(

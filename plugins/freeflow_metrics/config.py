@@ -56,7 +56,10 @@ class FeatureOptions(ClassifierOptions):
 
 
 class FrechetConfig(FeatureOptions):
-    """Fréchet distance between Gaussians fitted to features."""
+    """Fréchet distance (FID with Inception features) to held-out data, the teacher, stored statistics.
+
+    Source: Heusel et al. 2017, arXiv 1706.08500; clean-fid, Parmar et al. 2022, arXiv 2104.11222
+    """
 
     reference_statistics: str | None = Field(
         None,
@@ -70,7 +73,10 @@ class FrechetConfig(FeatureOptions):
 
 
 class KernelConfig(FeatureOptions):
-    """Kernel distance: unbiased squared MMD between features, averaged over subsets."""
+    """Kernel distance (KID with Inception features) to held-out data and the teacher.
+
+    Source: Binkowski et al. 2018, arXiv 1801.01401; clean-fid, Parmar et al. 2022, arXiv 2104.11222
+    """
 
     num_subsets: PositiveInt = Field(100, description="Subsets averaged over.")
     subset_size: int = Field(1_000, ge=2, description="Samples per subset; at most those there are.")
@@ -81,11 +87,11 @@ class KernelConfig(FeatureOptions):
 
 
 class ClassAccuracyConfig(ClassifierOptions):
-    """Share of samples that a classifier takes for the class they were asked to be."""
+    """Share of samples a classifier takes for the class they were asked to be."""
 
 
 class SpreadConfig(ComponentConfig):
-    """Per-pixel standard deviation within classes."""
+    """Per-pixel standard deviation within classes, absolute and relative to the teacher: shows collapse."""
 
     max_side: PositiveInt = Field(
         64, description="Larger images are area-averaged to this side first: memory grows with classes x pixels."
@@ -93,7 +99,10 @@ class SpreadConfig(ComponentConfig):
 
 
 class FidelityConfig(ComponentConfig):
-    """Distance to the teacher's own end points, and how well the student obeys the teacher's field."""
+    """Error to the teacher's end points from the same noise, and the residual of the flow-map identity.
+
+    Source: Tong et al. 2025, arXiv 2511.19428
+    """
 
     derivative_samples: int = Field(256, ge=0, description="Samples for derivative_residual; 0 leaves it out.")
     durations: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
@@ -106,7 +115,10 @@ class FidelityConfig(ComponentConfig):
 
 
 class EnergyDistanceConfig(ComponentConfig):
-    """Energy distance between raw states: for vectors and small images."""
+    """Energy distance between raw states to held-out data and the teacher: vectors and small images.
+
+    Source: Székely & Rizzo 2013, J. Statistical Planning and Inference 143(8)
+    """
 
     max_samples: int = Field(
         4_096, ge=2, description="States kept in memory per row, the first by sample order; cost grows with its square."
@@ -118,15 +130,15 @@ class EnergyDistanceConfig(ComponentConfig):
 
 
 class ClassProbabilityConfig(ClassifierOptions):
-    """A classifier's probability of the class asked for."""
+    """Probability that a classifier gives the class asked for."""
 
 
 class FeatureCentroidConfig(FeatureOptions):
-    """Distance to the mean features of a class's real images."""
+    """Nearness to the mean features of the real images of the class."""
 
 
 class CallableVerifierConfig(ComponentConfig):
-    """A function of the user's own."""
+    """A function of your own, as module:function."""
 
     function: str = Field(
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",

@@ -8,7 +8,10 @@ from freeflow_core.config.component import ComponentConfig
 
 
 class MlflowConfig(ComponentConfig):
-    """Where a run goes in MLflow, how often it is sent, and how long an absent server may take."""
+    """MLflow run with parameters, metrics by images seen, pictures and files; survives a dead server.
+
+    Source: https://mlflow.org
+    """
 
     uri: str | None = Field(
         None,

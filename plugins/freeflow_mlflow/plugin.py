@@ -12,15 +12,7 @@ freeflow_api = "1"
 @hookimpl
 def freeflow_trackers() -> list[Component]:
     """The MLflow tracker."""
-    return [
-        Component(
-            name="mlflow",
-            target="freeflow_mlflow.tracker:MlflowTracker",
-            config="freeflow_mlflow.config:MlflowConfig",
-            summary="MLflow run with parameters, metrics by images seen, pictures and files; survives a dead server.",
-            source="https://mlflow.org",
-        )
-    ]
+    return [Component("mlflow", ".tracker:MlflowTracker", ".config:MlflowConfig")]
 
 
 @hookimpl

@@ -125,7 +125,7 @@ class OwnNetworkOptions(ConventionOptions):
 
 
 class CallableTeacherConfig(OwnNetworkOptions):
-    """Options of the teacher ``callable``. It imports what `network` names, so it needs --trust."""
+    """Any importable function or module, with its convention as options; needs --trust."""
 
     network: str = Field(
         pattern=r"^([A-Za-z_][\w.]*|.*\.py):[A-Za-z_][\w.]*$",
@@ -141,13 +141,18 @@ class CallableTeacherConfig(OwnNetworkOptions):
 
 
 class TorchFileTeacherConfig(OwnNetworkOptions):
-    """Options of the teacher ``torch-file``. Such a file holds a program, so it needs --trust."""
+    """A torch.export (.pt2) or TorchScript file, with its convention as options; needs --trust."""
 
     file: Path = Field(description="A program saved by torch.export.save (.pt2) or torch.jit.save (.pt, .pth, .ts).")
 
 
 class DiffusersTeacherConfig(ComponentConfig):
-    """Options of the teacher ``diffusers-transformer``. Nothing in its folder is executed, and nothing is fetched."""
+    """A flow-matching transformer of diffusers (SD3, FLUX) with prompts given as embeddings.
+
+    Nothing in its folder is executed, and nothing is fetched.
+
+    Source: Esser et al. 2024, arXiv 2403.03206
+    """
 
     folder: Path = Field(
         description="Local folder of a pipeline or of a transformer: config.json beside .safetensors files."

@@ -13,23 +13,7 @@ freeflow_api = "1"
 def freeflow_teachers() -> Iterable[Component]:
     """Networks of any origin, read with the convention that their options state."""
     return [
-        Component(
-            name="callable",
-            target="freeflow_networks.teacher:OwnNetworkTeacher",
-            config="freeflow_networks.config:CallableTeacherConfig",
-            summary="Any importable function or module, with its convention as options; needs --trust",
-        ),
-        Component(
-            name="torch-file",
-            target="freeflow_networks.teacher:OwnNetworkTeacher",
-            config="freeflow_networks.config:TorchFileTeacherConfig",
-            summary="A torch.export (.pt2) or TorchScript file, with its convention as options; needs --trust",
-        ),
-        Component(
-            name="diffusers-transformer",
-            target="freeflow_networks.diffusers_teacher:DiffusersTeacher",
-            config="freeflow_networks.config:DiffusersTeacherConfig",
-            summary="A flow-matching transformer of diffusers (SD3, FLUX) with prompts given as embeddings",
-            source="Esser et al. 2024, arXiv 2403.03206",
-        ),
+        Component("callable", ".teacher:OwnNetworkTeacher", ".config:CallableTeacherConfig"),
+        Component("torch-file", ".teacher:OwnNetworkTeacher", ".config:TorchFileTeacherConfig"),
+        Component("diffusers-transformer", ".diffusers_teacher:DiffusersTeacher", ".config:DiffusersTeacherConfig"),
     ]

@@ -20,7 +20,10 @@ class GuidanceConfig(GuidanceRange):
 
 
 class PredictionConfig(GuidanceConfig):
-    """Options of the prediction objective."""
+    """FreeFlow's prediction alone: the student's own path follows the teacher's field.
+
+    Source: Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428
+    """
 
     guidance_interval: Interval = Field(
         (0.0, 1.0), description="Times (low, high) in which the teacher's field is guided in prediction."
@@ -52,7 +55,10 @@ class PredictionConfig(GuidanceConfig):
 
 
 class CorrectionConfig(GuidanceConfig):
-    """Options of the correction objective."""
+    """FreeFlow's correction alone: the student's samples are pulled to the teacher's distribution.
+
+    Source: Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428
+    """
 
     r_distribution: Literal["logit-normal", "uniform"] = Field(
         "logit-normal", description="Distribution of the noise level r on (r_low, r_high)."
@@ -100,7 +106,10 @@ class CorrectionConfig(GuidanceConfig):
 
 
 class FreeFlowConfig(PredictionConfig, CorrectionConfig):
-    """Options of prediction and correction together."""
+    """FreeFlow, data-free: prediction and correction on one batch.
+
+    Source: Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428
+    """
 
     correction_share: float = Field(0.25, gt=0, lt=1, description="Share of the batch's rows that do correction.")
     adaptive: bool = Field(

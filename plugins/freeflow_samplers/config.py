@@ -10,7 +10,10 @@ from freeflow_core.config.component import ComponentConfig
 
 
 class OneStepConfig(ComponentConfig):
-    """One jump has no options."""
+    """One jump of the student from noise to data.
+
+    Source: FreeFlow, Tong et al. 2025, arXiv 2511.19428
+    """
 
 
 class GridConfig(ComponentConfig):
@@ -22,7 +25,10 @@ class GridConfig(ComponentConfig):
 
 
 class FewStepConfig(GridConfig):
-    """Options of several student jumps."""
+    """Several jumps of a student trained from any time, deterministic or with fresh noise.
+
+    Source: Song et al. 2023, arXiv 2303.01469, algorithm 1; Geng et al. 2025, arXiv 2505.13447
+    """
 
     renoise: bool = Field(
         False,
@@ -41,7 +47,10 @@ class VelocityConfig(GridConfig):
 
 
 class AdaptiveConfig(VelocityConfig):
-    """Options of the adaptive solver."""
+    """Dormand-Prince 5(4) to a tolerance (torchdiffeq).
+
+    Source: Dormand & Prince 1980; torchdiffeq
+    """
 
     rtol: PositiveFloat = Field(1e-5, description="Relative error allowed per step.")
     atol: PositiveFloat = Field(1e-5, description="Absolute error allowed per step.")
@@ -49,7 +58,10 @@ class AdaptiveConfig(VelocityConfig):
 
 
 class EulerConfig(VelocityConfig):
-    """Options of Euler's method."""
+    """Euler steps along the teacher's velocity; one evaluation per step.
+
+    Source: SiT, Ma et al. 2024, arXiv 2401.08740
+    """
 
     decide_at: Literal["step-start", "evaluation"] = Field(
         "step-start",
@@ -58,7 +70,10 @@ class EulerConfig(VelocityConfig):
 
 
 class HeunConfig(EulerConfig):
-    """Options of Heun's method."""
+    """Heun's method, second order; two evaluations per step.
+
+    Source: Karras et al. 2022 (EDM), arXiv 2206.00364, algorithm 1
+    """
 
     final_euler: bool = Field(
         False, description="Skip the second evaluation of the last step, as EDM and REPA do; the order drops there."
@@ -66,6 +81,9 @@ class HeunConfig(EulerConfig):
 
 
 class StudentThenTeacherConfig(HeunConfig):
-    """Options of one student jump followed by the teacher."""
+    """One student jump, then teacher steps: more compute for students trained from noise alone.
+
+    Source: FreeFlow, Tong et al. 2025, arXiv 2511.19428
+    """
 
     then: Literal["euler", "heun"] = Field("heun", description="The teacher's method; final_euler is heun's alone.")

@@ -14,7 +14,12 @@ Matrix = tuple[Vector, ...]
 
 
 class GaussianMixtureConfig(ComponentConfig):
-    """A mixture by a named layout, or component by component (``layout: custom``)."""
+    """Exact velocity of a Gaussian mixture in any dimension, with classes; no weights, no training.
+
+    The mixture is given by a named layout, or component by component (``layout: custom``).
+
+    Source: Closed form: conditional expectations of jointly Gaussian variables
+    """
 
     layout: Literal["ring", "grid", "single", "custom"] = Field(
         "ring",
@@ -112,7 +117,7 @@ class GaussianMixtureConfig(ComponentConfig):
 
 
 class MixtureSourceConfig(GaussianMixtureConfig):
-    """Exact samples of a mixture: the teacher's own options, and which samples."""
+    """Endless exact samples of a Gaussian mixture, with its classes; use with codec: states."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the samples; sample i depends on it and i alone.")
     held_out: int = Field(
@@ -121,7 +126,7 @@ class MixtureSourceConfig(GaussianMixtureConfig):
 
 
 class StatesConfig(ComponentConfig):
-    """The states codec has no options."""
+    """Float states pass unchanged: for sources that yield states instead of images."""
 
 
 class TrunkConfig(ComponentConfig):
@@ -139,13 +144,19 @@ class TrunkConfig(ComponentConfig):
 
 
 class MLPStudentConfig(TrunkConfig):
-    """Size and inputs of the MLP student."""
+    """Residual MLP that predicts the average velocity of small vector states.
+
+    Source: Average velocity: Geng et al. 2025, arXiv 2505.13447
+    """
 
     zero_init: bool = Field(False, description="Start with a zero output layer, so that u = 0 and X(x, t, s) = x.")
 
 
 class MLPPolicyStudentConfig(TrunkConfig):
-    """Size and inputs of the MLP that emits a policy, and the policy (Chen et al. 2025)."""
+    """Residual MLP that emits a policy, a velocity field in closed form, for small vector states.
+
+    Source: pi-Flow: Chen et al. 2025, arXiv 2510.14974
+    """
 
     policy: Literal["dx", "gm"] = Field(
         "gm", description="gm: a Gaussian mixture of the data point; dx: the data point as a function of time."

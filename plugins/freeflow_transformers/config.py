@@ -48,7 +48,10 @@ class TransformerOptions(ComponentConfig):
 
 
 class FlowMapTransformerConfig(TransformerOptions):
-    """Options of the student ``transformer``."""
+    """One-step transformer with duration and guidance inputs; starts from a transformer teacher.
+
+    Source: Tong et al. 2025, arXiv 2511.19428
+    """
 
     guidance: bool | None = Field(
         None,
@@ -58,7 +61,10 @@ class FlowMapTransformerConfig(TransformerOptions):
 
 
 class VelocityTransformerConfig(TransformerOptions):
-    """Options of the student ``velocity-transformer``."""
+    """Plain velocity transformer, to pretrain a teacher from data.
+
+    Source: Ma et al. 2024, arXiv 2401.08740
+    """
 
     num_classes: int | None = Field(
         None, ge=0, description="Classes; 0: unconditional, labels are ignored; null: the teacher's, else the source's."
@@ -95,7 +101,10 @@ class PolicyOptions(Section):
 
 
 class PolicyTransformerConfig(FlowMapTransformerConfig, PolicyOptions):
-    """Options of the student ``policy-transformer``."""
+    """Transformer that emits a policy, a velocity field in closed form; starts from its teacher.
+
+    Source: pi-Flow: Chen et al. 2025, arXiv 2510.14974
+    """
 
 
 class PublishedOptions(ComponentConfig):
@@ -166,19 +175,28 @@ class SiTOptions(ReleasedTeacherConfig):
 
 
 class SiTTeacherConfig(SiTOptions):
-    """Options of the teacher ``sit``, which also takes weights written by ``freeflow pretrain``."""
+    """Flow transformer (SiT): published weights, or trained with `freeflow pretrain`.
+
+    Source: Ma et al. 2024, arXiv 2401.08740
+    """
 
     family: ClassVar[FamilyName] = "sit"
 
 
 class SiTRepaTeacherConfig(SiTOptions):
-    """Options of the teacher ``sit-repa``."""
+    """SiT trained with representation alignment (REPA): published weights, XL/2 at 256 pixels or 512.
+
+    Source: Yu et al. 2025, arXiv 2410.06940
+    """
 
     family: ClassVar[FamilyName] = "sit-repa"
 
 
 class DiTTeacherConfig(ReleasedTeacherConfig):
-    """Options of the teacher ``dit``: the noising schedule its steps refer to."""
+    """Noise-predicting diffusion transformer (DiT) as a velocity: published weights, XL/2, 256 or 512.
+
+    Source: Peebles & Xie 2022, arXiv 2212.09748
+    """
 
     family: ClassVar[FamilyName] = "dit"
 
@@ -202,7 +220,10 @@ class ReleasedStudentConfig(PublishedOptions):
 
 
 class FreeFlowStudentConfig(ReleasedStudentConfig):
-    """Options of the student ``freeflow``: any file of the published format."""
+    """One-step student from a file in the published FreeFlow format.
+
+    Source: Tong et al. 2025, arXiv 2511.19428
+    """
 
     @model_validator(mode="after")
     def _check_checkpoint(self) -> FreeFlowStudentConfig:
@@ -215,21 +236,30 @@ class FreeFlowStudentConfig(ReleasedStudentConfig):
 
 
 class FreeFlow256Config(ReleasedStudentConfig):
-    """Options of the student ``freeflow-xl-2-256``, whose teacher is ``sit-repa``."""
+    """The published one-step student of sit-repa, XL/2 at 256 pixels.
+
+    Source: Tong et al. 2025, arXiv 2511.19428
+    """
 
     published: ClassVar[str | None] = "freeflow-xl-2-256"
     family_default: ClassVar[StudentFamilyName | None] = "sit-repa"
 
 
 class FreeFlowSiT256Config(ReleasedStudentConfig):
-    """Options of the student ``freeflow-sit-xl-2-256``, whose teacher is ``sit``."""
+    """The published one-step student of sit, XL/2 at 256 pixels.
+
+    Source: Tong et al. 2025, arXiv 2511.19428
+    """
 
     published: ClassVar[str | None] = "freeflow-sit-xl-2-256"
     family_default: ClassVar[StudentFamilyName | None] = "sit"
 
 
 class FreeFlow512Config(ReleasedStudentConfig):
-    """Options of the student ``freeflow-xl-2-512``."""
+    """The published one-step student, XL/2 at 512 pixels.
+
+    Source: Tong et al. 2025, arXiv 2511.19428
+    """
 
     published: ClassVar[str | None] = "freeflow-xl-2-512"
     resolution: ClassVar[int] = 512
@@ -249,14 +279,22 @@ class ShippedTeacherConfig(ComponentConfig):
 
 
 class DigitsTeacherConfig(ShippedTeacherConfig):
-    """Options of the teacher ``digits``."""
+    """Handwritten digits, 8x8, ten classes: a small transformer that ships with the package.
+
+    Source: Ma et al. 2024, arXiv 2401.08740; data: UCI optical digits
+    """
 
     asset: ClassVar[str] = "assets/digits.safetensors"
     pretrained_by: ClassVar[str] = "digits"
 
 
 class MNISTTeacherConfig(ShippedTeacherConfig):
-    """Options of the teacher ``mnist``, which works on latents of the codec ``small-vae``."""
+    """Handwritten digits, 28x28, ten classes: a small latent transformer that ships with the package.
+
+    It works on latents of the codec ``small-vae``.
+
+    Source: Ma et al. 2024, arXiv 2401.08740; data: MNIST
+    """
 
     asset: ClassVar[str] = "assets/mnist.safetensors"
     codec: ClassVar[str | None] = "small-vae"

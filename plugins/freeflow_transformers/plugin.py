@@ -8,48 +8,17 @@ from freeflow_core.plugin import Component, Preset, WeightFile, hookimpl
 from freeflow_transformers.released.families import PUBLISHED
 
 freeflow_api = "1"
-_SIT, _FREEFLOW = "Ma et al. 2024, arXiv 2401.08740", "Tong et al. 2025, arXiv 2511.19428"
 
 
 @hookimpl
 def freeflow_teachers() -> Iterable[Component]:
     """The shipped teachers of digits, and teachers pretrained here or published."""
     return [
-        Component(
-            name="digits",
-            target="freeflow_transformers.teachers:TransformerTeacher",
-            config="freeflow_transformers.config:DigitsTeacherConfig",
-            summary="Handwritten digits, 8x8, ten classes: a small transformer that ships with the package",
-            source=f"{_SIT}; data: UCI optical digits",
-        ),
-        Component(
-            name="mnist",
-            target="freeflow_transformers.teachers:TransformerTeacher",
-            config="freeflow_transformers.config:MNISTTeacherConfig",
-            summary="Handwritten digits, 28x28, ten classes: a small latent transformer that ships with the package",
-            source=f"{_SIT}; data: MNIST",
-        ),
-        Component(
-            name="sit",
-            target="freeflow_transformers.teachers:TransformerTeacher",
-            config="freeflow_transformers.config:SiTTeacherConfig",
-            summary="Flow transformer (SiT): published weights, or trained with `freeflow pretrain`",
-            source=_SIT,
-        ),
-        Component(
-            name="sit-repa",
-            target="freeflow_transformers.teachers:TransformerTeacher",
-            config="freeflow_transformers.config:SiTRepaTeacherConfig",
-            summary="SiT trained with representation alignment (REPA): published weights, XL/2 at 256 pixels or 512",
-            source="Yu et al. 2025, arXiv 2410.06940",
-        ),
-        Component(
-            name="dit",
-            target="freeflow_transformers.dit:NoiseTeacher",
-            config="freeflow_transformers.config:DiTTeacherConfig",
-            summary="Noise-predicting diffusion transformer (DiT) as a velocity: published weights, XL/2, 256 or 512",
-            source="Peebles & Xie 2022, arXiv 2212.09748",
-        ),
+        Component("digits", ".teachers:TransformerTeacher", ".config:DigitsTeacherConfig"),
+        Component("mnist", ".teachers:TransformerTeacher", ".config:MNISTTeacherConfig"),
+        Component("sit", ".teachers:TransformerTeacher", ".config:SiTTeacherConfig"),
+        Component("sit-repa", ".teachers:TransformerTeacher", ".config:SiTRepaTeacherConfig"),
+        Component("dit", ".dit:NoiseTeacher", ".config:DiTTeacherConfig"),
     ]
 
 
@@ -57,48 +26,13 @@ def freeflow_teachers() -> Iterable[Component]:
 def freeflow_students() -> Iterable[Component]:
     """The flow map, and the velocity field that becomes a teacher."""
     return [
-        Component(
-            name="transformer",
-            target="freeflow_transformers.students:FlowMapTransformer",
-            config="freeflow_transformers.config:FlowMapTransformerConfig",
-            summary="One-step transformer with duration and guidance inputs; starts from a transformer teacher",
-            source=_FREEFLOW,
-        ),
-        Component(
-            name="velocity-transformer",
-            target="freeflow_transformers.students:VelocityTransformer",
-            config="freeflow_transformers.config:VelocityTransformerConfig",
-            summary="Plain velocity transformer, to pretrain a teacher from data",
-            source=_SIT,
-        ),
-        Component(
-            name="policy-transformer",
-            target="freeflow_transformers.policy:PolicyTransformer",
-            config="freeflow_transformers.config:PolicyTransformerConfig",
-            summary="Transformer that emits a policy, a velocity field in closed form; starts from its teacher",
-            source="pi-Flow: Chen et al. 2025, arXiv 2510.14974",
-        ),
-        Component(
-            name="freeflow",
-            target="freeflow_transformers.students:FlowMapTransformer",
-            config="freeflow_transformers.config:FreeFlowStudentConfig",
-            summary="One-step student from a file in the published FreeFlow format",
-            source=_FREEFLOW,
-        ),
-        *(
-            Component(
-                name=name,
-                target="freeflow_transformers.students:FlowMapTransformer",
-                config=f"freeflow_transformers.config:{config}",
-                summary=f"The published one-step student{of}",
-                source=_FREEFLOW,
-            )
-            for name, config, of in (
-                ("freeflow-xl-2-256", "FreeFlow256Config", " of sit-repa, XL/2 at 256 pixels"),
-                ("freeflow-sit-xl-2-256", "FreeFlowSiT256Config", " of sit, XL/2 at 256 pixels"),
-                ("freeflow-xl-2-512", "FreeFlow512Config", ", XL/2 at 512 pixels"),
-            )
-        ),
+        Component("transformer", ".students:FlowMapTransformer", ".config:FlowMapTransformerConfig"),
+        Component("velocity-transformer", ".students:VelocityTransformer", ".config:VelocityTransformerConfig"),
+        Component("policy-transformer", ".policy:PolicyTransformer", ".config:PolicyTransformerConfig"),
+        Component("freeflow", ".students:FlowMapTransformer", ".config:FreeFlowStudentConfig"),
+        Component("freeflow-xl-2-256", ".students:FlowMapTransformer", ".config:FreeFlow256Config"),
+        Component("freeflow-sit-xl-2-256", ".students:FlowMapTransformer", ".config:FreeFlowSiT256Config"),
+        Component("freeflow-xl-2-512", ".students:FlowMapTransformer", ".config:FreeFlow512Config"),
     ]
 
 

@@ -61,7 +61,7 @@ def test_built_in_plugins_keep_their_names(order):
 def test_one_plugin_that_offers_a_name_twice_keeps_the_first():
     again = Component("mine", "another.module:Class", "package.config:Config", "")
     registry = Registry(managed(first=("dist-one", [ONE, again])))
-    assert registry.component("objective", "mine") is ONE
+    assert registry.component("objective", "mine") == ONE
     (line,) = registry.warnings
     assert "offers two" in line
 

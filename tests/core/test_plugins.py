@@ -29,7 +29,7 @@ def test_every_component_can_be_imported_and_is_described(registry):
         for name, component in registry.components(kind).items():
             assert component.load_target().from_config
             fields = component.load_config_class().model_fields
-            assert component.summary, f"{kind} {name} has no summary"
+            assert component.about()[0], f"{kind} {name} has no summary"
             for field, info in fields.items():
                 assert info.description, f"option {field} of {kind} {name} has no description"
 
@@ -76,11 +76,15 @@ def test_one_file_plugins(tmp_path):
         "from freeflow_core.plugin import Component, hookimpl\n"
         "@hookimpl\n"
         "def freeflow_objectives():\n"
-        "    return [Component('from-file', 'freeflow_file_mine:Objective', 'freeflow_file_mine:Config', 'x')]\n"
+        "    return [Component('from-file', ':Objective', ':Config'), Component('lost', ':Objective', 'nowhere:C')]\n"
         "class Objective: ...\n"
+        "class Config:\n"
+        '    """One\n    line.\n\n    More.\n\n    Source: a paper\n    """\n'
     )
     registry = Registry(Manager.load([file]))
     assert registry.component("objective", "from-file").load_target().__name__ == "Objective"
+    assert registry.component("objective", "from-file").about() == ("One line", "a paper")
+    assert "nowhere" in registry.component("objective", "lost").about()[0]
     file.write_text("raise ValueError('broken')\n")
     with pytest.raises(PluginError, match="broken"):
         Manager.load([file])

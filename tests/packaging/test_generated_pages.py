@@ -42,7 +42,7 @@ def test_every_component_and_option_is_on_the_page(generated, registry):
         for name, component in registry.components(kind).items():
             if registry.origin(kind, name).distribution == "freeflow-distill":
                 section = page.split(f"### {kind}s\n")[1].split(f"#### {name}\n")[1].split("\n###")[0]
-                assert component.summary.split(",")[0].split("|")[0].rstrip(".") in section
+                assert component.about()[0].split(",")[0].split("|")[0].rstrip(".") in section
                 for option in component.load_config_class().model_fields:
                     assert f"| `{option}" in section, f"{kind} {name}: {option}"
 

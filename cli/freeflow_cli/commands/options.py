@@ -24,7 +24,8 @@ def completion(find: Callable[[Registry], Iterable[Mapping[str, Component | Pres
 
     def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         found = find(Registry(Session.of(context).manager))
-        return [(item.name, item.summary) for items in found for item in items.values()]
+        items = [item for mapping in found for item in mapping.values()]
+        return [(i.name, i.about()[0] if isinstance(i, Component) else i.summary) for i in items]
 
     return complete
 

@@ -77,8 +77,8 @@ def _print_entry(console: Console, registry: Registry, entry: Entry) -> None:
             print_line(console, f"Scores: {item.scores}")
         print_line(console, f"\n{registry.preset_text(item).rstrip()}\n")
         return
-    if item.source:
-        print_line(console, f"Source: {item.source}")
+    if source := item.about()[1]:
+        print_line(console, f"Source: {source}")
     settings = model_options(item.load_config_class())
     if not settings:
         print_line(console, "It has no options.\n")
@@ -122,7 +122,7 @@ def _details(registry: Registry, entry: Entry) -> dict[str, Any]:
     details: dict[str, Any] = entry.as_dict()
     if isinstance(entry.item, Component):
         settings = model_options(entry.item.load_config_class())
-        return details | {"source": entry.item.source, "options": [setting._asdict() for setting in settings]}
+        return details | {"source": entry.item.about()[1], "options": [setting._asdict() for setting in settings]}
     text = registry.preset_text(entry.item)
     return details | {"command": entry.item.command, "scores": entry.item.scores, "yaml": text}
 
