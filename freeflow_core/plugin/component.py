@@ -11,20 +11,10 @@ from typing import Any
 
 from freeflow_core.errors import PluginError
 
-KINDS: tuple[str, ...] = (
-    "teacher",
-    "student",
-    "objective",
-    "sampler",
-    "codec",
-    "source",
-    "evaluator",
-    "tracker",
-    "verifier",
-)
+KINDS = ("teacher", "student", "objective", "sampler", "codec", "source", "evaluator", "tracker", "verifier")
 """Every kind of component; the hook for a kind is ``freeflow_<kind>s`` (``freeflow_codecs``, ...)."""
 
-PRESET_COMMANDS: tuple[str, ...] = ("distill", "pretrain", "compare")
+PRESET_COMMANDS = ("distill", "pretrain", "compare")
 """Commands that presets are for."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -78,11 +68,11 @@ class Component:
 
     def load_config_class(self) -> type[Any]:
         """The configuration class. Raises :class:`PluginError` when it cannot be imported."""
-        return load_object(self.config, f"configuration of {self.name!r}")
+        return _load_object(self.config, f"configuration of {self.name!r}")
 
     def load_target(self) -> type[Any]:
         """The implementing class. Raises :class:`PluginError` when it cannot be imported."""
-        return load_object(self.target, f"component {self.name!r}")
+        return _load_object(self.target, f"component {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -193,7 +183,7 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
-def load_object(path: str, what: str) -> Any:
+def _load_object(path: str, what: str) -> Any:
     """Import ``"package.module:Name"``; ``what`` names it in the error."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:

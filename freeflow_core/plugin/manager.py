@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +32,9 @@ ATTRIBUTE = "freeflow_api"
 UNDECLARED = "1"
 """A plugin that says nothing, such as a one-file experiment, counts as written for the first version."""
 
-_FORM = re.compile(r"(\d+)(?:\.(\d+))?")
-_DECLARATION = re.compile(rf"""^{ATTRIBUTE}(?:\s*:[^=\n]*)?\s*=\s*["']([^"'\n]*)["']""", re.MULTILINE)
+DISABLED_VARIABLE = "FREEFLOW_DISABLED_PLUGINS"
+OWN_DISTRIBUTION = "freeflow-distill"
+"""Its plugins, the built-in ones, keep their names when another distribution's plugin claims one."""
 
 
 def api_version() -> str:
@@ -40,20 +42,15 @@ def api_version() -> str:
     return ".".join(map(str, API_VERSION))
 
 
-def needed_version(plugin: Any) -> str:
-    """What a plugin (a module or object) declares to need, or :data:`UNDECLARED`; may be nonsense."""
-    return str(getattr(plugin, ATTRIBUTE, UNDECLARED))
-
-
 def needed_in_source(source: str) -> str:
-    """The same from a module's text, for one that cannot be imported: perhaps for want of the version it needs."""
-    found = _DECLARATION.search(source)
+    """The version that a module's text declares to need: it may be why that cannot be imported."""
+    found = re.search(rf"""^{ATTRIBUTE}(?:\s*:[^=\n]*)?\s*=\s*["']([^"'\n]*)["']""", source, re.MULTILINE)
     return found[1] if found else UNDECLARED
 
 
 def refusal(needed: str) -> str | None:
     """Why a plugin that needs this version cannot be used here, naming both versions; None when it can."""
-    found = _FORM.fullmatch(needed)
+    found = re.fullmatch(r"(\d+)(?:\.(\d+))?", needed)
     if found is None:
         return f'{ATTRIBUTE} = {needed!r} is not a version of the plugin API; expected e.g. "{API_VERSION[0]}"'
     major, minor = int(found[1]), int(found[2] or 0)
@@ -61,67 +58,6 @@ def refusal(needed: str) -> str | None:
         return None
     remedy = "update freeflow-distill" if (major, minor) > API_VERSION else "update the plugin"
     return f"it needs version {needed} of the plugin API, and this freeflow has version {api_version()}; {remedy}"
-
-
-def import_entry_point(point: importlib.metadata.EntryPoint) -> Any:
-    """What an entry point names.
-
-    Raises:
-        PluginError: it needs another version of the plugin API, which may be why it cannot be imported.
-        Exception: whatever else importing it raises.
-    """
-    try:
-        return point.load()
-    except (Exception, SystemExit) as error:
-        if reason := refusal(needed_in_source(_source(point.module))):
-            raise PluginError(f"{reason} ({one_line(error)})") from error
-        if isinstance(error, SystemExit):
-            raise PluginError(f"importing it ends the program ({one_line(error)})") from error
-        raise
-
-
-def import_file(path: Path, name: str) -> ModuleType:
-    """Run the file as the module ``name``, which its components may be found under.
-
-    Raises:
-        PluginError: there is no such file, or it fails.
-    """
-    if not path.is_file():
-        raise PluginError(f"The plugin file {path} does not exist.")
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"The plugin file {path} is not a Python module; its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        reason = refusal(needed_in_source(path.read_text("utf-8", errors="replace")))
-        text = f"{reason} ({one_line(error)})" if reason else one_line(error)
-        raise PluginError(f"The plugin file {path} failed to load: {text}") from error
-    return module
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line; its kind is left out where the message is made for users."""
-    text = " ".join(str(error).split())
-    if isinstance(error, PluginError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _source(module: str) -> str:
-    try:
-        spec = importlib.util.find_spec(module)
-        return Path(spec.origin).read_text("utf-8", errors="replace") if spec and spec.origin else ""
-    except (Exception, SystemExit):
-        return ""
-
-
-DISABLED_VARIABLE = "FREEFLOW_DISABLED_PLUGINS"
-OWN_DISTRIBUTION = "freeflow-distill"
-"""Its plugins, the built-in ones, keep their names when another distribution's plugin claims one."""
 
 
 @dataclass(frozen=True)
@@ -154,17 +90,18 @@ class Manager:
     Attributes:
         trusted: the user lets this session run code that a configuration names (an importable function, a file that
             holds a program). A permission of the session: no configuration can give it.
+        warnings: what is wrong besides single plugins: names in ``FREEFLOW_DISABLED_PLUGINS`` that are nobody's.
     """
 
     def __init__(self) -> None:
         self.trusted = False
+        self.warnings: tuple[str, ...] = ()
         self._pluggy = pluggy.PluginManager(PROJECT)
         for specification in SPECIFICATIONS:
             self._pluggy.add_hookspecs(specification)
         self._registered: dict[str, LoadedPlugin] = {}
         self._left_out: list[LoadedPlugin] = []
         self._failed_hooks: set[tuple[str, str]] = set()
-        self._warnings: list[str] = []
 
     @classmethod
     def load(cls, files: Iterable[Path] = (), *, trust: bool = False) -> Manager:
@@ -181,15 +118,31 @@ class Manager:
         disabled = {part.strip() for part in os.environ.get(DISABLED_VARIABLE, "").split(",") if part.strip()}
         found = [(point, _found(point)) for point in importlib.metadata.entry_points(group=PROJECT)]
         found.sort(key=lambda pair: (pair[1].name, pair[1].distribution != OWN_DISTRIBUTION, pair[1].distribution))
-        manager._check_disabled(disabled, [plugin for _, plugin in found])
+        known = {name for _, plugin in found for name in (plugin.name, plugin.distribution)}
+        if unknown := sorted(disabled - known):
+            manager.warnings = (
+                f"{DISABLED_VARIABLE} names {', '.join(map(repr, unknown))}: no such plugin is installed."
+                f"{suggest(unknown[0], known)} `freeflow plugins list` shows all of them.",
+            )
         enabled = [plugin for _, plugin in found if not disabled & {plugin.name, plugin.distribution}]
         for point, plugin in found:
+            rivals = [p.distribution for p in enabled if p.name == plugin.name and p != plugin]
             if plugin not in enabled:
-                manager._left_out.append(replace(plugin, problem=f"disabled by {DISABLED_VARIABLE}"))
-            elif rivals := [other for other in enabled if other.name == plugin.name and other != plugin]:
-                manager._load_rival(point, plugin, rivals)
+                problem = f"disabled by {DISABLED_VARIABLE}"
+            elif rivals and plugin.distribution != OWN_DISTRIBUTION:
+                outcome = "the built-in one is used" if OWN_DISTRIBUTION in rivals else "none of them is used"
+                problem = (
+                    f"{' and '.join(rivals)} has a plugin of this name too; {outcome}. Uninstall one, or disable it by "
+                    f"its distribution, {DISABLED_VARIABLE}={plugin.distribution}"
+                )
             else:
-                manager._load_entry_point(point, plugin)
+                try:
+                    module = _imported(point.load, functools.partial(_source, point.module))
+                    manager.register(module, plugin.name, plugin.distribution, plugin.version)
+                    continue
+                except Exception as error:
+                    problem = _one_line(error)
+            manager._left_out.append(replace(plugin, problem=problem))
         for path in files:
             manager.load_file(path)
         return manager
@@ -203,7 +156,7 @@ class Manager:
         """
         if self._pluggy.has_plugin(name):
             raise PluginError(f"A plugin named {name!r} is registered already; two need different names.")
-        needed = needed_version(plugin)
+        needed = str(getattr(plugin, ATTRIBUTE, UNDECLARED))
         if reason := refusal(needed):
             raise PluginError(f"Plugin {name!r} cannot be used: {reason}.")
         try:
@@ -212,7 +165,7 @@ class Manager:
         except Exception as error:
             if self._pluggy.has_plugin(name):
                 self._pluggy.unregister(name=name)
-            raise PluginError(f"Plugin {name!r} cannot be registered: {one_line(error)}") from error
+            raise PluginError(f"Plugin {name!r} cannot be registered: {_one_line(error)}") from error
         self._registered[name] = LoadedPlugin(name, distribution or name, version, api=needed, loaded=True)
 
     def load_file(self, path: Path) -> None:
@@ -227,7 +180,18 @@ class Manager:
                 f"The plugin file {path} cannot be loaded beside {self._registered[name].distribution}: both would be "
                 f"the plugin {name!r}. Name each file once, or rename one."
             )
-        self.register(import_file(path, name), name, str(path))
+        if not path.is_file():
+            raise PluginError(f"The plugin file {path} does not exist.")
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or (loader := spec.loader) is None:
+            raise PluginError(f"The plugin file {path} is not a Python module; its name must end in .py.")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            _imported(lambda: loader.exec_module(module), lambda: path.read_text("utf-8", errors="replace"))
+        except PluginError as error:
+            del sys.modules[name]
+            raise PluginError(f"The plugin file {path} failed to load: {error}") from error
+        self.register(module, name, str(path))
 
     @property
     def plugins(self) -> tuple[LoadedPlugin, ...]:
@@ -238,11 +202,6 @@ class Manager:
     def problems(self) -> tuple[LoadedPlugin, ...]:
         """Plugins that could not be loaded, or have a hook that failed (those disabled on purpose are no problem)."""
         return tuple(p for p in self.plugins if p.problem and not p.problem.startswith("disabled by"))
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is wrong besides single plugins: names in ``FREEFLOW_DISABLED_PLUGINS`` that are nobody's."""
-        return tuple(self._warnings)
 
     @property
     def hook(self) -> Any:
@@ -264,47 +223,12 @@ class Manager:
                 items = _items(implementation.function(), implementation.plugin)
             except Exception as error:
                 self._failed_hooks.add((name, hook_name))
-                self._add_problem(name, f"{hook_name}: {one_line(error)}")
+                plugin, problem = self._registered[name], f"{hook_name}: {_one_line(error)}"
+                problem = f"{plugin.problem}; {problem}" if plugin.problem else problem
+                self._registered[name] = replace(plugin, problem=problem)
                 continue
             found.extend((self._registered[name], item) for item in items)
         return found
-
-    def _load_entry_point(self, point: importlib.metadata.EntryPoint, plugin: LoadedPlugin) -> None:
-        try:
-            self.register(import_entry_point(point), plugin.name, plugin.distribution, plugin.version)
-        except Exception as error:
-            self._left_out.append(replace(plugin, problem=one_line(error)))
-
-    def _load_rival(
-        self, point: importlib.metadata.EntryPoint, plugin: LoadedPlugin, rivals: list[LoadedPlugin]
-    ) -> None:
-        """One of several plugins of the same name: a built-in one is loaded, of others none."""
-        if plugin.distribution == OWN_DISTRIBUTION:
-            self._load_entry_point(point, plugin)
-            return
-        own = any(rival.distribution == OWN_DISTRIBUTION for rival in rivals)
-        outcome = "the built-in one is used" if own else "none of them is used"
-        others = " and ".join(rival.distribution for rival in rivals)
-        self._left_out.append(
-            replace(
-                plugin,
-                problem=f"{others} has a plugin of this name too; {outcome}. Uninstall one, or disable it by its "
-                f"distribution, {DISABLED_VARIABLE}={plugin.distribution}",
-            )
-        )
-
-    def _check_disabled(self, disabled: set[str], plugins: list[LoadedPlugin]) -> None:
-        known = {name for plugin in plugins for name in (plugin.name, plugin.distribution)}
-        if unknown := sorted(disabled - known):
-            names = ", ".join(repr(name) for name in unknown)
-            self._warnings.append(
-                f"{DISABLED_VARIABLE} names {names}: no such plugin is installed."
-                f"{suggest(unknown[0], known)} `freeflow plugins list` shows all of them."
-            )
-
-    def _add_problem(self, name: str, text: str) -> None:
-        plugin = self._registered[name]
-        self._registered[name] = replace(plugin, problem=f"{plugin.problem}; {text}" if plugin.problem else text)
 
 
 def _found(point: importlib.metadata.EntryPoint) -> LoadedPlugin:
@@ -319,3 +243,30 @@ def _items(returned: Any, plugin: Any) -> list[Any]:
         raise PluginError(f"it returned {shown}; expected a list")
     module = plugin if isinstance(plugin, ModuleType) else sys.modules[type(plugin).__module__]
     return [item.within(module) if isinstance(item, Component) else item for item in returned]
+
+
+def _imported(load: Callable[[], Any], source: Callable[[], str]) -> Any:
+    """What ``load`` imports; ``source`` is its text. Raises :class:`PluginError` in one line."""
+    try:
+        return load()
+    except (Exception, SystemExit) as error:
+        reason = refusal(needed_in_source(source()))
+        if reason is None and isinstance(error, SystemExit):
+            reason = "importing it ends the program"
+        raise PluginError(f"{reason} ({_one_line(error)})" if reason else _one_line(error)) from error
+
+
+def _source(module: str) -> str:
+    try:
+        spec = importlib.util.find_spec(module)
+        return Path(spec.origin).read_text("utf-8", errors="replace") if spec and spec.origin else ""
+    except (Exception, SystemExit):
+        return ""
+
+
+def _one_line(error: BaseException) -> str:
+    """An exception as one line; its kind is left out where the message is made for users."""
+    text = " ".join(str(error).split())
+    if isinstance(error, PluginError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -15,81 +14,69 @@ from freeflow_core.plugin.manager import DISABLED_VARIABLE, OWN_DISTRIBUTION, Lo
 Item = TypeVar("Item", Component, Preset, WeightFile)
 
 
-@dataclass
 class Offers(Generic[Item]):
-    """What is offered under one kind.
+    """What is offered under one kind. What is no ``expected`` is left out, and nobody wins a disputed name silently.
+
+    A built-in plugin keeps its names. Between two others neither has the name: which of them was meant is not ours to
+    guess.
+
+    Args:
+        kind: of what is offered, in words.
+        found: pairs of plugin and what its hook returned, in order of the plugins' names.
 
     Attributes:
-        kind: of what is offered, in words.
-        taken: by name, each with its plugin.
-        disputed: names that no plugin has, because several offer them; and what to say when one is asked for.
         warnings: one line for everything that was left out.
     """
 
-    kind: str
-    taken: dict[str, tuple[LoadedPlugin, Item]] = field(default_factory=dict)
-    disputed: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self, kind: str, found: Iterable[tuple[LoadedPlugin, Any]], expected: type[Item]) -> None:
+        self._kind = kind
+        self._taken: dict[str, tuple[LoadedPlugin, Item]] = {}
+        self._disputed: dict[str, str] = {}  # what to say when such a name is asked for
+        self.warnings: list[str] = []
+        by_name: dict[str, list[tuple[LoadedPlugin, Item]]] = {}
+        for plugin, item in found:
+            if isinstance(item, expected):
+                by_name.setdefault(item.name, []).append((plugin, item))
+                continue
+            shown = repr(item) if len(repr(item)) < 80 else f"a {type(item).__name__}"
+            self.warnings.append(
+                f"plugin {plugin} returned {shown} among its {kind}s; expected a {expected.__name__}. It is left out."
+            )
+        for name, claims in by_name.items():
+            first = next((claim for claim in claims if claim[0].distribution == OWN_DISTRIBUTION), claims[0])
+            others = [claim[0] for claim in claims if claim is not first]
+            if first[0].distribution == OWN_DISTRIBUTION or all(plugin == first[0] for plugin in others):
+                self._taken[name] = first
+                for plugin in others:
+                    why = (
+                        "it offers two" if plugin == first[0] else f"plugin {first[0]} has it, and built-in names stay"
+                    )
+                    self.warnings.append(f"plugin {plugin}: its {kind} {name!r} is left out: {why}. Rename it.")
+                continue
+            names = dict.fromkeys(str(plugin) for plugin, _ in claims)
+            self._disputed[name] = (
+                f"The {kind} {name!r} is offered by the plugins {' and '.join(names)}, so neither is used. Uninstall "
+                f"one, or disable it, e.g. {DISABLED_VARIABLE}={claims[-1][0].name}."
+            )
+            self.warnings.append(self._disputed[name])
 
     @property
     def items(self) -> Mapping[str, Item]:
         """What can be had, in order of name."""
-        return MappingProxyType({name: item for name, (_, item) in sorted(self.taken.items())})
+        return MappingProxyType({name: item for name, (_, item) in sorted(self._taken.items())})
 
     def find(self, name: str, listed_by: str = "freeflow plugins list") -> tuple[LoadedPlugin, Item]:
         """An item and its plugin.
 
         Raises:
             UnknownComponent: nobody offers it; with a suggestion. ``listed_by`` is the command that shows all.
-            PluginError: several plugins offer it, so that nobody has it.
+            PluginError: several plugins offer it, so that nobody has it; the message names them.
         """
-        if name in self.disputed:
-            raise PluginError(self.disputed[name])
-        if name not in self.taken:
-            raise UnknownComponent(self.kind, name, self.taken, listed_by)
-        return self.taken[name]
-
-
-def settle(kind: str, found: Iterable[tuple[LoadedPlugin, Any]], expected: type[Item]) -> Offers[Item]:
-    """Take what is offered once; leave out what is no ``expected``, and let nobody win a disputed name silently.
-
-    A built-in plugin keeps its names. Between two others neither has the name: which of them was meant is not ours to
-    guess.
-
-    Args:
-        kind: of component, in words, for the lines.
-        found: pairs of plugin and what its hook returned, in order of the plugins' names.
-    """
-    offers: Offers[Item] = Offers(kind)
-    by_name: dict[str, list[tuple[LoadedPlugin, Item]]] = {}
-    for plugin, item in found:
-        if isinstance(item, expected):
-            by_name.setdefault(item.name, []).append((plugin, item))
-        else:
-            shown = repr(item) if len(repr(item)) < 80 else f"a {type(item).__name__}"
-            offers.warnings.append(
-                f"plugin {plugin} returned {shown} among its {kind}s; expected a {expected.__name__}. It is left out."
-            )
-    for name, claims in by_name.items():
-        _settle_name(offers, name, claims)
-    return offers
-
-
-def _settle_name(offers: Offers[Item], name: str, claims: list[tuple[LoadedPlugin, Item]]) -> None:
-    first = next((claim for claim in claims if claim[0].distribution == OWN_DISTRIBUTION), claims[0])
-    others = [claim[0] for claim in claims if claim is not first]
-    if first[0].distribution == OWN_DISTRIBUTION or all(plugin == first[0] for plugin in others):
-        offers.taken[name] = first
-        for plugin in others:
-            why = "it offers two" if plugin == first[0] else f"plugin {first[0]} has it, and built-in names stay"
-            offers.warnings.append(f"plugin {plugin}: its {offers.kind} {name!r} is left out: {why}. Rename it.")
-        return
-    names = dict.fromkeys(str(plugin) for plugin, _ in claims)
-    offers.disputed[name] = (
-        f"The {offers.kind} {name!r} is offered by the plugins {' and '.join(names)}, so neither is used. Uninstall "
-        f"one, or disable it, e.g. {DISABLED_VARIABLE}={claims[-1][0].name}."
-    )
-    offers.warnings.append(offers.disputed[name])
+        if name in self._disputed:
+            raise PluginError(self._disputed[name])
+        if name not in self._taken:
+            raise UnknownComponent(self._kind, name, self._taken, listed_by)
+        return self._taken[name]
 
 
 class Registry:
@@ -97,12 +84,12 @@ class Registry:
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
-        self._components = {kind: settle(kind, manager.collect(f"freeflow_{kind}s"), Component) for kind in KINDS}
+        self._components = {kind: Offers(kind, manager.collect(f"freeflow_{kind}s"), Component) for kind in KINDS}
         presets: dict[str, list[tuple[LoadedPlugin, Any]]] = {command: [] for command in (*PRESET_COMMANDS, "")}
         for plugin, preset in manager.collect("freeflow_presets"):
             presets[preset.command if isinstance(preset, Preset) else ""].append((plugin, preset))
-        self._presets = {command: settle(f"{command} preset".strip(), presets[command], Preset) for command in presets}
-        self._weights = settle("weight file", manager.collect("freeflow_weights"), WeightFile)
+        self._presets = {command: Offers(f"{command} preset".strip(), presets[command], Preset) for command in presets}
+        self._weights = Offers("weight file", manager.collect("freeflow_weights"), WeightFile)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -115,12 +102,7 @@ class Registry:
         return self._components[kind].items
 
     def component(self, kind: str, name: str) -> Component:
-        """One component.
-
-        Raises:
-            UnknownComponent: nobody offers it; with a suggestion.
-            PluginError: several plugins do; the message names them.
-        """
+        """One component. Raises as :meth:`Offers.find`."""
         return self._components[kind].find(name)[1]
 
     def origin(self, kind: str, name: str) -> LoadedPlugin:
