@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from freeflow_core.config.compare import CompareConfig
-from freeflow_core.config.load_compare import load_compare_config
+from freeflow_core.config.compare import CompareConfig, load_compare_config
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.runner import CompareResult, Comparison, each_message_once
 

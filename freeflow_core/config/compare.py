@@ -1,19 +1,39 @@
-"""The configuration of a comparison: one base run, the objectives that take their turns in it, and a budget."""
+"""A comparison: one base run, the objectives that take their turns in it, a budget; merged and checked. No torch."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from freeflow_core.config.component import Section
+from freeflow_core.config.load import (
+    explain,
+    lay_settings,
+    merge,
+    nest,
+    parse_assignment,
+    read_config_file,
+    read_preset,
+    resolve,
+)
+from freeflow_core.config.run import RunConfig
+from freeflow_core.errors import ConfigError, UnknownComponent
+
+if TYPE_CHECKING:
+    from freeflow_core.plugin.registry import Registry
 
 SECTION = "compare"
 """The key of a preset or file under which a comparison's own settings stand; all others are the base run's."""
+
+_SHARED_OPTIONS = "guidance"
+"""Options of the preset's objective that begin so belong to the task, not to the method: all objectives get them."""
 
 
 class Budget(Section):
@@ -118,7 +138,7 @@ class ComparisonConfig(Section):
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """A comparison, checked; :func:`freeflow_core.config.load_compare.objective_config` makes its runs.
+    """A comparison, checked; :func:`objective_config` makes its runs.
 
     Args:
         name: names the folder.
@@ -142,3 +162,154 @@ class CompareConfig:
         own = self.comparison.model_dump(mode="json") | {"budget": str(self.comparison.budget or "") or None}
         values = {"name": self.name, SECTION: own, "base": dict(self.base), "settings": dict(self.settings)}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def load_compare_config(
+    registry: Registry,
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    comparison: Mapping[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+    assignments_for: Iterable[str] = (),
+) -> CompareConfig:
+    """Merge and validate a comparison; every objective's configuration is resolved once, so that mistakes show here.
+
+    Args:
+        registry: names and option models of the components.
+        preset: a comparison's preset, or one of ``distill`` as the base run. A file may name one itself.
+        file: YAML or JSON: settings of the base run, and the section ``compare``.
+        overrides: nested mapping laid over both (what ``--teacher`` and ``--source`` set).
+        comparison: settings of the section ``compare``, laid over those of preset and file.
+        assignments: ``"a.b=c"`` strings for all objectives.
+        assignments_for: ``"objective:a.b=c"`` strings for one.
+
+    Raises:
+        ConfigError: unknown keys or names (with a suggestion), wrong types or values, an unreadable file.
+    """
+    own_layers, base_layers = _layers(registry, preset, file)
+    own_layers.append(dict(overrides or {}))
+    settings = lay_settings({}, assignments)
+    section: dict[str, Any] = {}
+    for layer in (*own_layers, settings):
+        section = _merged(section, layer.pop(SECTION, {}))
+    section = _merged(section, comparison or {})
+    for text in assignments_for:
+        section = _merged(section, {"settings_for": _parse_setting_for(text)})
+    base: dict[str, Any] = {}
+    for layer in (*base_layers, *own_layers):
+        base = merge(base, layer)
+    try:
+        checked = ComparisonConfig.model_validate(section)
+    except ValidationError as error:
+        raise ConfigError(explain(error, ComparisonConfig, f"{SECTION}.")) from None
+    named = next((layer["name"] for layer in (settings, *reversed(own_layers)) if "name" in layer), None)
+    teacher = merge(base, settings).get("teacher") or "run"
+    named = named or (teacher["name"] if isinstance(teacher, Mapping) else teacher)
+    config = CompareConfig(str(named), checked, base, settings)
+    _check(registry, config)
+    return config
+
+
+def objective_config(registry: Registry, config: CompareConfig, objective: str, value: Any = None) -> RunConfig:
+    """The run of one objective, at one value of the sweep: over the base run come the objective's name, the settings
+    for all, those for this objective, and the swept value. Student and source are still the base run's.
+
+    Raises:
+        ConfigError: whatever does not resolve; the message begins with the objective.
+    """
+    values = merge(
+        {"source": "prior", **config.base}, {"objective": _objective_options(registry, config.base, objective)}
+    )
+    values = merge(values, {key: part for key, part in config.settings.items() if key != "name"})
+    values = merge(values, config.comparison.settings_for.get(objective, {}))
+    if (sweep := config.comparison.sweep) is not None:
+        values = merge(values, nest(sweep.setting.split("."), value))
+    values["name"] = objective
+    try:
+        return resolve(registry, values)
+    except UnknownComponent as error:
+        error.args = (f"In the runs of {objective}: {error}",)
+        raise
+    except ConfigError as error:
+        raise ConfigError(f"In the runs of {objective}: {error}") from None
+
+
+def _layers(registry: Registry, preset: str | None, file: Path | None) -> tuple[list[dict[str, Any]], list[Any]]:
+    """What the comparison itself says (its preset, the file), and the ``distill`` preset below that, if any."""
+    own: list[dict[str, Any]] = [read_config_file(file)] if file else [{}]
+    named = own[0].pop("preset", None)
+    preset = preset or named
+    if preset in (presets := registry.presets(SECTION)):
+        own.insert(0, read_preset(registry, presets[preset]))
+        preset = own[0].pop("preset", None)
+    if preset is None:
+        return own, []
+    bases = registry.presets("distill")
+    if preset not in bases:
+        raise UnknownComponent("compare or distill preset", preset, [*presets, *bases])
+    return own, [read_preset(registry, bases[preset])]
+
+
+def _check(registry: Registry, config: CompareConfig) -> None:
+    comparison = config.comparison
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", config.name):
+        raise ConfigError(f"The comparison's name {config.name!r} names a folder: use letters, digits and . _ - alone.")
+    if not comparison.objectives:
+        raise ConfigError("Nothing to compare: name the objectives, e.g. --objectives meanflow,shortcut,freeflow.")
+    for name in (*comparison.objectives, *comparison.settings_for):
+        registry.component("objective", name)
+    if unused := [name for name in comparison.settings_for if name not in comparison.objectives]:
+        raise ConfigError(f"There are settings for {', '.join(unused)}, which is not among the objectives compared.")
+    for settings in (config.settings, *comparison.settings_for.values()):
+        objective = settings.get("objective", {})
+        if not isinstance(objective, Mapping) or "name" in objective:
+            raise ConfigError("A setting names another objective. Name the objectives with --objectives alone.")
+    for objective in comparison.objectives:
+        for value in config.values:
+            _check_run(objective_config(registry, config, objective, value))
+
+
+def _check_run(run: RunConfig) -> None:
+    problems = {
+        "A comparison needs a teacher. Choose one with --teacher NAME.": run.teacher is None,
+        "training.stop_at_images would leave every run of the comparison unfinished. Leave it out; --budget says how "
+        "long they are.": run.training.stop_at_images is not None,
+        "There would be nothing to compare: set evaluation.enabled=true and name at least one evaluator, e.g. "
+        "--set 'evaluation.evaluators=[energy-distance, fidelity]'.": not run.evaluation.enabled
+        or not run.evaluation.evaluators,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise ConfigError(problem)
+
+
+def _objective_options(registry: Registry, base: Mapping[str, Any], objective: str) -> dict[str, Any]:
+    """The objective by name; another one than the base run's takes the guidance from it, which is part of the task."""
+    options = base.get("objective", {})
+    options = {"name": options} if isinstance(options, str) else dict(options)
+    if options.get("name") == objective:
+        return options
+    known = registry.component("objective", objective).load_config_class().model_fields
+    shared = {key: value for key, value in options.items() if key.startswith(_SHARED_OPTIONS) and key in known}
+    return {"name": objective, **shared}
+
+
+def _parse_setting_for(text: str) -> dict[str, Any]:
+    objective, separator, assignment = text.partition(":")
+    if not separator or not objective.strip() or "=" in objective:
+        raise ConfigError(
+            f"--set-for {text!r} is not of the form OBJECTIVE:a.b=value, e.g. "
+            "--set-for freeflow:objective.balance=weighted."
+        )
+    return {objective.strip(): parse_assignment(assignment)}
+
+
+def _merged(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The section's layers: plain values replace each other, single objectives' settings are laid over each other."""
+    found = {key: value for key, value in layer.items() if value is not None and key != "settings_for"}
+    single = dict(base.get("settings_for", {}))
+    for objective, settings in layer.get("settings_for", {}).items():
+        single[objective] = merge(single.get(objective, {}), settings)
+    return {**base, **found, **({"settings_for": single} if single else {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,3 +213,27 @@ def _fields_at(model: type[BaseModel], location: list[str | int]) -> list[str]:
             return []
         current = field.annotation
     return sorted(getattr(current, "model_fields", {}))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str, ...] = ()) -> list[str]:
+    """``a.b: old -> new`` for each setting of two nested mappings of JSON values that differs, sorted.
+
+    Settings whose dotted name begins with one of ``free`` may differ.
+    """
+    before, after = _flat(old), _flat(json.loads(json.dumps(new)))
+    return [
+        f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(free)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ from typing import final
 import yaml
 
 from freeflow_core.config import RunConfig, to_yaml
-from freeflow_core.config.differences import differences
+from freeflow_core.config.load import differences
 from freeflow_core.engine.checkpoint import Checkpoints
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.files import write_text

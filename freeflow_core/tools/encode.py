@@ -17,8 +17,7 @@ from torch import Tensor
 
 from freeflow_core import __version__
 from freeflow_core.config import ComponentChoice
-from freeflow_core.config.differences import differences
-from freeflow_core.config.load import lay_settings, resolve_choice
+from freeflow_core.config.load import differences, lay_settings, resolve_choice
 from freeflow_core.engine.process import StopRequest, from_main
 from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
 from freeflow_core.files import write_text

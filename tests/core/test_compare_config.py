@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from freeflow_core.config.compare import Budget, SweepConfig
-from freeflow_core.config.load_compare import load_compare_config, objective_config
+from freeflow_core.config.compare import Budget, SweepConfig, load_compare_config, objective_config
 from freeflow_core.errors import ConfigError
 
 DATA = {"source": {"name": "digits"}}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from freeflow_core.config.load_compare import load_compare_config, objective_config
+from freeflow_core.config.compare import load_compare_config, objective_config
 from freeflow_core.errors import ConfigError
 from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.manifest import MANIFEST_FILE, Manifest

@@ -2,7 +2,7 @@
 
 import pytest
 
-from freeflow_core.config.differences import differences
+from freeflow_core.config.load import differences
 from freeflow_core.files import replacing, write_text
 
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from freeflow_core.config.compare import CompareConfig
-from freeflow_core.config.load_compare import load_compare_config
+from freeflow_core.config.compare import CompareConfig, load_compare_config
 from freeflow_core.plugin import Manager, Registry, hookimpl
 
 BASE: dict[str, Any] = {

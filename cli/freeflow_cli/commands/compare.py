@@ -83,7 +83,7 @@ def compare(
 
     Exit code 1 when a run failed; the others are finished all the same, and the table is written.
     """
-    from freeflow_core.config.load_compare import load_compare_config
+    from freeflow_core.config.compare import load_compare_config
 
     session = Session.of(context)
     components = {"teacher": teacher, "source": source, "student": student}

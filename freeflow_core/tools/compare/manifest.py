@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from freeflow_core import __version__
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
-from freeflow_core.config.differences import differences
+from freeflow_core.config.load import differences
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.errors import ConfigError
 from freeflow_core.files import write_text

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, final
 
 from freeflow_core.config import ComponentChoice, ComponentConfig, RunConfig
-from freeflow_core.config.compare import CompareConfig
+from freeflow_core.config.compare import CompareConfig, objective_config
 from freeflow_core.config.load import resolve_choice
-from freeflow_core.config.load_compare import objective_config
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, PluginError
 from freeflow_core.interfaces import Objective, Source

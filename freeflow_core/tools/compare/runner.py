@@ -14,8 +14,7 @@ from typing import final
 import torch
 from filelock import FileLock, Timeout
 
-from freeflow_core.config.compare import CompareConfig
-from freeflow_core.config.load_compare import objective_config
+from freeflow_core.config.compare import CompareConfig, objective_config
 from freeflow_core.engine.build import Builder
 from freeflow_core.engine.process import choose_device
 from freeflow_core.engine.run import Run

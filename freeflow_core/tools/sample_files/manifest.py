@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from freeflow_core import __version__
-from freeflow_core.config.differences import differences
+from freeflow_core.config.load import differences
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.files import write_text
 from freeflow_core.tools.sample_files.blocks import Blocks, Parts

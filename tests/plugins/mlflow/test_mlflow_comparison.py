@@ -35,7 +35,7 @@ def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(client,
     from freeflow_mlflow.sync import mlflow_sync
 
     from freeflow_core import api
-    from freeflow_core.config.load_compare import load_compare_config
+    from freeflow_core.config.compare import load_compare_config
     from freeflow_core.plugin import Manager, Registry
 
     manager = Manager.load()
