@@ -1,8 +1,11 @@
-"""Samplers that integrate a teacher's velocity: Euler, Heun, Dormand-Prince."""
+"""Samplers that integrate a teacher's velocity: Euler, Heun, Dormand-Prince; and what all samplers share."""
 
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Sampler, Teacher, VelocitySampler
+from freeflow_core.interfaces import Sampler, Student, Teacher, VelocitySampler
 from freeflow_core.interfaces.sampler import OnStep
 from freeflow_core.math.flow import mean_square, uniform_grid
 from freeflow_core.types import Condition, Draws, Guidance, Samples
@@ -20,8 +23,11 @@ _ROUNDING = 1e-12
 """A grid time may miss an interval's end by rounding alone (0.3 against 0.30000000000000004); it still counts."""
 
 
-class OnShiftedGrid(Sampler[Any]):
-    """Its own grid has times t' = shift t / (1 + (shift - 1) t) of the uniform t (Esser et al. 2024, eq. 23)."""
+class SteppingSampler(Sampler[Any]):
+    """Base: a sampler is the states that it goes through.
+
+    Its own grid has times t' = shift t / (1 + (shift - 1) t) of the uniform t (Esser et al. 2024, eq. 23).
+    """
 
     def __init__(self, config: GridConfig) -> None:
         self._config = config
@@ -31,17 +37,17 @@ class OnShiftedGrid(Sampler[Any]):
         t, shift = uniform_grid(num_steps), self._config.shift
         return shift * t / (1 + (shift - 1) * t)
 
+    @abstractmethod
+    def states(self, model: Any, x: Tensor, times: list[float], batch: SampledBatch) -> Iterator[Tensor]:
+        """The state (N, *D) at each of ``times[1:]``, from ``x`` (N, *D) at ``times[0]``.
 
-@final
-class EulerSampler(OnShiftedGrid, VelocitySampler):
-    """x_s = x_t + (s - t) v(x_t, t): first order, one evaluation per step, two where guided."""
-
-    _config: EulerConfig
+        Where nobody watches the batch, the state at ``times[-1]`` is enough.
+        """
 
     @torch.no_grad()
     def sample(
         self,
-        model: Teacher,
+        model: Any,
         z: Tensor,
         grid: Tensor,
         condition: Condition,
@@ -49,17 +55,78 @@ class EulerSampler(OnShiftedGrid, VelocitySampler):
         draws: Draws | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
-        field = GuidedField(model, z, condition, guidance)
-        x = field.start(self._config.state_dtype)
-        for i, (t, s) in enumerate(itertools.pairwise(grid_times(grid))):
-            x = x + (s - t) * field.velocity(x, t, field.weights(t))
+        if guidance.weight.shape != z.shape[:1]:
+            raise ValueError(f"guidance needs one weight for each of {len(z)} samples, got {guidance.weight.shape}")
+        x, batch = z, SampledBatch(z.dtype, condition, guidance, draws, on_step is not None)
+        for i, x in enumerate(self.states(model, z, grid_times(grid), batch)):
             if on_step is not None:
                 on_step(i, grid[i + 1], x)
-        return Samples(x.to(z.dtype), field.evaluations)
+        return Samples(x.to(z.dtype), batch.evaluations)
 
 
 @final
-class HeunSampler(OnShiftedGrid, VelocitySampler):
+@dataclass
+class SampledBatch:
+    """What a network is told beside states and times, and how often it was asked.
+
+    Args:
+        dtype: of the noise.
+        condition: N conditions.
+        guidance: weights (N,) on the host, and the interval, closed at both ends.
+        draws: of fresh noise, or None.
+        watched: whether somebody looks at the states on the way.
+        evaluations: of networks, per sample so far; a guided sample's evaluation counts two.
+    """
+
+    dtype: torch.dtype
+    condition: Condition
+    guidance: Guidance
+    draws: Draws | None
+    watched: bool
+    evaluations: float = 0.0
+
+    def start(self, network: nn.Module, x: Tensor, state_dtype: str) -> Tensor:
+        """``x`` in the precision configured for the state, raised to float64 for a float64 network."""
+        return x.to(torch.promote_types(getattr(torch, state_dtype), self.network_dtype(network)))
+
+    def network_dtype(self, network: nn.Module) -> torch.dtype:
+        """The dtype of a network's weights; a network without weights computes in the dtype of the noise."""
+        return next((p.dtype for p in network.parameters() if p.is_floating_point()), self.dtype)
+
+    def weights(self, time: float) -> Tensor:
+        """(N,) guidance weights at ``time``, on the host; 1 outside the interval."""
+        weight, low, high = self.guidance.weight, self.guidance.low, self.guidance.high
+        times = torch.full((len(weight),), time, dtype=torch.float64)
+        return Guidance(weight, low - _ROUNDING, high + _ROUNDING).at(times)
+
+    def velocity(self, teacher: Teacher, x: Tensor, time: float, weight: Tensor) -> Tensor:
+        """v (N, *D) in the dtype of ``x``, guided by ``weight`` (N,). Nothing is read back to the host."""
+        self.evaluations += 1 + float((weight != 1).double().mean())
+        state = x.to(self.network_dtype(teacher))
+        return teacher.guided_velocity(state, network_times(time, state), self.condition, weight).to(x.dtype)
+
+    def jump(self, student: Student, x: Tensor, t: float, s: float) -> Tensor:
+        """X(x, t, s) (N, *D) in the student's dtype, at least float32."""
+        self.evaluations += 1
+        x = x.to(torch.promote_types(self.network_dtype(student), torch.float32))
+        return student.flow_map(x, network_times(t, x), network_times(s, x), self.condition, self.guidance.weight)
+
+
+@final
+class EulerSampler(SteppingSampler, VelocitySampler):
+    """x_s = x_t + (s - t) v(x_t, t): first order, one evaluation per step, two where guided."""
+
+    _config: EulerConfig
+
+    def states(self, model: Teacher, x: Tensor, times: list[float], batch: SampledBatch) -> Iterator[Tensor]:
+        x = batch.start(model, x, self._config.state_dtype)
+        for t, s in itertools.pairwise(times):
+            x = x + (s - t) * batch.velocity(model, x, t, batch.weights(t))
+            yield x
+
+
+@final
+class HeunSampler(SteppingSampler, VelocitySampler):
     """Second order, two evaluations per step, each counted twice where guided (Karras et al. 2022, algorithm 1).
 
     With ``decide_at: step-start`` the start of a step decides about guidance for both of its slopes, so that a step
@@ -69,35 +136,22 @@ class HeunSampler(OnShiftedGrid, VelocitySampler):
 
     _config: HeunConfig
 
-    @torch.no_grad()
-    def sample(
-        self,
-        model: Teacher,
-        z: Tensor,
-        grid: Tensor,
-        condition: Condition,
-        guidance: Guidance,
-        draws: Draws | None = None,
-        on_step: OnStep | None = None,
-    ) -> Samples:
-        field, times = GuidedField(model, z, condition, guidance), grid_times(grid)
-        x = field.start(self._config.state_dtype)
+    def states(self, model: Teacher, x: Tensor, times: list[float], batch: SampledBatch) -> Iterator[Tensor]:
+        x = batch.start(model, x, self._config.state_dtype)
         for i, (t, s) in enumerate(itertools.pairwise(times)):
-            weight = field.weights(t)
-            v = field.velocity(x, t, weight)
+            weight = batch.weights(t)
+            v = batch.velocity(model, x, t, weight)
             ahead = x + (s - t) * v
             if self._config.final_euler and i == len(times) - 2:
                 x = ahead
             else:
-                weight = weight if self._config.decide_at == "step-start" else field.weights(s)
-                x = x + (s - t) / 2 * (v + field.velocity(ahead, s, weight))
-            if on_step is not None:
-                on_step(i, grid[i + 1], x)
-        return Samples(x.to(z.dtype), field.evaluations)
+                weight = weight if self._config.decide_at == "step-start" else batch.weights(s)
+                x = x + (s - t) / 2 * (v + batch.velocity(model, ahead, s, weight))
+            yield x
 
 
 @final
-class AdaptiveSampler(OnShiftedGrid, VelocitySampler):
+class AdaptiveSampler(SteppingSampler, VelocitySampler):
     """Dormand-Prince 5(4): each step keeps the root-mean-square error of the *worst sample* within the tolerance.
 
     The grid gives the start, the end, and the times ``on_step`` is told about (interpolated); the steps are the
@@ -109,38 +163,25 @@ class AdaptiveSampler(OnShiftedGrid, VelocitySampler):
 
     _config: AdaptiveConfig
 
-    @torch.no_grad()
-    def sample(
-        self,
-        model: Teacher,
-        z: Tensor,
-        grid: Tensor,
-        condition: Condition,
-        guidance: Guidance,
-        draws: Draws | None = None,
-        on_step: OnStep | None = None,
-    ) -> Samples:
-        field, times = GuidedField(model, z, condition, guidance), grid_times(grid)
-        x = field.start(self._config.state_dtype)
-        inner_cuts = {cut for cut in (guidance.low, guidance.high) if times[-1] < cut < times[0]}
-        for start, end in itertools.pairwise(sorted({times[0], times[-1], *inner_cuts}, reverse=True)):
-            told = [i for i, t in enumerate(times[1:]) if start > t >= end] if on_step is not None else []
-            stops = [start, *(times[i + 1] for i in told)]
-            path = self._integrate(field, x, stops if stops[-1] == end else [*stops, end])
+    def states(self, model: Teacher, x: Tensor, times: list[float], batch: SampledBatch) -> Iterator[Tensor]:
+        x = batch.start(model, x, self._config.state_dtype)
+        start, end = times[0], times[-1]
+        cuts = {cut for cut in (batch.guidance.low, batch.guidance.high) if end < cut < start}
+        for top, bottom in itertools.pairwise(sorted({start, end, *cuts}, reverse=True)):
+            told = [t for t in (times[1:] if batch.watched else [end]) if top > t >= bottom]
+            stops = [top, *told] if told[-1:] == [bottom] else [top, *told, bottom]
+            path = self._integrate(model, x, stops, batch)
+            yield from path[1 : len(told) + 1]
             x = path[-1]
-            if on_step is not None:
-                for i, state in zip(told, path[1:], strict=False):
-                    on_step(i, grid[i + 1], state)
-        return Samples(x.to(z.dtype), field.evaluations)
 
-    def _integrate(self, field: GuidedField, x: Tensor, stops: list[float]) -> Tensor:
+    def _integrate(self, teacher: Teacher, x: Tensor, stops: list[float], batch: SampledBatch) -> Tensor:
         """States at ``stops`` (S, N, *D), with or without guidance as the middle of the piece has it."""
-        weight = field.weights((stops[0] + stops[-1]) / 2)
+        weight = batch.weights((stops[0] + stops[-1]) / 2)
         t = torch.tensor(stops, dtype=torch.float64, device=x.device)
         config = self._config
         try:
             return odeint(
-                lambda time, state: field.velocity(state, float(time), weight),
+                lambda time, state: batch.velocity(teacher, state, float(time), weight),
                 x,
                 t,
                 rtol=config.rtol,
@@ -159,53 +200,6 @@ class AdaptiveSampler(OnShiftedGrid, VelocitySampler):
                 f"t = {stops[0]:g} and t = {stops[-1]:g} ({str(error)[:80]}). Loosen the tolerances, set "
                 "state_dtype to float64, raise max_steps, or check that the teacher's velocity is finite."
             ) from error
-
-
-@final
-class GuidedField:
-    """v(x, t) of a teacher for one batch, with condition and guidance filled in.
-
-    Args:
-        teacher: the velocity.
-        z: (N, *D) the batch's noise.
-        condition: N conditions.
-        guidance: weights (N,) on the host, and the interval, closed at both ends.
-
-    Attributes:
-        evaluations: network evaluations per sample so far; a guided sample's evaluation counts two.
-    """
-
-    def __init__(self, teacher: Teacher, z: Tensor, condition: Condition, guidance: Guidance) -> None:
-        if guidance.weight.shape != z.shape[:1]:
-            raise ValueError(
-                f"guidance needs one weight for each of {len(z)} samples, got {tuple(guidance.weight.shape)}"
-            )
-        self._teacher = teacher
-        self._z = z
-        self._condition = condition
-        self._guidance = Guidance(guidance.weight, guidance.low - _ROUNDING, guidance.high + _ROUNDING)
-        self._dtype = network_dtype(teacher, z)
-        self.evaluations = 0.0
-
-    def start(self, state_dtype: str) -> Tensor:
-        """The noise in the configured precision of the state, raised to float64 for a float64 network."""
-        return self._z.to(torch.promote_types(getattr(torch, state_dtype), self._dtype))
-
-    def weights(self, time: float) -> Tensor:
-        """(N,) guidance weights at ``time``, on the host; 1 outside the interval."""
-        return self._guidance.at(torch.full((len(self._z),), time, dtype=torch.float64))
-
-    def velocity(self, x: Tensor, time: float, weight: Tensor) -> Tensor:
-        """v (N, *D) in the dtype of ``x``, guided by ``weight`` (N,); counted. Nothing is read back to the host."""
-        self.evaluations += 1 + float((weight != 1).double().mean())
-        state = x.to(self._dtype)
-        v = self._teacher.guided_velocity(state, network_times(time, state), self._condition, weight)
-        return v.to(x.dtype)
-
-
-def network_dtype(network: nn.Module, z: Tensor) -> torch.dtype:
-    """The dtype of a network's weights; a network without weights computes in the dtype of its states."""
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), z.dtype)
 
 
 def network_times(time: float, x: Tensor) -> Tensor:
