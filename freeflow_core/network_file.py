@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from freeflow_core.errors import CheckpointError
 from freeflow_core.files import replacing
@@ -18,6 +18,7 @@ from freeflow_core.types import NetworkState
 
 _METADATA_KEY = "freeflow"
 _MOST_LISTED = 6
+N = TypeVar("N", bound=nn.Module)
 
 
 def save_network(
@@ -50,6 +51,32 @@ def load_network(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Networ
     converted = {name: (t.to(dtype) if t.is_floating_point() else t) for name, t in tensors.items()}
     family, config = metadata.pop("family"), metadata.pop("config")
     return NetworkState(family, config, converted), metadata
+
+
+def build_network(make: Callable[..., N], state: NetworkState, family: str, what: str) -> N:
+    """``make(**config)`` of a state of ``family``, filled with its tensors, in their precision; lists become tuples.
+
+    ``what`` names the origin in errors, e.g. ``"autoencoder vae.safetensors"``. Raises :class:`CheckpointError` for
+    another family, a configuration of no use, or tensors that do not fit.
+    """
+    if state.family != family:
+        raise CheckpointError(
+            f"The {what} holds a network of the family {state.family!r}; expected {family!r}. Choose the component "
+            "that wrote it, or another file."
+        )
+    try:
+        network = make(**{key: tuple(v) if isinstance(v, list) else v for key, v in state.config.items()})
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"The {what} has a configuration of no use ({error}). It was written by another version, or damaged."
+        ) from None
+    check_tensors(network.state_dict(), state.tensors, what)
+    for tensor in state.tensors.values():
+        if tensor.is_floating_point():
+            network.to(tensor.dtype)
+            break
+    network.load_state_dict(state.tensors)
+    return network
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:

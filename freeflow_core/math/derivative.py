@@ -200,10 +200,12 @@ def _central(function: AlongLine, points: Stencil) -> Tensor:
 @contextmanager
 def full_precision(like: Tensor) -> Iterator[None]:
     """No autocast and no TF32: a difference of two nearly equal outputs keeps few digits otherwise."""
-    allowed = torch.get_float32_matmul_precision()
+    allowed, in_convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch allows it by default
     try:
         with torch.autocast(like.device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(allowed)
+        torch.backends.cudnn.allow_tf32 = in_convolutions

@@ -8,15 +8,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import EvaluationBatch
-from freeflow_core.network_file import check_tensors, load_network
+from freeflow_core.network_file import build_network, load_network
 from freeflow_core.types import NetworkState
 from freeflow_metrics.config import ClassifierOptions
 
@@ -139,18 +139,7 @@ class SmallFeatures(FeatureNetwork):
     """
 
     def __init__(self, state: NetworkState, name: str) -> None:
-        if state.family != FAMILY:
-            raise CheckpointError(
-                f"Expected a network of family {FAMILY!r}, got {state.family!r}. Files of that family are made by "
-                "`python -m freeflow_metrics.train_features`."
-            )
-        try:
-            options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in state.config.items()}
-            network = SmallNetwork(**options)
-        except (TypeError, ValueError, IndexError) as error:
-            raise CheckpointError(f"The feature network {name!r} has a configuration of no use: {error}.") from error
-        check_tensors(network.state_dict(), state.tensors, f"feature network {name!r}")
-        network.load_state_dict(state.tensors)
+        network = build_network(SmallNetwork, state, FAMILY, f"feature network {name!r}")
         super().__init__(name, network)
         self._classifier = network
         self.dim = network.embed.out_features

@@ -82,7 +82,7 @@ class FrechetEvaluator(DistanceEvaluator[RunningMoments]):
     """
 
     def __init__(self, config: FrechetConfig) -> None:
-        """Raises ``ConfigError`` when Inception or the stored statistics cannot be had."""
+        """Raises ``ConfigError`` or ``DownloadError`` when Inception or the stored statistics cannot be had."""
         network = build_features(config)
         self._stored = reference_statistics(config, network.dim)
         super().__init__(f"f{network.letters}", network)
@@ -117,8 +117,8 @@ def reference_statistics(options: FrechetConfig, dim: int) -> tuple[Tensor, Tens
     """Mean (F,) and covariance (F, F) float64 that ``options.reference_statistics`` names; None when it names none.
 
     Raises:
-        ConfigError: no such file, unreadable, without ``mu`` and ``sigma`` or not of F = ``dim``; or the download of
-            clean-fid's own statistics failed.
+        ConfigError: no such file, unreadable, without ``mu`` and ``sigma`` or not of F = ``dim``.
+        DownloadError: clean-fid's own statistics are neither in the cache nor to be had.
     """
     name = options.reference_statistics
     if name is None:

@@ -5,8 +5,6 @@ clean-fid imports torchvision, which takes seconds, so it is imported inside the
 
 from __future__ import annotations
 
-import shutil
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, final
@@ -15,21 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freeflow_core.errors import ConfigError
-from freeflow_core.files import replacing
+from freeflow_core.errors import ConfigError, DownloadError
+from freeflow_core.plugin import WeightFile
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
-from freeflow_core.weights import cache_folder, offline_variable
+from freeflow_core.weights import WeightStore
 from freeflow_metrics.config import FeatureOptions
 from freeflow_metrics.features import FeatureNetwork, SmallFeatures
-
-INCEPTION_FILE = "inception-2015-12-05.pt"
-"""The file name that clean-fid's loader expects."""
+from freeflow_metrics.plugin import INCEPTION
 
 STATISTICS_URL = "https://www.cs.cmu.edu/~clean-fid/stats"
 """Where clean-fid keeps its reference statistics; it has no constant for it."""
 
 Resizing = Literal["clean", "legacy-tensorflow"]
-_TIMEOUT_SECONDS = 30
 
 
 @final
@@ -37,14 +32,14 @@ class InceptionFeatures(FeatureNetwork):
     """The 2048 pooled features of Inception-v3 (Szegedy et al. 2016) in the port that clean-fid uses for FID and KID.
 
     Args:
-        path: the file ``inception-2015-12-05.pt`` or its folder; None for the plugin's own download, made once into
-            the cache of published weights. The file is TorchScript, and loading it runs it: no other place is ever
-            looked at.
+        path: the file ``inception-2015-12-05.pt`` or its folder; None for the published weights ``inception``. The
+            file is TorchScript, and loading it runs it: no other place is ever looked at.
         resize: ``clean``: clean-fid's anti-aliased bicubic; ``legacy-tensorflow``: inside the network, as the original
             TensorFlow code and hence ADM's reference statistics have it.
 
     Raises:
-        ConfigError: no usable file at ``path``, or no download without one.
+        ConfigError: no usable file at ``path``.
+        DownloadError: no download without one.
     """
 
     dim = 2048
@@ -63,7 +58,7 @@ class InceptionFeatures(FeatureNetwork):
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
                 f"{file} is not clean-fid's Inception: {reason.rstrip('.')}. Expected the TorchScript file from "
-                f"{inception_url()}; download it again."
+                f"{INCEPTION.url}; download it again."
             ) from error
         self._resize = clean_resizer() if resize == "clean" else None
 
@@ -85,7 +80,7 @@ def build_features(options: FeatureOptions) -> FeatureNetwork:
     """The chosen network, on the host.
 
     Raises:
-        ConfigError: Inception's file is missing or unusable.
+        ConfigError, DownloadError: Inception's file is missing or unusable.
         CheckpointError: ``features_file`` cannot be read.
     """
     if options.features == "inception":
@@ -95,28 +90,15 @@ def build_features(options: FeatureOptions) -> FeatureNetwork:
 
 def _find(path: Path | None) -> Path:
     if path is None:
-        return fetch_once(
-            inception_url(),
-            cache_folder(),
-            "Without a network, copy that file from a machine that has one and set inception_path to it; "
-            "or choose features: digits for 8x8 digits.",
-        )
-    file = path / INCEPTION_FILE if path.is_dir() else path
-    if not file.is_file() or file.name != INCEPTION_FILE:
+        return WeightStore().fetch(INCEPTION)
+    file = path / INCEPTION.filename if path.is_dir() else path
+    if not file.is_file() or file.name != INCEPTION.filename:
         raise ConfigError(
-            f"inception_path is {str(path)!r}, where there is no file {INCEPTION_FILE}. Expected that file or the "
-            f"folder that holds it, under this name. It can be downloaded from {inception_url()}; "
+            f"inception_path is {str(path)!r}, where there is no file {INCEPTION.filename}. Expected that file or the "
+            f"folder that holds it, under this name. It can be downloaded from {INCEPTION.url}; "
             "leave inception_path out to have that done."
         )
     return file
-
-
-def inception_url() -> str:
-    """Where clean-fid downloads its Inception from."""
-    ensure_torchvision_ops()
-    from cleanfid import downloads_helper
-
-    return str(downloads_helper.inception_url)
 
 
 def clean_resizer() -> Callable[[np.ndarray], np.ndarray]:
@@ -129,34 +111,10 @@ def clean_resizer() -> Callable[[np.ndarray], np.ndarray]:
 
 
 def fetch_statistics(name: str, resize: Resizing, split: str, resolution: int) -> Path:
-    """clean-fid's own reference statistics, such as ``cifar10``, downloaded once. Raises ``ConfigError``."""
+    """clean-fid's own reference statistics, such as ``cifar10``, downloaded once. Raises ``DownloadError``."""
     file = f"{name}_{resize.replace('-', '_')}_{split}_{resolution}.npz".lower()
-    return fetch_once(
-        f"{STATISTICS_URL}/{file}",
-        cache_folder() / "statistics",
-        "Check reference_statistics, reference_split and reference_resolution against the list on clean-fid's page; "
-        "without a network, copy the file from a machine that has one and set reference_statistics to its path.",
-    )
-
-
-def fetch_once(url: str, folder: Path, remedy: str) -> Path:
-    """``folder`` / the url's file name, downloaded if it is not there, whole or not at all.
-
-    Raises:
-        ConfigError: no network or none allowed, no such file, or no room; ``remedy`` says what to do instead.
-    """
-    path = folder / url.rsplit("/", 1)[-1]
-    if path.is_file():
-        return path
-    if (variable := offline_variable()) is not None:
-        raise ConfigError(f"{url} is not in {folder}, and {variable} is set, so it is not downloaded. {remedy}")
+    summary = "reference_statistics, reference_split and reference_resolution as clean-fid's page lists them"
     try:
-        with replacing(path) as temporary, urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
-            with temporary.open("wb") as file:
-                shutil.copyfileobj(response, file)
-            announced, received = response.headers.get("Content-Length"), temporary.stat().st_size
-            if announced is not None and int(announced) != received:
-                raise OSError(f"it broke off after {received} of {announced} bytes")
-    except OSError as error:  # urllib's errors are OSErrors
-        raise ConfigError(f"{url} could not be downloaded to {folder} ({error}). {remedy}") from error
-    return path
+        return WeightStore().fetch(WeightFile(file, summary, file, url=f"{STATISTICS_URL}/{file}"))
+    except DownloadError as error:
+        raise DownloadError(f"{error} Or set reference_statistics to the path of a copy.") from None

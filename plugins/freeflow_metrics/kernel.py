@@ -49,7 +49,6 @@ class KernelEvaluator(DistanceEvaluator[PointBuffer]):
     """
 
     def __init__(self, config: KernelConfig) -> None:
-        """Raises ``ConfigError`` when Inception cannot be had."""
         self._config = config
         network = build_features(config)
         super().__init__(f"k{network.letters}", network, config.max_samples)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from freeflow_core.plugin import Component, hookimpl
+from freeflow_core.plugin import Component, WeightFile, hookimpl
 
 freeflow_api = "1"
+
+INCEPTION = WeightFile(
+    "inception",
+    "Inception-v3 as clean-fid takes its features, for FID and KID",
+    "inception-2015-12-05.pt",
+    url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    source="https://github.com/GaParmar/clean-fid",
+)
 
 
 @hookimpl
@@ -20,6 +28,12 @@ def freeflow_evaluators() -> Iterable[Component]:
         Component("spread", ".classes:SpreadEvaluator", ".config:SpreadConfig"),
         Component("fidelity", ".fidelity:FidelityEvaluator", ".config:FidelityConfig"),
     ]
+
+
+@hookimpl
+def freeflow_weights() -> Iterable[WeightFile]:
+    """The network of FID and KID."""
+    return [INCEPTION]
 
 
 @hookimpl

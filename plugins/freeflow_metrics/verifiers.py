@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any, Self, final
 
@@ -104,9 +104,8 @@ class CallableVerifier(Verifier):
     @classmethod
     def from_config(cls, config: CallableVerifierConfig, context: BuildContext) -> Self:
         context.require_trust("The verifier 'callable'", f"import and call {config.function}")
-        module, _, name = config.function.partition(":")
         try:
-            function = getattr(importlib.import_module(module), name)
+            function = pkgutil.resolve_name(config.function)
         except (ImportError, AttributeError) as error:
             raise ConfigError(
                 f"verifier.function={config.function!r} cannot be imported: {error}. Expected module:function, with "

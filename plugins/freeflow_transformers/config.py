@@ -149,6 +149,11 @@ class ReleasedTeacherConfig(PublishedOptions):
         "null: as the family's own sampler.",
     )
 
+    @property
+    def convention(self) -> dict[str, str]:
+        """What was asked for of the time's direction and the sign."""
+        return {}
+
     @model_validator(mode="after")
     def _check_choices(self) -> ReleasedTeacherConfig:
         _refuse_parts_of_size(self)
@@ -159,8 +164,13 @@ class ReleasedTeacherConfig(PublishedOptions):
         return self
 
 
-class SiTOptions(ReleasedTeacherConfig):
-    """What teachers of SiT's architecture share: a convention that neither names nor shapes tell."""
+class SiTTeacherConfig(ReleasedTeacherConfig):
+    """Flow transformer (SiT): published weights, or trained with `freeflow pretrain`.
+
+    Source: Ma et al. 2024, arXiv 2401.08740
+    """
+
+    family: ClassVar[FamilyName] = "sit"
 
     time_direction: TimeDirection | None = Field(
         None,
@@ -173,17 +183,13 @@ class SiTOptions(ReleasedTeacherConfig):
         "noise-minus-data for sit-repa.",
     )
 
-
-class SiTTeacherConfig(SiTOptions):
-    """Flow transformer (SiT): published weights, or trained with `freeflow pretrain`.
-
-    Source: Ma et al. 2024, arXiv 2401.08740
-    """
-
-    family: ClassVar[FamilyName] = "sit"
+    @property
+    def convention(self) -> dict[str, str]:
+        given = {"time_direction": self.time_direction, "sign": self.sign}
+        return {name: value for name, value in given.items() if value is not None}
 
 
-class SiTRepaTeacherConfig(SiTOptions):
+class SiTRepaTeacherConfig(SiTTeacherConfig):
     """SiT trained with representation alignment (REPA): published weights, XL/2 at 256 pixels or 512.
 
     Source: Yu et al. 2025, arXiv 2410.06940
@@ -225,14 +231,10 @@ class FreeFlowStudentConfig(ReleasedStudentConfig):
     Source: Tong et al. 2025, arXiv 2511.19428
     """
 
-    @model_validator(mode="after")
-    def _check_checkpoint(self) -> FreeFlowStudentConfig:
-        if self.checkpoint is None:
-            raise ValueError(
-                "needs the option checkpoint; the published students are freeflow-xl-2-256, freeflow-sit-xl-2-256 and "
-                "freeflow-xl-2-512"
-            )
-        return self
+    checkpoint: Path = Field(
+        description="Weights (.safetensors, .pt or .pth, a training checkpoint included). The published ones are "
+        "students of their own: freeflow-xl-2-256, freeflow-sit-xl-2-256 and freeflow-xl-2-512."
+    )
 
 
 class FreeFlow256Config(ReleasedStudentConfig):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Literal, final
 
 import torch
@@ -55,11 +57,11 @@ class DiffusionTransformer(nn.Module):
         self._channels, self._out_channels = config.channels, config.out_channels
         # Built without memory, so that no constructor draws weights of its own from the global generator.
         with torch.device("meta"):
-            self.x_embedder = PatchEmbedder(config.channels, config.patch_size, config.width)
+            patches = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size)
+            self.x_embedder = nn.Sequential(OrderedDict(proj=patches))
             self.t_embedder = ScalarEmbedder(config.width)
-            self.y_embedder = (
-                LabelEmbedder(config.num_classes, config.null_class, config.width) if config.num_classes else None
-            )
+            table = nn.Embedding(config.num_classes + int(config.null_class), config.width)  # the null class last
+            self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table)) if config.num_classes else None
             self.dt_embedder = ScalarEmbedder(config.width) if config.jump else None
             self.gw_embedder = ScalarEmbedder(config.width) if config.guidance else None
             self.blocks = nn.ModuleList(
@@ -105,9 +107,10 @@ class DiffusionTransformer(nn.Module):
             if embedder is not None:
                 c = c + embedder(values)
         labels = self._labels(condition)
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(labels)
-        tokens = self.x_embedder(x_t.to(self.pos_embed.dtype)) + self.pos_embed
+        if self.y_embedder is not None and labels is not None:
+            c = c + self.y_embedder(labels.to(self.pos_embed.device, non_blocking=True))
+        patches = self.x_embedder(x_t.to(self.pos_embed.dtype))
+        tokens = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (N, T, width), row by row
         for block in self.blocks:
             tokens = self._run(block, tokens, c)
         return self._join_patches(self.final_layer(tokens, c)).to(x_t.dtype)
@@ -174,7 +177,10 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=_EPSILON, elementwise_affine=False)
         self.attn = Attention(width, num_heads, qk_norm)
         self.norm2 = nn.LayerNorm(width, eps=_EPSILON, elementwise_affine=False)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        hidden = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(width, hidden), act=nn.GELU("tanh"), fc2=nn.Linear(hidden, width))
+        )
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -211,21 +217,6 @@ class Attention(nn.Module):
 
 
 @final
-class MLP(nn.Module):
-    """Two layers with a tanh-approximated GELU, per token."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
-
-
-@final
 class FinalLayer(nn.Module):
     """Tokens (N, T, width) to the pixels of their patches (N, T, patch_size^2 * out_channels)."""
 
@@ -244,33 +235,6 @@ class FinalLayer(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift for ``x`` (N, T, width), ``shift`` and ``scale`` (N, 1, width)."""
     return x * (1 + scale) + shift
-
-
-@final
-class PatchEmbedder(nn.Module):
-    """Non-overlapping patches of states (N, C, H, W) as tokens (N, T, width), row by row."""
-
-    def __init__(self, channels: int, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens: Tensor = self.proj(x)
-        return tokens.flatten(2).transpose(1, 2)
-
-
-@final
-class LabelEmbedder(nn.Module):
-    """Rows of a table for labels (N,); the row after the last class, where there is one, is the null class."""
-
-    def __init__(self, num_classes: int, null_class: bool, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + int(null_class), width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        device = self.embedding_table.weight.device
-        rows: Tensor = self.embedding_table(labels.to(device, non_blocking=True))
-        return rows
 
 
 @final
@@ -324,34 +288,25 @@ def position_embedding(rows: int, columns: int, width: int) -> Tensor:
 def initialise_weights(network: nn.Module, generator: torch.Generator) -> None:
     """Fill every parameter, in order of construction.
 
-    Xavier-uniform linear layers with zero biases; normal (0.02) label and scalar embedders; zero modulation
+    Xavier-uniform linear layers and patches with zero biases; normal (0.02) label and scalar embedders; zero modulation
     (adaLN-Zero, Peebles & Xie 2022, section 3.2) and output layer; zero last layer of the inputs that a velocity
     network lacks.
     """
     for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight, generator=generator)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
-        elif isinstance(module, PatchEmbedder):
-            nn.init.xavier_uniform_(module.proj.weight.flatten(1), generator=generator)
-            assert module.proj.bias is not None
-            nn.init.zeros_(module.proj.bias)
-        elif isinstance(module, LabelEmbedder):
-            nn.init.normal_(module.embedding_table.weight, std=_EMBEDDER_STD, generator=generator)
-    for name, module in network.named_modules():
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=_EMBEDDER_STD, generator=generator)
+    for module in network.modules():
         if isinstance(module, ScalarEmbedder):
-            layers = _linear_layers(module)
-            for layer in layers:
+            for layer in _linear_layers(module):
                 nn.init.normal_(layer.weight, std=_EMBEDDER_STD, generator=generator)
-            if name in _EXTRA_INPUTS:
-                nn.init.zeros_(layers[-1].weight)
-        elif isinstance(module, (Block, FinalLayer)):
-            for layer in _linear_layers(module.adaLN_modulation):
-                nn.init.zeros_(layer.weight)
-            if isinstance(module, FinalLayer):
-                nn.init.zeros_(module.linear.weight)
+    for layer, _ in _zero_layers(network):
+        nn.init.zeros_(layer.weight)
 
 
 @torch.no_grad()
@@ -360,14 +315,19 @@ def fill_with_random_weights(network: nn.Module, generator: torch.Generator) -> 
 
     It makes no useful network, but one that costs what a trained one costs and whose outputs are not all zero.
     """
+    for layer, std in _zero_layers(network):
+        nn.init.normal_(layer.weight, std=std, generator=generator)
+
+
+def _zero_layers(network: nn.Module) -> Iterator[tuple[nn.Linear, float]]:
+    """The layers that begin at zero, in order of construction, and the deviation that makes them of order one."""
     for name, module in network.named_modules():
         if isinstance(module, (Block, FinalLayer)):
-            for layer in _linear_layers(module.adaLN_modulation):
-                nn.init.normal_(layer.weight, std=_MODULATION_STD, generator=generator)
-            if isinstance(module, FinalLayer):
-                nn.init.normal_(module.linear.weight, std=module.linear.in_features**-0.5, generator=generator)
-        elif isinstance(module, ScalarEmbedder) and name in _EXTRA_INPUTS:
-            nn.init.normal_(_linear_layers(module)[-1].weight, std=_EMBEDDER_STD, generator=generator)
+            yield _linear_layers(module.adaLN_modulation)[0], _MODULATION_STD
+        if isinstance(module, FinalLayer):
+            yield module.linear, module.linear.in_features**-0.5
+        if isinstance(module, ScalarEmbedder) and name in _EXTRA_INPUTS:
+            yield _linear_layers(module)[-1], _EMBEDDER_STD
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear]:

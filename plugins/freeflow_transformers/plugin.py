@@ -18,7 +18,7 @@ def freeflow_teachers() -> Iterable[Component]:
         Component("mnist", ".teachers:TransformerTeacher", ".config:MNISTTeacherConfig"),
         Component("sit", ".teachers:TransformerTeacher", ".config:SiTTeacherConfig"),
         Component("sit-repa", ".teachers:TransformerTeacher", ".config:SiTRepaTeacherConfig"),
-        Component("dit", ".dit:NoiseTeacher", ".config:DiTTeacherConfig"),
+        Component("dit", ".teachers:NoiseTeacher", ".config:DiTTeacherConfig"),
     ]
 
 

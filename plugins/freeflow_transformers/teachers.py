@@ -1,4 +1,4 @@
-"""Teachers made of one diffusion transformer, and those of them that predict a velocity."""
+"""Teachers made of one diffusion transformer, which predicts a velocity, or the noise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
+from freeflow_core.math.conversions import Convention, Prediction, ask, velocity_of
+from freeflow_core.math.derivative import full_precision
+from freeflow_core.math.schedules import DiscreteSchedule
 from freeflow_core.network_file import load_network
 from freeflow_core.types import Condition, NetworkState
-from freeflow_transformers.config import DigitsTeacherConfig, ReleasedTeacherConfig, ShippedTeacherConfig
+from freeflow_transformers.config import (
+    DigitsTeacherConfig,
+    DiTTeacherConfig,
+    ReleasedTeacherConfig,
+    ShippedTeacherConfig,
+)
 from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.detection import describe
 from freeflow_transformers.released.loading import load_teacher_network
@@ -114,3 +122,48 @@ class TransformerTeacher(NetworkTeacher):
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         output = self.network(x_t, self.network.own_time(t), condition)
         return self.network.velocity(output)
+
+
+@final
+class NoiseTeacher(NetworkTeacher):
+    """v(x_t, t, c) of a network that predicts the noise e of a discrete schedule (DiT: Peebles & Xie 2022).
+
+    It is asked at the state of the schedule with the signal-to-noise ratio of x_t, and at its fractional step. Euler
+    steps of this field between the schedule's own times are DDIM steps (Song et al. 2021, eq. 12 with sigma = 0).
+
+    Beyond the first and the last step (t = 0.0099 and 0.9937 for DiT) the field is continued constantly in t.
+    ``time_range`` are these ends: objectives that choose their own states stay between them, where state and step
+    belong together; a sampler that starts at t = 1 uses the continuation. Near the last step 1 / (1 - t) amplifies
+    errors of e up to 158 times, so the network runs in float32 at least, without autocast and TF32.
+
+    Raises:
+        ConfigError: the network is a student, or predicts a velocity.
+    """
+
+    def __init__(self, network: DiffusionTransformer, schedule: DiscreteSchedule) -> None:
+        super().__init__(network)
+        if network.config.prediction != "noise":
+            raise ConfigError("This network predicts a velocity, not the noise. Use it as the teacher `sit`.")
+        self.time_range = schedule.time_range
+        self.convention = Convention(Prediction.NOISE, schedule=schedule, high=schedule.time_range[1])
+
+    @classmethod
+    def from_config(cls, config: DiTTeacherConfig, context: BuildContext) -> Self:
+        """Raises ``CheckpointError`` for a file that is missing, damaged or of another family."""
+        loaded = load_teacher_network(config, context)
+        schedule = DiscreteSchedule.linear(config.diffusion_steps, config.beta_start, config.beta_end)
+        teacher = cls(loaded.network, schedule).to(context.device)
+        loaded.describe(teacher, teacher.noise)
+        return teacher
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        held = t.double().clamp(*self.time_range)
+        return velocity_of(self.convention, self.noise(x, t, condition), x, held).to(x_t.dtype)
+
+    def noise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """e (N, C, H, W) for states ``x_t`` of the linear path at ``t`` (N,)."""
+        question = ask(self.convention, x_t, t)
+        with full_precision(x_t):
+            output: Tensor = self.network(question.x, question.time, condition)
+        return output[:, : self.sample_shape[0]]

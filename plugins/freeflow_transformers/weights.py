@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from freeflow_core.network_file import check_tensors
 from freeflow_core.types import LoadReport, NetworkState
 from freeflow_transformers.architecture import FAMILY, TransformerConfig
 from freeflow_transformers.network import DiffusionTransformer
+
+_STUDENTS_OWN = ("jump", "guidance")
+"""What a student may have and its teacher lacks."""
 
 
 def transformer_state(network: DiffusionTransformer) -> NetworkState:
@@ -79,14 +83,10 @@ def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
         )
     theirs = TransformerConfig.from_stored(dict(state.config))
     refuse_noise_prediction(theirs)
-    differences = [
-        f"{name} {getattr(network.config, name)}, not {getattr(theirs, name)}"
-        for name in TransformerConfig.model_fields
-        if name not in ("jump", "guidance") and getattr(network.config, name) != getattr(theirs, name)
-    ]
-    if differences:
+    shared = {name: getattr(theirs, name) for name in TransformerConfig.model_fields if name not in _STUDENTS_OWN}
+    if problems := differences(network.config, shared):
         raise ConfigError(
-            f"The student cannot start from this teacher, because it has {'; '.join(differences)}. Leave these "
+            f"The student cannot start from this teacher, because it has {'; '.join(problems)}. Leave these "
             f"options out, so that they follow the teacher, or {remedy}."
         )
     taken = {name: tensor for name, tensor in state.tensors.items() if name in own}
@@ -96,6 +96,12 @@ def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
         new=tuple(name for name in own if name not in taken),
         left=tuple(name for name in state.tensors if name not in own),
     )
+
+
+def differences(found: TransformerConfig, expected: Mapping[str, Any]) -> list[str]:
+    """``"depth 4, not 6"`` for each value that is not as expected."""
+    own = {name: getattr(found, name) for name in expected}
+    return [f"{name} {own[name]}, not {value}" for name, value in expected.items() if own[name] != value]
 
 
 def refuse_noise_prediction(teacher: TransformerConfig) -> None:

@@ -48,20 +48,17 @@ class Family:
     learn_sigma: bool | None
     ignored: tuple[str, ...] = ()
 
+    @property
+    def convention(self) -> dict[str, str]:
+        """As :class:`TransformerConfig` has it."""
+        return {"time_direction": self.time_direction, "sign": self.sign, "prediction": self.prediction}
+
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("sit", "data-at-1", "data-minus-noise", "velocity", guidance_channels=3, learn_sigma=None),
-        Family(
-            "sit-repa",
-            "data-at-0",
-            "noise-minus-data",
-            "velocity",
-            guidance_channels=None,
-            learn_sigma=False,
-            ignored=("projectors",),
-        ),
+        Family("sit-repa", "data-at-0", "noise-minus-data", "velocity", None, False, ignored=("projectors",)),
         # The step of DiT's schedule grows with the noise, so its data is at 0; sign means nothing for a noise.
         Family("dit", "data-at-0", "noise-minus-data", "noise", guidance_channels=3, learn_sigma=True),
     )

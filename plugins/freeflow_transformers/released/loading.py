@@ -14,7 +14,7 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Student, Teacher
 from freeflow_core.types import Condition, NetworkState
 from freeflow_transformers.architecture import SIZES, TransformerConfig, named_heads
-from freeflow_transformers.config import ReleasedStudentConfig, ReleasedTeacherConfig, SiTOptions, SiTTeacherConfig
+from freeflow_transformers.config import ReleasedStudentConfig, ReleasedTeacherConfig
 from freeflow_transformers.network import DiffusionTransformer, fill_with_random_weights
 from freeflow_transformers.released.detection import (
     Detected,
@@ -37,9 +37,8 @@ from freeflow_transformers.released.families import (
     published_names,
 )
 from freeflow_transformers.released.reading import Checkpoint, read_checkpoint
-from freeflow_transformers.weights import filled_network, transformer_from_state
+from freeflow_transformers.weights import differences, filled_network, transformer_from_state
 
-_BACKBONE = ("depth", "width", "num_heads", "patch_size", "num_classes")
 _MIN_ALIGNMENT = 0.5
 
 
@@ -61,17 +60,11 @@ class LoadedNetwork:
     provenance: str
     origin: Path | None = None
     guidance_channels: int | None = None
-    codec: str | None = None
+    codec: str | None = LATENT_CODEC
     is_assumed: bool = False
 
     @torch.no_grad()
-    def describe(
-        self,
-        model: Teacher | Student,
-        answer: Callable[[Tensor, Tensor, Condition], Tensor],
-        *,
-        noise_time: float = 1.0,
-    ) -> None:
+    def describe(self, model: Teacher | Student, answer: Callable[[Tensor, Tensor, Condition], Tensor]) -> None:
         """Tell ``model``, made of the network, what is known of it, after a check of an assumed convention.
 
         At t = 1 a state is pure noise z and tells nothing of the data, so the best velocity n - x is z minus the mean
@@ -81,14 +74,14 @@ class LoadedNetwork:
         Args:
             model: on its device.
             answer: its velocity, or the noise it predicts, for states, times and labels.
-            noise_time: time at which it takes pure noise.
 
         Raises:
             CheckpointError: the network answers the opposite of what its convention says.
         """
         model.codec, model.provenance = self.codec, self.provenance
+        noise_time = 1.0
         if isinstance(model, Teacher):
-            model.guidance_channels = self.guidance_channels
+            model.guidance_channels, noise_time = self.guidance_channels, model.time_range[1]
         device = self.network.pos_embed.device
         if not self.is_assumed or device.type == "meta":
             return
@@ -122,7 +115,9 @@ def load_teacher_network(config: ReleasedTeacherConfig, context: BuildContext) -
     """
     family, shapes_only = FAMILIES[config.family], context.device.type == "meta"
     if config.initialise == "random" or (config.checkpoint is None and shapes_only):
-        return _teacher_without_checkpoint(config, family, context)
+        network = _unread_network(config, family, context)
+        origin = "random weights" if config.initialise == "random" else "published weights (not read here)"
+        return _teacher(config, network, f"{family.name}, {origin}", family.guidance_channels)
     path = config.checkpoint or context.weights(_published_name(config, family))
     checkpoint = read_checkpoint(path, config.weights, shapes_only=shapes_only)
     if "family" in checkpoint.metadata:
@@ -143,7 +138,7 @@ def _published_name(config: ReleasedTeacherConfig, family: Family) -> str:
     )
 
 
-def _teacher_without_checkpoint(config: ReleasedTeacherConfig, family: Family, context: BuildContext) -> LoadedNetwork:
+def _unread_network(config: ReleasedTeacherConfig, family: Family, context: BuildContext) -> DiffusionTransformer:
     """Random weights, or shapes alone."""
     backbone = SIZES[config.size or "XL"]
     if config.depth is not None and config.width is not None:
@@ -151,25 +146,20 @@ def _teacher_without_checkpoint(config: ReleasedTeacherConfig, family: Family, c
         if heads is None:
             raise ConfigError("A size of one's own needs teacher.num_heads beside depth and width.")
         backbone = {"depth": config.depth, "width": config.width, "num_heads": heads}
-    architecture = _with_convention(
-        published_architecture(
-            config.resolution or 256,
-            family,
-            patch_size=config.patch_size or 2,
-            num_classes=config.num_classes or NUM_CLASSES,
-            **backbone,
-        ),
-        config,
+    architecture = published_architecture(
+        config.resolution or 256,
         family,
+        patch_size=config.patch_size or 2,
+        num_classes=config.num_classes or NUM_CLASSES,
+        **backbone,
+        **config.convention,
     )
     if context.device.type == "meta":
-        network = DiffusionTransformer(architecture, device="meta")
-    else:
-        generator = torch.Generator().manual_seed(context.seed)
-        network = DiffusionTransformer(architecture, generator)
-        fill_with_random_weights(network, generator)
-    origin = "random weights" if config.initialise == "random" else "published weights (not read here)"
-    return _teacher(config, network, f"{family.name}, {origin}", family.guidance_channels)
+        return DiffusionTransformer(architecture, device="meta")
+    generator = torch.Generator().manual_seed(context.seed)
+    network = DiffusionTransformer(architecture, generator)
+    fill_with_random_weights(network, generator)
+    return network
 
 
 def _released_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedNetwork:
@@ -177,26 +167,21 @@ def _released_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint:
     if detected.architecture.jump or family.name not in detected.families:
         raise _of_another_family(family, detected, checkpoint)
     _check_options(config, detected.architecture, checkpoint.path)
-    architecture = _with_convention(detected.architecture, config, family)
+    architecture = detected.architecture.model_copy(update={**family.convention, **config.convention})
     kept = {name: t for name, t in checkpoint.tensors.items() if name.split(".")[0] not in family.ignored}
     ignored = len(checkpoint.tensors) - len(kept)
     told = f"{checkpoint.container}; names and shapes fit {', '.join(detected.families)}"
     told += f", {family.name} is what was asked for" if len(detected.families) > 1 else ""
     told += f"; {ignored} tensors not needed ({', '.join(family.ignored)})" if ignored else ""
-    return _teacher(
-        config,
-        filled_network(architecture, kept),
-        f"{family.name} from {checkpoint.path} ({told})",
-        family.guidance_channels,
-        origin=checkpoint.path,
-        is_assumed=True,
-    )
+    what = f"{family.name} from {checkpoint.path} ({told})"
+    network = filled_network(architecture, kept)
+    return _teacher(config, network, what, family.guidance_channels, origin=checkpoint.path, is_assumed=True)
 
 
 def _pretrained_teacher(config: ReleasedTeacherConfig, family: Family, checkpoint: Checkpoint) -> LoadedNetwork:
     """A file that this project wrote says itself what it is, its convention included."""
     path, metadata = checkpoint.path, checkpoint.metadata
-    if not isinstance(config, SiTTeacherConfig):
+    if family.name != "sit":
         raise CheckpointError(
             f"{path} was written by `freeflow pretrain`, not by the authors of {family.name}. Use it as the teacher "
             "`sit`."
@@ -204,81 +189,48 @@ def _pretrained_teacher(config: ReleasedTeacherConfig, family: Family, checkpoin
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in checkpoint.tensors.items()}
     state = NetworkState(metadata["family"], metadata.get("config", {}), tensors)
     network = transformer_from_state(state, f"teacher checkpoint {path}")
-    stored = network.config
-    contradictions = [
-        f"{name}={asked}, but it stores {getattr(stored, name)}"
-        for name in ("time_direction", "sign")
-        if (asked := getattr(config, name)) is not None and asked != getattr(stored, name)
-    ]
-    if contradictions:
-        raise ConfigError(f"{path} contradicts teacher.{'; teacher.'.join(contradictions)}. Leave it out.")
-    _check_options(config, stored, path)
+    _check_options(config, network.config, path, **config.convention)
     codec = dict(metadata.get("codec") or {}).get("name")
     return _teacher(config, network, f"transformer from {path} (written by freeflow)", None, origin=path, codec=codec)
 
 
 def _teacher(
-    config: ReleasedTeacherConfig,
-    network: DiffusionTransformer,
-    what: str,
-    guidance_channels: int | None,
-    *,
-    origin: Path | None = None,
-    codec: str | None = LATENT_CODEC,
-    is_assumed: bool = False,
+    config: ReleasedTeacherConfig, network: DiffusionTransformer, what: str, guidance_channels: int | None, **known: Any
 ) -> LoadedNetwork:
-    """``guidance_channels``: where the options name none."""
+    """``guidance_channels``: where the options name none. ``known``: further fields."""
     if config.guidance_channels is not None:
         guidance_channels = None if config.guidance_channels == "all" else config.guidance_channels
     guided = "all channels" if guidance_channels is None else f"the first {guidance_channels} channels"
     provenance = f"{what}: {describe(network.config)}; {_convention(network.config)}, guidance on {guided}"
-    return LoadedNetwork(network, provenance, origin, guidance_channels, codec, is_assumed)
+    return LoadedNetwork(network, provenance, guidance_channels=guidance_channels, **known)
 
 
 def _of_another_family(family: Family, detected: Detected, checkpoint: Checkpoint) -> CheckpointError:
     velocity_network = detected.architecture.model_copy(update={"jump": False, "guidance": False})
-    differences = family_differences(checkpoint.shapes, velocity_network, family)
+    problems = family_differences(checkpoint.shapes, velocity_network, family)
+    verdict = f"the teacher {' or '.join(detected.families)}" if detected.families else "none of the published teachers"
     if detected.architecture.jump:
         verdict = "the published FreeFlow students, which answer with an average velocity; use it with --student"
-    elif detected.families:
-        verdict = f"the teacher {' or '.join(detected.families)}"
-    else:
-        verdict = "none of the published teachers"
     return CheckpointError(
-        f"{checkpoint.path} ({checkpoint.container}) is not of the family {family.name!r}: {'; '.join(differences)}. "
+        f"{checkpoint.path} ({checkpoint.container}) is not of the family {family.name!r}: {'; '.join(problems)}. "
         f"Its names and shapes are those of {verdict}."
     )
 
 
-def _check_options(config: ReleasedTeacherConfig, found: TransformerConfig, path: Path) -> None:
+def _check_options(config: ReleasedTeacherConfig, found: TransformerConfig, path: Path, **convention: str) -> None:
     """Options about the architecture are assertions where there is a checkpoint."""
-    asked: dict[str, Any] = {name: getattr(config, name) for name in _BACKBONE}
-    if config.size is not None:
-        asked |= SIZES[config.size]
-    differences = [
-        f"{name} {getattr(found, name)}, not {value}"
-        for name, value in asked.items()
-        if value is not None and value != getattr(found, name)
-    ]
+    names = ("depth", "width", "num_heads", "patch_size", "num_classes")
+    asked = {name: getattr(config, name) for name in names} | convention
+    asked |= SIZES[config.size] if config.size is not None else {}
+    problems = differences(found, {name: value for name, value in asked.items() if value is not None})
     side = found.sample_shape[1] * LATENT_FACTOR
     if config.resolution is not None and config.resolution != side:
-        differences.append(f"latents for {side} pixels, not {config.resolution}")
-    if differences:
+        problems.append(f"latents for {side} pixels, not {config.resolution}")
+    if problems:
         raise ConfigError(
-            f"{path} is not what the options ask for: it has {'; '.join(differences)}. Leave these options out, so "
+            f"{path} is not what the options ask for: it has {'; '.join(problems)}. Leave these options out, so "
             "that they follow the file, or choose another file."
         )
-
-
-def _with_convention(
-    architecture: TransformerConfig, config: ReleasedTeacherConfig, family: Family
-) -> TransformerConfig:
-    time_direction, sign = family.time_direction, family.sign
-    if isinstance(config, SiTOptions):
-        time_direction, sign = config.time_direction or time_direction, config.sign or sign
-    return architecture.model_copy(
-        update={"time_direction": time_direction, "sign": sign, "prediction": family.prediction}
-    )
 
 
 # --- students ---
@@ -301,7 +253,7 @@ def load_student_network(config: ReleasedStudentConfig, context: BuildContext) -
         family = FAMILIES[config.family or config.family_default or "sit-repa"]
         architecture = published_architecture(config.resolution, family, jump=True, guidance=True, **SIZES["XL"])
         network = DiffusionTransformer(architecture, device="meta")
-        return LoadedNetwork(network, f"{config.published}, shapes alone: {describe(architecture)}", codec=LATENT_CODEC)
+        return LoadedNetwork(network, f"{config.published}, shapes alone: {describe(architecture)}")
     path = config.checkpoint
     if path is None:
         assert config.published is not None  # the configuration of `freeflow` requires a checkpoint
@@ -322,7 +274,7 @@ def load_student_network(config: ReleasedStudentConfig, context: BuildContext) -
     provenance = f"FreeFlow student from {path} ({checkpoint.container}): {describe(architecture)}; {convention}"
     own = DiffusionTransformer(architecture, device="meta").state_dict()
     network = filled_network(architecture, {n: checkpoint.tensors[released_name(n, student=True)] for n in own})
-    return LoadedNetwork(network, provenance, path, codec=LATENT_CODEC, is_assumed=True)
+    return LoadedNetwork(network, provenance, path, is_assumed=True)
 
 
 def released_student(
@@ -334,26 +286,26 @@ def released_student(
     tell. Raises as :func:`load_student_network` does.
     """
     detected = detect(shapes, path, num_heads)
-    student = detected.architecture.model_copy(update={"jump": True, "guidance": True})
-    if not (detected.families and detected.architecture.jump and detected.architecture.guidance):
-        differences = shape_differences(expected_shapes(student), shapes)
+    student, families = detected.architecture.model_copy(update={"jump": True, "guidance": True}), detected.families
+    if not (families and detected.architecture.jump and detected.architecture.guidance):
+        problems = shape_differences(expected_shapes(student), shapes)
         raise CheckpointError(
-            f"{path} is no published FreeFlow student: {'; '.join(differences)}."
-            + (f" It is a checkpoint of the teacher {' or '.join(detected.families)}." if detected.families else "")
+            f"{path} is no published FreeFlow student: {'; '.join(problems)}."
+            + (f" It is a checkpoint of the teacher {' or '.join(families)}." if families else "")
         )
-    if family is None and len(detected.families) > 1:
+    if family is None and len(families) > 1:
         raise ConfigError(
-            f"{path} fits students of {' and of '.join(detected.families)}: their conventions differ, but not in names "
-            "and shapes. Say whose it is with the option family."
+            f"{path} fits students of {' and of '.join(families)}: their conventions differ, but not in names and "
+            "shapes. Say whose it is with the option family."
         )
-    family = family or detected.families[0]
-    if family not in detected.families:
-        differences = family_differences(shapes, student, FAMILIES[family])
+    family = family or families[0]
+    if family not in families:
+        problems = family_differences(shapes, student, FAMILIES[family])
         raise CheckpointError(
-            f"{path} cannot be the student of a {family} teacher: {'; '.join(differences)}. It fits "
-            f"{' or '.join(detected.families)}."
+            f"{path} cannot be the student of a {family} teacher: {'; '.join(problems)}. It fits "
+            f"{' or '.join(families)}."
         )
-    return student.model_copy(update={"time_direction": FAMILIES[family].time_direction, "sign": FAMILIES[family].sign})
+    return student.model_copy(update=FAMILIES[family].convention)
 
 
 # --- both ---
@@ -363,13 +315,13 @@ def published_architecture(resolution: int, family: Family, **options: Any) -> T
     """The architecture and convention of ``family``'s published network for images of that many pixels."""
     side = resolution // LATENT_FACTOR
     defaults = {
+        "sample_shape": (LATENT_CHANNELS, side, side),
         "patch_size": 2,
         "num_classes": NUM_CLASSES,
         "learn_sigma": resolution == 256 if family.learn_sigma is None else family.learn_sigma,
-        "time_direction": family.time_direction,
-        "sign": family.sign,
+        **family.convention,
     }
-    return TransformerConfig(**{"sample_shape": (LATENT_CHANNELS, side, side), **defaults, **options})
+    return TransformerConfig(**{**defaults, **options})
 
 
 def _convention(architecture: TransformerConfig) -> str:

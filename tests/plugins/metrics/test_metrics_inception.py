@@ -8,12 +8,13 @@ import torch
 from freeflow_metrics import inception
 from freeflow_metrics.config import FrechetConfig, KernelConfig
 from freeflow_metrics.frechet import FrechetEvaluator, reference_statistics
-from freeflow_metrics.inception import INCEPTION_FILE, InceptionFeatures, fetch_once
+from freeflow_metrics.inception import InceptionFeatures
 from freeflow_metrics.kernel import KernelEvaluator
+from freeflow_metrics.plugin import INCEPTION
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from freeflow_core.errors import ConfigError
+from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.interfaces import EvaluationBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -44,7 +45,7 @@ class StandInInception(nn.Module):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inception")
-    torch.jit.script(StandInInception()).save(str(folder / INCEPTION_FILE))
+    torch.jit.script(StandInInception()).save(str(folder / INCEPTION.filename))
     return folder
 
 
@@ -59,7 +60,7 @@ def test_features_follow_cleanfid_s_resizing(folder):
     resized = np.stack([resize(p) for p in pictures.permute(0, 2, 3, 1).numpy()])
     assert resized.shape == (4, 299, 299, 3)
     expected = StandInLayers()((torch.from_numpy(resized).permute(0, 3, 1, 2) - 128) / 128)
-    for path in (folder, folder / INCEPTION_FILE):
+    for path in (folder, folder / INCEPTION.filename):
         network = InceptionFeatures(path)
         found = network.features(pictures)
         assert found.shape == (4, network.dim)
@@ -94,45 +95,10 @@ def test_scores_bear_the_established_names(folder, evaluation_context, score_row
     assert set(score_row(kernel, "student", images())) == {"kid_data", "kid_teacher"}
 
 
-def test_a_download_is_whole_or_absent_and_made_once(tmp_path):
-    source = tmp_path / "source" / "file.bin"
-    source.parent.mkdir()
-    source.write_bytes(b"x" * 1000)
-    path = fetch_once(source.as_uri(), tmp_path / "cache", "")
-    assert path.read_bytes() == source.read_bytes()
-    source.unlink()
-    assert fetch_once(source.as_uri(), tmp_path / "cache", "") == path
-    with pytest.raises(ConfigError, match="Do this instead"):
-        fetch_once((source.parent / "other.bin").as_uri(), tmp_path / "cache", "Do this instead.")
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["file.bin"]
-
-
-def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
-    class Broken:
-        headers = {"Content-Length": "10"}  # noqa: RUF012
-
-        def __init__(self):
-            self.parts = [b"four", b""]
-
-        def read(self, *_):
-            return self.parts.pop(0)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Broken())
-    with pytest.raises(ConfigError, match="4 of 10 bytes"):
-        fetch_once("https://example.invalid/file.bin", tmp_path, "")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_files_that_cannot_be_used_are_explained(tmp_path):
     with pytest.raises(ConfigError, match="inception_path is"):
         InceptionFeatures(tmp_path / "nowhere.pt")
-    (tmp_path / INCEPTION_FILE).write_bytes(b"not TorchScript")
+    (tmp_path / INCEPTION.filename).write_bytes(b"not TorchScript")
     with pytest.raises(ConfigError, match="is not clean-fid's Inception"):
         InceptionFeatures(tmp_path)
     with pytest.raises(ValidationError, match="set features: inception"):
@@ -142,16 +108,13 @@ def test_files_that_cannot_be_used_are_explained(tmp_path):
 def test_what_is_named_is_fetched_into_the_cache_and_not_where_that_is_switched_off(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path))
+    statistics = FrechetConfig(features="inception", reference_statistics="cifar10")
     with monkeypatch.context() as watched:
-        watched.setattr(inception, "fetch_once", lambda url, folder, remedy: asked.append((url, folder)) or Path("x"))
-        for build in (
-            lambda: InceptionFeatures(None),
-            lambda: reference_statistics(FrechetConfig(features="inception", reference_statistics="cifar10"), 2048),
-        ):
+        watched.setattr(inception.WeightStore, "fetch", lambda _, weight: asked.append(weight.url) or Path("x"))
+        for build in (lambda: InceptionFeatures(None), lambda: reference_statistics(statistics, 2048)):
             with pytest.raises(ConfigError):
                 build()
-    assert [folder for _, folder in asked] == [tmp_path, tmp_path / "statistics"]
-    assert asked[1][0].endswith("cifar10_clean_train_32.npz")
+    assert [url.rsplit("/", 1)[-1] for url in asked] == [INCEPTION.filename, "cifar10_clean_train_32.npz"]
     monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
-    with pytest.raises(ConfigError, match="FREEFLOW_OFFLINE is set"):
+    with pytest.raises(DownloadError, match="FREEFLOW_OFFLINE"):
         InceptionFeatures(None)

@@ -7,27 +7,20 @@ from typing import Any
 import pytest
 import torch
 from freeflow_transformers.config import DiTTeacherConfig
-from freeflow_transformers.dit import (
-    DiffusionSchedule,
-    NoiseTeacher,
-    log_odds,
-    scale_to_unit_variance,
-    velocity_from_noise,
-)
-from freeflow_transformers.teachers import NetworkTeacher, TransformerTeacher
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from freeflow_transformers.teachers import NetworkTeacher, NoiseTeacher, TransformerTeacher
 from safetensors.torch import load_file
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError
+from freeflow_core.math.conversions import ask
 from freeflow_core.math.flow import expand_times
+from freeflow_core.math.schedules import DiscreteSchedule
 from freeflow_core.testing.exact import GaussianTeacher
 from freeflow_core.types import Guidance
 
-SCHEDULE = DiffusionSchedule()
+SCHEDULE = DiscreteSchedule.linear(1000, 1e-4, 0.02)
 MEAN = torch.tensor([0.4, -1.5, 0.0], dtype=torch.float64)
 STD = torch.tensor([0.3, 2.0, 1.0], dtype=torch.float64)
 
@@ -38,57 +31,11 @@ def exact_noise(x_vp: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return sigma * (x_vp - alpha * MEAN) / (alpha.square() * STD.square() + sigma.square())
 
 
-def own_coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of the schedule at the fractional step of ``t``, log-SNR linear between steps."""
-    step = SCHEDULE.step(t)
-    lower = step.floor().long().clamp(0, len(SCHEDULE.times) - 2)
-    odds = log_odds(SCHEDULE.times)
-    between = torch.lerp(odds[lower], odds[lower + 1], step - lower)
-    return torch.sigmoid(2 * between).sqrt(), torch.sigmoid(-2 * between).sqrt()
-
-
-# --- the schedule --------------------------------------------------------------------------------------------------
-
-
 def test_the_ends_are_those_of_the_published_schedule():
     low, high = SCHEDULE.time_range
     assert low == pytest.approx(0.0099, abs=1e-4)
-    assert high == pytest.approx(0.9937, abs=1e-4)
-    assert 1 / (1 - high) == pytest.approx(158, abs=1)
     squared = math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(1000))
     assert high == pytest.approx(math.sqrt(1 - squared) / (math.sqrt(squared) + math.sqrt(1 - squared)), rel=1e-12)
-
-
-def test_steps_come_out_at_their_own_times():
-    torch.testing.assert_close(
-        SCHEDULE.step(SCHEDULE.times), torch.arange(1000, dtype=torch.float64), rtol=0, atol=1e-9
-    )
-    assert SCHEDULE.step(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0, 999], abs=1e-9)
-
-
-# --- algebra -------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=200, deadline=None)
-@given(t=st.floats(1e-3, 0.999), x=st.tuples(*[st.floats(-5, 5)] * 3))
-def test_the_velocity_of_an_exact_noise_is_exact(t, x):
-    """At every t, with the signal-to-noise ratio matched: alpha / sigma = (1 - t) / t."""
-    time, state = torch.tensor([t], dtype=torch.float64), torch.tensor([x], dtype=torch.float64)
-    scale = scale_to_unit_variance(time)
-    alpha, sigma = scale * (1 - time), scale * time
-    torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones_like(time), rtol=1e-12, atol=0)
-    noise = exact_noise(scale[:, None] * state, alpha, sigma)
-    expected = GaussianTeacher(MEAN, STD).velocity(state, time, None)
-    torch.testing.assert_close(velocity_from_noise(noise, state, time), expected, rtol=1e-9, atol=1e-9)
-
-
-@given(t=st.floats(*SCHEDULE.time_range))
-def test_matched_coefficients_are_the_schedules_own(t):
-    time = torch.tensor([t], dtype=torch.float64)
-    alpha, sigma = own_coefficients(time)
-    scale = scale_to_unit_variance(time)
-    torch.testing.assert_close(scale * (1 - time), alpha, rtol=1e-8, atol=0)
-    torch.testing.assert_close(scale * time, sigma, rtol=1e-8, atol=0)
 
 
 @pytest.fixture
@@ -98,9 +45,7 @@ def exact_teacher(make_network, monkeypatch):
     teacher = NoiseTeacher(network, SCHEDULE)
 
     def forward(x_vp, step, condition):
-        lower = step.floor().long().clamp(0, 998)
-        odds = torch.lerp(*(log_odds(SCHEDULE.times)[lower + i] for i in (0, 1)), step - lower)
-        alpha, sigma = torch.sigmoid(2 * odds).sqrt(), torch.sigmoid(-2 * odds).sqrt()
+        alpha, sigma = SCHEDULE.alpha(step / 1000), SCHEDULE.sigma(step / 1000)
         noise = exact_noise(x_vp.movedim(1, -1), alpha, sigma).movedim(-1, 1)
         return torch.cat([noise, torch.full_like(noise, torch.nan)], dim=1)  # the variance must not be looked at
 
@@ -155,11 +100,18 @@ def dit(golden, registry):
     return teacher
 
 
+def native_times(steps: Tensor) -> Tensor:
+    """Linear times of the schedule's own steps."""
+    tau = steps.double() / 1000
+    alpha, sigma = SCHEDULE.alpha(tau), SCHEDULE.sigma(tau)
+    return sigma / (alpha + sigma)
+
+
 @torch.no_grad()
 def test_the_noise_is_the_familys(golden, dit):
     io = load_file(golden / "a-dit-io.safetensors")
-    t = dit.schedule.times[io["t"]]
-    x_t = io["x"].double() / scale_to_unit_variance(t)[:, None, None, None]
+    t = native_times(io["t"])
+    x_t = io["x"].double() * torch.hypot(1 - t, t)[:, None, None, None]
     for labels, expected in ((io["y"], io["out"]), (dit.null_condition(io["y"]), io["out_null"])):
         noise = dit.noise(x_t, t, labels)
         torch.testing.assert_close(noise.float(), expected[:, :4], rtol=0, atol=1e-5)
@@ -169,7 +121,7 @@ def test_the_noise_is_the_familys(golden, dit):
 def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sampler: str, name: str) -> float:
     """Relative distance from the family's DDIM of ``sampler`` along ``times``, from where DDIM starts."""
     reference = load_file(golden / "a-dit-sampler.safetensors")
-    z = reference["z"].double() / scale_to_unit_variance(times[:1])[:, None, None, None]
+    z = reference["z"].double() * torch.hypot(1 - times[0], times[0])
     grid = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
     builder = Builder(registry, torch.device("cpu"), 0)
     built = builder.build("sampler", ComponentChoice(name=sampler, options={"state_dtype": "float64"}))
@@ -180,7 +132,7 @@ def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sa
 
 def test_euler_on_the_native_times_is_ddim(golden, registry, dit):
     hundred = torch.tensor([round(i * 999 / 99) for i in range(100)])
-    assert ddim_error(golden, registry, dit, dit.schedule.times[hundred].flip(0), "euler", "ddim_100") < 1e-5
+    assert ddim_error(golden, registry, dit, native_times(hundred).flip(0), "euler", "ddim_100") < 1e-5
 
 
 # --- precision and options -------------------------------------------------------------------------------------------
@@ -206,18 +158,17 @@ def test_autocast_does_not_reach_it(make_network, states):
 @torch.no_grad()
 def test_the_schedule_keeps_its_precision_when_the_weights_change_theirs(make_network, states):
     teacher = NoiseTeacher(make_network(prediction="noise", dtype=torch.float64), SCHEDULE)
-    before = teacher.schedule.times.clone()
+    question = ask(teacher.convention, states(3), torch.full((3,), 0.3))
     teacher.to(torch.float32)
-    assert torch.equal(teacher.schedule.times, before)
+    again = ask(teacher.convention, states(3), torch.full((3,), 0.3))
+    assert torch.equal(question.time, again.time)
     assert teacher.velocity(states(3), torch.ones(3), torch.tensor([0, 4, 5])).dtype is torch.float32
 
 
 def test_other_schedules_are_options(write_checkpoint, make_context):
     config = DiTTeacherConfig(checkpoint=write_checkpoint("dit"), num_heads=3, diffusion_steps=50, beta_end=0.3)
     teacher = NoiseTeacher.from_config(config, make_context())
-    assert len(teacher.schedule.times) == 50
-    assert teacher.time_range == (float(teacher.schedule.times[0]), float(teacher.schedule.times[-1]))
-    assert teacher.time_range != SCHEDULE.time_range
+    assert teacher.time_range == DiscreteSchedule.linear(50, 1e-4, 0.3).time_range
 
 
 def test_networks_and_teachers_must_agree_on_what_is_predicted(make_network):
