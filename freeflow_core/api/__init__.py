@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from freeflow_core.api.checking import TeacherCheck, check_teacher, diagnose
 from freeflow_core.api.comparing import compare
-from freeflow_core.api.encoding import encode
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
-from freeflow_core.api.sampling import SampleResult, sample
-from freeflow_core.api.scoring import evaluate
-from freeflow_core.api.searching import search
+from freeflow_core.api.sampling import sample
+from freeflow_core.api.scoring import evaluate, search
 from freeflow_core.api.training import distill, plan, pretrain, resolve_config
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.engine.run import RunResult
 from freeflow_core.tools.compare.runner import CompareResult
 from freeflow_core.tools.cost import Plan, RolePlan
-from freeflow_core.tools.encode import Encoded
-from freeflow_core.tools.search.comparison import SearchResult
+from freeflow_core.tools.encode import Encoded, encode
+from freeflow_core.tools.sample_files.writer import SampleResult
+from freeflow_core.tools.search import SearchResult
 from freeflow_core.types import Check
 from freeflow_core.weights import WeightStatus
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from freeflow_core.api.networks import load_student
@@ -17,28 +18,12 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import grid_image, save_image
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.sample_files.formats import sample_format
+from freeflow_core.tools.sample_files.formats import host_samples, sample_format
 from freeflow_core.tools.sample_files.request import Precision, PreparedSamples, SampleRequest
-from freeflow_core.tools.sample_files.writer import OnSamples, SampleWriter, Team, draw_in_memory
+from freeflow_core.tools.sample_files.writer import OnSamples, SampleResult, SampleWriter, Team
 
 ImageFormat = Literal["grid", "npz", "png", "webp"]
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """Samples on disk, and what they cost.
-
-    ``evaluations`` of the network per image, guided ones counted twice. ``seconds_per_image`` on one device, of
-    sampling and decoding, without files: the median over batches, the first of which loads and compiles. ``reused``
-    samples were there from an earlier start. ``images`` holds a grid's; others are on disk.
-    """
-
-    folder: Path
-    files: list[Path]
-    evaluations: float
-    seconds_per_image: float
-    reused: int = 0
-    images: Tensor | None = field(default=None, repr=False)
+_MOST_BYTES_OF_A_GRID = 2**30
 
 
 def sample(
@@ -109,7 +94,7 @@ def sample(
     prepared = PreparedSamples(request, Registry(manager), team.device)
     if image_format == "grid":
         return _write_grid(prepared.generator, num, batch_size, output, team)
-    written = SampleWriter(
+    return SampleWriter(
         output,
         num,
         sample_format(image_format, prepared.generator.sample_shape),
@@ -118,19 +103,29 @@ def sample(
         team,
         on_progress,
     ).write(prepared.generator)
-    return SampleResult(output, written.files, written.evaluations, written.seconds_per_image, written.reused)
 
 
 def _write_grid(generator: Generator, num: int, batch_size: int, output: Path, team: Team) -> SampleResult:
     """One picture, drawn by the main process alone: it must fit into memory anyway."""
     if not team.is_main_process:
         return SampleResult(output, [], 0.0, 0.0)
-    images, evaluations, seconds = draw_in_memory(generator, num, batch_size)
+    parts: list[Tensor] = []
+    seconds: list[float] = []
+    evaluations = 0.0
+    for batch in generator.batches(0, num, batch_size):
+        if batch.images[0].nbytes * num > _MOST_BYTES_OF_A_GRID:
+            raise ConfigError(
+                f"A grid of {num:,} samples of shape {tuple(batch.images.shape[1:])} is too large for one picture. "
+                "Ask for fewer, or for --format png, webp or npz, which never hold all of them in memory."
+            )
+        seconds.append(batch.seconds / len(batch.index))
+        evaluations += batch.num_evaluations * len(batch.index)
+        parts.append(host_samples(batch))
+    images = torch.cat(parts)
+    path = output / ("grid.png" if images.ndim == 4 else "samples.npz")
     output.mkdir(parents=True, exist_ok=True)
     if images.ndim == 4:
-        path = output / "grid.png"
         save_image(grid_image(images, min(10, num)), path)
     else:
-        path = output / "samples.npz"
         np.savez(path, arr_0=images.numpy())
-    return SampleResult(output, [path], evaluations, seconds, images=images)
+    return SampleResult(output, [path], evaluations / num, median_low(seconds), images=images)

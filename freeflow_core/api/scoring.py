@@ -1,12 +1,17 @@
-"""Scores of a student or a teacher, as at the end of a run."""
+"""A student and its teacher after training: scored as at the end of a run, or searched with."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from freeflow_core.config import RunConfig, to_yaml
+from accelerate import Accelerator
+
+from freeflow_core.config import ComponentChoice, RunConfig, to_yaml
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.process import peak_memory, start_accelerator
@@ -18,63 +23,102 @@ from freeflow_core.evaluation.student_file import load_student
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import EvaluationContext
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.types import RunInfo, Scores
+from freeflow_core.tools.search import OnSearched, Search, SearchPlan, SearchResult, write_rows
+from freeflow_core.types import RunInfo
 
 
 def evaluate(
-    config: RunConfig,
-    *,
-    student: Path | None = None,
-    output: Path | None = None,
-    manager: Manager | None = None,
+    config: RunConfig, *, student: str | Path | None = None, output: Path | None = None, manager: Manager | None = None
 ) -> RunResult:
     """Score a student (or, without one, the teacher alone) as the end of a run does.
 
     Args:
         config: what to measure and against what; the training part is not used.
-        student: a student file or run folder.
+        student: whatever :func:`load_student` takes.
         output: folder for ``scores.json`` and ``scores.md``; None writes nothing.
 
     Raises:
         ConfigError: nothing to score.
     """
-    began = time.perf_counter()
-    manager = manager or Manager.load()
-    registry = Registry(manager)
-    accelerator = start_accelerator(config.runtime)
-    builder = Builder(registry, accelerator.device, config.seed, config.runtime.precision)
-    dtype = DTYPES[config.runtime.precision]
-    loaded = load_student(student, registry) if student is not None else None
-    choice = config.teacher or (loaded.teacher if loaded else None)
-    teacher = None
-    if choice is not None:
-        teacher = builder.teacher(choice).to(dtype)
-    if loaded is None and teacher is None:
+    began, manager = time.perf_counter(), manager or Manager.load()
+    accelerator, builder, context = _built(config, student, manager)
+    if context.student is None and context.teacher is None:
         raise ConfigError("Nothing to evaluate: name a --student file or run folder, or a --teacher.")
-    info = RunInfo(
-        config.name, "evaluate", output or Path(), config.model_dump(mode="json"), to_yaml(config), resumed=False
-    )
-    context = EvaluationContext(
-        accelerator.device,
-        builder.build("codec", config.codec),
-        teacher,
-        loaded.student.to(device=accelerator.device, dtype=dtype) if loaded else None,
-        builder.build("source", config.reference) if config.reference else None,
-    )
+    folder = output or Path()
+    info = RunInfo(config.name, "evaluate", folder, config.model_dump(mode="json"), to_yaml(config), resumed=False)
     events = Events(manager, [], info, accelerator.is_main_process)
-    evaluation = Evaluation(config, builder, context, on_advance=events.advanced)
-    scores: Scores = evaluation.all_rows()
+    scores = Evaluation(config, builder, context, on_advance=events.advanced).all_rows()
     files: dict[str, Path] = {}
     if output is not None:
         files = {"scores": output / "scores.json", "table": output / "scores.md"}
         write_text(files["scores"], json.dumps(scores, indent=1))
         write_text(files["table"], "\n".join(score_table(scores, config)) + "\n")
-    return RunResult(
-        output or Path(),
-        "finished",
-        scores,
-        files,
-        None,
-        time.perf_counter() - began,
-        peak_memory(accelerator.device),
+    seconds, memory = time.perf_counter() - began, peak_memory(accelerator.device)
+    return RunResult(folder, "finished", scores, files, None, seconds, memory)
+
+
+def search(
+    config: RunConfig,
+    *,
+    student: str | Path,
+    candidates: int = 16,
+    verifier: str | Mapping[str, Any] = "class-probability",
+    sampler: str | Mapping[str, Any] = "heun",
+    steps: int = 16,
+    guidance_weight: float = 1.0,
+    student_guidance: float | None = None,
+    num: int = 100,
+    seed: int = 0,
+    compare_seeds: int = 0,
+    output: Path = Path("search"),
+    on_progress: OnSearched | None = None,
+    manager: Manager | None = None,
+) -> SearchResult:
+    """Screen ``candidates`` noises a sample with the one-step student; the teacher goes on from the best.
+
+    Args:
+        config: names the teacher, the codec and the reference data; its ``evaluation`` says how rows are scored.
+        student: whatever :func:`load_student` takes.
+        verifier: a component's name, or ``{"name": ..., option: ...}``.
+        sampler: the teacher's, likewise.
+        steps: the teacher's.
+        guidance_weight: the teacher's; inside ``evaluation.guidance_low`` ... ``guidance_high``.
+        student_guidance: the student's input; None for the teacher's.
+        compare_seeds: 0, or the number of seeds over which the search is scored beside plain sampling.
+
+    Raises:
+        ConfigError: parts or numbers that do not fit.
+    """
+    _, builder, context = _built(config, student, manager or Manager.load())
+    if context.teacher is None:
+        raise ConfigError("Best-of-N search ends with a teacher: name one with --teacher.")
+    screened = guidance_weight if student_guidance is None else student_guidance
+    plan = SearchPlan(candidates, ComponentChoice.model_validate(sampler), steps, guidance_weight, screened)
+    judge = builder.build("verifier", ComponentChoice.model_validate(verifier))
+    searching = Search(config, plan, builder, context, judge)
+    batch_size = config.evaluation.batch_size
+    result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
+    if not compare_seeds:
+        return result
+    first = config.evaluation.seed
+    rows = searching.rows(range(first, first + compare_seeds))
+    return replace(result, rows=rows, files={**result.files, **write_rows(rows, config, output)})
+
+
+def _built(
+    config: RunConfig, student: str | Path | None, manager: Manager
+) -> tuple[Accelerator, Builder, EvaluationContext]:
+    """What the configuration names, with a trained student; its own teacher where the configuration has none."""
+    registry, accelerator = Registry(manager), start_accelerator(config.runtime)
+    builder = Builder(registry, accelerator.device, config.seed, config.runtime.precision)
+    dtype = DTYPES[config.runtime.precision]
+    loaded = load_student(student, registry) if student is not None else None
+    choice = config.teacher or (loaded.teacher if loaded else None)
+    context = EvaluationContext(
+        accelerator.device,
+        builder.build("codec", config.codec),
+        builder.teacher(choice).to(dtype) if choice else None,
+        loaded.student.to(device=accelerator.device, dtype=dtype) if loaded else None,
+        builder.build("source", config.reference) if config.reference else None,
     )
+    return accelerator, builder, context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,18 +14,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from freeflow_core import __version__
-from freeflow_core.config import ComponentChoice
+from freeflow_core.config import ComponentChoice, RuntimeConfig
 from freeflow_core.config.load import differences, lay_settings, resolve_choice
-from freeflow_core.engine.process import StopRequest, from_main
+from freeflow_core.engine.build import Builder
+from freeflow_core.engine.process import StopRequest, from_main, start_accelerator
 from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
-from freeflow_core.files import write_text
 from freeflow_core.interfaces import Codec, Source
 from freeflow_core.network_file import load_tensors, save_tensors
-from freeflow_core.plugin import Registry
+from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.job_folder import JobFolder
 from freeflow_core.types import Condition
 
-MANIFEST = "manifest.json"
 FORMAT, VERSION = "freeflow-latents", 1
 StoredType = Literal["float32", "float16"]
 EncodeProgress = Callable[[int, int], None]
@@ -75,16 +73,59 @@ class Encoded:
     seconds: float
 
 
-def encode_choices(registry: Registry, source: str, codec: str, settings: Iterable[str]) -> dict[str, ComponentChoice]:
-    """Source and codec with validated options. Raises ``ConfigError``, also for a setting of anything else."""
-    chosen = lay_settings({"source": {"name": source}, "codec": {"name": codec}}, settings, closed=True)
-    return {
+def encode(
+    *,
+    source: str,
+    codec: str = "sd-vae",
+    output: Path = Path("latents"),
+    settings: Iterable[str] = (),
+    num: int | None = None,
+    flip: bool = False,
+    batch_size: int = 32,
+    shard_size: int = 4096,
+    dtype: StoredType = "float32",
+    device: str = "auto",
+    on_progress: EncodeProgress | None = None,
+    manager: Manager | None = None,
+) -> Encoded:
+    """Compute the states of a source's images once, for training with the source ``latents``.
+
+    A folder with a part of the same job is gone on with, and a complete one left as it is. Under a launcher the
+    shards are shared out between the processes.
+
+    Args:
+        settings: ``source.option=value`` and ``codec.option=value`` strings.
+        num: images to encode, from the source's first on; None for all of its training images.
+        flip: encode the mirrored images too.
+        batch_size: images the codec gets at once.
+        shard_size: images in a file.
+        dtype: type the states are stored in.
+        on_progress: told images done and images to do, of this process.
+
+    Raises:
+        ConfigError: parts or numbers that do not fit; a folder that holds another job.
+        Interrupted: Ctrl-C or SIGTERM; what is whole stays.
+        FreeflowError: states that are not finite, or a full disk.
+    """
+    if batch_size < 1 or shard_size < 1:
+        raise ConfigError(f"The batch and shard sizes must be at least 1, got {batch_size} and {shard_size}.")
+    registry = Registry(manager or Manager.load())
+    laid = lay_settings({"source": {"name": source}, "codec": {"name": codec}}, settings, closed=True)
+    chosen = {
         kind: resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)
-        for kind, choice in chosen.items()
+        for kind, choice in laid.items()
     }
+    accelerator = start_accelerator(RuntimeConfig.model_validate({"device": device}))
+    builder = Builder(registry, accelerator.device, seed=0)
+    images: Source = builder.build("source", chosen["source"])
+    described = {kind: choice.model_dump(mode="json") for kind, choice in chosen.items()}
+    job = Job(described["source"], described["codec"], _num_images(source, images, num), shard_size, flip, dtype)
+    encoder = LatentsEncoder(LatentsFolder(output, job), accelerator)
+    network = builder.build("codec", chosen["codec"], source=images)
+    return encoder.run(images, network, batch_size, on_progress or (lambda done, total: None))
 
 
-def check_encodable(name: str, source: Source, num: int | None) -> int:
+def _num_images(name: str, source: Source, num: int | None) -> int:
     """How many images of the source ``name`` to encode: ``num``, or all. Raises ``ConfigError``."""
     if not source.has_data or source.encoded_by is not None:
         why = "yields no images" if not source.has_data else f"yields states of the codec {source.encoded_by!r} already"
@@ -98,14 +139,20 @@ def check_encodable(name: str, source: Source, num: int | None) -> int:
     return wanted
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    """As much of ``manifest.json`` as decides whether a job can go on."""
+
+    job: dict[str, Any]
+
+
 @final
 class LatentsFolder:
     """A manifest that says what is in the folder of one job, and shards, each whole or absent."""
 
     def __init__(self, path: Path, job: Job) -> None:
-        self.path = path
-        self.job = job
-        self._manifest = path / MANIFEST
+        self.path, self.job = path, job
+        self._folder = JobFolder(path, "manifest.json", _Manifest, "latents")
 
     def open(self) -> None:
         """Make the folder, or check that it holds the same job.
@@ -114,24 +161,11 @@ class LatentsFolder:
             ConfigError: it holds another job (the differences are listed) or other files, or is a file.
             FreeflowError: it cannot be written.
         """
-        if self.path.is_file():
-            raise ConfigError(f"The output {self.path} is a file; expected a folder. Choose another --output.")
-        if not self._manifest.is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
-                raise ConfigError(f"The output folder {self.path} holds other files. Choose another --output.")
+        if (found := self._folder.read()) is not None:
+            self._folder.check_same(differences(found.job, asdict(self.job)))
+        else:
+            self._folder.check_empty()
             self._write_manifest(complete=False)
-            return
-        try:
-            changed = differences(json.loads(self._manifest.read_text("utf-8"))["job"], asdict(self.job))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{self._manifest} cannot be read: {error}. Choose another --output, or remove the folder."
-            ) from None
-        if changed:
-            raise ConfigError(
-                f"The folder {self.path} holds latents of another job. Changed: {'; '.join(changed)}. Choose another "
-                "--output, or give the same settings to go on with it."
-            )
 
     def shard(self, number: int) -> Path:
         """The file of a shard, which is there when it is whole."""
@@ -172,9 +206,8 @@ class LatentsFolder:
         return shape
 
     def _write_manifest(self, **values: Any) -> None:
-        head = {"format": FORMAT, "version": VERSION, "freeflow_version": __version__}
         try:
-            write_text(self._manifest, json.dumps({**head, **values, "job": asdict(self.job)}, indent=1))
+            self._folder.write({"format": FORMAT, "version": VERSION, **values, "job": asdict(self.job)})
         except OSError as error:
             raise FreeflowError(f"The output folder {self.path} cannot be written: {error}.") from error
 

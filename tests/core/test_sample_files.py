@@ -1,5 +1,6 @@
 """Samples on disk: the pieces, each by itself."""
 
+import dataclasses
 import json
 import zipfile
 from itertools import pairwise
@@ -13,6 +14,7 @@ from torch import nn
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.sampling import SampleBatch
+from freeflow_core.tools.job_folder import JobFolder
 from freeflow_core.tools.sample_files.blocks import Blocks, Part, Parts, block_size
 from freeflow_core.tools.sample_files.formats import (
     ImageFormat,
@@ -20,8 +22,8 @@ from freeflow_core.tools.sample_files.formats import (
     sample_format,
     write_npz,
 )
-from freeflow_core.tools.sample_files.manifest import Manifest, read_manifest
 from freeflow_core.tools.sample_files.request import network_digest
+from freeflow_core.tools.sample_files.writer import Manifest
 from freeflow_core.types import Guidance, NetworkState
 
 
@@ -72,18 +74,22 @@ def test_parts_come_back_and_damaged_ones_are_named(tmp_path):
         parts.read(7)
 
 
+def folder_at(path) -> JobFolder[Manifest]:
+    return JobFolder(path, "samples.json", Manifest, "samples")
+
+
 def test_a_manifest_comes_back(tmp_path):
     manifest = Manifest({"seed": 0, "labels": [1, 2], "teacher": {"name": "digits", "weights": "ab"}}, 64)
-    manifest.write(tmp_path)
-    assert read_manifest(tmp_path) == manifest
-    assert read_manifest(tmp_path / "nowhere") is None
+    folder_at(tmp_path).write(dataclasses.asdict(manifest))
+    assert folder_at(tmp_path).read() == manifest
+    assert folder_at(tmp_path / "nowhere").read() is None
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", json.dumps({"freeflow_version": "1", "more": 1})])
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / "samples.json").write_text(text)
     with pytest.raises(ConfigError, match="cannot be continued"):
-        read_manifest(tmp_path)
+        folder_at(tmp_path).read()
 
 
 def test_a_digest_knows_every_weight_and_no_file():

@@ -14,7 +14,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.interfaces import EvaluationContext, Verifier
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.search.best_of_n import BestOfN
+from freeflow_core.tools.search import BestOfN
 from freeflow_core.types import Condition
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import final
 
@@ -80,11 +81,8 @@ class Parts:
 
     def finished(self) -> set[int]:
         """Numbers of the blocks that are there."""
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            return set()
-        return {int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("block-*.npz"))
+        return {int(match[1]) for match in found if match}
 
     def write(self, block: int, part: Part) -> None:
         """Raises ``OSError`` when the disk is full."""
@@ -104,28 +102,27 @@ class Parts:
                 f"{path} is damaged ({error}). Delete it and give the same command again: that block is drawn anew."
             ) from error
 
-    def drop(self, block: int) -> None:
-        """Forget a block."""
-        self._path(block).unlink(missing_ok=True)
+    def drop(self, blocks: set[int]) -> None:
+        """Forget these blocks."""
+        for block in blocks:
+            self._path(block).unlink(missing_ok=True)
 
     def report_failure(self, rank: int, reason: str) -> None:
         """Leave a note for the other processes; a disk that takes no note is a failure they meet themselves."""
-        try:
+        with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / f"failed-{rank}.txt").write_text(reason, "utf-8")
-        except OSError:
-            pass
 
     def failure(self) -> str | None:
         """The note of a process that failed, if there is one."""
         for note in sorted(self.folder.glob("failed-*.txt")):
-            rank = note.stem.removeprefix("failed-")
-            return f"process {rank} failed: {note.read_text('utf-8').strip()}"
+            return f"process {note.stem.removeprefix('failed-')} failed: {note.read_text('utf-8').strip()}"
         return None
 
     def clear(self) -> None:
         """Forget the failures of an earlier start, and what a process that was killed left half-written."""
-        for left in (*self.folder.glob("failed-*.txt"), *self.folder.glob(".*.partial")):
+        partial = (folder.glob(".*.partial") for folder in (self.folder, self.folder.parent))
+        for left in chain(self.folder.glob("failed-*.txt"), *partial):
             left.unlink(missing_ok=True)
 
     def remove(self) -> None:

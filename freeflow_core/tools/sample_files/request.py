@@ -41,28 +41,6 @@ class SampleRequest:
     precision: Precision
     assignments: tuple[str, ...]
 
-    def choices(self, registry: Registry) -> dict[str, ComponentChoice]:
-        """The sampler and, where there is one, the teacher, with validated options. Raises ``ConfigError``."""
-        return {kind: _resolved(registry, kind, choice) for kind, choice in self._laid().items() if kind != "codec"}
-
-    def codec(self, registry: Registry, teacher: Teacher | None) -> ComponentChoice:
-        """The student's codec, or the teacher's, with the request's own options. Raises ``ConfigError``."""
-        if self.student is not None:
-            own = self.student.codec.model_dump(mode="json")
-        else:
-            own = {"name": (teacher.codec if teacher is not None else None) or "pixels"}
-        return _resolved(registry, "codec", merge({"codec": own}, {"codec": self._laid()["codec"]})["codec"])
-
-    def _laid(self) -> dict[str, Any]:
-        """The choices that are open before anything is built, with the ``kind.option=value`` strings over them."""
-        student = self.student
-        chosen: dict[str, Any] = {"sampler": {"name": self.sampler or ("one-step" if student else "heun")}, "codec": {}}
-        if self.teacher is not None:
-            chosen["teacher"] = {"name": self.teacher}
-        elif student is not None and student.teacher is not None:
-            chosen["teacher"] = student.teacher.model_dump(mode="json")
-        return lay_settings(chosen, self.assignments, closed=True)
-
 
 @final
 class PreparedSamples:
@@ -73,18 +51,31 @@ class PreparedSamples:
     """
 
     def __init__(self, request: SampleRequest, registry: Registry, device: torch.device) -> None:
-        self._request = request
-        self._choices = request.choices(registry)
+        self._request, student = request, request.student
+        chosen: dict[str, Any] = {"sampler": {"name": request.sampler or ("one-step" if student else "heun")}}
+        if request.teacher is not None:
+            chosen["teacher"] = {"name": request.teacher}
+        elif student is not None and student.teacher is not None:
+            chosen["teacher"] = student.teacher.model_dump(mode="json")
+        laid = lay_settings({**chosen, "codec": {}}, request.assignments, closed=True)
+
+        def resolved(kind: str, choice: Any) -> ComponentChoice:
+            return resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)
+
+        self._choices = {kind: resolved(kind, laid[kind]) for kind in chosen}
         builder = Builder(registry, device, request.seed, request.precision)
         sampler = builder.build("sampler", self._choices["sampler"])
         self._is_hybrid = isinstance(sampler, HybridSampler)
         self._teacher: Teacher | None = None
         if not isinstance(sampler, FlowMapSampler):
-            if "teacher" not in self._choices:
+            if "teacher" not in chosen:
                 raise ConfigError("This sampler needs a teacher: name one with --teacher.")
             self._teacher = builder.teacher(self._choices["teacher"])
-        self._choices["codec"] = request.codec(registry, self._teacher)
-        self._student: Student | None = request.student.student.to(device) if request.student else None
+        codec: Any = {"name": (self._teacher.codec if self._teacher else None) or "pixels"}
+        if student is not None:
+            codec = student.codec.model_dump(mode="json")
+        self._choices["codec"] = resolved("codec", merge({"codec": codec}, {"codec": laid["codec"]})["codec"])
+        self._student: Student | None = student.student.to(device) if student else None
         if request.precision == "float64":
             for network in (self._teacher, self._student):
                 if network is not None:
@@ -132,13 +123,11 @@ class PreparedSamples:
         return {"name": kind, "network": network_digest(file.student, file.student.network_state())}
 
     def _describe_teacher(self, teacher: Teacher) -> dict[str, Any]:
-        choice = self._choices["teacher"]
-        assert isinstance(choice.options, ComponentConfig)
-        options = choice.options.model_dump(mode="json")
-        for name, value in choice.options.model_dump().items():
-            if isinstance(value, Path):
-                del options[name]
-        return {"name": choice.name, **options, "network": network_digest(teacher, teacher.network_state())}
+        options = self._choices["teacher"].options
+        assert isinstance(options, ComponentConfig)
+        paths = {name for name, value in options if isinstance(value, Path)}
+        shown = {"name": self._choices["teacher"].name, **options.model_dump(mode="json", exclude=paths)}
+        return shown | {"network": network_digest(teacher, teacher.network_state())}
 
 
 def network_digest(network: nn.Module, state: NetworkState | None = None) -> str:
@@ -153,7 +142,3 @@ def network_digest(network: nn.Module, state: NetworkState | None = None) -> str
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _resolved(registry: Registry, kind: str, choice: Any) -> ComponentChoice:
-    return resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)

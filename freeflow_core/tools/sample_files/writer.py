@@ -1,4 +1,4 @@
-"""Draw samples block by block, with other processes or alone, from the start or from where an earlier start ended."""
+"""Samples of a folder: what decides them, and drawing them block by block, with other processes or alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any, Self, TypeAlias, TypeVar, final
@@ -17,20 +17,34 @@ import torch
 from torch import Tensor
 
 from freeflow_core.config import RuntimeConfig
+from freeflow_core.config.load import differences
 from freeflow_core.engine.process import StopRequest, choose_device, from_main, start_accelerator
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator
+from freeflow_core.tools.job_folder import JobFolder
 from freeflow_core.tools.sample_files.blocks import Blocks, Part, Parts, block_size
 from freeflow_core.tools.sample_files.formats import SampleFormat, class_labels, file_array, host_samples
-from freeflow_core.tools.sample_files.manifest import Manifest, open_folder, read_manifest
 from freeflow_core.types import Condition
 
 OnSamples: TypeAlias = Callable[[int, int], None]
 """``on_samples(done, total)`` after each batch of the main process; ``done`` counts those of all processes."""
 
 _POLL_SECONDS = 0.1
-_MOST_BYTES_OF_A_GRID = 2**30
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``samples.json``: ``settings`` decide the samples; ``block_size`` is how they are cut.
+
+    ``evaluations`` and ``seconds_per_image`` are known once the samples are ``complete``.
+    """
+
+    settings: Mapping[str, Any]
+    block_size: int
+    complete: bool = False
+    evaluations: float | None = None
+    seconds_per_image: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +76,20 @@ class Team:
 
 
 @dataclass(frozen=True)
-class WrittenSamples:
-    """The final files, how many samples an earlier start had left, evaluations and (median) seconds per sample."""
+class SampleResult:
+    """Samples on disk, and what they cost.
 
+    ``evaluations`` of the network per image, guided ones counted twice. ``seconds_per_image`` on one device, of
+    sampling and decoding, without files: the median over batches, the first of which loads and compiles. ``reused``
+    samples were there from an earlier start. ``images`` holds a grid's; others are on disk.
+    """
+
+    folder: Path
     files: list[Path]
-    reused: int
     evaluations: float
     seconds_per_image: float
+    reused: int = 0
+    images: Tensor | None = field(default=None, repr=False)
 
 
 class _OtherFailedError(FreeflowError):
@@ -102,8 +123,9 @@ class SampleWriter:
 
     def __post_init__(self) -> None:
         self._parts = Parts(self.folder)
+        self._job = JobFolder(self.folder, "samples.json", Manifest, "samples")
 
-    def write(self, generator: Generator) -> WrittenSamples:
+    def write(self, generator: Generator) -> SampleResult:
         """Draw what is missing, and make the final files. All processes return when they are there.
 
         Raises:
@@ -122,15 +144,46 @@ class SampleWriter:
                     self._finish(blocks, manifest)
                 else:
                     self._wait(self._is_complete, blocks, stop)
-        made = read_manifest(self.folder)
+        made = self._job.read()
         assert made is not None
         files = [self.folder / name for name in self.sample_format.file_names(self.num)]
-        return WrittenSamples(files, blocks.count(finished), made.evaluations or 0.0, made.seconds_per_image or 0.0)
+        evaluations, seconds = made.evaluations or 0.0, made.seconds_per_image or 0.0
+        return SampleResult(self.folder, files, evaluations, seconds, blocks.count(finished))
 
     def _open(self) -> tuple[Manifest, set[int]]:
-        settings = json.loads(json.dumps(self.describe()))
-        fresh = Manifest(settings, block_size(self.batch_size))
-        return open_folder(self.folder, self.num, self.sample_format, self._parts, fresh)
+        """The manifest to go on with, and the blocks that are finished.
+
+        Nothing that is finished is ever overwritten, and nothing is written into a new folder.
+        """
+        fresh = Manifest(json.loads(json.dumps(self.describe())), block_size(self.batch_size))
+        job, parts, names = self._job, self._parts, self.sample_format.file_names(self.num)
+        try:
+            manifest, finished = job.read(), parts.finished()
+            missing = self.sample_format.missing(self.folder, self.num)
+            if manifest is None or not (finished or manifest.complete):
+                if finished or len(missing) < len(names):
+                    raise ConfigError(
+                        f"{self.folder} already holds samples, and no {job.manifest} that says how they were drawn. "
+                        "Nothing is overwritten: choose another --output."
+                    )
+                parts.clear()
+                return fresh, set()
+            job.check_same(differences(manifest.settings, fresh.settings))
+            blocks = Blocks(self.num, manifest.block_size)
+            if manifest.complete and not missing:
+                parts.remove()  # a process that was killed at the very end may have left them
+                return manifest, set(range(len(blocks)))
+            parts.clear()
+            if manifest.complete:  # somebody deleted files since
+                manifest = replace(manifest, complete=False)
+                job.write(asdict(manifest))
+            if not self.sample_format.keeps_samples:
+                lost = {b for b in finished if not missing.isdisjoint(names[i] for i in blocks.indices(b))}
+                parts.drop(lost)
+                finished -= lost
+            return manifest, finished
+        except OSError as error:
+            raise FreeflowError(f"The output folder {self.folder} cannot be used: {error}.") from error
 
     def _draw(
         self, generator: Generator, blocks: Blocks, todo: list[int], manifest: Manifest, stop: StopRequest
@@ -149,8 +202,8 @@ class SampleWriter:
                 evaluations += batch.num_evaluations * len(index)
                 self._tell(blocks, sum(map(len, drawn)))
             with self._writing(blocks):
-                if read_manifest(self.folder) != manifest:
-                    manifest.write(self.folder)
+                if self._job.read() != manifest:
+                    self._job.write(asdict(manifest))
                 samples = np.concatenate(drawn)
                 self.sample_format.write_block(self.folder, blocks.indices(block), samples)
                 kept = samples if self.sample_format.keeps_samples else None
@@ -162,11 +215,12 @@ class SampleWriter:
         seconds = median_low(np.concatenate([part.seconds for part in parts]).tolist())
         with self._writing(blocks):
             self.sample_format.finish(self.folder, self._parts, blocks)
-            replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds).write(self.folder)
+            made = replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds)
+            self._job.write(asdict(made))
         self._parts.remove()
 
     def _is_complete(self) -> bool:
-        manifest = read_manifest(self.folder)
+        manifest = self._job.read()
         return manifest is not None and manifest.complete
 
     def _wait(self, is_done: Callable[[], bool], blocks: Blocks, stop: StopRequest) -> None:
@@ -222,24 +276,3 @@ class SampleWriter:
             f"{finished:,} of {self.num:,} samples are finished and stay in {self.folder}; the same command goes on "
             "from there."
         )
-
-
-def draw_in_memory(generator: Generator, num: int, batch_size: int) -> tuple[Tensor, float, float]:
-    """Images (num, C, H, W) uint8 or states (num, *D) on the host; evaluations and seconds per sample.
-
-    Raises:
-        ConfigError: together they are larger than a gigabyte.
-    """
-    images: list[Tensor] = []
-    seconds: list[float] = []
-    evaluations = 0.0
-    for batch in generator.batches(0, num, batch_size):
-        if batch.images[0].nbytes * num > _MOST_BYTES_OF_A_GRID:
-            raise ConfigError(
-                f"A grid of {num:,} samples of shape {tuple(batch.images.shape[1:])} is too large for one picture. "
-                "Ask for fewer, or for --format png, webp or npz, which never hold all of them in memory."
-            )
-        seconds.append(batch.seconds / len(batch.index))
-        evaluations += batch.num_evaluations * len(batch.index)
-        images.append(host_samples(batch))
-    return torch.cat(images), evaluations / num, median_low(seconds)

@@ -1,10 +1,14 @@
-"""Samples by best-of-N on disk, and what they gain over plain sampling that spends as much."""
+"""Best-of-N: the one-step student screens noises for the teacher; on disk, and beside plain sampling of that cost.
+
+Ma et al. 2025 search over noises with the sampler itself; FreeFlow (Tong et al. 2025) with its student, whose single
+step shows where the teacher's many would lead.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import final
@@ -14,14 +18,14 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import Builder
+from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import comparison_image, save_image
 from freeflow_core.evaluation.report import markdown_table
-from freeflow_core.evaluation.sampling import Generator, make_generator
+from freeflow_core.evaluation.sampling import Generator, SampleBatch, make_generator
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.files import write_text
-from freeflow_core.interfaces import EvaluationContext, Verifier
+from freeflow_core.interfaces import EvaluationContext, FlowMapSampler, VelocitySampler, Verifier
 from freeflow_core.tools.sample_files.formats import class_labels, file_array, write_npz
-from freeflow_core.tools.search.best_of_n import BestOfN
 from freeflow_core.types import Condition
 
 SEARCH, SAME_STEPS, SAME_EVALUATIONS = "search", "same steps", "same evaluations"
@@ -29,6 +33,63 @@ OnSearched = Callable[[int, int], None]
 """``on_progress(done, total)`` samples."""
 
 _PICTURE_COLUMNS = 10
+
+
+@final
+class BestOfN:
+    """The teacher's samples from the best of N noises each, judged by the student's one step from them.
+
+    Sample i screens the noises of the indices i N ... (i + 1) N - 1, so that it depends on the seed, i and N alone.
+    Its evaluations are the N of the student and all of the teacher's, unconditional ones included; the verifier's own
+    network is not counted. With N = 1 nothing is screened, and nothing but the teacher is paid for.
+
+    Args:
+        screen: a one-step generator of the student.
+        finish: a generator of the teacher, with the same seed.
+        verifier: prepared.
+        candidates: N.
+    """
+
+    def __init__(self, screen: Generator, finish: Generator, verifier: Verifier, candidates: int) -> None:
+        if candidates < 1:
+            raise ConfigError(f"The number of candidates must be at least 1, got {candidates}.")
+        if screen.sample_shape != finish.sample_shape:
+            raise ConfigError(
+                f"The student makes states of shape {screen.sample_shape}, the teacher {finish.sample_shape}. Search "
+                "with the teacher that the student was distilled from."
+            )
+        assert isinstance(screen.sampler, FlowMapSampler)
+        assert isinstance(finish.sampler, VelocitySampler)
+        self._screen, self._finish, self._verifier, self._candidates = screen, finish, verifier, candidates
+
+    def batches(self, start: int, num: int, batch_size: int) -> Iterator[SampleBatch]:
+        """Samples ``start`` ... ``start + num - 1``; at most ``batch_size`` states are held at once."""
+        for first in range(start, start + num, batch_size):
+            index = torch.arange(first, min(first + batch_size, start + num))
+            yield self.batch(index, batch_size)
+
+    def batch(self, index: Tensor, batch_size: int) -> SampleBatch:
+        """The samples ``index`` (N,)."""
+        chosen, _, seconds = self.screen(index, batch_size)
+        batch = self._finish.batch(index, chosen)
+        paid = self._candidates if self._candidates > 1 else 0
+        return replace(batch, num_evaluations=batch.num_evaluations + paid, seconds=batch.seconds + seconds)
+
+    def screen(self, index: Tensor, batch_size: int) -> tuple[Tensor, Tensor, float]:
+        """The noise chosen for each of ``index`` (n,), all candidates' scores (n, N), and the seconds it took."""
+        noises = index[:, None] * self._candidates + torch.arange(self._candidates)
+        if self._candidates == 1:
+            return noises[:, 0], torch.zeros(len(index), 1, dtype=torch.float64), 0.0
+        samples = index.repeat_interleave(self._candidates)
+        scores, seconds = [], 0.0
+        for rows, noise in zip(
+            torch.split(samples, batch_size), torch.split(noises.flatten(), batch_size), strict=True
+        ):
+            shown = self._screen.batch(rows, noise)
+            scores.append(self._verifier.score(shown.images, shown.condition).cpu())
+            seconds += shown.seconds
+        table = torch.cat(scores).reshape(noises.shape)
+        return noises.gather(1, table.argmax(1, keepdim=True))[:, 0], table, seconds
 
 
 @dataclass(frozen=True)
@@ -97,25 +158,26 @@ class Search:
 
     def rows(self, seeds: Sequence[int]) -> dict[str, SearchRow]:
         """The search, plain sampling with the same steps, and with as many evaluations; mean over seeds."""
-        steps = {SEARCH: self.plan.steps, SAME_STEPS: self.plan.steps}
-        results: dict[str, list[dict[str, float]]] = {}
+        steps = dict.fromkeys((SEARCH, SAME_STEPS, SAME_EVALUATIONS), self.plan.steps)
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
         for seed in seeds:
-            scored = self.config.evaluation.model_copy(update={"seed": seed})
             # Each row is compared with real images, so no many-step reference is drawn.
-            config = self.config.model_copy(update={"evaluation": scored})
+            config = self.config.model_copy(
+                update={"evaluation": self.config.evaluation.model_copy(update={"seed": seed})}
+            )
             evaluation = Evaluation(config, self.builder, self.context)
-            found = {SEARCH: evaluation.row(SEARCH, self.stream(seed))}
-            found[SAME_STEPS] = evaluation.row(SAME_STEPS, self.plain(seed))
-            ratio = found[SEARCH]["evaluations"] / found[SAME_STEPS]["evaluations"]
+            searched = evaluation.row(SEARCH, self.stream(seed))
+            plain = evaluation.row(SAME_STEPS, self.plain(seed))
+            ratio = searched["evaluations"] / plain["evaluations"]
             steps[SAME_EVALUATIONS] = max(1, int(ratio * self.plan.steps + 1e-9))  # the most that cost no more
-            found[SAME_EVALUATIONS] = evaluation.row(SAME_EVALUATIONS, self.plain(seed, steps[SAME_EVALUATIONS]))
-            for name, scores in found.items():
-                results.setdefault(name, []).append(scores)
-        by_score = {name: {key: [row[key] for row in rows] for key in rows[0]} for name, rows in results.items()}
-        return {
-            name: SearchRow(steps[name], {key: (mean(values), pstdev(values)) for key, values in scores.items()})
-            for name, scores in by_score.items()
-        }
+            longer = evaluation.row(SAME_EVALUATIONS, self.plain(seed, steps[SAME_EVALUATIONS]))
+            for name, scores in zip(steps, (searched, plain, longer), strict=True):
+                results[name].append(scores)
+
+        def spread(rows: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+            return {key: (mean(row[key] for row in rows), pstdev(row[key] for row in rows)) for key in rows[0]}
+
+        return {name: SearchRow(steps[name], spread(rows)) for name, rows in results.items()}
 
     def write_samples(
         self, output: Path, num: int, batch_size: int, seed: int, on_progress: OnSearched
@@ -132,8 +194,9 @@ class Search:
             on_progress(int(batch.index[-1]) + 1, num)
         drawn, labels = torch.cat(images), class_labels(conditions)
         files = {"samples": output / "samples.npz", "search": output / "search.json"}
-        arrays = {"arr_0": [file_array(drawn)]} | ({} if labels is None else {"arr_1": [labels]})
-        write_npz(files["samples"], num, arrays)
+        write_npz(
+            files["samples"], num, {"arr_0": [file_array(drawn)]} | ({} if labels is None else {"arr_1": [labels]})
+        )
         index = torch.arange(min(num, _PICTURE_COLUMNS))
         chosen, scores, _ = stream.screen(index, batch_size)
         described = {

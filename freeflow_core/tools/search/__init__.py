@@ -1,1 +1,0 @@
-"""Best-of-N: the one-step student screens noises for the teacher."""
