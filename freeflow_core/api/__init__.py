@@ -8,11 +8,10 @@
 from __future__ import annotations
 
 from freeflow_core.api.checking import TeacherCheck, check_teacher, diagnose
-from freeflow_core.api.comparing import compare
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
 from freeflow_core.api.sampling import sample
 from freeflow_core.api.scoring import evaluate, search
-from freeflow_core.api.training import distill, plan, pretrain, resolve_config
+from freeflow_core.api.training import compare, distill, plan, pretrain, resolve_config
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.engine.run import RunResult
 from freeflow_core.tools.compare.runner import CompareResult

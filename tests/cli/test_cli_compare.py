@@ -8,6 +8,7 @@ from freeflow_cli.main import build_app
 from typer.testing import CliRunner
 
 from freeflow_core.plugin import Manager
+from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.table import Estimate, Row, Table
 
 
@@ -21,9 +22,8 @@ def row(name: str, value: Any = None, failed: int = 0, few: bool = True) -> Row:
         failed=failed,
         planned=3,
         images=57_600,
-        forwards_per_image=5.5,
-        forwards_per_step=352.0,
-        peak_memory=3 * 2**20,
+        batch_size=64,
+        cost=Cost(5.5, {}, 3 * 2**20),
         scores=steps,
         fidelity=Estimate(0.0123, 0.001, 3),
         images_per_second=Estimate(1234.5, 10.0, 3),
@@ -39,12 +39,12 @@ def api(api, monkeypatch):
     def compare(config, **arguments):
         api.calls.append((config, arguments))
         shown = (row("freeflow", few=False), row("shortcut", failed=1)) if api.failed else rows
-        table = Table("mine", "fd_data", None, (1, 2, 4), "images=57600", shown, {}, api.failed)
+        teacher = {"teacher": {"fd_data": 0.9}}
+        table = Table("mine", "fd_data", None, (1, 2, 4), "images=57600", shown, teacher, api.failed)
         return SimpleNamespace(
             folder=api.folder,
             status=api.status,
             table=table,
-            teacher_lines=[("teacher, 100 steps", "0.9", "-")],
             files={"table": api.folder / "comparison.md"},
             failed=api.failed,
         )

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from freeflow_core.config import load_run_config
-from freeflow_core.tools.compare.cost import Cost, Record
-from freeflow_core.tools.compare.files import cells, headers, write_files
-from freeflow_core.tools.compare.manifest import Manifest, Outcome
+from freeflow_core.tools.compare.cost import Cost
+from freeflow_core.tools.compare.manifest import Manifest, Outcome, Record
 from freeflow_core.tools.compare.plan import Variant, planned_runs
 from freeflow_core.tools.compare.plot import plot
-from freeflow_core.tools.compare.table import Estimate, default_score, lower_is_better, make_table
+from freeflow_core.tools.compare.table import Estimate, cells, default_score, lower_is_better, make_table, write_files
 from freeflow_core.tools.cost.passes import Rows
 
 TEACHER = {
@@ -98,15 +97,16 @@ def test_failed_and_waiting_runs_leave_gaps(build):
     assert b.scores == {}
     assert b.training_seconds is None
     assert table.errors == {"a-seed1": "it broke."}
-    assert cells(table, b)[1:5] == ["-", "-", "-", "-"]
+    assert list(cells(table, b).values())[1:5] == ["-", "-", "-", "-"]
 
 
 def test_dashes_stand_where_the_student_has_no_such_mode(build):
     table, _, _ = build({"a": [2.0, 4.0], "b": [6.0, 8.0]})
-    assert headers(table)[:5] == ["objective", "1 step", "2 steps", "4 steps", "fidelity"]
-    assert cells(table, table.rows[0])[:4] == ["a", "3 ± 1.4", "-", "-"]
-    assert cells(table, table.rows[1])[:4] == ["b", "7 ± 1.4", "3.5 ± 0.71", "1.75 ± 0.35"]
-    assert cells(table, table.rows[0])[-2:] == ["3 MiB", "2 of 2"]
+    a, b = (cells(table, row) for row in table.rows)
+    assert list(a)[:5] == ["objective", "1 step", "2 steps", "4 steps", "fidelity"]
+    assert list(a.values())[:4] == ["a", "3 ± 1.4", "-", "-"]
+    assert list(b.values())[:4] == ["b", "7 ± 1.4", "3.5 ± 0.71", "1.75 ± 0.35"]
+    assert (a["memory"], a["runs"]) == ("3 MiB", "2 of 2")
     assert table.teacher_lines[1] == ("teacher, 1 step", "40", "0.5")
 
 
@@ -143,6 +143,7 @@ def test_the_score_that_is_named_is_used_where_it_is_known(build):
 def test_files_can_be_read_again(build, tmp_path):
     table, runs, manifest = build({"a": [2.0, "it broke."], "b": [6.0, 8.0]})
     manifest.records["b"].cost = Cost(4.0, {"student": Rows(1, 1, 0.5)}, None)
+    table = make_table(manifest, runs)
     files = write_files(table, runs, manifest, tmp_path / "x.png")
     with files["csv"].open(newline="") as file:
         a, b = csv.DictReader(file)
@@ -174,8 +175,7 @@ def test_score_over_cost_is_a_picture(build, tmp_path):
 def test_the_swept_setting_is_an_axis_and_a_column(build, tmp_path, values):
     swept = {f"a-{n}": (float(v) if v[0] in "01" else v) for n, v in enumerate(values)}
     table, _, _ = build({**{name: [2.0, 3.0] for name in swept}, "b": [1.0, 1.5]}, sweep="source.s", swept=swept)
-    assert headers(table)[1] == "s"
-    assert [cells(table, row)[1] for row in table.rows] == [*(str(v) for v in swept.values()), "all"]
+    assert [cells(table, row)["s"] for row in table.rows] == [*(str(v) for v in swept.values()), "all"]
     assert plot(table, tmp_path).name == "sweep.png"
 
 

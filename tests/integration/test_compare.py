@@ -157,16 +157,16 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(watched, folder, tmp_pat
 
 def test_an_objective_whose_cost_cannot_be_measured_is_a_failed_one(watched, folder, monkeypatch):
     manager, _ = watched
-    from freeflow_core.tools.compare import cost
+    from freeflow_core.tools.compare import runner
 
-    really = cost.measure_cost
+    really = runner.measure_cost
 
     def breaks(config, registry):
         if config.objective.name == "troubled":
             raise RuntimeError("out of memory")
         return really(config, registry)
 
-    monkeypatch.setattr(cost, "measure_cost", breaks)
+    monkeypatch.setattr(runner, "measure_cost", breaks)
     result = api.compare(comparison(manager, "troubled", "freeflow", seeds=1), output=folder, manager=manager)
     assert result.failed == {"troubled-seed0": "RuntimeError: out of memory."}
     assert [row.status for row in result.table.rows] == ["0 of 1, 1 failed", "1 of 1"]
@@ -211,12 +211,12 @@ def test_a_full_disk_ends_the_comparison_and_keeps_what_was_finished(watched, fo
 
 def test_a_disk_that_is_full_from_the_start_is_said(watched, folder, monkeypatch):
     manager, watcher = watched
-    from freeflow_core.tools.compare import manifest
+    from freeflow_core.tools import job_folder
 
     def full(path, text):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(manifest, "write_text", full)
+    monkeypatch.setattr(job_folder, "write_text", full)
     with pytest.raises(FreeflowError, match="The disk is full"):
         api.compare(comparison(manager, "freeflow"), output=folder, manager=manager)
     assert watcher.started == []

@@ -117,10 +117,11 @@ _BREAK = re.compile(r"(?<=[/_])| ")
 
 def print_comparison(result: CompareResult) -> None:
     """Two tables, since together they are wider than most terminals: scores, then what they cost."""
-    from freeflow_core.tools.compare.files import cells, headers
+    from freeflow_core.tools.compare.table import cells
 
     table, console = result.table, stdout()
-    titles, rows = headers(table), [cells(table, row) for row in table.rows]
+    lines = [cells(table, row) for row in table.rows]
+    titles, rows = list(lines[0]), [list(line.values()) for line in lines]
     keys = 1 + (table.setting is not None)
     scores = keys + len(table.steps) + 1
     planned = result.status == "planned"
@@ -128,7 +129,7 @@ def print_comparison(result: CompareResult) -> None:
         print_line(console, f"{table.score or 'No score yet'}: mean ± standard deviation over seeds")
         shown = [[*row[:scores], row[-1]] for row in rows]
         _print_table(console, [*titles[:scores], titles[-1]], shown, keys)
-        for title, score, fidelity in result.teacher_lines:
+        for title, score, fidelity in table.teacher_lines:
             print_line(console, f"{title}: {table.score} {score}, fidelity {fidelity}")
     costs = [[*row[:keys], *row[scores:-1]] for row in rows]
     _print_table(console, [*titles[:keys], *titles[scores:-1]], costs, keys)

@@ -13,14 +13,13 @@ from torch import nn
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import Budget
-from freeflow_core.engine.build import Builder, Components, build_components
+from freeflow_core.config.component import Section
+from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.process import planned_device_type, start_accelerator
-from freeflow_core.engine.state import STUDENT, TrainingState, build_state
+from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.compare.failures import describe, disk_is_full
-from freeflow_core.tools.compare.plan import Variant
 from freeflow_core.tools.cost.passes import Count, Rows, counted_rows
 from freeflow_core.tools.cost.step import PlannedProcess, measure_step
 
@@ -29,6 +28,7 @@ _MOST_STEPS = 60  # the least common multiple of 1 to 6: whole cycles of all usu
 _NEGLIGIBLE = 0.01
 
 
+@final
 @dataclass(frozen=True)
 class Cost:
     """Of one objective.
@@ -43,47 +43,6 @@ class Cost:
     forwards_per_image: float
     rows: Mapping[str, Rows]
     peak_memory: int | None
-
-
-@dataclass
-class Record:
-    """One row of the table: its runs' configuration before seed and length, and what was measured before them."""
-
-    objective: str
-    value: Any
-    config: Mapping[str, Any]
-    cost: Cost | None = None
-    images: int | None = None
-    error: str | None = None
-
-
-def fix_lengths(
-    records: Mapping[str, Record], variants: Sequence[Variant], budget: Budget | None, registry: Registry
-) -> None:
-    """Fill in the cost and the length that the records, by variant, do not have yet.
-
-    Raises:
-        ConfigError: a run that cannot be built, or a budget too small for one step.
-        Exception: whatever a full disk raised; other failures are recorded.
-    """
-    known = {_cost_key(v.config): cost for v in variants if (cost := records[v.name].cost) is not None}
-    for variant in variants:
-        record, key = records[variant.name], _cost_key(variant.config)
-        if record.images is not None:
-            continue
-        try:
-            if key not in known:
-                _log.info("Measuring what a step of %s costs.", variant.name)
-                known[key] = measure_cost(variant.config, registry)
-            record.cost, record.error = known[key], None
-            record.images = images_for(budget, variant.config, known[key])
-        except ConfigError as error:
-            raise ConfigError(f"In the runs of {variant.name}: {error}") from error
-        except Exception as error:
-            if disk_is_full(error):
-                raise
-            record.error = describe(error)
-            _log.warning("The cost of %s cannot be measured: %s", variant.name, record.error)
 
 
 def images_for(budget: Budget | None, run: RunConfig, cost: Cost) -> int:
@@ -108,21 +67,15 @@ def images_for(budget: Budget | None, run: RunConfig, cost: Cost) -> int:
 def with_length(run: RunConfig, images: int) -> RunConfig:
     """The run over ``images``; warm-up, decay and the average's half-life keep their shares of it."""
     training = run.training
-    optimizer, ema = training.optimizer, training.ema
-    factor = images / training.images
 
-    def scaled(duration: int) -> int:
-        return max(1, round(duration * factor)) if duration else 0
+    def scaled(section: Section, *durations: str) -> Section:
+        old = {name: getattr(section, name) for name in durations}
+        new = {name: max(1, round(d * images / training.images)) if d else d for name, d in old.items()}
+        return section.model_copy(update=new)
 
-    durations = {
-        "warmup_images": scaled(optimizer.warmup_images),
-        "decay_images": None if optimizer.decay_images is None else scaled(optimizer.decay_images),
-    }
-    changes = {
-        "images": images,
-        "optimizer": optimizer.model_copy(update=durations),
-        "ema": ema.model_copy(update={"halflife_images": scaled(ema.halflife_images)}),
-    }
+    optimizer = scaled(training.optimizer, "warmup_images", "decay_images")
+    ema = scaled(training.ema, "halflife_images")
+    changes = {"images": images, "optimizer": optimizer, "ema": ema}
     return run.model_copy(update={"training": training.model_copy(update=changes)})
 
 
@@ -136,10 +89,11 @@ def measure_cost(config: RunConfig, registry: Registry) -> Cost:
         ConfigError: whatever the run itself would refuse.
     """
     config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": False})})
-    held = _Trial(config, registry).bytes_held() if planned_device_type(config.runtime) != "cuda" else None
+    on_gpu = planned_device_type(config.runtime) == "cuda"
+    held = None if on_gpu else _Trial(config, registry).bytes_held()  # parts of its own: it leaves them unfit for more
     trial = _Trial(config, registry)
     rows = trial.count()
-    peak = trial.bytes_allocated() if held is None else held
+    peak = int(torch.cuda.max_memory_allocated(trial.device)) if on_gpu else held
     del trial
     free_memory()
     return Cost(sum(part.forwards for part in rows.values()), rows, peak)
@@ -151,29 +105,25 @@ class _Trial:
 
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self._config = config
-        accelerator = start_accelerator(config.runtime)
-        self._device = accelerator.device
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        builder = Builder(registry, self._device, config.seed, config.runtime.precision)
-        self._components: Components = build_components(builder, config)
-        self._state: TrainingState = build_state(config, self._components, accelerator)
-        self._trainer = Trainer(config, self._components, self._state, accelerator)
+        self._accelerator = start_accelerator(config.runtime)
+        self.device = self._accelerator.device
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        builder = Builder(registry, self.device, config.seed, config.runtime.precision)
+        self._components = build_components(builder, config)
+        self._state = build_state(config, self._components, self._accelerator)
 
     def bytes_held(self) -> int | None:
-        """Of all tensors at most, in a step; it leaves the parts unfit for more. None where they cannot be followed."""
+        """Of all tensors at most, in a step. None where they cannot be followed."""
         try:
-            return measure_step(self._config, self._components, self._state, PlannedProcess(1, self._device)).peak
+            return measure_step(self._config, self._components, self._state, PlannedProcess(1, self.device)).peak
         except Exception:  # a step that fails will do so again where it is counted
             _log.debug("the memory of a step cannot be measured", exc_info=True)
             return None
 
-    def bytes_allocated(self) -> int | None:
-        """On a GPU, by the steps taken so far."""
-        return int(torch.cuda.max_memory_allocated(self._device)) if self._device.type == "cuda" else None
-
     def count(self) -> Count:
         """Rows through each network per image."""
+        trainer = Trainer(self._config, self._components, self._state, self._accelerator)
         trained = {name: role for name, role in self._state.roles.items() if role.optimizer is not None}
         steps: list[Count] = []
         updated: list[frozenset[str]] = []
@@ -181,7 +131,7 @@ class _Trial:
             for _ in range(_MOST_STEPS):
                 count.clear()
                 before = {name: role.updates for name, role in trained.items()}
-                self._trainer.step()
+                trainer.step()
                 steps.append(dict(count))
                 updated.append(frozenset(name for name, role in trained.items() if role.updates > before[name]))
                 if (period := repeating(steps, updated, frozenset(trained))) is not None:
@@ -193,10 +143,10 @@ class _Trial:
 
     def _networks(self) -> dict[str, nn.Module]:
         """Roles and their averages; a learned weighting of a few numbers costs nothing beside the student."""
-        least = _NEGLIGIBLE * _size(self._state.roles[STUDENT].network)
+        sizes = {name: sum(p.numel() for p in role.network.parameters()) for name, role in self._state.roles.items()}
         networks: dict[str, nn.Module] = {}
         for name, role in self._state.roles.items():
-            if _size(role.network) >= least:
+            if sizes[name] >= _NEGLIGIBLE * sizes[STUDENT]:
                 networks[name] = role.network
                 if role.ema is not None:
                     networks[f"{name} average"] = role.ema
@@ -226,11 +176,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _cost_key(config: RunConfig) -> str:
+def cost_key(config: RunConfig) -> str:
     """What a step's cost depends on."""
     size = config.training.batch_size, config.training.accumulation
     return f"{size} {config.model_dump_json(include={'teacher', 'student', 'objective', 'codec', 'runtime'})}"
-
-
-def _size(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

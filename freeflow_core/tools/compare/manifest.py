@@ -10,25 +10,32 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self, final
 
-from pydantic import TypeAdapter
-
-from freeflow_core import __version__
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load import differences
 from freeflow_core.engine.run_folder import RunFolder
-from freeflow_core.errors import ConfigError
-from freeflow_core.files import write_text
-from freeflow_core.tools.compare.cost import Record
+from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.plan import PlannedRun, Variant
+from freeflow_core.tools.job_folder import JobFolder
 from freeflow_core.types import Scores
 
 MANIFEST_FILE = "comparison.json"
-_VERSION = 1
 _FREE_TO_CHANGE = {"trackers", "logging", "checkpointing", "samples"}
 """Settings that change neither weights nor scores. Unlike a run, a comparison may not change its evaluation."""
 
 FINISHED, FAILED, UNFINISHED, WAITING = "finished", "failed", "unfinished", "waiting"
+
+
+@dataclass
+class Record:
+    """One row of the table: its runs' configuration before seed and length, and what was measured before them."""
+
+    objective: str
+    value: Any
+    config: Mapping[str, Any]
+    cost: Cost | None = None
+    images: int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,19 @@ class Outcome:
     scores: Scores = field(default_factory=dict)
     images_per_second: float | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What ``comparison.json`` holds, but for the runs' status, which is for people."""
+
+    key: str
+    name: str
+    seeds: int
+    budget: str | None
+    sweep: dict[str, Any] | None
+    variants: dict[str, Record]
+    errors: dict[str, str]
 
 
 @final
@@ -75,23 +95,19 @@ class Manifest:
         Raises:
             ConfigError: a folder that holds something else, or another comparison; the differences are listed.
         """
-        settings, path = _settings(config), folder / MANIFEST_FILE
-        own = cls._read(path) if path.is_file() else cls(folder, uuid.uuid4().hex, settings)
-        if not own.resumed and folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-            raise ConfigError(
-                f"The output folder {folder} already holds other files. Choose another name or --output for this "
-                "comparison."
-            )
-        if changed := own._changes(settings, variants):
-            raise ConfigError(
-                f"{folder} holds a comparison with other settings, whose runs could not be compared with these. "
-                f"Changed: {'; '.join(changed)}. Undo that, or choose another --output. Only objectives and seeds "
-                "may be added."
-            )
-        own.settings = settings
+        settings, job = _settings(config), _job(folder)
+        stored = job.read()
+        if stored is None:
+            job.check_empty()
+            own = cls(folder, uuid.uuid4().hex, settings)
+        else:
+            before = {name: getattr(stored, name) for name in settings}
+            own = cls(folder, stored.key, before, stored.variants, stored.errors, resumed=True)
+            job.check_same(own._changes(settings, variants))
+            own.settings = settings
         for variant in variants:
-            if variant.name not in own.records:
-                own.records[variant.name] = Record(variant.objective, variant.value, _comparable(variant.config))
+            record = Record(variant.objective, variant.value, _comparable(variant.config))
+            own.records.setdefault(variant.name, record)
         return own
 
     def write(self, runs: Sequence[PlannedRun]) -> None:
@@ -99,16 +115,10 @@ class Manifest:
 
         Raises ``OSError`` when the disk is full; what was written before stays then.
         """
-        values = {
-            "version": _VERSION,
-            "freeflow_version": __version__,
-            "key": self.key,
-            **self.settings,
-            "variants": {name: asdict(record) for name, record in self.records.items()},
-            "runs": {name: found.status for name, found in self.outcomes(runs).items()},
-            "errors": self.errors,
-        }
-        write_text(self.folder / MANIFEST_FILE, json.dumps(values, indent=1))
+        statuses = {name: found.status for name, found in self.outcomes(runs).items()}
+        variants = {name: asdict(record) for name, record in self.records.items()}
+        described = {"version": 1, "key": self.key, **self.settings, "variants": variants}
+        _job(self.folder).write({**described, "runs": statuses, "errors": self.errors})
 
     def outcomes(self, runs: Sequence[PlannedRun]) -> dict[str, Outcome]:
         """What each run has come to, by its name; a finished one's folder is read once."""
@@ -120,25 +130,13 @@ class Manifest:
         """The folder of a finished run has its scores, or it counts as unfinished."""
         folder = RunFolder(run.folder)
         status = folder.journal.status().get("status")
-        scores: Scores = _read_json(folder.scores_file)
-        if status == FINISHED and scores:
-            return Outcome(FINISHED, scores, _images_per_second(folder.journal.metrics_file))
+        if status == FINISHED and (scores := _read_json(folder.scores_file)):
+            speeds = [record.values.get("images_per_second") for record, _ in folder.journal.metrics()]
+            known = [speed for speed in speeds if speed is not None]
+            return Outcome(FINISHED, scores, median(known) if known else None)
         if run.name in self.errors:
             return Outcome(FAILED, error=self.errors[run.name])
         return Outcome(WAITING if status is None else UNFINISHED)
-
-    @classmethod
-    def _read(cls, path: Path) -> Self:
-        try:
-            stored = json.loads(path.read_text("utf-8"))
-            records = TypeAdapter(dict[str, Record]).validate_python(stored["variants"])
-            settings = {key: stored[key] for key in ("name", "seeds", "budget", "sweep")}
-            return cls(path.parent, stored["key"], settings, records, dict(stored["errors"]), resumed=True)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(
-                f"{path} cannot be read as a comparison ({type(error).__name__}: {error}), so it cannot be continued. "
-                "Choose another --output."
-            ) from error
 
     def _changes(self, settings: Mapping[str, Any], variants: Sequence[Variant]) -> list[str]:
         wanted = {variant.name: variant for variant in variants}
@@ -154,6 +152,10 @@ class Manifest:
         return found
 
 
+def _job(folder: Path) -> JobFolder[_Stored]:
+    return JobFolder(folder, MANIFEST_FILE, _Stored, "a comparison")
+
+
 def _comparable(config: RunConfig) -> dict[str, Any]:
     """What must not change between two starts of a comparison, as JSON values."""
     return config.model_dump(mode="json", exclude=_FREE_TO_CHANGE)
@@ -161,14 +163,12 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
 
 def _settings(config: CompareConfig) -> dict[str, Any]:
     own = config.comparison
-    settings = {
+    return {
         "name": config.name,
         "seeds": own.seeds,
         "budget": None if own.budget is None else str(own.budget),
         "sweep": None if own.sweep is None else own.sweep.model_dump(mode="json"),
     }
-    values: dict[str, Any] = json.loads(json.dumps(settings))  # what reading it back will give
-    return values
 
 
 def _read_json(path: Path) -> Any:
@@ -176,12 +176,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _images_per_second(metrics: Path) -> float | None:
-    try:
-        lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
-    except (OSError, ValueError):
-        return None
-    values = [float(line["images_per_second"]) for line in lines if "images_per_second" in line]
-    return median(values) if values else None

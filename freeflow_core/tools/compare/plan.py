@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -109,23 +110,19 @@ class Planner:
 
     def _fitted(self, objective: str, value: Any) -> RunConfig:
         """The objective's run with the source and the student that it needs."""
-        run, builder = objective_config(self._builder.registry, self._config, objective, value), self._builder
+        registry = self._builder.registry
+        run = objective_config(registry, self._config, objective, value)
         assert run.teacher is not None  # load_compare_config has seen to it
-        choice, key = run.teacher, run.teacher.model_dump_json()
-        teacher = self._cached(f"teacher {key}", lambda: builder.teacher(choice))
-        built: Objective = self._cached(
-            f"objective {run.objective.model_dump_json()} {key}",
-            lambda: builder.build("objective", run.objective, teacher=teacher),
-        )
-        student = fitting_student(builder.registry, run, built.requires)
+        teacher = self._cached("teacher", run.teacher)
+        built: Objective = self._cached("objective", run.objective, teacher=teacher)
+        student = fitting_student(registry, run, built.requires)
         return run.model_copy(update={"source": self._source(objective, run, built), "student": student})
 
     def _source(self, objective: str, run: RunConfig, built: Objective) -> ComponentChoice:
         own = self._config.comparison.settings_for.get(objective, {})
         source: Source | None = None
         if built.needs_data or "source" in own:
-            key = f"source {run.source.model_dump_json()}"
-            source = self._cached(key, lambda: self._builder.build("source", run.source))
+            source = self._cached("source", run.source)
         if built.needs_data and source is not None:
             if not source.has_data:
                 raise ConfigError(
@@ -142,9 +139,11 @@ class Planner:
         self._data_offered |= run.source.name != _PRIOR
         return resolve_choice(self._builder.registry, "source", ComponentChoice(name=_PRIOR), "source")
 
-    def _cached(self, key: str, build: Callable[[], Any]) -> Any:
+    def _cached(self, kind: str, choice: ComponentChoice, **context: Any) -> Any:
+        key = f"{kind} {choice.model_dump_json()} {[id(part) for part in context.values()]}"
         if key not in self._built:
-            self._built[key] = build()
+            build = self._builder.teacher if kind == "teacher" else functools.partial(self._builder.build, kind)
+            self._built[key] = build(choice, **context)
         return self._built[key]
 
 

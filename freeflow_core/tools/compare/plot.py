@@ -64,10 +64,10 @@ def _draw_training(axes: Any, table: Table, rows: Sequence[Row]) -> None:
     known = [cost for cost in costs if cost is not None]
     if table.budget.startswith("forwards") or len(known) < len(rows) or max(known) < _SAME * min(known):
         costs, label = [row.training_seconds for row in rows], "training time (s)"
-    shown = [(row, cost) for row, cost in zip(rows, costs, strict=True) if cost is not None]
-    for row, cost in shown:
-        _points(axes, table, row.objective, [(cost, row)], "none")
-    _logarithmic_from(axes.set_xscale, [cost for _, cost in shown])
+    for row, cost in zip(rows, costs, strict=True):
+        if cost is not None:
+            _points(axes, table, row.objective, [(cost, row)], "none")
+    _logarithmic_from(axes.set_xscale, [cost for cost in costs if cost is not None])
     axes.set_xlabel(label)
     axes.set_title("one step, by what training took", fontsize=10)
 
