@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import unittest
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar
 
@@ -18,7 +19,7 @@ from freeflow_core.config import ComponentChoice, ComponentConfig
 from freeflow_core.config.load import resolve_choice
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError
-from freeflow_core.interfaces import Source, Student, Teacher
+from freeflow_core.interfaces import Teacher
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import Condition, describe
@@ -68,12 +69,10 @@ class ComponentContract:
 
     def test_configuration_refuses_unknown_options(self) -> None:
         """A misspelt option is an error, never silently ignored."""
-        values = {**dict(self.options), "no_such_option": 1}
-        choice = ComponentChoice(name=self.component, options=values)
+        choice = choose(self.component, {**self.options, "no_such_option": 1})
         advice = "Derive the configuration class from freeflow_core.config.ComponentConfig, which forbids extra fields."
-        self.expect_refused(
-            lambda: resolve_choice(self._registry(), self.kind, choice, self.kind), "an option 'no_such_option'", advice
-        )
+        ask = functools.partial(resolve_choice, self._registry(), self.kind, choice, self.kind)
+        self.expect_refused(ask, "an option 'no_such_option'", advice)
 
     def test_every_option_is_described(self) -> None:
         """``freeflow plugins show`` prints the descriptions."""
@@ -83,7 +82,7 @@ class ComponentContract:
         self.expect(not bare, "a description of every option", f"none of {', '.join(bare)}", advice)
 
     def expect(self, holds: bool, expected: str, came: str, advice: str = "") -> None:
-        """Fail with a message that names the component unless ``holds``."""
+        """Fail unless ``holds``: what was expected, what came, and what to do."""
         if not holds:
             self.fail(expected, came, advice)
 
@@ -109,33 +108,31 @@ class ComponentContract:
         expected = f"labels from 0 to {num_classes - 1} from {what}"
         self.expect(low >= 0 and high < num_classes, expected, f"labels from {low} to {high}", advice)
 
-    def expect_refused(
-        self,
-        ask: Callable[[], object],
-        what: str,
-        advice: str = "",
-        errors: tuple[type[Exception], ...] = (ConfigError,),
-    ) -> None:
-        """Fail unless ``ask`` raises one of ``errors``."""
-        with contextlib.suppress(*errors):
+    def expect_refused(self, ask: Callable[[], object], what: str, advice: str) -> None:
+        """Fail unless ``ask`` raises a ``ConfigError`` or ``ValueError``."""
+        with contextlib.suppress(ConfigError, ValueError):
             ask()
             self.fail(f"a ConfigError for {what}", "none", advice)
+
+    @contextlib.contextmanager
+    def expect_untouched(self, *values: Any) -> Iterator[None]:
+        """Fail when the block writes to the tensors among ``values``."""
+        kept = copy.deepcopy(values)
+        yield
+        self.expect(same(kept, values), "its arguments as they were", "changed ones", "Use no in-place operations.")
 
     def expect_repeatable(self, ask: Callable[[], _T], what: str, advice: str = "") -> _T:
         """Fail unless ``ask`` gives the same twice, without torch's global generator; its first answer."""
         before = torch.get_rng_state()
         first, second = ask(), ask()
         used = not torch.equal(before, torch.get_rng_state())
-        self.expect(
-            same(first, second) and not used,
-            f"the same from {what} for the same input",
-            "torch's global random numbers drawn" if used else "another answer the second time",
-            advice or "Take every random number from draws: draws.noise('name', shape), draws.uniform('name').",
-        )
+        came = "torch's global random numbers drawn" if used else "another answer the second time"
+        advice = advice or "Take every random number from draws: draws.noise('name', shape), draws.uniform('name')."
+        self.expect(same(first, second) and not used, f"the same from {what} for the same input", came, advice)
         return first
 
     def fail(self, expected: str, came: str, advice: str = "") -> NoReturn:
-        """Fail: what was expected, what came, and what to do."""
+        """Fail with a message that names the component."""
         text = f"The {self.kind} {self.component!r}: expected {expected}; got {came}."
         raise ContractFailure(f"{text} {advice}".rstrip())
 
@@ -149,36 +146,17 @@ class ComponentContract:
         assert isinstance(choice.options, ComponentConfig)
         return choice.options
 
-    def build(self, device: str = "cpu", *, teacher: Teacher | None = None, source: Source | None = None) -> Any:
+    def build(self, device: str = "cpu", teacher: Teacher | None = None) -> Any:
         """The component, built as a run would build it."""
-        return self.build_other(self.kind, self.component, dict(self.options), device, teacher=teacher, source=source)
-
-    def build_other(
-        self,
-        kind: str,
-        name: str,
-        options: Mapping[str, Any] | None = None,
-        device: str = "cpu",
-        *,
-        teacher: Teacher | None = None,
-        source: Source | None = None,
-    ) -> Any:
-        """Any registered component, such as a teacher for a student."""
-        choice = ComponentChoice(name=name, options=dict(options or {}))
-        return self.builder(device).build(kind, choice, teacher=teacher, source=source)
+        return self.builder(device).build(self.kind, self._choice(), teacher=teacher)
 
     def builder(self, device: str = "cpu", precision: str = "float32") -> Builder:
         """Builds components without downloading anything."""
         registry = self._registry()
         return Builder(registry, torch.device(device), SEED, precision, weights=_cached_weights(registry))
 
-    def need_cuda(self) -> None:
-        """Skip without a CUDA device."""
-        if not torch.cuda.is_available():
-            self.skip("there is no CUDA device here")
-
     def _choice(self) -> ComponentChoice:
-        return ComponentChoice(name=self.component, options=dict(self.options))
+        return choose(self.component, self.options)
 
     def _registry(self) -> Registry:
         if not self.component:
@@ -218,29 +196,28 @@ class WithTeacher(ComponentContract):
     teacher_options: ClassVar[Mapping[str, Any]] = {}
 
     def teachers(self) -> Sequence[Choice]:
-        """The teachers to try."""
+        """The teachers to try, by name with their options."""
         return TEACHERS if self.teacher is None else ((self.teacher, self.teacher_options),)
 
     def build_teacher(self, choice: Choice, device: str = "cpu") -> Teacher:
         """One of them, frozen."""
-        name, options = choice
-        return self.builder(device).teacher(ComponentChoice(name=name, options=dict(options))).float()
-
-    def student_beside(self, teacher: Teacher, name: str, options: Mapping[str, Any], device: str = "cpu") -> Student:
-        """A student built beside a teacher, with the weights it starts from."""
-        student: Student = self.build_other("student", name, options, device, teacher=teacher)
-        student.load_teacher(teacher)
-        return student.to(device).float()
+        return self.builder(device).teacher(choose(*choice)).float()
 
 
-def draws_of(rows: int, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 5) -> PhiloxDraws:
-    """Draws of the samples 0 to ``rows - 1``."""
-    return PhiloxDraws(seed, torch.arange(rows), device=device, dtype=dtype)
+def choose(name: str, options: Mapping[str, Any] | None = None) -> ComponentChoice:
+    """A component by name with its options, as a builder takes it."""
+    return ComponentChoice(name=name, options=dict(options or {}))
 
 
-def count_rows(teacher: Teacher) -> list[int]:
-    """The rows of each call of ``velocity`` from now on."""
-    counted: list[int] = []
+def draws_of(
+    rows: int, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 5, first: int = 0
+) -> PhiloxDraws:
+    """Draws of ``rows`` samples from number ``first`` on."""
+    return PhiloxDraws(seed, torch.arange(first, first + rows), device=device, dtype=dtype)
+
+
+def count_rows(teacher: Teacher, counted: list[int]) -> None:
+    """Append the rows of each call of ``velocity`` from now on."""
     velocity = teacher.velocity
 
     def counting(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -248,7 +225,6 @@ def count_rows(teacher: Teacher) -> list[int]:
         return velocity(x_t, t, condition)
 
     vars(teacher)["velocity"] = counting  # shadows the method
-    return counted
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from freeflow_core.errors import FreeflowError
-from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext, Evaluator, Source, Verifier
-from freeflow_core.testing.contracts.base import WithTeacher, draws_of
+from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext, Evaluator, Source, Student, Verifier
+from freeflow_core.testing.contracts.base import WithTeacher, choose, draws_of
 from freeflow_core.types import Condition, Guidance, describe, index_condition
 
 _ROWS, _FEW = 48, 12
@@ -22,11 +23,9 @@ class EvaluationScene(WithTeacher):
     """How the contracts of evaluators and verifiers get what they look at.
 
     Attributes:
-        source: where held-out images come from.
-        source_options: that source's options.
+        source, source_options: where held-out images come from.
         codec: of these images.
-        student: student that stands beside the teacher ``teacher``.
-        student_options: that student's options.
+        student, student_options: the student beside the teacher.
     """
 
     teacher: ClassVar[str | None] = "digits"
@@ -36,19 +35,17 @@ class EvaluationScene(WithTeacher):
     student: ClassVar[str] = "transformer"
     student_options: ClassVar[Mapping[str, Any]] = {}
 
-    def context(self, *, networks: bool = False, device: str = "cpu") -> EvaluationContext:
-        """What ``prepare`` gets; ``networks``: with teacher and student."""
-        codec: Codec = self.build_other("codec", self.codec)
-        reference: Source = self.build_other("source", self.source, self.source_options)
-        if not networks:
-            return EvaluationContext(torch.device(device), codec, reference=reference)
-        teacher = self.build_teacher(self.teachers()[0], device)
-        student = self.student_beside(teacher, self.student, self.student_options, device).eval()
-        return EvaluationContext(torch.device(device), codec, teacher, student, reference)
-
     def prepare(self, component: Evaluator | Verifier, *, networks: bool = False) -> EvaluationContext:
-        """The context that ``component`` was prepared with."""
-        context = self.context(networks=networks)
+        """The context that ``component`` was prepared with; ``networks``: with teacher and student."""
+        builder = self.builder()
+        codec: Codec = builder.build("codec", choose(self.codec))
+        reference: Source = builder.build("source", choose(self.source, self.source_options))
+        context = EvaluationContext(builder.device, codec, reference=reference)
+        if networks:
+            teacher = self.build_teacher(self.teachers()[0])
+            student: Student = builder.build("student", choose(self.student, self.student_options), teacher=teacher)
+            student.load_teacher(teacher)
+            context = replace(context, teacher=teacher, student=student.float().eval())
         try:
             component.prepare(context)
         except FreeflowError as error:
@@ -98,7 +95,7 @@ class EvaluatorContract(EvaluationScene):
 
     def test_scores_are_finite_numbers_by_name(self) -> None:
         """``compute`` gives floats, at least one, for samples like those of a good student."""
-        scores = self.scores([_EVERY])
+        scores = self.row(*self.ready(), _EVERY)
         self.expect(bool(scores), "at least one score", "none")
         for name, value in scores.items():
             good = isinstance(name, str) and isinstance(value, float) and math.isfinite(value)
@@ -108,36 +105,32 @@ class EvaluatorContract(EvaluationScene):
 
     def test_scores_do_not_depend_on_the_batches(self) -> None:
         """One batch of all samples and three of a third score alike."""
-        whole = self.scores([_EVERY])
-        self.compare(whole, self.scores([*_EVERY.chunk(3)]), "the same scores however samples are split into batches")
+        whole, parts = self.row(*self.ready(), _EVERY), self.row(*self.ready(), *_EVERY.chunk(3))
+        self.compare(whole, parts, "the same scores however samples are split into batches")
 
     def test_scores_are_repeatable(self) -> None:
         """Twice the same samples, twice the same scores; torch's global generator is not used."""
-        evaluator, context = self.ready()
+        ready = self.ready()
 
         def scores() -> dict[str, float]:
-            self.feed(evaluator, context, [_EVERY], "student")
-            return {name: float(f"{value:.3g}") for name, value in evaluator.compute().items()}
+            return {name: float(f"{value:.3g}") for name, value in self.row(*ready, _EVERY).items()}
 
         self.expect_repeatable(scores, "compute()")
 
     def test_reset_forgets_the_row_before(self) -> None:
         """A row's scores are those of its own samples alone."""
         few = _EVERY[: _ROWS // 2]
-        alone = self.scores([few])
-        evaluator, context = self.ready()
-        self.feed(evaluator, context, [_EVERY], "teacher")
-        self.feed(evaluator, context, [few], "student")
-        self.compare(alone, dict(evaluator.compute()), "the scores of the second row's own samples after reset()")
+        alone, ready = self.row(*self.ready(), few), self.ready()
+        self.row(*ready, _EVERY, subject="teacher")
+        self.compare(alone, self.row(*ready, few), "the scores of the second row's own samples after reset()")
 
     def test_images_are_left_alone(self) -> None:
         """Evaluators share a batch: none may write to it."""
         evaluator, context = self.ready()
         batch = self.batch(context, _EVERY, paired=evaluator.paired)
-        kept = batch.images.clone()
         evaluator.reset("student")
-        evaluator.update(batch)
-        self.expect(torch.equal(batch.images, kept), "the batch's images as they were", "changed ones")
+        with self.expect_untouched(batch.images):
+            evaluator.update(batch)
 
     def ready(self) -> tuple[Evaluator, EvaluationContext]:
         """The evaluator, prepared, with a reference of the teacher's samples where it takes one."""
@@ -147,18 +140,13 @@ class EvaluatorContract(EvaluationScene):
             evaluator.observe_reference(self.batch(context, _EVERY.flip(0), paired=False))
         return evaluator, context
 
-    def feed(
-        self, evaluator: Evaluator, context: EvaluationContext, parts: Sequence[torch.Tensor], subject: str
-    ) -> None:
-        """One row of samples."""
+    def row(
+        self, evaluator: Evaluator, context: EvaluationContext, *parts: Tensor, subject: str = "student"
+    ) -> dict[str, float]:
+        """Scores of a row whose batches hold the given samples."""
         evaluator.reset(subject)
         for rows in parts:
             evaluator.update(self.batch(context, rows, paired=evaluator.paired))
-
-    def scores(self, parts: Sequence[torch.Tensor]) -> dict[str, float]:
-        """Scores of a student's row whose batches hold the given samples."""
-        evaluator, context = self.ready()
-        self.feed(evaluator, context, parts, "student")
         return dict(evaluator.compute())
 
     def compare(self, expected: Mapping[str, float], found: Mapping[str, float], what: str) -> None:
@@ -181,8 +169,7 @@ class VerifierContract(EvaluationScene):
 
     def test_scores_are_one_number_a_sample(self) -> None:
         """(N,) finite floats for N = 12 and N = 1."""
-        verifier, context = self.ready()
-        images, condition = self.real_images(context, _FEW)
+        verifier, images, condition = self.ready()
         for rows in (_FEW, 1):
             chosen = torch.arange(rows)
             found = verifier.score(images[chosen], index_condition(condition, chosen))
@@ -191,16 +178,13 @@ class VerifierContract(EvaluationScene):
 
     def test_scores_are_repeatable(self) -> None:
         """Same images, same scores; torch's global generator is not used, and the images stay as they are."""
-        verifier, context = self.ready()
-        images, condition = self.real_images(context, _FEW)
-        kept = images.clone()
-        self.expect_repeatable(lambda: verifier.score(images, condition), "score()")
-        self.expect(torch.equal(images, kept), "the images as they were", "changed ones")
+        verifier, images, condition = self.ready()
+        with self.expect_untouched(images):
+            self.expect_repeatable(lambda: verifier.score(images, condition), "score()")
 
     def test_rows_do_not_depend_on_each_other(self) -> None:
         """A sample's score is its own: candidates are scored in batches of any size."""
-        verifier, context = self.ready()
-        images, condition = self.real_images(context, _FEW)
+        verifier, images, condition = self.ready()
         rows = torch.tensor([7, 2])
         together = verifier.score(images, condition)[rows]
         alone = verifier.score(images[rows], index_condition(condition, rows))
@@ -210,8 +194,7 @@ class VerifierContract(EvaluationScene):
         """Real images score higher, on average, than uniform noise asked to be the same classes."""
         if not self.prefers_real_images:
             self.skip("the contract says that noise may score higher (prefers_real_images = False)")
-        verifier, context = self.ready()
-        images, condition = self.real_images(context, _FEW)
+        verifier, images, condition = self.ready()
         noise = draws_of(len(images)).noise("noise", tuple(images.shape[1:]))
         grey = (127 + 60 * noise).clamp(0, 255).to(images.dtype)
         real, fake = float(verifier.score(images, condition).mean()), float(verifier.score(grey, condition).mean())
@@ -219,7 +202,7 @@ class VerifierContract(EvaluationScene):
         advice = "Higher is better: return minus a distance."
         self.expect(real > fake, "higher scores of real images than of noise", came, advice)
 
-    def ready(self) -> tuple[Verifier, EvaluationContext]:
-        """The verifier, prepared."""
+    def ready(self) -> tuple[Verifier, Tensor, Condition]:
+        """The verifier, prepared, and a few images with their conditions."""
         verifier: Verifier = self.build()
-        return verifier, self.prepare(verifier)
+        return verifier, *self.real_images(self.prepare(verifier), _FEW)

@@ -128,7 +128,8 @@ class TeacherContract(NetworkContract):
         """And rows of weight 1 cost no unconditional pass."""
         teacher = self.network()
         x, t, condition = self.arguments(teacher)
-        plain, rows = teacher.velocity(x, t, condition), count_rows(teacher)
+        plain, rows = teacher.velocity(x, t, condition), list[int]()
+        count_rows(teacher, rows)
         v = teacher.guided_velocity(x, t, condition, torch.ones(len(x)))
         expected = f"{len(x)} rows through velocity() at weight 1, which needs no unconditional half"
         self.expect(sum(rows) <= len(x), expected, f"{sum(rows)} rows")
@@ -153,7 +154,8 @@ class TeacherContract(NetworkContract):
             self.expect(fits, "null_condition with as many rows as the condition, or a ConfigError", describe(null))
         plain = teacher.velocity(x, t, condition)
         baseline = plain if own_rule else teacher.velocity(x, t, null)
-        rows = count_rows(teacher)
+        rows = list[int]()
+        count_rows(teacher, rows)
         guided = teacher.guided_velocity(x, t, condition, weight)
         kept = "rows of weight 1 to keep their plain velocity"
         self.expect_close(guided[weight == 1], plain[weight == 1], 1e-6, kept)
@@ -184,12 +186,9 @@ class TeacherContract(NetworkContract):
             return teacher.velocity(x_t, t.clamp(*teacher.time_range), condition)
 
         found = diagnose(field, tuple(teacher.sample_shape), draws, num_steps=16)
-        self.expect(
-            not found.is_wrong,
-            f"a velocity field that explains the path of its own samples (miscalibration up to {GOOD:g})",
-            f"a miscalibration of {found.given.value:.2g}{f': {found.reason}' if found.reason else ''}",
-            _CONVENTION,
-        )
+        expected = f"a velocity field that explains the path of its own samples (miscalibration up to {GOOD:g})"
+        came = f"a miscalibration of {found.given.value:.2g}{f': {found.reason}' if found.reason else ''}"
+        self.expect(not found.is_wrong, expected, came, _CONVENTION)
 
     def test_forward_mode_agrees_with_differences(self) -> None:
         """The derivative along a trajectory, dv/dt + (v . grad) v, exactly and by central differences in float64."""
