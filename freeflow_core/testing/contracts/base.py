@@ -55,11 +55,9 @@ class ComponentContract:
     registry: ClassVar[Registry | None] = None
 
     def test_builds_from_its_configuration(self) -> None:
-        """``from_config`` makes an object of the kind's interface from validated options."""
         self.build()
 
     def test_configuration_survives_a_file(self) -> None:
-        """Options written to YAML, as every run folder keeps them, read back as the same options."""
         config = self.config()
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         again = type(config).model_validate(yaml.safe_load(text))
@@ -68,14 +66,12 @@ class ComponentContract:
         self.expect(again == config, expected, f"{again!r} from {config!r}", advice)
 
     def test_configuration_refuses_unknown_options(self) -> None:
-        """A misspelt option is an error, never silently ignored."""
         choice = choose(self.component, {**self.options, "no_such_option": 1})
         advice = "Derive the configuration class from freeflow_core.config.ComponentConfig, which forbids extra fields."
         ask = functools.partial(resolve_choice, self._registry(), self.kind, choice, self.kind)
         self.expect_refused(ask, "an option 'no_such_option'", advice)
 
     def test_every_option_is_described(self) -> None:
-        """``freeflow plugins show`` prints the descriptions."""
         model = self._registry().component(self.kind, self.component).load_config_class()
         bare = [name for name, field in model.model_fields.items() if not (field.description or "").strip()]
         advice = "Write Field(default, description=...)."

@@ -29,7 +29,6 @@ class CodecContract(ComponentContract):
     tolerance: ClassVar[float | None] = 12.0
 
     def test_encodes_to_float32_states(self) -> None:
-        """(N, *D) float32, finite, of the shape that ``state_shape`` tells beforehand."""
         codec = self.codec()
         x = codec.encode(self.pictures(codec))
         self.expect_tensor(x, (_ROWS, *x.shape[1:]), "states", torch.float32)
@@ -38,7 +37,6 @@ class CodecContract(ComponentContract):
         self.expect(right, f"state_shape({self.image_shape}) = {tuple(x.shape[1:])}, or None", str(told))
 
     def test_decodes_to_uint8_images(self) -> None:
-        """uint8 (N, C, H, W) from states, also from float64 ones and from ones far out of range."""
         codec = self.codec()
         images = self.pictures(codec)
         x = codec.encode(images)
@@ -50,13 +48,11 @@ class CodecContract(ComponentContract):
             self.expect_tensor(codec.decode(x), images.shape, "images")
 
     def test_out_of_range_states_are_clamped(self) -> None:
-        """A state beyond black or white stays black or white; uint8 would wrap around."""
         codec = self.codec()
         found = codec.decode(1.5 * codec.encode(torch.full_like(self._bounded(codec), 255)))
         self.expect(int(found.min()) > 200, "white from states beyond white", f"grey values down to {int(found.min())}")
 
     def test_round_trip(self) -> None:
-        """decode(encode(images)) differs from the images by at most ``tolerance``."""
         codec = self.codec()
         images = self._bounded(codec)
         error = float((codec.decode(codec.encode(images)).float() - images.float()).abs().mean())
@@ -65,7 +61,6 @@ class CodecContract(ComponentContract):
         self.expect(error <= limit, f"images back to {limit:g} grey values of 255 on average", f"{error:.1f}", advice)
 
     def test_moments_fit(self) -> None:
-        """Mean and deviation of the states, both like them; the deviation may be None."""
         codec = self.codec()
         images = self.pictures(codec)
         mean, std = codec.moments(images)
@@ -75,7 +70,6 @@ class CodecContract(ComponentContract):
             self.expect(std.shape == shape and bool((std >= 0).all()), f"deviations {tuple(shape)} >= 0", describe(std))
 
     def test_same_image_same_state(self) -> None:
-        """Twice, and beside other images; torch's global generator is not used."""
         codec = self.codec()
         images = self.pictures(codec)
         first = self.expect_repeatable(lambda: codec.encode(images), "encode()")

@@ -90,11 +90,9 @@ class EvaluatorContract(EvaluationScene):
     networks: ClassVar[bool] = False
 
     def test_prepares(self) -> None:
-        """``prepare`` takes the context of a run, with a codec and held-out data."""
         self.ready()
 
     def test_scores_are_finite_numbers_by_name(self) -> None:
-        """``compute`` gives floats, at least one, for samples like those of a good student."""
         scores = self.row(*self.ready(), _EVERY)
         self.expect(bool(scores), "at least one score", "none")
         for name, value in scores.items():
@@ -104,12 +102,10 @@ class EvaluatorContract(EvaluationScene):
             self.expect(good, f"the score {name!r} as a finite float", came, advice)
 
     def test_scores_do_not_depend_on_the_batches(self) -> None:
-        """One batch of all samples and three of a third score alike."""
         whole, parts = self.row(*self.ready(), _EVERY), self.row(*self.ready(), *_EVERY.chunk(3))
         self.compare(whole, parts, "the same scores however samples are split into batches")
 
     def test_scores_are_repeatable(self) -> None:
-        """Twice the same samples, twice the same scores; torch's global generator is not used."""
         ready = self.ready()
 
         def scores() -> dict[str, float]:
@@ -118,14 +114,12 @@ class EvaluatorContract(EvaluationScene):
         self.expect_repeatable(scores, "compute()")
 
     def test_reset_forgets_the_row_before(self) -> None:
-        """A row's scores are those of its own samples alone."""
         few = _EVERY[: _ROWS // 2]
         alone, ready = self.row(*self.ready(), few), self.ready()
         self.row(*ready, _EVERY, subject="teacher")
         self.compare(alone, self.row(*ready, few), "the scores of the second row's own samples after reset()")
 
     def test_images_are_left_alone(self) -> None:
-        """Evaluators share a batch: none may write to it."""
         evaluator, context = self.ready()
         batch = self.batch(context, _EVERY, paired=evaluator.paired)
         evaluator.reset("student")
@@ -168,7 +162,6 @@ class VerifierContract(EvaluationScene):
     prefers_real_images: ClassVar[bool] = True
 
     def test_scores_are_one_number_a_sample(self) -> None:
-        """(N,) finite floats for N = 12 and N = 1."""
         verifier, images, condition = self.ready()
         for rows in (_FEW, 1):
             chosen = torch.arange(rows)
@@ -177,13 +170,11 @@ class VerifierContract(EvaluationScene):
             self.expect(found.is_floating_point(), "float scores", describe(found))
 
     def test_scores_are_repeatable(self) -> None:
-        """Same images, same scores; torch's global generator is not used, and the images stay as they are."""
         verifier, images, condition = self.ready()
         with self.expect_untouched(images):
             self.expect_repeatable(lambda: verifier.score(images, condition), "score()")
 
     def test_rows_do_not_depend_on_each_other(self) -> None:
-        """A sample's score is its own: candidates are scored in batches of any size."""
         verifier, images, condition = self.ready()
         rows = torch.tensor([7, 2])
         together = verifier.score(images, condition)[rows]
@@ -191,7 +182,6 @@ class VerifierContract(EvaluationScene):
         self.expect_close(alone, together, 1e-3, "scores that do not depend on the batch")
 
     def test_higher_is_better(self) -> None:
-        """Real images score higher, on average, than uniform noise asked to be the same classes."""
         if not self.prefers_real_images:
             self.skip("the contract says that noise may score higher (prefers_real_images = False)")
         verifier, images, condition = self.ready()

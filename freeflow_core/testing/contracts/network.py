@@ -35,7 +35,6 @@ class NetworkContract(ComponentContract):
         """Its answer (N, *D)."""
 
     def test_declares_its_states(self) -> None:
-        """``sample_shape``, ``num_classes`` and a teacher's ``time_range`` are there and make sense."""
         network: Any = self.network()
         shape = getattr(network, "sample_shape", None)
         good = isinstance(shape, tuple) and len(shape) > 0 and all(isinstance(d, int) and d > 0 for d in shape)
@@ -46,15 +45,12 @@ class NetworkContract(ComponentContract):
         self.expect(0 <= low < high <= 1, "a time_range (low, high) within [0, 1]", repr((low, high)))
 
     def test_float32_in_float32_out(self) -> None:
-        """No silent promotion."""
         self._expect_dtype(torch.float32)
 
     def test_float64_in_float64_out(self) -> None:
-        """A float64 network computes in float64: exact checks rely on it."""
         self._expect_dtype(torch.float64)
 
     def test_works_under_bf16_autocast(self) -> None:
-        """As with ``runtime.precision=bf16``."""
         network = self.network()
         arguments = self.arguments(network)
         x = arguments[0]
@@ -63,14 +59,12 @@ class NetworkContract(ComponentContract):
         self.expect_tensor(found, x.shape, f"{self.answer} under bf16 autocast")
 
     def test_inputs_are_left_alone(self) -> None:
-        """States and times are not written to."""
         network = self.network()
         arguments = self.arguments(network)
         with self.expect_untouched(*arguments):
             self.ask(network, *arguments)
 
     def test_rows_do_not_depend_on_each_other(self) -> None:
-        """Row i, with its own times, is the same whatever stands beside it."""
         network = self.network().double().eval()
         arguments = self.arguments(network, torch.float64)
         rows = torch.tensor([4, 1])
@@ -80,7 +74,6 @@ class NetworkContract(ComponentContract):
         self.expect_close(self.ask(network, *arguments)[rows], alone, 1e-6, expected, advice)
 
     def test_runs_on_cuda(self) -> None:
-        """On the GPU, where there is one, with the same result."""
         if not torch.cuda.is_available():
             self.skip("there is no CUDA device here")
         here = self.network()
@@ -91,7 +84,6 @@ class NetworkContract(ComponentContract):
         self.expect_close(found.cpu(), self.ask(here, *arguments), 2e-2, f"the same {self.answer} on both devices")
 
     def test_cost_can_be_estimated(self) -> None:
-        """``--dry-run`` runs it on tensors without memory."""
         network = self.network()
         x, *others = self.arguments(network)
         fake = FakeTensors("cpu")

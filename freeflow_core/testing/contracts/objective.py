@@ -89,11 +89,9 @@ class ObjectiveContract(WithTeacher):
     stationary: ClassVar[bool | Literal["limit"]] = "limit"
 
     def test_builds_from_its_configuration(self) -> None:
-        """``from_config`` makes an objective from validated options, beside a teacher."""
         self.objective()
 
     def test_declares_what_it_needs(self) -> None:
-        """``requires`` is a class of student, ``start_times`` one of ``StartTimes``."""
         objective = self.objective()
         needed, start = objective.requires, objective.start_times
         good = isinstance(needed, type) and issubclass(needed, Student)
@@ -102,11 +100,9 @@ class ObjectiveContract(WithTeacher):
         self.expect(good, "start_times: one of freeflow_core.interfaces.StartTimes", repr(start))
 
     def test_finds_a_student_to_train(self) -> None:
-        """A run can be set up: with a student of the class it requires, and data only when it needs some."""
         self.scene()
 
     def test_roles_are_networks_of_their_own(self) -> None:
-        """Each is a ``Role`` whose network shares no weight with the student, the teacher or another role."""
         components = self.scene().components
         roles = components.objective.roles(components.student, components.teacher)
         owners: dict[int, str] = {}
@@ -123,7 +119,6 @@ class ObjectiveContract(WithTeacher):
                 self.expect(own, f"a role {name!r} with weights of its own", came, "Give it copy.deepcopy(student).")
 
     def test_losses_are_one_number_a_sample(self) -> None:
-        """Each role's ``per_sample`` is (n,), finite, with gradient; ``terms`` are detached scalars."""
         scene = self.scene()
         losses = scene.losses()
         check_losses(self.component, losses, scene.state, ROWS)
@@ -136,7 +131,6 @@ class ObjectiveContract(WithTeacher):
                 self.expect(good, f"the term {name!r} of {role!r} as a detached 0-d tensor", came, advice)
 
     def test_losses_depend_on_their_draws_alone(self) -> None:
-        """Asked twice for the same rows, it gives the same losses; torch's global generator is not used."""
         scene = self.scene()
         micro = scene.trainer.peek()
 
@@ -146,7 +140,6 @@ class ObjectiveContract(WithTeacher):
         self.expect_repeatable(losses, "losses() of one batch")
 
     def test_every_trainable_role_gets_its_loss(self) -> None:
-        """Within 8 steps, and no other role does."""
         scene = self.scene().train(_MOST_STEPS)
         idle = [name for name, role in scene.state.roles.items() if role.optimizer is not None and not role.updates]
         expected = f"a loss for every trainable role within {_MOST_STEPS} steps"
@@ -154,7 +147,6 @@ class ObjectiveContract(WithTeacher):
         self.expect(not idle, expected, f"none for {', '.join(idle)}", advice)
 
     def test_gradients_reach_their_own_role_alone(self) -> None:
-        """A role's loss gives its own weights a finite gradient, and no other network, frozen ones included, any."""
         scene = self.scene()
         for role, loss in scene.losses().items():
             loss.per_sample.mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
@@ -171,7 +163,6 @@ class ObjectiveContract(WithTeacher):
                 network.zero_grad(set_to_none=True)
 
     def test_nothing_else_trains(self) -> None:
-        """After three steps the teacher and roles that are frozen and follow none are bit for bit as before."""
         scene = self.scene()
         objective, roles = scene.components.objective, scene.state.roles
         changes = objective.transitions(scene.trainer.progress) if isinstance(objective, ObjectiveInRounds) else ()
@@ -186,7 +177,6 @@ class ObjectiveContract(WithTeacher):
         self.expect(moved, "a student that learns", "the same weights after three steps")
 
     def test_means_are_the_same_however_the_batch_is_split(self) -> None:
-        """One micro-batch of 16 rows and two of 8 give the same loss and gradient, in float64."""
         found = []
         for accumulation in (1, 2):
             metrics = self.scene(accumulation=accumulation, precision="float64").train(1).trainer.read_metrics()
@@ -199,7 +189,6 @@ class ObjectiveContract(WithTeacher):
             self.expect(error < 1e-6, f"{name} = {value:.6g} however the batch is split", came, advice)
 
     def test_resumes_bit_for_bit(self) -> None:
-        """5 steps, a checkpoint, and 5 more from it, are 10 steps: weights, averages, moments, its own state."""
         through, first, again = self.scene().train(10), self.scene().train(5), self.scene()
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = Checkpoints(Path(folder), 1)
@@ -213,7 +202,6 @@ class ObjectiveContract(WithTeacher):
             self.expect(same(tensors, found[name]), what, "other numbers", advice)
 
     def test_runs_in_bf16(self) -> None:
-        """A step under autocast is finite, or refused by a ``ConfigError``."""
         try:
             scene = self.scene(precision="bf16").train(1)
         except ConfigError:
@@ -221,13 +209,11 @@ class ObjectiveContract(WithTeacher):
         scene.trainer.read_metrics()
 
     def test_runs_on_cuda(self) -> None:
-        """A step on the GPU, where there is one."""
         if not torch.cuda.is_available():
             self.skip("there is no CUDA device here")
         self.scene(device="cuda").train(1).trainer.read_metrics()
 
     def test_the_exact_map_is_a_stationary_point(self) -> None:
-        """At the exact flow map of a Gaussian the student's gradient vanishes as far as ``stationary`` says."""
         if self.stationary is False:
             self.skip("the contract says that it promises none (stationary = False)")
         at_solution, away = self._gradients(0.0), self._gradients(0.1)

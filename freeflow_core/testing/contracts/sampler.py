@@ -34,13 +34,11 @@ class SamplerContract(ComponentContract):
     exact_error: ClassVar[float] = 0.05
 
     def test_is_one_of_three_kinds(self) -> None:
-        """It integrates a teacher, jumps with a student, or both."""
         sampler: Sampler[Any] = self.build()
         names = ", ".join(kind.__name__ for kind in _KINDS)
         self.expect(isinstance(sampler, _KINDS), f"a subclass of {names}", f"a {type(sampler).__name__}")
 
     def test_default_grid_falls_from_noise_to_data(self) -> None:
-        """None, or (num_steps + 1,) float64 times on the host, strictly falling from 1 to 0."""
         sampler: Sampler[Any] = self.build()
         for steps in (1, 4):
             grid = sampler.default_grid(steps)
@@ -52,7 +50,6 @@ class SamplerContract(ComponentContract):
             self.expect(falls, "times that fall from 1 (noise) to 0 (data)", str(grid.tolist()))
 
     def test_samples_have_the_shape_and_dtype_of_the_noise(self) -> None:
-        """``Samples.x`` is (N, *D), in float32 as in float64, and the noise is not written to."""
         for dtype in (torch.float32, torch.float64):
             z = _noise(dtype)
             with self.expect_untouched(z):
@@ -63,20 +60,17 @@ class SamplerContract(ComponentContract):
             self.expect(not samples.x.requires_grad, "samples without gradient", came)
 
     def test_same_noise_same_samples(self) -> None:
-        """Randomness comes from ``draws`` alone."""
         z = _noise()
         advice = "Take fresh noise from draws.noise('name', shape)."
         self.expect_repeatable(lambda: self.run_on(z).x, "sample()", advice)
 
     def test_rows_do_not_depend_on_each_other(self) -> None:
-        """A sample is the same whatever stands beside it, to 0.1 % where step sizes are shared."""
         z = _noise(torch.float64)
         rows = torch.tensor([5, 2])
         alone = self.run_on(z[rows], rows=rows).x
         self.expect_close(alone, self.run_on(z).x[rows], 1e-3, "samples that do not depend on their batch")
 
     def test_counts_its_evaluations(self) -> None:
-        """``num_evaluations`` is the network rows asked for, per sample."""
         for weight in (1.0, 2.0):
             asked: list[int] = []
             told = self.run_on(_noise(), weight=weight, asked=asked).num_evaluations
@@ -85,7 +79,6 @@ class SamplerContract(ComponentContract):
             self.expect(abs(told - real) < 1e-9, expected, f"{told:g}", advice)
 
     def test_reports_its_steps_in_order(self) -> None:
-        """``on_step(i, time, x)`` counts from 0, with the grid's own times."""
         calls: list[tuple[int, float, tuple[int, ...]]] = []
         z, grid = _noise(), self.grid()
         self.run_on(z, on_step=lambda i, time, x: calls.append((i, float(time), tuple(x.shape))))
@@ -96,12 +89,10 @@ class SamplerContract(ComponentContract):
         self.expect(all(call[2] == z.shape for call in calls), f"states {tuple(z.shape)}", str(calls[0][2]))
 
     def test_a_rising_grid_is_refused(self) -> None:
-        """Time runs from noise to data: a grid the other way round is a ``ConfigError``."""
         rising, advice = self.grid().flip(0), "Check the grid before the first step."
         self.expect_refused(lambda: self.run_on(_noise(), grid=rising), "a grid that rises from 0 to 1", advice)
 
     def test_reaches_the_data(self) -> None:
-        """On the exact field or map of a Gaussian it ends where the exact flow does."""
         sampler: Sampler[Any] = self.build()
         steps = 64 if isinstance(sampler, VelocitySampler | HybridSampler) else self.steps()
         z = _noise(torch.float64)
@@ -116,7 +107,6 @@ class SamplerContract(ComponentContract):
         self.expect(error < self.exact_error, f"the end of the exact flow, to {self.exact_error:.0%}", came, advice)
 
     def test_students_that_cannot_are_refused(self) -> None:
-        """A student trained from the prior alone has no few-step mode: more than one jump is a ``ConfigError``."""
         if not isinstance(self.build(), FlowMapSampler):
             self.skip("it does not chain jumps of a student")
         ask = partial(self.run_on, _noise(), grid=uniform_grid(4), start_times=StartTimes.PRIOR)

@@ -23,7 +23,6 @@ class SourceContract(ComponentContract):
     kind: ClassVar[str] = "source"
 
     def test_batches_are_what_it_says(self) -> None:
-        """``batch_size`` rows of uint8 images or, where ``encoded_by`` says so, float states; nothing for a prior."""
         source: Source = self.build()
         for batch in itertools.islice(source.batches(0, _SIZE, 0, 1), 3):
             self.expect(isinstance(batch, Batch), "a freeflow_core.types.Batch", describe(batch))
@@ -45,7 +44,6 @@ class SourceContract(ComponentContract):
                 self.expect_tensor(x, (_SIZE, *source.image_shape), "states of image_shape,")
 
     def test_labels_are_in_range(self) -> None:
-        """int64 from 0 to ``num_classes - 1``; None where there are no classes."""
         source: Source = self.build()
         if not source.has_data:
             self.skip("it has no data")
@@ -57,7 +55,6 @@ class SourceContract(ComponentContract):
         self.expect_labels(condition, source.num_classes, 8 * _SIZE, "8 batches")
 
     def test_goes_on_where_it_was(self) -> None:
-        """``batches(start)`` yields what ``batches(0)`` yields from image ``start`` on: a restart changes nothing."""
         source: Source = self.build()
         through, labels = self.first(source, 6)
         for skipped in (1, 3):
@@ -67,7 +64,6 @@ class SourceContract(ComponentContract):
             self.expect(same, expected, "other images", "Make image i a function of the seed and i alone.")
 
     def test_two_processes_share_the_rows(self) -> None:
-        """Blocks of rank 0 and rank 1 in turn are the blocks of one process: each row goes to one of them."""
         source: Source = self.build()
         whole, labels = self.first(source, 4)
         iterators = [source.batches(0, _SIZE, rank, 2) for rank in (0, 1)]
@@ -78,12 +74,10 @@ class SourceContract(ComponentContract):
         self.expect(same, "block k of rank r of 2 to be block 2 k + r of a single process", "other images", advice)
 
     def test_built_again_it_is_the_same(self) -> None:
-        """Same options, same images in the same order; torch's global generator is not used."""
         advice = "Draw the order from a generator of its own, seeded by an option."
         self.expect_repeatable(lambda: self.first(self.build(), 3), "a source of the same options", advice)
 
     def test_held_out_images_are_apart(self) -> None:
-        """uint8 images with their labels, like the training images in shape, and none of them among these."""
         source: Source = self.build()
         held = source.held_out()
         if held is None:

@@ -46,11 +46,9 @@ class StudentContract(NetworkContract, WithTeacher):
         return network.flow_map(*arguments)
 
     def test_builds_from_its_configuration(self) -> None:
-        """Beside a teacher whose states it takes."""
         self.network()
 
     def test_jump_has_the_shape_of_the_states(self) -> None:
-        """(N, *D) for N = 6 and N = 1, with guidance weights and without."""
         student = self.network()
         for rows in (ROWS, 1):
             x, t, s, condition, guidance = self.arguments(student, rows=rows)
@@ -59,20 +57,17 @@ class StudentContract(NetworkContract, WithTeacher):
                 self.expect_tensor(student.flow_map(x, t, s, condition, weight), x.shape, f"x_s (guidance {given})")
 
     def test_forward_is_deterministic(self) -> None:
-        """In evaluation mode: same input, same output, bit for bit, without torch's global generator."""
         student = self.network().eval()
         arguments = self.arguments(student)
         self.expect_repeatable(lambda: student(*arguments), "forward in evaluation mode")
 
     def test_a_jump_of_no_length_stays(self) -> None:
-        """X(x, t, t) = x."""
         student = self.network().double().eval()
         x, t, _, condition, guidance = self.arguments(student, torch.float64)
         advice = "For an average velocity, return freeflow_core.math.flow.average_velocity_jump(x_t, u, t, s)."
         self.expect_close(student.flow_map(x, t, t, condition, guidance), x, 1e-6, "X(x, t, t) = x", advice)
 
     def test_the_jump_follows_the_average_velocity(self) -> None:
-        """x_s = x_t - (t - s) u: a step towards the data subtracts the velocity."""
         student = self._average_velocity_student()
         x, t, s, condition, guidance = self.arguments(student, torch.float64)
         output = student(x, t, s, condition, guidance)
@@ -84,7 +79,6 @@ class StudentContract(NetworkContract, WithTeacher):
         self.expect(error < 1e-6, "x_s = x_t - (t - s) u, with s <= t and t = 1 the noise", came, advice)
 
     def test_only_forward_holds_gradients(self) -> None:
-        """``jump`` and ``average_velocity`` are pure functions of forward's output: wrappers see forward alone."""
         student = self.network()
         x, t, s, condition, guidance = self.arguments(student)
         output = student(x, t, s, condition, guidance).detach()
@@ -97,7 +91,6 @@ class StudentContract(NetworkContract, WithTeacher):
             self.expect(not value.requires_grad, expected, "a gradient that does not pass through forward()", advice)
 
     def test_gradients_are_finite(self) -> None:
-        """A squared error of the jump gives some weight a gradient, and none a NaN."""
         student = self.network().train()
         target = draws_of(ROWS).noise("target", tuple(student.sample_shape))
         (student.flow_map(*self.arguments(student)) - target).square().mean().backward()  # type: ignore[no-untyped-call]
@@ -108,7 +101,6 @@ class StudentContract(NetworkContract, WithTeacher):
         self.expect(moved, "a gradient of some weight", "none: forward() detaches it, or runs under no_grad")
 
     def test_time_derivatives_agree_with_differences(self) -> None:
-        """du/dt along the path and du/ds, by forward mode and by central differences in float64."""
         student = self._average_velocity_student()
         x, t, s, condition, guidance = self.arguments(student, torch.float64)
         direction = draws_of(len(x), torch.float64).noise("direction", tuple(student.sample_shape))
@@ -130,7 +122,6 @@ class StudentContract(NetworkContract, WithTeacher):
             self.expect(error < 1e-3, expected, f"a relative difference of {error:.2g}", advice)
 
     def test_says_what_it_took_from_the_teacher(self) -> None:
-        """``load_teacher`` accounts for every parameter as taken or new, and leaves the teacher as it was."""
         student, teacher = self._pair()
         if teacher is None or tuple(teacher.sample_shape) != tuple(student.sample_shape):
             self.skip("no teacher of freeflow's own has its states; name one with `teacher`")
@@ -148,7 +139,6 @@ class StudentContract(NetworkContract, WithTeacher):
         self.expect(not changed, "a teacher left as it was", f"changed {', '.join(changed[:5])}")
 
     def test_comes_back_from_its_file(self) -> None:
-        """``from_state(network_state())`` jumps bit for bit as before; what is not a tensor is plain JSON."""
         student = self.network().eval()
         state = student.network_state()
         try:
@@ -163,14 +153,12 @@ class StudentContract(NetworkContract, WithTeacher):
         self.expect(same, "the same jumps from the student that from_state rebuilds", "other jumps", advice)
 
     def test_can_be_copied(self) -> None:
-        """The engine averages a deep copy, and objectives copy it for their roles."""
         student = self.network().eval()
         inputs = self.arguments(student)
         same = torch.equal(student.flow_map(*inputs), copy.deepcopy(student).flow_map(*inputs))
         self.expect(same, "the same jumps from copy.deepcopy(student)", "other jumps")
 
     def test_recomputed_activations_change_no_gradient(self) -> None:
-        """``runtime.activation_checkpointing``, or a ``ConfigError`` that says it cannot."""
         student = self.network().train()
         again = copy.deepcopy(student)
         try:

@@ -48,7 +48,6 @@ class TeacherContract(NetworkContract):
         return network.velocity(*arguments)
 
     def test_arrives_frozen(self) -> None:
-        """The engine freezes it: no parameter wants a gradient, and none gets one back by itself."""
         teacher = self.network()
         v = teacher.velocity(*self.arguments(teacher))
         wanting = [name for name, p in teacher.named_parameters() if p.requires_grad]
@@ -58,14 +57,12 @@ class TeacherContract(NetworkContract):
         self.expect(frozen, "a velocity without gradient from a frozen teacher", came, advice)
 
     def test_velocity_has_the_shape_of_the_states(self) -> None:
-        """(N, *D) for N = 6 and N = 1."""
         teacher = self.network()
         for rows in (ROWS, 1):
             x, t, condition = self.arguments(teacher, rows=rows)
             self.expect_tensor(teacher.velocity(x, t, condition), x.shape, "a velocity")
 
     def test_velocity_is_finite_at_all_times(self) -> None:
-        """At both ends of ``time_range`` and between."""
         teacher = self.network()
         x, _, condition = self.arguments(teacher)
         low, high = teacher.time_range
@@ -74,14 +71,12 @@ class TeacherContract(NetworkContract):
             self.expect_tensor(v, x.shape, f"velocities at t = {time:g}, within the time_range that it declares,")
 
     def test_velocity_is_deterministic(self) -> None:
-        """Same input, same output, bit for bit; torch's global generator is not used."""
         teacher = self.network()
         arguments = self.arguments(teacher)
         advice = "Dropout and the like belong off: the engine calls eval()."
         self.expect_repeatable(lambda: teacher.velocity(*arguments), "velocity", advice)
 
     def test_conditions_fit(self) -> None:
-        """``sample_condition`` and ``balanced_condition`` give N rows that can be chosen from and joined."""
         teacher, draws = self.network(), draws_of(32)
         drawn = self.expect_repeatable(lambda: teacher.sample_condition(draws), "sample_condition(draws)", _LABELS)
         given = {"sample_condition": drawn, "balanced_condition": teacher.balanced_condition(torch.arange(32))}
@@ -95,7 +90,6 @@ class TeacherContract(NetworkContract):
         self.expect(labelled, expected, describe(drawn), _LABELS)
 
     def test_labels_are_in_range(self) -> None:
-        """0 to ``num_classes - 1``, and all of them in turn from ``balanced_condition``."""
         teacher = self.network()
         if teacher.num_classes is None:
             self.skip("it has no classes")
@@ -113,7 +107,6 @@ class TeacherContract(NetworkContract):
         self.expect(even, "every class equally often from balanced_condition", f"counts {counts.tolist()[:20]}")
 
     def test_the_condition_matters(self) -> None:
-        """A teacher with classes has another velocity for another class."""
         teacher = self.network()
         if teacher.num_classes is None or teacher.num_classes < 2 or not self.trained:
             self.skip("it has no classes to tell apart" if self.trained else "its weights are random")
@@ -125,7 +118,6 @@ class TeacherContract(NetworkContract):
         self.expect(not same, "velocities that depend on the class", "the same velocity for every class")
 
     def test_guidance_at_weight_one_is_the_plain_velocity(self) -> None:
-        """And rows of weight 1 cost no unconditional pass."""
         teacher = self.network()
         x, t, condition = self.arguments(teacher)
         plain, rows = teacher.velocity(x, t, condition), list[int]()
@@ -171,7 +163,6 @@ class TeacherContract(NetworkContract):
         self.expect(sum(rows) <= most, once, f"{sum(rows)} rows")
 
     def test_time_and_sign_run_from_data_to_noise(self) -> None:
-        """The field is the velocity of its own path, with t = 0 data and t = 1 noise (see ``math.calibration``)."""
         if not self.trained:
             self.skip("its weights are random, so it has no direction of time")
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,7 +182,6 @@ class TeacherContract(NetworkContract):
         self.expect(not found.is_wrong, expected, came, _CONVENTION)
 
     def test_forward_mode_agrees_with_differences(self) -> None:
-        """The derivative along a trajectory, dv/dt + (v . grad) v, exactly and by central differences in float64."""
         teacher = self.network().double()
         x, t, condition = self.arguments(teacher, torch.float64)
         t = t.clamp(0.1, 0.9)

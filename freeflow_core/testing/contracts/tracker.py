@@ -26,7 +26,6 @@ class TrackerContract(ComponentContract):
     kind: ClassVar[str] = "tracker"
 
     def test_a_whole_run(self) -> None:
-        """Metrics, a picture, a file and the end arrive, without an error."""
         with _journal() as journal:
             journal.add_metrics(64, {"student/loss": 0.5})
             Image.new("RGB", (8, 8)).save(journal.folder / "grid.png")
@@ -40,7 +39,6 @@ class TrackerContract(ComponentContract):
             self.expect(replay.is_complete(), "nothing left to send", "something left")
 
     def test_options_are_plain_json(self) -> None:
-        """``options`` and ``open``'s notes are kept in the run folder."""
         with _journal() as journal:
             replay = self.replay(journal)
             try:
@@ -52,7 +50,6 @@ class TrackerContract(ComponentContract):
         self.expect(same, "options that JSON gives back as they were", describe(options))
 
     def test_goes_on_after_a_restart(self) -> None:
-        """A new tracker is sent what is new, and goes on where the old one was."""
         with _journal() as journal:
             for images in (64, 128):
                 journal.add_metrics(images, {"student/loss": 1.0})
@@ -61,7 +58,6 @@ class TrackerContract(ComponentContract):
                 self.expect(replay.sent.metrics == 1, "1 new value", f"{replay.sent.metrics}")
 
     def test_nothing_is_doubled_by_a_kill(self) -> None:
-        """A process that was killed before it noted that a request arrived: sent again, it is not new."""
         with _journal() as journal:
             replay = self.replay(journal)
             replay.send()
@@ -75,7 +71,6 @@ class TrackerContract(ComponentContract):
             self.expect(again.sent.metrics == 0, "no new value", f"{again.sent.metrics}")
 
     def test_odd_values_stop_no_run(self) -> None:
-        """Odd names, NaN and infinity, grey pictures, a missing file raise nothing."""
         with _journal() as journal:
             journal.add_metrics(1, _ODD)
             journal.add_metrics(2, {"nan": float("nan"), "infinite": float("inf")})
