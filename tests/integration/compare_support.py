@@ -3,25 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from run_helpers import TINY
+
 from freeflow_core.config.compare import CompareConfig, load_compare_config
 from freeflow_core.plugin import Manager, Registry, hookimpl
 
-BASE: dict[str, Any] = {
-    "teacher": {"name": "gaussian-mixture", "layout": "ring"},
-    "student": {"name": "mlp", "width": 16, "depth": 1},
-    "objective": {"name": "freeflow", "weight_power": 0.5},
+BASE = TINY | {
     "codec": "states",
-    "training": {"images": 160, "batch_size": 16, "optimizer": {"learning_rate": 1e-3}},
-    "logging": {"every_images": 32},
     "evaluation": {
-        "num_samples": 32,
-        "batch_size": 32,
-        "reference_steps": 4,
-        "jump_steps": 1,
+        "num_samples": 32, "batch_size": 32, "reference_steps": 4, "jump_steps": 1,
         "evaluators": ["energy-distance", "fidelity"],
     },
-    "runtime": {"device": "cpu", "threads": 1},
-}
+}  # fmt: skip
 
 DATA_BASED = {"shortcut", "eulerian", "pi-flow"}
 
@@ -109,16 +102,13 @@ class Watcher:
 
     @hookimpl
     def freeflow_run_started(self, run: Any) -> None:
-        """Noted."""
         self.started.append(run.name)
 
     @hookimpl
     def freeflow_evaluation_advanced(self, run: Any, row: str, done: int, total: int) -> None:
-        """Noted once a row."""
         if done == total:
             self.scored.append((run.name, row))
 
     @hookimpl
     def freeflow_run_finished(self, run: Any, status: str) -> None:
-        """Noted."""
         self.finished.append((run.name, status))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from run_helpers import TINY_SIT
 from test_processes import launch, weights
 
 from freeflow_core import api
@@ -14,10 +15,7 @@ def test_two_processes_that_recompute_equal_one_that_does_not(manager, tmp_path)
         "distill",
         overrides={
             "name": "recompute",
-            "teacher": {
-                "name": "sit", "initialise": "random", "depth": 2, "width": 32, "num_heads": 2, "patch_size": 8,
-                "num_classes": 10,
-            },
+            "teacher": TINY_SIT | {"depth": 2},
             "student": "transformer",
             "objective": {"name": "freeflow", "derivative": "forward-mode", "guidance_max": 2.0},
             "codec": "states",
@@ -27,7 +25,7 @@ def test_two_processes_that_recompute_equal_one_that_does_not(manager, tmp_path)
             "runtime": {"device": "cpu", "threads": 1, "precision": "float64"},
         },
         manager=manager,
-    )  # fmt: skip
+    )
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     one = api.distill(config, output=tmp_path / "one", manager=manager).folder
     launch(tmp_path / "run.yaml", tmp_path / "two", "--set", "runtime.activation_checkpointing=true")

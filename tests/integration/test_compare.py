@@ -32,6 +32,12 @@ def watched(tmp_path):
     return manager, watcher
 
 
+def troubled(manager, *objectives, once, action="raise"):
+    """A comparison of one seed in which ``troubled`` breaks down unless the file ``once`` says that it did."""
+    options = {"only_once": str(once), "action": action}
+    return comparison(manager, *objectives, seeds=1, settings_for={"troubled": {"objective": options}})
+
+
 def status_of(run: Path) -> str:
     return json.loads((run / "run.json").read_text())["status"]
 
@@ -134,13 +140,7 @@ def test_a_dry_run_measures_and_writes_nothing(watched, folder):
 
 def test_a_failing_run_is_recorded_and_the_others_go_on(watched, folder, tmp_path):
     manager, watcher = watched
-    config = comparison(
-        manager,
-        "troubled",
-        "freeflow",
-        seeds=1,
-        settings_for={"troubled": {"objective": {"only_once": str(tmp_path / "done")}}},
-    )
+    config = troubled(manager, "troubled", "freeflow", once=tmp_path / "done")
     result = api.compare(config, output=folder, manager=manager)
     assert result.status == "failed"
     assert result.failed == {"troubled-seed0": "RuntimeError: something broke."}
@@ -176,8 +176,7 @@ def test_ctrl_c_or_a_kill_stops_and_the_same_command_ends_with_the_same_weights(
     manager, watcher = watched
 
     def config(action):
-        options = {"only_once": str(tmp_path / f"done-{action}"), "action": action, "at_image": 32}
-        return comparison(manager, "freeflow", "troubled", seeds=1, settings_for={"troubled": {"objective": options}})
+        return troubled(manager, "freeflow", "troubled", once=tmp_path / f"done-{action}", action=action)
 
     with pytest.raises(Interrupted, match=r"1 of 2 runs are finished.*same command goes on"):
         api.compare(config("interrupt"), output=folder, manager=manager)
@@ -197,9 +196,8 @@ def test_ctrl_c_or_a_kill_stops_and_the_same_command_ends_with_the_same_weights(
 
 def test_a_full_disk_ends_the_comparison_and_keeps_what_was_finished(watched, folder, tmp_path):
     manager, watcher = watched
-    options = {"action": "fill-disk", "only_once": str(tmp_path / "done")}
     objectives = ("freeflow", "troubled", "freeflow-prediction")
-    config = comparison(manager, *objectives, seeds=1, settings_for={"troubled": {"objective": options}})
+    config = troubled(manager, *objectives, once=tmp_path / "done", action="fill-disk")
     with pytest.raises(FreeflowError, match="The disk is full"):
         api.compare(config, output=folder, manager=manager)
     assert watcher.started == ["gaussian-mixture", "freeflow-seed0", "troubled-seed0"], "the other would fail as well"
@@ -240,14 +238,9 @@ def test_students_and_sources_follow_the_objective(manager):
             ("shortcut", "freeflow"),
             {"settings_for": {"freeflow": {"source": {"seed": 1}}}},
             (),
-            r"'freeflow' is data-free.*never see",
+            "'freeflow' is data-free",
         ),
-        (
-            ("freeflow", "shortcut"),
-            {"sweep": "source.seed=1,2"},
-            ("source=digits", "student=transformer"),
-            ".",
-        ),
+        (("freeflow", "shortcut"), {"sweep": "source.seed=1,2"}, ("source=digits", "student=transformer"), "."),
         (("shortcut",), {"budget": "forwards=10"}, (), "does not buy one step of shortcut"),
     ],
 )
@@ -255,10 +248,9 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
     watched, folder, objectives, section, assignments, message
 ):
     manager, watcher = watched
+    config = comparison(manager, *objectives, assignments=assignments, **section)
     with pytest.raises(ConfigError, match=message):
-        api.compare(
-            comparison(manager, *objectives, assignments=assignments, **section), output=folder, manager=manager
-        )
+        api.compare(config, output=folder, manager=manager)
     assert watcher.started == []
     assert not folder.exists()
 
@@ -294,10 +286,7 @@ def test_one_process_at_a_time(watched, folder, monkeypatch):
 
     manager, _ = watched
     folder.mkdir(parents=True)
-    with (
-        FileLock(folder / ".lock"),
-        pytest.raises(FreeflowError, match="Another process is at work"),
-    ):
+    with FileLock(folder / ".lock"), pytest.raises(FreeflowError, match="Another process is at work"):
         api.compare(comparison(manager, "freeflow"), output=folder, manager=manager)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="single process"):
@@ -306,8 +295,7 @@ def test_one_process_at_a_time(watched, folder, monkeypatch):
 
 def test_a_run_of_a_comparison_is_resumed_by_itself_too(watched, folder, tmp_path):
     manager, watcher = watched
-    options = {"only_once": str(tmp_path / "done"), "action": "interrupt"}
-    config = comparison(manager, "troubled", seeds=1, settings_for={"troubled": {"objective": options}})
+    config = troubled(manager, "troubled", once=tmp_path / "done", action="interrupt")
     with pytest.raises(Interrupted):
         api.compare(config, output=folder, manager=manager)
     run = folder / "troubled-seed0"

@@ -3,10 +3,7 @@
 import json
 
 import pytest
-from freeflow_cli.main import build_app
-from typer.testing import CliRunner
-
-from freeflow_core.plugin import Manager
+from run_helpers import freeflow, sets
 
 SMALL = (
     "training.images=256",
@@ -19,21 +16,11 @@ SMALL = (
 )
 
 
-def freeflow(*arguments: str):
-    return CliRunner().invoke(build_app(Manager.load()), [str(a) for a in arguments])
-
-
-def small(*extra: str) -> list[str]:
-    return [part for text in (*SMALL, *extra) for part in ("--set", text)]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "run"
     with pytest.warns(UserWarning, match="unreliable"):
-        result = freeflow("distill", "--output", folder, *small("evaluation.num_samples=40"))
-    assert result.exit_code == 0, result.output
-    return folder, result.output
+        return folder, freeflow("distill", "--output", folder, *sets(*SMALL, "evaluation.num_samples=40")).output
 
 
 def test_it_says_what_it_did(run):
@@ -62,14 +49,12 @@ def test_the_student_can_be_sampled_by_index_and_evaluated(run, tmp_path):
     folder, _ = run
     for name, size in (("a", "7"), ("b", "20")):
         options = ("--num", 20, "--batch-size", size, "--format", "npz")
-        result = freeflow("sample", "--run", folder, *options, "--output", tmp_path / name)
-        assert result.exit_code == 0, result.output
+        freeflow("sample", "--run", folder, *options, "--output", tmp_path / name)
     first, second = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("a", "b"))
     assert first.shape == (20, 8, 8, 1)
     assert first.dtype == np.uint8
     assert np.abs(first.astype(int) - second).max() <= 1
-    result = freeflow("evaluate", "--run", folder, "--output", tmp_path / "scores")
-    assert result.exit_code == 0, result.output
+    freeflow("evaluate", "--run", folder, "--output", tmp_path / "scores")
     again = json.loads((tmp_path / "scores" / "scores.json").read_text())
     kept = json.loads((folder / "scores.json").read_text())
     for name in ("fd_data", "fd_teacher", "accuracy", "spread", "fidelity_mse"):
@@ -78,25 +63,17 @@ def test_the_student_can_be_sampled_by_index_and_evaluated(run, tmp_path):
 
 def test_a_jump_and_then_the_teacher(run, tmp_path):
     options = ("--sampler", "student-then-teacher", "--steps", 2, "--num", 10)
-    result = freeflow("sample", "--run", run[0], *options, "--output", tmp_path / "x")
-    assert result.exit_code == 0, result.output
-    assert "5 network evaluations" in result.output
+    assert "5 network evaluations" in freeflow("sample", "--run", run[0], *options, "--output", tmp_path / "x").output
 
 
 def test_pretrain_writes_a_teacher_that_distils(tmp_path):
-    result = freeflow(
-        "pretrain",
-        "--output",
-        tmp_path / "teacher",
-        *small("samples.every_images=null", "evaluation.num_samples=30"),
-    )
-    assert result.exit_code == 0, result.output
+    small = sets(*SMALL, "samples.every_images=null", "evaluation.num_samples=30")
+    freeflow("pretrain", "--output", tmp_path / "teacher", *small)
     scores = json.loads((tmp_path / "teacher" / "scores.json").read_text())
     assert set(scores) == {"data", "teacher", "teacher_1_step"}
     checkpoint = f"teacher.checkpoint={tmp_path / 'teacher' / 'student.safetensors'}"
-    options = small(checkpoint, "evaluation.enabled=false")
+    options = sets(*SMALL, checkpoint, "evaluation.enabled=false")
     result = freeflow("distill", "--teacher", "sit", "--output", tmp_path / "student", *options)
-    assert result.exit_code == 0, result.output
     assert "42 tensors taken" in result.output
 
 
@@ -105,8 +82,8 @@ def test_bad_teacher_checkpoints_are_one_paragraph(run, tmp_path, damage):
     path = tmp_path / "teacher.safetensors"
     if damage == "truncated":
         path.write_bytes((run[0] / "student.safetensors").read_bytes()[:1000])
-    result = freeflow("distill", "--teacher", "sit", "--output", tmp_path / "run", *small(f"teacher.checkpoint={path}"))
-    assert result.exit_code in (1, 2)
+    options = ("--teacher", "sit", "--output", tmp_path / "run", *sets(*SMALL, f"teacher.checkpoint={path}"))
+    result = freeflow("distill", *options, exit_code=1)
     assert "Error:" in result.output
     assert "Traceback" not in result.output
     assert len(result.output.strip().split("\n\n")) == 1
@@ -117,8 +94,7 @@ def test_bad_teacher_checkpoints_are_one_paragraph(run, tmp_path, damage):
 @pytest.mark.timeout(1800)
 def test_the_default_run_reaches_what_the_readme_says(tmp_path):
     """The README's claims, measured."""
-    result = freeflow("distill", "--output", tmp_path / "run", "--set", "trackers=[]")
-    assert result.exit_code == 0, result.output
+    freeflow("distill", "--output", tmp_path / "run", "--set", "trackers=[]")
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     floor, teacher, student = scores["data"], scores["teacher"], scores["student"]
     assert teacher["fd_data"] <= 3 * floor["fd_data"]

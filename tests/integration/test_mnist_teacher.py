@@ -6,19 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from freeflow_cli.main import build_app
 from freeflow_metrics.features import SmallFeatures
 from freeflow_transformers.config import MNISTTeacherConfig
-from typer.testing import CliRunner
+from run_helpers import freeflow, sets
 
 from freeflow_core.network_file import load_network
-from freeflow_core.plugin import Manager
-
-
-def freeflow(*arguments: object) -> str:
-    result = CliRunner().invoke(build_app(Manager.load()), [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_the_asset_is_small_and_stored_as_float16():
@@ -50,10 +42,7 @@ def test_it_is_distilled_and_scored_without_the_data_set(tmp_path):
         *("training.images=128", "logging.every_images=64", "evaluation.num_samples=40", "evaluation.batch_size=40"),
         *("evaluation.reference_steps=4", "runtime.threads=1", "trackers=[]", "samples.per_class=1"),
     )
-    freeflow(
-        *("distill", "--teacher", "mnist", "--output", tmp_path / "run"),
-        *(part for text in settings for part in ("--set", text)),
-    )
+    freeflow("distill", "--teacher", "mnist", "--output", tmp_path / "run", *sets(*settings))
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert set(scores) == {"teacher", "teacher_1_step", "student", "student_jump"}
     assert scores["teacher"]["accuracy"] >= 0.75  # four steps, unguided

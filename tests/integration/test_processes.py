@@ -1,12 +1,10 @@
 """Two processes train as one does, to rounding; and a run may change their number when it goes on."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from run_helpers import finish, processes
 
 from freeflow_core import api
 from freeflow_core.config import to_yaml
@@ -31,26 +29,8 @@ def launch(config: Path, output: Path, *extra: str) -> None:
     """``torchrun`` with two processes on the CPU, which note the threads that they leave to the end."""
     script = config.with_name("watched.py")
     script.write_text(WATCHED, "utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-        "distill",
-        "--config",
-        str(config),
-        "--output",
-        str(output),
-        *extra,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    assert (output / "run.json").is_file(), done.stderr[-3000:]
-    assert json.loads((output / "run.json").read_text())["status"] in ("finished", "stopped"), done.stderr[-3000:]
-    assert done.returncode == 0, done.stderr[-3000:]
+    finish(processes(2, script, "distill", "--config", config, "--output", output, *extra))
+    assert json.loads((output / "run.json").read_text())["status"] in ("finished", "stopped")
     for rank in range(2):  # a thread of gloo's that is left to the C++ teardown aborts the process now and then
         assert "gloo" not in script.with_name(f"threads-{rank}").read_text("utf-8")
 

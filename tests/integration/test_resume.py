@@ -9,6 +9,7 @@ import torch
 from freeflow_core import api
 from freeflow_core.errors import CheckpointError, ConfigError, Interrupted
 from freeflow_core.network_file import load_tensors
+from freeflow_core.plugin import Manager, hookimpl
 
 
 def checkpoint(folder):
@@ -25,15 +26,11 @@ def assert_identical(first, second):
             assert torch.equal(a[name][key], b[name][key]), f"{name} {key}"
 
 
-@pytest.mark.parametrize("objective", ["freeflow", "freeflow-prediction"])
-def test_resume_is_bit_identical(tiny, tmp_path, manager, objective):
-    config = tiny(f"objective={objective}")
-    whole = api.distill(config, output=tmp_path / "whole", manager=manager)
-    stopped = api.distill(
-        tiny(f"objective={objective}", "training.stop_at_images=80"), output=tmp_path / "parts", manager=manager
-    )
+def test_resume_is_bit_identical(tiny, tmp_path, manager):
+    whole = api.distill(tiny(), output=tmp_path / "whole", manager=manager)
+    stopped = api.distill(tiny("training.stop_at_images=80"), output=tmp_path / "parts", manager=manager)
     assert stopped.status == "stopped"
-    resumed = api.distill(config, output=tmp_path / "parts", resume=True, manager=manager)
+    resumed = api.distill(tiny(), output=tmp_path / "parts", resume=True, manager=manager)
     assert (whole.status, resumed.status) == ("finished", "finished")
     assert_identical(whole.folder, resumed.folder)
     lines = [json.loads(line)["images"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
@@ -85,16 +82,12 @@ def test_an_interrupt_saves_and_the_rest_is_identical(tiny, tmp_path, manager):
     class Interrupts:
         """Presses Ctrl-C once, in the middle."""
 
-        from freeflow_core.plugin import hookimpl
-
         @hookimpl
         def freeflow_step_finished(self, run, progress, metrics):
             if progress.images == 64 and not run.resumed:
                 signal.raise_signal(signal.SIGINT)
 
     whole = api.distill(tiny(), output=tmp_path / "whole", manager=manager)
-    from freeflow_core.plugin import Manager
-
     watched = Manager.load()
     watched.register(Interrupts(), "interrupts")
     with pytest.raises(Interrupted, match="--resume"):
@@ -129,10 +122,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tiny, output, manager, monke
         api.distill(tiny("checkpointing.every_images=48"), output=output, manager=manager)
     assert [p.name for p in sorted((output / "checkpoints").iterdir())] == ["images-000000000048"]
     monkeypatch.undo()
-    assert (
-        api.distill(tiny("checkpointing.every_images=48"), output=output, resume=True, manager=manager).status
-        == "finished"
-    )
+    again = api.distill(tiny("checkpointing.every_images=48"), output=output, resume=True, manager=manager)
+    assert again.status == "finished"
 
 
 def test_old_checkpoints_are_removed(tiny, output, manager):
