@@ -3,8 +3,7 @@
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.interfaces.build_context import BuildContext
 from freeflow_core.interfaces.codec import Codec
-from freeflow_core.interfaces.convertible import ConvertibleTeacher
-from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator
+from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator, Verifier
 from freeflow_core.interfaces.objective import (
     Context,
     Model,
@@ -18,9 +17,8 @@ from freeflow_core.interfaces.objective import (
 from freeflow_core.interfaces.sampler import FlowMapSampler, HybridSampler, Sampler, VelocitySampler
 from freeflow_core.interfaces.source import Source, block_starts
 from freeflow_core.interfaces.student import AverageVelocityStudent, Policy, PolicyStudent, StartTimes, Student
-from freeflow_core.interfaces.teacher import Teacher
+from freeflow_core.interfaces.teacher import ConvertibleTeacher, Teacher
 from freeflow_core.interfaces.tracker import Tracker
-from freeflow_core.interfaces.verifier import Verifier
 
 __all__ = [
     "AverageVelocityStudent",

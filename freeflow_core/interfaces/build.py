@@ -13,10 +13,9 @@ class Buildable(ABC):  # noqa: B024 (the abstract methods are its subclasses')
     def from_config(cls, config: Any, context: Any) -> Self:
         """Build from validated options, an instance of the component's configuration class.
 
-        The default is ``cls(config)``. A component that needs more of its surroundings overrides this, and declares
-        ``config`` as its own configuration class and ``context`` as the
-        :class:`freeflow_core.interfaces.BuildContext` that it is. Raises ``ConfigError`` for options that do not fit
-        the context.
+        A component that needs more than ``config`` overrides this, and declares ``config`` as its own configuration
+        class and ``context`` as :class:`freeflow_core.interfaces.BuildContext`. Raises ``ConfigError`` for options
+        that do not fit the context.
         """
         make: Any = cls
         built: Self = make(config)

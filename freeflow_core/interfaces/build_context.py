@@ -1,4 +1,4 @@
-"""What a component may know of its surroundings when it is built."""
+"""The surroundings in which a component is built."""
 
 from __future__ import annotations
 
@@ -47,14 +47,8 @@ class BuildContext:
         """Call before running code that a configuration names, and before importing or reading any of it.
 
         A configuration may be somebody else's, the one stored with their weights included, so the permission belongs
-        to the session: ``--trust`` on the command line, ``Manager.load(trust=True)`` in Python.
-
-        Args:
-            what: asks for it, e.g. ``"The teacher 'callable'"``.
-            action: what would happen, e.g. ``"import my_module and call its function"``.
-
-        Raises:
-            ConfigError: the user has not allowed it.
+        to the session. ``what`` asks for it, e.g. ``"The teacher 'callable'"``; ``action`` is what would happen, e.g.
+        ``"import my_module and call its function"``. Raises ``ConfigError`` where the user has not allowed it.
         """
         if not self.trusted:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Scores of streamed samples."""
+"""Scores of streamed samples, and what ranks candidate samples."""
 
 from __future__ import annotations
 
@@ -90,3 +90,15 @@ class Evaluator(Buildable):
     @abstractmethod
     def compute(self) -> Mapping[str, float]:
         """The row's scores by name; a score that has no meaning for this row is left out."""
+
+
+class Verifier(Buildable):
+    """Says how good samples are, for best-of-N search. It never sees the teacher's samples of the same noise."""
+
+    @abstractmethod
+    def prepare(self, context: EvaluationContext) -> None:
+        """Load networks and reference data, once. Raises ``ConfigError`` for what is missing."""
+
+    @abstractmethod
+    def score(self, images: Tensor, condition: Condition) -> Tensor:
+        """(N,) float scores of samples as a codec decodes them (uint8 (N, C, H, W), or states); higher is better."""

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 
 import yaml
 
@@ -47,6 +47,7 @@ class File:
 
 
 Artifact: TypeAlias = Picture | File
+ArtifactT = TypeVar("ArtifactT", Picture, File)
 Record: TypeAlias = Metrics | Artifact
 
 
@@ -87,8 +88,8 @@ class Journal:
 
     def run(self) -> RunInfo:
         """The run as its trackers know it. Raises :class:`ConfigError` when the folder holds none."""
-        status, files = self.status(), (self.folder / "config.yaml", self.folder / "comparison.yaml")
-        file = next((file for file in files if file.is_file()), None)
+        status, names = self.status(), ("config.yaml", "comparison.yaml")
+        file = next((self.folder / name for name in names if (self.folder / name).is_file()), None)
         if file is None or not status:
             raise ConfigError(f"{self.folder} holds no run: expected config.yaml and run.json.")
         text = file.read_text("utf-8")
@@ -100,27 +101,24 @@ class Journal:
         return RunInfo(name, status.get("command", ""), self.folder, config, text, True, key, parent, tags)
 
     def add_metrics(self, images: int, values: Mapping[str, float]) -> Metrics:
-        """Raises ``OSError``, as the other ``add_`` methods do."""
+        """Raises ``OSError``, as the other two do."""
         record = Metrics(images, now(), dict(values))
         _append(self.metrics_file, {"images": images, "time": record.time, **values})
         return record
 
     def add_picture(self, images: int, name: str, path: Path) -> Picture:
         """A PNG file that stays as it is."""
-        record = Picture(images, now(), path, name)
-        self._add_artifact(record, picture=name)
-        return record
+        return self._add_artifact(Picture(images, now(), path, name), picture=name)
 
     def add_file(self, images: int, path: Path) -> File:
         """Noted, not copied."""
-        record = File(images, now(), path)
-        self._add_artifact(record)
-        return record
+        return self._add_artifact(File(images, now(), path))
 
-    def _add_artifact(self, record: Artifact, **more: str) -> None:
+    def _add_artifact(self, record: ArtifactT, **more: str) -> ArtifactT:
         path, folder = record.path.absolute(), self.folder.absolute()
         shown = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         _append(self.artifacts_file, {"images": record.images, "time": record.time, "path": shown, **more})
+        return record
 
     def drop_after(self, images: int) -> None:
         """Forget records beyond a checkpoint that training goes on from, so that none appears twice."""
@@ -178,9 +176,7 @@ def _read(path: Path, place: Place) -> Iterator[tuple[bytes, dict[str, Any], Pla
 
 
 def _agrees(path: Path, place: Place) -> bool:
-    if not place.bytes:
-        return True
-    if not path.is_file():
-        return False
+    if not place.bytes or not path.is_file():
+        return not place.bytes
     with path.open("rb") as file:
         return zlib.crc32(file.read(place.bytes)) == place.checksum

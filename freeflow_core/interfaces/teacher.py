@@ -1,14 +1,16 @@
-"""The frozen velocity oracle."""
+"""The frozen velocity oracle, and one made of somebody else's network."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
+from freeflow_core.math.conversions import Convention
 from freeflow_core.math.flow import extrapolate
 from freeflow_core.types import Condition, Draws, NetworkState, concatenate_conditions, index_condition
 
@@ -91,3 +93,20 @@ class Teacher(nn.Module, Buildable):
         )
         conditional, unconditional = both[: x_t.shape[0]], both[x_t.shape[0] :]
         return extrapolate(conditional, unconditional, rows, weight, self.guidance_channels)
+
+
+class ConvertibleTeacher(Teacher):
+    """A teacher whose network is read with a convention that somebody had to state, and may have stated wrongly.
+
+    ``freeflow teacher check`` reads such a network in other ways when the given one does not fit.
+
+    Attributes:
+        convention: how the network is asked, and what its answer means. The options that hold it are named as
+            :meth:`freeflow_core.math.conversions.Convention.options` names them.
+    """
+
+    convention: Convention
+
+    @abstractmethod
+    def with_convention(self, convention: Convention) -> Self:
+        """The same network, not a copy, read in another way."""
