@@ -7,7 +7,7 @@ import copy
 import functools
 import math
 import unittest
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar
 
@@ -30,6 +30,7 @@ Choice: TypeAlias = tuple[str, Mapping[str, Any]]
 """Name and options of a component."""
 TEACHERS: Sequence[Choice] = (("gaussian-mixture", {"num_modes": 4, "num_classes": 2, "std": 0.3}), ("digits", {}))
 """Small teachers that come with freeflow, tried in order where a contract names none."""
+ChoiceT = TypeVar("ChoiceT", Choice, Choice | None)
 _T = TypeVar("_T")
 
 
@@ -194,6 +195,16 @@ class WithTeacher(ComponentContract):
     def teachers(self) -> Sequence[Choice]:
         """The teachers to try, by name with their options."""
         return TEACHERS if self.teacher is None else ((self.teacher, self.teacher_options),)
+
+    def first_that_fits(self, choices: Iterable[ChoiceT], make: Callable[[ChoiceT], _T]) -> _T:
+        """What ``make`` gives for the first choice that it does not refuse; else its first refusal."""
+        refusals: list[FreeflowError] = []
+        for choice in choices:
+            try:
+                return make(choice)
+            except FreeflowError as error:
+                refusals.append(error)
+        raise refusals[0]
 
     def build_teacher(self, choice: Choice, device: str = "cpu") -> Teacher:
         """One of them, frozen."""

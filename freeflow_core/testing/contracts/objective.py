@@ -234,17 +234,15 @@ class ObjectiveContract(WithTeacher):
 
     def scene(self, *, accumulation: int = 1, precision: str = "float32", device: str = "cpu") -> Scene:
         """A run of the objective with a teacher and student that fit it, ready for its first step."""
-        refusals: list[FreeflowError] = []
-        for teacher in self.teachers():
-            try:
-                config = resolve(self._registry(), self._settings(teacher, accumulation, precision))
-                process = cast(Accelerator, PlannedProcess(1, torch.device(device)))
-                components = build_components(self.builder(device, precision), config)
-                state = build_state(config, components, process)
-                return Scene(components, state, Trainer(config, components, state, process))
-            except FreeflowError as error:
-                refusals.append(error)
-        raise refusals[0]
+
+        def beside(teacher: Choice) -> Scene:
+            config = resolve(self._registry(), self._settings(teacher, accumulation, precision))
+            process = cast(Accelerator, PlannedProcess(1, torch.device(device)))
+            components = build_components(self.builder(device, precision), config)
+            state = build_state(config, components, process)
+            return Scene(components, state, Trainer(config, components, state, process))
+
+        return self.first_that_fits(self.teachers(), beside)
 
     def objective(self, teacher: Choice | None = None, precision: str = "float32") -> Objective:
         """The objective by itself, built beside a teacher."""
