@@ -6,10 +6,9 @@ Libraries that plugins stand on (clean-fid, diffusers) import torchvision on the
 
 from __future__ import annotations
 
-import torch
+import contextlib
 
-_OPERATORS = ("torchvision::nms", "torchvision::qnms")
-_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+import torch
 
 
 def ensure_torchvision_ops() -> None:
@@ -18,8 +17,6 @@ def ensure_torchvision_ops() -> None:
     A torchvision built for CUDA cannot load its compiled operators beside a CPU-only torch. It goes on without them,
     and then its import fails while it registers a shape rule for ``torchvision::nms``, an operator that does not
     exist. Declaring the operators, with no implementation, lets the import finish; nothing here ever calls them.
-    Declaring an operator twice is an error, so the plain import is tried first, only this one failure is mended, and
-    an operator that somebody declared already is left alone.
 
     Raises:
         RuntimeError: torchvision fails in another way.
@@ -31,15 +28,6 @@ def ensure_torchvision_ops() -> None:
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
-        for name in _OPERATORS:
-            if not _is_declared(name):
-                torch.library.define(name, _SCHEMA)
-
-
-def _is_declared(name: str) -> bool:
-    namespace, operator = name.split("::")
-    try:
-        getattr(getattr(torch.ops, namespace), operator)
-    except AttributeError:
-        return False
-    return True
+        for name in ("torchvision::nms", "torchvision::qnms"):
+            with contextlib.suppress(RuntimeError):  # somebody declared it already
+                torch.library.define(name, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

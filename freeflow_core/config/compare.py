@@ -177,7 +177,6 @@ def load_compare_config(
     """Merge and validate a comparison; every objective's configuration is resolved once, so that mistakes show here.
 
     Args:
-        registry: names and option models of the components.
         preset: a comparison's preset, or one of ``distill`` as the base run. A file may name one itself.
         file: YAML or JSON: settings of the base run, and the section ``compare``.
         overrides: nested mapping laid over both (what ``--teacher`` and ``--source`` set).
@@ -185,8 +184,7 @@ def load_compare_config(
         assignments: ``"a.b=c"`` strings for all objectives.
         assignments_for: ``"objective:a.b=c"`` strings for one.
 
-    Raises:
-        ConfigError: unknown keys or names (with a suggestion), wrong types or values, an unreadable file.
+    Raises ``ConfigError`` for unknown keys or names (with a suggestion), wrong types or values, an unreadable file.
     """
     own_layers, base_layers = _layers(registry, preset, file)
     own_layers.append(dict(overrides or {}))
@@ -216,8 +214,7 @@ def objective_config(registry: Registry, config: CompareConfig, objective: str, 
     """The run of one objective, at one value of the sweep: over the base run come the objective's name, the settings
     for all, those for this objective, and the swept value. Student and source are still the base run's.
 
-    Raises:
-        ConfigError: whatever does not resolve; the message begins with the objective.
+    Raises ``ConfigError`` for whatever does not resolve; the message begins with the objective.
     """
     values = merge(
         {"source": "prior", **config.base}, {"objective": _objective_options(registry, config.base, objective)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,9 @@ from freeflow_core.errors import ConfigError, suggest
 if TYPE_CHECKING:
     from freeflow_core.plugin import Preset, Registry
 
-_KIND_OF_PATH = {name: name for name in ("teacher", "student", "objective", "source", "codec")} | {
-    "reference": "source",
-    "trackers": "tracker",
-    "evaluation.evaluators": "evaluator",
-    "evaluation.reference_sampler": "sampler",
-}
+_KIND_OF_PATH = {name: name for name in ("teacher", "student", "objective", "source", "codec")}
+_KIND_OF_PATH |= {"reference": "source", "trackers": "tracker"}
+_KIND_OF_PATH |= {"evaluation.evaluators": "evaluator", "evaluation.reference_sampler": "sampler"}
 
 
 def load_run_config(
@@ -37,15 +35,13 @@ def load_run_config(
     """Merge and validate a run configuration.
 
     Args:
-        registry: names and option models of the components.
         command: ``"distill"`` or ``"pretrain"``; which presets are looked up.
         preset: start from this preset. A file may name one itself under the key ``preset``.
         file: YAML or JSON file laid over the preset.
         overrides: nested mapping laid over both (what ``--teacher`` and ``--seed`` set).
         assignments: ``"a.b=c"`` strings, last; ``c`` is read as YAML.
 
-    Raises:
-        ConfigError: unknown keys or names (with a suggestion), wrong types or values, an unreadable file.
+    Raises ``ConfigError`` for unknown keys or names (with a suggestion), wrong types or values, an unreadable file.
     """
     written = read_config_file(file) if file else {}
     named_in_file = written.pop("preset", None)
@@ -105,13 +101,9 @@ def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lay_settings(values: Mapping[str, Any], settings: Iterable[str], *, closed: bool = False) -> dict[str, Any]:
-    """Lay ``a.b=c`` strings over nested values, one after the other.
+    """Lay ``a.b=c`` strings over nested values, one after the other; ``closed``: only where ``a`` is there already.
 
-    Args:
-        closed: refuse those whose ``a`` is not there already.
-
-    Raises:
-        ConfigError: a string of another form, or one refused.
+    Raises ``ConfigError`` for a string of another form, or one refused.
     """
     laid = dict(values)
     for text in settings:
@@ -139,11 +131,9 @@ def parse_assignment(text: str) -> dict[str, Any]:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ConfigError(f"--set {text!r} is not of the form a.b=value, e.g. --set objective.weight_power=0.5.")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
-    return nest(keys, parsed)
+    with contextlib.suppress(yaml.YAMLError):
+        value = yaml.safe_load(value)
+    return nest(keys, value)
 
 
 def nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -209,9 +199,7 @@ def _fields_at(model: type[BaseModel], location: list[str | int]) -> list[str]:
     current: Any = model
     for part in location:
         field = getattr(current, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        current = field.annotation
+        current = field.annotation if field is not None else None
     return sorted(getattr(current, "model_fields", {}))
 
 
@@ -220,9 +208,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str,
 
     Settings whose dotted name begins with one of ``free`` may differ.
     """
+
+    def shown(value: Any) -> str:
+        return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
     before, after = _flat(old), _flat(json.loads(json.dumps(new)))
     return [
-        f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
+        f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(free)
     ]
@@ -233,7 +225,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -7,7 +7,7 @@ one linear combination of x and n; with x_own that fixes both, hence v.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -111,8 +111,7 @@ class Convention:
 
     def options(self) -> dict[str, Any]:
         """The options that a proposal may change, as a configuration writes them; null where the default does."""
-        follows = Sign.TO_NOISE if self.time_direction is TimeDirection.DATA_AT_0 else Sign.TO_DATA
-        signed = self.prediction in SIGNED and self.own_sign is not follows
+        signed = self.prediction in SIGNED and self.own_sign is not replace(self, sign=None).own_sign
         return {
             "prediction": self.prediction.value,
             "time_direction": self.time_direction.value,
@@ -184,10 +183,8 @@ def velocity_of(convention: Convention, answer: Tensor, x_t: Tensor, t: Tensor) 
     tau = schedule.own_time(t)
     alpha, sigma = schedule.alpha(tau), schedule.sigma(tau)
     if convention.prediction in SIGNED:
-        if convention.prediction is Prediction.ROTATION:
-            alpha_rate, sigma_rate = -sigma, alpha
-        else:
-            alpha_rate, sigma_rate = schedule.rates(tau)
+        rotation = convention.prediction is Prediction.ROTATION
+        alpha_rate, sigma_rate = (-sigma, alpha) if rotation else schedule.rates(tau)
         determinant = alpha * sigma_rate - sigma * alpha_rate
         of_answer = (alpha + sigma) / determinant
         of_state = (alpha_rate + sigma_rate) * (alpha + sigma) / determinant

@@ -12,10 +12,7 @@ def like_states(values: Tensor, x: Tensor) -> Tensor:
 
 
 def expand_times(t: Tensor, like: Tensor) -> Tensor:
-    """``t`` (N,) as (N, 1, ..., 1) on the device and in the dtype of ``like`` (N, *D); nothing else broadcasts times.
-
-    Raises ``ValueError`` unless ``t`` is (N,) for the N of ``like``.
-    """
+    """Times ``t`` (N,) as (N, 1, ..., 1) like ``like`` (N, *D) in device and dtype; nothing else broadcasts them."""
     if t.ndim != 1 or t.shape[0] != like.shape[0]:
         raise ValueError(f"times must be ({like.shape[0]},) for states {tuple(like.shape)}, got {tuple(t.shape)}")
     return t.to(device=like.device, dtype=like.dtype, non_blocking=True).reshape(-1, *([1] * (like.ndim - 1)))
@@ -24,9 +21,6 @@ def expand_times(t: Tensor, like: Tensor) -> Tensor:
 def mean_square(x: Tensor) -> Tensor:
     """Mean of squares over all dimensions but the first: (N, *D) -> (N,)."""
     return x.square().flatten(1).mean(1)
-
-
-# -- The path and the jump --------------------------------------------------------------------------------------------
 
 
 def linear_interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -62,9 +56,6 @@ def extrapolate(field: Tensor, baseline: Tensor, rows: Tensor, weight: Tensor, c
         baseline = baseline[:, :channels]
     guided = torch.lerp(baseline, chosen, expand_times(weight[rows], baseline))
     return field.index_copy(0, device_rows, guided if channels is None else torch.cat([guided, rest], 1))
-
-
-# -- Times: drawn from uniform numbers, so that a draw is a function of its index, or on a grid ------------------------
 
 
 def logit_normal(uniform: Tensor, location: float, scale: float) -> Tensor:

@@ -62,18 +62,15 @@ def _stream_key(stream: str) -> int:
 class Lookahead:
     """Draws of the coming steps, made together: where batches are small, a call costs more than its numbers.
 
-    Step j of a run asks for the indices of step 0 plus j times ``stride``, so what later steps will ask for is known.
-    The numbers are the same as without it.
-
-    Args:
-        stride: rows of the global batch.
-        max_values: numbers held per stream; a stream that needs more than half of them a step is drawn step by step.
+    Step j of a run asks for the indices of step 0 plus j times ``stride``, the rows of the global batch, so what later
+    steps will ask for is known. The numbers are the same as without it.
     """
 
-    def __init__(self, stride: int, max_values: int = 2**17, max_steps: int = 16) -> None:
+    MOST_STEPS = 16
+
+    def __init__(self, stride: int, max_values: int = 2**17) -> None:
         self._stride = stride
-        self._max_values = max_values
-        self._max_steps = max_steps
+        self._max_values = max_values  # held per stream; one that needs more than half of them is drawn step by step
         self._held: dict[tuple[object, ...], tuple[int, np.ndarray]] = {}
 
     def take(
@@ -89,7 +86,7 @@ class Lookahead:
             step, between = divmod(first - start, self._stride)
             if between == 0 and 0 <= step < len(values):
                 return values[step]
-        steps = min(self._max_steps, self._max_values // (len(index) * columns))
+        steps = min(self.MOST_STEPS, self._max_values // (len(index) * columns))
         if steps < 2:
             return draw(index)
         ahead = index + self._stride * np.arange(steps)[:, None]
@@ -172,11 +169,11 @@ class PhiloxDraws(Draws):
 
     def _draw(self, stream: str, columns: int, distribution: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """(N, columns) float64 of ``distribution``, a map from random words."""
+        index = self.index.numpy()
 
         def draw(index: np.ndarray) -> np.ndarray:
             return distribution(philox_words(self.seed, stream, index, columns))
 
-        index = self.index.numpy()
         if self._lookahead is None:
             return draw(index)
         return self._lookahead.take((self.seed, stream, distribution), index, columns, draw)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import final
 
 import torch
@@ -137,12 +138,6 @@ class DiscreteSchedule(Schedule):
         """Betas equally spaced (DDPM, DiT)."""
         return cls(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
 
-    @classmethod
-    def scaled_linear(cls, num_steps: int, beta_start: float, beta_end: float) -> DiscreteSchedule:
-        """Square roots of the betas equally spaced (latent diffusion, Stable Diffusion)."""
-        roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_steps, dtype=torch.float64)
-        return cls(roots.square())
-
     def own_time(self, t: Tensor) -> Tensor:
         nodes = self._nodes.to(t.device)
         t = t.clamp(*self.time_range)
@@ -188,37 +183,33 @@ class VESchedule(Schedule):
         return torch.zeros_like(tau), torch.ones_like(tau)
 
 
-SCHEDULES = ("linear", "cosine", "vp", "ddpm", "ddpm-scaled-linear", "ve")
-"""What :func:`named_schedule` knows."""
+def _scaled_linear(num_steps: int, beta_start: float, beta_end: float) -> Schedule:
+    """Square roots of the betas equally spaced (latent diffusion, Stable Diffusion)."""
+    roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_steps, dtype=torch.float64)
+    return DiscreteSchedule(roots.square())
+
+
+SCHEDULES: Mapping[str, tuple[Callable[[int, float, float], Schedule], float, float]] = {
+    "linear": (lambda num_steps, start, end: LinearSchedule(), 0, 0),
+    "cosine": (lambda num_steps, start, end: CosineSchedule(), 0, 0),
+    "vp": (lambda num_steps, start, end: VPSchedule(start, end), 0.1, 20.0),
+    "ddpm": (DiscreteSchedule.linear, 1e-4, 0.02),
+    "ddpm-scaled-linear": (_scaled_linear, 0.00085, 0.012),
+    "ve": (lambda num_steps, start, end: VESchedule(start, end), 0.002, 80.0),
+}
+"""By name: how a schedule is made of its number of steps (ddpm) and its two ends, and the usual ends."""
 
 
 def named_schedule(
     name: str, *, num_steps: int = 1000, start: float | None = None, end: float | None = None
 ) -> Schedule:
-    """A schedule by name. ``num_steps`` is for ddpm; ``start`` and ``end`` are the schedule's own.
-
-    They are beta_min and beta_max of vp (0.1, 20), the first and last beta of ddpm (1e-4, 0.02) and of
-    ddpm-scaled-linear (0.00085, 0.012), sigma_min and sigma_max of ve (0.002, 80); None: those numbers.
-
-    Raises ``ValueError`` for another name.
+    """A schedule by name. ``num_steps`` is for ddpm; ``start`` and ``end`` are beta_min and beta_max of vp, the first
+    and last beta of ddpm, sigma_min and sigma_max of ve; None: the usual ones. Raises ``ValueError`` for another name.
     """
-    defaults = {"vp": (0.1, 20.0), "ddpm": (1e-4, 0.02), "ddpm-scaled-linear": (0.00085, 0.012), "ve": (0.002, 80.0)}
-    first, last = defaults.get(name, (0.0, 0.0))
-    ends = first if start is None else start, last if end is None else end
-    match name:
-        case "linear":
-            return LinearSchedule()
-        case "cosine":
-            return CosineSchedule()
-        case "vp":
-            return VPSchedule(*ends)
-        case "ve":
-            return VESchedule(*ends)
-        case "ddpm":
-            return DiscreteSchedule.linear(num_steps, *ends)
-        case "ddpm-scaled-linear":
-            return DiscreteSchedule.scaled_linear(num_steps, *ends)
-    raise ValueError(f"there is no schedule {name!r}; known: {', '.join(SCHEDULES)}")
+    if name not in SCHEDULES:
+        raise ValueError(f"there is no schedule {name!r}; known: {', '.join(SCHEDULES)}")
+    make, first, last = SCHEDULES[name]
+    return make(num_steps, first if start is None else start, last if end is None else end)
 
 
 def _log_odds(t: Tensor) -> Tensor:

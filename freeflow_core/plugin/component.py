@@ -33,8 +33,7 @@ class Component:
         summary: one line for ``freeflow plugins list``; empty: the first paragraph of the options' docstring.
         source: paper or repository; empty: the paragraph ``Source: ...`` of that docstring, if there is one.
 
-    Raises:
-        PluginError: a name that cannot be typed, or a field that is no text.
+    Raises ``PluginError`` for a name that cannot be typed, or a field that is no text.
     """
 
     name: str
@@ -82,13 +81,12 @@ class Preset:
     Args:
         name: what users type after ``--preset``.
         resource: ``"package:relative/path.yaml"``, a file inside the plugin's package.
-        command: ``"distill"``, ``"pretrain"`` or ``"compare"``; the last holds a section ``compare`` beside the
-            settings of its runs, and may name the ``distill`` preset that they are laid over (``preset: NAME``).
+        command: one of :data:`PRESET_COMMANDS`; ``compare`` has a section of that name beside the settings of its runs,
+            and may name the ``distill`` preset that they are laid over (``preset: NAME``).
         summary: one line; ``scores`` says what the run reaches and where that was measured.
-        teacher: name of the teacher that this preset is the default for: what ``--teacher NAME`` alone runs.
+        teacher: the one that this preset is the default for: what ``--teacher NAME`` alone runs.
 
-    Raises:
-        PluginError: a name that cannot be typed, another command, or a field that is no text.
+    Raises ``PluginError`` for a name that cannot be typed, another command, or a field that is no text.
     """
 
     name: str
@@ -119,16 +117,14 @@ class WeightFile:
         repository: ``"owner/name"`` on the Hugging Face hub, or None. Without ``url`` and ``repository`` the file has
             to be got by hand from ``source``.
         revision: branch, tag or commit of ``repository``.
-        pattern: regular expression for the path in ``repository``, where the publisher's name for it is not known: the
-            one weight file there that it finds, without regard to case, is fetched. ``filename`` then names the copy in
-            the cache alone.
+        pattern: regular expression, without regard to case, for the one weight file of ``repository`` that is fetched,
+            where the publisher's name for it is not known. ``filename`` then names the copy in the cache alone.
         size: bytes, where known.
         sha256: hex digest in lower case, where known.
         licence: of the weights, as their authors state it, or empty.
         source: page that publishes them.
 
-    Raises:
-        PluginError: a field that no file can be fetched by.
+    Raises ``PluginError`` for a field that no file can be fetched by.
     """
 
     name: str

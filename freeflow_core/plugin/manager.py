@@ -27,10 +27,8 @@ A new minor version only adds; a new major version may break a plugin that works
 """
 
 ATTRIBUTE = "freeflow_api"
-"""What a plugin's module says it needs: ``freeflow_api = "1"``, or ``"1.2"`` for what came with version 1.2."""
-
-UNDECLARED = "1"
-"""A plugin that says nothing, such as a one-file experiment, counts as written for the first version."""
+"""What a plugin's module says it needs: ``freeflow_api = "1"``, or ``"1.2"`` for what came with version 1.2; "1" where
+it says nothing, such as a one-file experiment."""
 
 DISABLED_VARIABLE = "FREEFLOW_DISABLED_PLUGINS"
 OWN_DISTRIBUTION = "freeflow-distill"
@@ -45,7 +43,7 @@ def api_version() -> str:
 def needed_in_source(source: str) -> str:
     """The version that a module's text declares to need: it may be why that cannot be imported."""
     found = re.search(rf"""^{ATTRIBUTE}(?:\s*:[^=\n]*)?\s*=\s*["']([^"'\n]*)["']""", source, re.MULTILINE)
-    return found[1] if found else UNDECLARED
+    return found[1] if found else "1"
 
 
 def refusal(needed: str) -> str | None:
@@ -110,8 +108,7 @@ class Manager:
         ``FREEFLOW_DISABLED_PLUGINS`` (comma separated names of entry points or distributions) keeps plugins out.
         ``trust`` lets components run code that a configuration names, see :attr:`trusted`.
 
-        Raises:
-            PluginError: one of ``files`` cannot be used. An installed plugin that cannot is a problem, not an error.
+        Raises ``PluginError`` where one of ``files`` cannot be used. An installed plugin that cannot is a problem.
         """
         manager = cls()
         manager.trusted = trust
@@ -150,13 +147,12 @@ class Manager:
     def register(self, plugin: Any, name: str, distribution: str = "", version: str = "") -> None:
         """Register a module or object that implements hooks.
 
-        Raises:
-            PluginError: a name that is taken, a hook whose name or arguments no specification has, or another version
-                of the plugin API.
+        Raises ``PluginError`` for a name that is taken, a hook whose name or arguments no specification has, or another
+        version of the plugin API.
         """
         if self._pluggy.has_plugin(name):
             raise PluginError(f"A plugin named {name!r} is registered already; two need different names.")
-        needed = str(getattr(plugin, ATTRIBUTE, UNDECLARED))
+        needed = str(getattr(plugin, ATTRIBUTE, "1"))
         if reason := refusal(needed):
             raise PluginError(f"Plugin {name!r} cannot be used: {reason}.")
         try:
@@ -171,8 +167,7 @@ class Manager:
     def load_file(self, path: Path) -> None:
         """Load a one-file plugin. This runs the file: only ever called for a path the user named.
 
-        Raises:
-            PluginError: it does not exist, fails to load, needs another version, or one of its name is loaded already.
+        Raises ``PluginError`` where it does not exist, fails to load, needs another version, or its name is taken.
         """
         name = f"freeflow_file_{path.stem}"
         if self._pluggy.has_plugin(name):

@@ -68,9 +68,8 @@ class Offers(Generic[Item]):
     def find(self, name: str, listed_by: str = "freeflow plugins list") -> tuple[LoadedPlugin, Item]:
         """An item and its plugin.
 
-        Raises:
-            UnknownComponent: nobody offers it; with a suggestion. ``listed_by`` is the command that shows all.
-            PluginError: several plugins offer it, so that nobody has it; the message names them.
+        Raises ``UnknownComponent`` where nobody offers it, with a suggestion (``listed_by`` is the command that shows
+        all), ``PluginError`` where several do, so that nobody has it.
         """
         if name in self._disputed:
             raise PluginError(self._disputed[name])

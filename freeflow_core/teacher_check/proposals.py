@@ -94,10 +94,9 @@ def candidates(given: Convention) -> Iterator[Convention]:
     for name, prediction, direction, sign in itertools.product(SCHEDULES, Prediction, TimeDirection, Sign):
         schedule = given.schedule if name == given.schedule_name else named_schedule(name)
         discrete = name.startswith("ddpm")
-        if (prediction not in SIGNED and sign is not Sign.TO_NOISE) or (
-            (discrete and prediction is Prediction.VELOCITY)
-            or (not schedule.reversible and direction is TimeDirection.DATA_AT_1)
-        ):
+        unsigned = prediction not in SIGNED and sign is not Sign.TO_NOISE
+        backwards = not schedule.reversible and direction is TimeDirection.DATA_AT_1
+        if unsigned or backwards or (discrete and prediction is Prediction.VELOCITY):
             continue
         scales = {schedule.default_scale, given.scale, 1.0} | (set() if discrete else {1000.0})
         for scale in sorted(scales if schedule.reversible else {1.0}):

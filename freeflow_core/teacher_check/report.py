@@ -15,7 +15,7 @@ from freeflow_core.math.calibration import GOOD, Diagnosis, diagnose, draw_noise
 from freeflow_core.math.derivative import DerivativeMethod, compare_derivatives
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.teacher_check.proposals import COLLAPSED, Probe, Proposal, propose, spread
-from freeflow_core.types import Check, Status, index_condition
+from freeflow_core.types import Check, Status, describe, index_condition
 
 _DERIVATIVE_ROWS = 2
 _DERIVATIVE_STEP = 2e-4
@@ -46,12 +46,11 @@ def check_built_teacher(
     device: torch.device,
     search: bool = True,
 ) -> TeacherReport:
-    """Integrate ``teacher`` from noise to data and measure it.
+    """Integrate ``teacher``, which lies on ``device``, from noise to data and measure it.
 
     Args:
         num: samples; None: 16, and more of small states.
         num_steps: midpoint steps, two passes each.
-        device: where it lies.
         search: try other conventions where the given one does not fit.
     """
     reference = next((t for t in (*teacher.parameters(), *teacher.buffers()) if t.is_floating_point()), None)
@@ -117,12 +116,11 @@ class _Examination:
         low, high = self._teacher.time_range
         for t in (high, (low + high) / 2, low):
             v = self._field(z, times(t, z))
+            wrong = "holds NaN or infinity" if not bool(torch.isfinite(v).all()) else ""
             if v.shape != z.shape or v.dtype != z.dtype:
-                told = f"{v.dtype} {tuple(v.shape)} for states {z.dtype} {tuple(z.shape)}"
-                self._add("answers", "error", f"the velocity at t = {t:g} is {told}; expected the same")
-                return False
-            if not bool(torch.isfinite(v).all()):
-                self._add("answers", "error", f"the velocity at t = {t:g} holds NaN or infinity")
+                wrong = f"is {describe(v)} for states {describe(z)}; expected the same"
+            if wrong:
+                self._add("answers", "error", f"the velocity at t = {t:g} {wrong}")
                 return False
         middle = times((low + high) / 2, z)
         began = time.perf_counter()
@@ -131,19 +129,16 @@ class _Examination:
         scale = float(first.abs().max()) or 1.0
         again = float((self._field(z, middle) - first).abs().max()) / scale
         alone = float((self._field(z[:1], middle[:1]) - first[:1]).abs().max()) / scale
-        cost = f"{milliseconds / num:.3g} ms a sample and pass at batch {num} on {z.device.type}, {_dtype(z)}"
+        dtype = str(z.dtype).removeprefix("torch.")
+        cost = f"{milliseconds / num:.3g} ms a sample and pass at batch {num} on {z.device.type}, {dtype}"
+        detail = f"finite, and the same twice and alone; {cost}"
         if again > 1e-3:
-            self._add("answers", "error", f"two equal questions get answers {again:.2g} apart: it draws random numbers")
-            return False
-        if alone > 1e-2:
-            self._add(
-                "answers",
-                "error",
-                f"a state asked about alone gets an answer {alone:.2g} away from that in a batch: rows are mixed",
-            )
-            return False
-        self._add("answers", "ok", f"finite, and the same twice and alone; {cost}")
-        return True
+            detail = f"two equal questions get answers {again:.2g} apart: it draws random numbers"
+        elif alone > 1e-2:
+            detail = f"a state asked about alone gets an answer {alone:.2g} away from that in a batch: rows are mixed"
+        good = again <= 1e-3 and alone <= 1e-2
+        self._add("answers", "ok" if good else "error", detail)
+        return good
 
     def _samples(self, x: Tensor) -> bool:
         if not bool(x.abs().max() < _LARGE):  # NaN included
@@ -153,12 +148,9 @@ class _Examination:
             f"{len(x)} in {self._num_steps} midpoint steps: mean {float(x.mean()):.3g}, deviation "
             f"{spread(x):.3g}, from {float(x.min()):.3g} to {float(x.max()):.3g}"
         )
-        if spread(x) <= COLLAPSED:
-            self._add("samples", "error", f"{detail}: they are all alike")
-        elif float(x.square().mean().sqrt()) > 10:
-            self._add("samples", "warning", f"{detail}: much larger than the noise")
-        else:
-            self._add("samples", "ok", detail)
+        alike, large = spread(x) <= COLLAPSED, float(x.square().mean().sqrt()) > 10
+        detail += ": they are all alike" if alike else ": much larger than the noise" if large else ""
+        self._add("samples", "error" if alike else "warning" if large else "ok", detail)
         return True
 
     def _direction(self) -> None:
@@ -169,14 +161,9 @@ class _Examination:
         high = min(self._teacher.time_range[1], 1.0)
         v, centred = self._field(z, times(high, z)), z - z.mean(0)
         slope = float(((v - v.mean(0)) * centred).sum() / centred.square().sum())
-        if slope < 0:
-            told = (
-                f"the velocity of pure noise has slope {slope:.2f} on it, expected 1: it points to the data, not away"
-            )
-            self._add("direction", "error", told)
-        else:
-            status: Status = "ok" if 0.5 < slope < 2 else "warning"
-            self._add("direction", status, f"the velocity of pure noise has slope {slope:.2f} on it, expected 1")
+        status: Status = "error" if slope < 0 else "ok" if 0.5 < slope < 2 else "warning"
+        wrong = ": it points to the data, not away" if slope < 0 else ""
+        self._add("direction", status, f"the velocity of pure noise has slope {slope:.2f} on it, expected 1{wrong}")
 
     def _calibration(self, found: Diagnosis, fits: bool, proposals: tuple[Proposal, ...]) -> None:
         detail = f"along the path from its own samples to noise it misses {max(found.given.value, 0):.2g} predictably; "
@@ -198,12 +185,10 @@ class _Examination:
             difference = (states[k - 1] - states[k + 1]) * (num_steps / 2)
             v = self._field(states[k], times(t, states[k]))
             errors.append(float((v - difference).norm() / difference.norm().clamp_min(1e-12)))
-        worst = max(errors) if errors else 0.0
+        worst = max(errors, default=0.0)
         detail = f"its velocity and finite differences of its own trajectories are at most {worst:.2g} apart"
-        if worst > 0.5:
-            self._add("trajectories", "warning", f"{detail}: more steps than {num_steps}, or a rough field")
-        else:
-            self._add("trajectories", "ok", detail)
+        rough = f": more steps than {num_steps}, or a rough field" if worst > 0.5 else ""
+        self._add("trajectories", "warning" if rough else "ok", detail + rough)
 
     def _estimates(self, x: Tensor) -> None:
         """Posterior means are no larger than what they estimate (Jensen)."""
@@ -213,9 +198,8 @@ class _Examination:
         data, estimated = x_t - v / 2, x_t + v / 2
         rms = [float(part.square().mean().sqrt()) for part in (data, x, estimated, noise)]
         detail = f"at t = 0.5 data {rms[0]:.3g} of {rms[1]:.3g}, noise {rms[2]:.3g} of {rms[3]:.3g}"
-        too_large = rms[0] > 1.1 * rms[1] or rms[2] > 1.1 * rms[3]
-        told = f"{detail}: larger than what they estimate" if too_large else detail
-        self._add("estimates", "warning" if too_large else "ok", told)
+        wrong = ": larger than what they estimate" if rms[0] > 1.1 * rms[1] or rms[2] > 1.1 * rms[3] else ""
+        self._add("estimates", "warning" if wrong else "ok", detail + wrong)
 
     def _derivative(self) -> None:
         rows = torch.arange(min(_DERIVATIVE_ROWS, len(self._z)))
@@ -230,12 +214,9 @@ class _Examination:
             tangents = (along(x, t), torch.ones_like(t))
             error = compare_derivatives(along, (x, t), tangents, method=DerivativeMethod.CENTRAL, step=_DERIVATIVE_STEP)
         except Exception as problem:  # whatever somebody else's network makes of dual numbers
-            reason = " ".join(str(problem).split())[:160]
-            self._add(
-                "derivative",
-                "warning",
-                f"forward mode fails ({type(problem).__name__}: {reason}); use derivative=central where it is needed",
-            )
+            reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}"
+            told = f"forward mode fails ({reason}); use derivative=central where it is needed"
+            self._add("derivative", "warning", told)
             return
         told = f"forward mode works; a central difference is {error:.2g} away from it"
         self._add("derivative", "ok" if error < 0.1 else "warning", told)
@@ -252,11 +233,10 @@ class _Examination:
             self._add("guidance", "ok", f"none: {error}")
             return
         plain = self._field(z, times(0.5, z))
+        change = float((guided - plain).norm() / plain.norm().clamp_min(1e-12))
         if not bool(torch.isfinite(guided).all()):
             self._add("guidance", "error", "the guided velocity at weight 2 holds NaN or infinity")
-            return
-        change = float((guided - plain).norm() / plain.norm().clamp_min(1e-12))
-        if change < 1e-6:
+        elif change < 1e-6:
             self._add("guidance", "warning", "weight 2 changes nothing: the null condition acts as the condition does")
         else:
             self._add("guidance", "ok", f"available; weight 2 changes the velocity of noise at t = 0.5 by {change:.2g}")
@@ -268,7 +248,3 @@ class _Examination:
         fine = Probe(self._draws, self._condition, self._num_steps)
         coarse = Probe(self._draws.rows(rows), index_condition(self._condition, rows), self._num_steps)
         return propose(self._teacher, found.given.value, fine, coarse)
-
-
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
