@@ -14,7 +14,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Component, Manager, hookimpl
 from freeflow_core.tools.cost import Plan, estimate
 from freeflow_core.tools.cost.fake import FakeTensors
-from freeflow_core.tools.cost.memory import ACTIVATIONS, MemoryTracker
+from freeflow_core.tools.cost.step import ACTIVATIONS, MemoryTracker
 
 MIB = 2**20
 

@@ -38,7 +38,7 @@ class _Estimate:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why no step could be taken without memory, and the bytes that the networks would need, if known."""
+    """Why no step could be taken without memory, and the bytes of weights, moments and averages, if known."""
 
     reason: str
     held: int = 0
@@ -60,7 +60,7 @@ def make_plan(config: RunConfig, registry: Registry, num_processes: int = 1) -> 
     found = _without_memory(short, registry, device_type, num_processes)
     if isinstance(found, _Failure):
         found = _on_few_rows(short, registry, num_processes, found)
-    cost, training = found.cost, config.training
+    cost, training, teacher = found.cost, config.training, found.components.teacher
     buckets = sum(network.gradients for network in cost.networks) if num_processes > 1 else 0
     plan = Plan(
         device=device_type,
@@ -76,10 +76,10 @@ def make_plan(config: RunConfig, registry: Registry, num_processes: int = 1) -> 
         buckets=buckets,
         peak=cost.peak + buckets,
         flops_per_step=round(cost.flops * num_processes * training.accumulation / short.training.accumulation),
-        load_report=None if found.components.teacher is None else str(found.components.load_report),
+        load_report=None if teacher is None else str(found.components.load_report),
         free=free_memory(device_type),
         extrapolated_from=found.measured_rows,
-        teacher=found.components.teacher.provenance if found.components.teacher is not None else "",
+        teacher="" if teacher is None else teacher.provenance,
     )
     return dataclasses.replace(plan, warnings=warnings_for(plan, config, found.components.objective, found.reason))
 
@@ -92,7 +92,9 @@ def _without_memory(
     try:
         components = build_components(Builder(registry, _META, config.seed, config.runtime.precision), config)
         state = build_state(config, components, cast(Accelerator, PlannedProcess(num_processes, _META)))
-        held = _held(components, state)
+        held = 0 if components.teacher is None else size_of(components.teacher)
+        for role in state.roles.values():
+            held += (1 + 2 * (role.optimizer is not None) + (role.ema is not None)) * size_of(role.network)
         fake = FakeTensors(device_type)
         for part in (components.teacher, components.codec):
             if isinstance(part, nn.Module):
@@ -104,15 +106,6 @@ def _without_memory(
         _log.debug("planning without memory failed", exc_info=True)
         return _Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", held)
     return _Estimate(cost, components)
-
-
-def _held(components: Components, state: TrainingState) -> int:
-    """Bytes of weights, moments and averages."""
-    found = 0 if components.teacher is None else size_of(components.teacher)
-    for role in state.roles.values():
-        copies = 1 + 2 * (role.optimizer is not None) + (role.ema is not None)
-        found += copies * size_of(role.network)
-    return found
 
 
 def _converted(role: RoleState, fake: FakeTensors) -> RoleState:
@@ -151,10 +144,8 @@ def _on_few_rows(config: RunConfig, registry: Registry, num_processes: int, fail
     if not measured:
         assert refused is not None
         raise refused
-    first, *rest = measured.values()
-    if not rest:
-        return _Estimate(first, components, max(measured), failure.reason)
-    return _Estimate(_extrapolate(measured, wanted), components, max(measured), failure.reason)
+    cost = _extrapolate(measured, wanted) if len(measured) == 2 else measured[max(measured)]
+    return _Estimate(cost, components, max(measured), failure.reason)
 
 
 def _extrapolate(measured: Mapping[int, StepCost], rows: int) -> StepCost:

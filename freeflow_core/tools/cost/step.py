@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Components
 from freeflow_core.engine.state import RoleState, TrainingState
 from freeflow_core.engine.trainer import Trainer
-from freeflow_core.tools.cost.memory import ACTIVATIONS, MemoryTracker
 from freeflow_core.tools.cost.passes import TEACHER, Rows, counted_rows
 from freeflow_core.tools.cost.plan import RolePlan
 
+ACTIVATIONS = "activations"
+_aten = torch.ops.aten
 _MOST_STEPS = 8
 
 
@@ -71,8 +77,7 @@ def measure_step(config: RunConfig, components: Components, state: TrainingState
     with memory:
         plans = [_fixed_memory(memory, name, role) for name, role in state.roles.items()]
         if teacher is not None:
-            weights = memory.assign(TEACHER, _tensors(teacher))
-            plans.insert(0, RolePlan(TEACHER, _count(teacher), weights))
+            plans.insert(0, RolePlan(TEACHER, _count(teacher), memory.assign(TEACHER, _tensors(teacher))))
         trainer = Trainer(config, components, state, cast(Accelerator, process))
         memory.restart()
         with counted_rows({name: role.network for name, role in state.roles.items()}, teacher) as counts:
@@ -86,7 +91,7 @@ def measure_step(config: RunConfig, components: Components, state: TrainingState
         rows = counts.get(plan.name, Rows()) / images
         return replace(
             plan,
-            gradients=memory.largest[_gradients(plan.name)],
+            gradients=memory.largest[f"{plan.name} gradients"],
             gradient_passes=rows.gradient,
             other_passes=rows.plain + rows.derivative,
         )
@@ -111,22 +116,11 @@ def _fixed_memory(memory: MemoryTracker, name: str, role: RoleState) -> RolePlan
             parameter.grad = torch.zeros_like(parameter)
         role.optimizer.step(0.0, nothing, nothing)
         moments = memory.assign(f"{name} optimizer", role.optimizer.state_dict().values())
-        hook = _assign_gradient(memory, _gradients(name))
         for parameter in role.optimizer.parameters:
-            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda p: memory.assign(f"{name} gradients", [] if p.grad is None else [p.grad])
+            )
     return RolePlan(name, _count(role.network), weights, optimizer=moments, average=average)
-
-
-def _assign_gradient(memory: MemoryTracker, kind: str) -> Callable[[Tensor], None]:
-    def assign(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            memory.assign(kind, [parameter.grad])
-
-    return assign
-
-
-def _gradients(name: str) -> str:
-    return f"{name} gradients"
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -135,3 +129,90 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 def _count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+@final
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every storage from the operation that made it until its last owner lets go.
+
+    While it is entered, every operation passes through it. Storages are ``ACTIVATIONS`` unless :meth:`assign` says
+    otherwise; a storage that several tensors share counts once.
+
+    Attributes:
+        flops: floating-point operations of matrix products, convolutions and attention so far.
+        peak: largest number of bytes held at once.
+        largest: largest number of bytes of each kind, at its own time.
+        phases: largest number of bytes of activations outside (False) and inside (True) of backward passes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self.peak = 0
+        self.largest: Counter[str] = Counter()
+        self.phases: Counter[bool] = Counter()
+        self._held: Counter[str] = Counter()
+        self._total = 0
+        self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and self._key(leaf) not in self._storages:
+                self._add(leaf, ACTIVATIONS)
+        self.flops += _flops(func, args, kwargs, out)
+        return out
+
+    def assign(self, kind: str, tensors: Iterable[Tensor]) -> int:
+        """Count the storages of ``tensors`` as ``kind``; their bytes in all."""
+        size = 0
+        for tensor in tensors:
+            key = self._key(tensor)
+            if key not in self._storages:
+                self._add(tensor, kind)
+            else:
+                old, nbytes, reference = self._storages[key]
+                self._storages[key] = (kind, nbytes, reference)
+                self._change(old, -nbytes)
+                self._change(kind, nbytes)
+            size += self._storages[key][1]
+        return size
+
+    def restart(self) -> None:
+        """Forget peaks and operations; go on following what is held now."""
+        self.flops, self.peak, self.largest, self.phases = 0, self._total, Counter(self._held), Counter()
+
+    def _add(self, tensor: Tensor, kind: str) -> None:
+        storage = tensor.untyped_storage()
+        key, nbytes = storage._cdata, storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self._change(self._storages.pop(key)[0], -nbytes)
+
+        self._storages[key] = (kind, nbytes, weakref.ref(storage, freed))
+        self._change(kind, nbytes)
+
+    def _change(self, kind: str, nbytes: int) -> None:
+        self._held[kind] += nbytes
+        self._total += nbytes
+        self.largest[kind] = max(self.largest[kind], self._held[kind])
+        self.peak = max(self.peak, self._total)
+        phase = torch._C._current_graph_task_id() >= 0
+        self.phases[phase] = max(self.phases[phase], self._held[ACTIVATIONS])
+
+    @staticmethod
+    def _key(tensor: Tensor) -> int:
+        return tensor.untyped_storage()._cdata
+
+
+def _flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
+    packet = func._overloadpacket
+    if packet is _aten._scaled_dot_product_flash_attention_for_cpu:
+        return int(sdpa_flop_count(*(part.shape for part in args[:3])))  # type: ignore[no-untyped-call]
+    if packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return int(sdpa_backward_flop_count(*(part.shape for part in args[:4])))  # type: ignore[no-untyped-call]
+    count = flop_registry.get(packet)
+    return 0 if count is None else int(count(*args, **kwargs, out_val=out))
