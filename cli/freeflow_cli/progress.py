@@ -13,8 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from freeflow_cli import formats
-from freeflow_cli.console import is_main_process
+from freeflow_cli.console import clock, is_main_process, messages, number, shown_path
 from freeflow_core.plugin import hookimpl
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 LINE_INTERVAL = 10.0
 """Seconds between two plain lines."""
+MAX_SCORES = 4
+"""Scores shown after an evaluation during training."""
 
 
 class Display(ABC):
@@ -33,7 +34,9 @@ class Display(ABC):
         self._console = console
 
     @abstractmethod
-    def advance(self, title: str, done: int, total: int, *, unit: str, rate: float | None, details: str) -> None:
+    def advance(
+        self, title: str, done: int, total: int, *, unit: str = "images", rate: float | None = None, details: str = ""
+    ) -> None:
         """``done`` of ``total``; ``rate`` in units per second; work with a new title replaces the work before it."""
 
     @abstractmethod
@@ -54,7 +57,9 @@ class LiveDisplay(Display):
         self._progress: Progress | None = None
         self._task: tuple[str, TaskID] | None = None
 
-    def advance(self, title: str, done: int, total: int, *, unit: str, rate: float | None, details: str) -> None:
+    def advance(
+        self, title: str, done: int, total: int, *, unit: str = "images", rate: float | None = None, details: str = ""
+    ) -> None:
         if self._progress is None:
             self._progress = self._start()
         if self._task is None or self._task[0] != title:
@@ -63,8 +68,8 @@ class LiveDisplay(Display):
             self._task[1],
             completed=done,
             count=f"{done:,}/{total:,} {unit}",
-            speed=f"{formats.number(rate)}/s" if rate else "",
-            left=f"{formats.clock(remaining(done, total, rate))} left" if rate and done < total else "",
+            speed=f"{number(rate)}/s" if rate else "",
+            left=_left(done, total, rate),
             details=details,
         )
 
@@ -102,29 +107,34 @@ class LineDisplay(Display):
         self, console: Console, interval: float = LINE_INTERVAL, now: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(console)
-        self._interval = interval
-        self._now = now
+        self._interval, self._now = interval, now
         self._title: str | None = None
         self._last = 0.0
 
-    def advance(self, title: str, done: int, total: int, *, unit: str, rate: float | None, details: str) -> None:
+    def advance(
+        self, title: str, done: int, total: int, *, unit: str = "images", rate: float | None = None, details: str = ""
+    ) -> None:
         now = self._now()
         if title != self._title:
             self._title, self._last = title, now
         if done < total and now - self._last < self._interval:
             return
         self._last = now
-        parts = [f"{title}: {done:,}/{total:,} {unit} ({done / max(total, 1):.0%})"]
-        if rate:
-            parts.append(f"{formats.number(rate)} {unit}/s")
-            if done < total:
-                parts.append(f"{formats.clock(remaining(done, total, rate))} left")
-        if details:
-            parts.append(details)
-        self.note(", ".join(parts))
+        count = f"{title}: {done:,}/{total:,} {unit} ({done / max(total, 1):.0%})"
+        speed = f"{number(rate)} {unit}/s" if rate else ""
+        self.note(", ".join(filter(None, (count, speed, _left(done, total, rate), details))))
 
     def close(self) -> None:
         self._title = None
+
+
+def _left(done: int, total: int, rate: float | None) -> str:
+    return f"{clock((total - done) / rate)} left" if rate and done < total else ""
+
+
+def choose_display(console: Console) -> Display:
+    """A live bar for a terminal, lines for a pipe, a log file or a dumb terminal."""
+    return LiveDisplay(console) if console.is_interactive else LineDisplay(console)
 
 
 @final
@@ -135,10 +145,9 @@ class CountProgress:
     already.
     """
 
-    def __init__(self, title: str, display: Display, now: Callable[[], float] = time.monotonic) -> None:
-        self._title = title
-        self._display = display
-        self._now = now
+    def __init__(self, title: str, display: Display | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._title, self._now = title, now
+        self._display = display or choose_display(messages())
         self._start: tuple[float, int] | None = None
         self._last = -1
 
@@ -150,34 +159,11 @@ class CountProgress:
         self._start = self._start or (now, done)
         elapsed = now - self._start[0]
         rate = (done - self._start[1]) / elapsed if elapsed > 0 else None
-        self._display.advance(self._title, done, total, unit="images", rate=rate, details="")
+        self._display.advance(self._title, done, total, rate=rate)
 
     def close(self) -> None:
         """Leave the terminal clean."""
         self._display.close()
-
-
-def remaining(done: int, total: int, rate: float) -> float:
-    """Seconds left at this rate."""
-    return max(0, total - done) / rate
-
-
-def main_losses(metrics: Mapping[str, float], limit: int = 3) -> str:
-    """The losses and residuals among ``metrics``, the student's first and without its prefix."""
-    chosen = [name for name in metrics if name.rsplit("/", 1)[-1].endswith(("loss", "residual"))]
-    chosen.sort(key=lambda name: (not name.startswith("student/"), not name.endswith("/loss")))
-    return ", ".join(
-        f"{name.removeprefix('student/').replace('_', ' ')} {formats.number(metrics[name])}" for name in chosen[:limit]
-    )
-
-
-MAX_SCORES = 4
-"""Scores shown after an evaluation during training."""
-
-
-def choose_display(console: Console) -> Display:
-    """A live bar for a terminal, lines for a pipe, a log file or a dumb terminal."""
-    return LiveDisplay(console) if console.is_interactive else LineDisplay(console)
 
 
 @final
@@ -189,27 +175,17 @@ class ProgressObserver:
 
     @hookimpl
     def freeflow_run_started(self, run: RunInfo) -> None:
-        """Name the run and its folder."""
         verb = "Resuming" if run.resumed else "Starting"
-        self._display.note(f"{verb} {run.command} run {run.name!r} in {formats.path(run.folder)}")
+        self._display.note(f"{verb} {run.command} run {run.name!r} in {shown_path(run.folder)}")
 
     @hookimpl
     def freeflow_step_finished(self, run: RunInfo, progress: TrainingProgress, metrics: Mapping[str, float]) -> None:
-        """Images seen, speed, remaining time, and the main losses."""
-        self._display.advance(
-            run.command,
-            min(progress.images, progress.total_images),
-            progress.total_images,
-            unit="images",
-            rate=metrics.get("images_per_second"),
-            details=main_losses(metrics),
-        )
+        done, rate = min(progress.images, progress.total_images), metrics.get("images_per_second")
+        self._display.advance(run.command, done, progress.total_images, rate=rate, details=main_losses(metrics))
 
     @hookimpl
     def freeflow_evaluation_advanced(self, run: RunInfo, row: str, done: int, total: int) -> None:
-        """Samples scored of one row."""
-        title = f"evaluate {row.replace('_', ' ')}"
-        self._display.advance(title, done, total, unit="samples", rate=None, details="")
+        self._display.advance(f"evaluate {row.replace('_', ' ')}", done, total, unit="samples")
 
     @hookimpl
     def freeflow_evaluation_finished(
@@ -218,25 +194,26 @@ class ProgressObserver:
         """A few scores of an evaluation during training; the one at the end is printed as a table."""
         if progress.images >= progress.total_images:
             return
-        costs = ("/evaluations", "/ms_per_image")
-        shown = [
-            f"{name.removeprefix('evaluation/')} {formats.number(value)}"
-            for name, value in scores.items()
-            if not name.endswith(costs)
-        ]
+        named = {name: value for name, value in scores.items() if not name.endswith(("/evaluations", "/ms_per_image"))}
+        shown = [f"{name.removeprefix('evaluation/')} {number(value)}" for name, value in named.items()]
         more = f", and {len(shown) - MAX_SCORES} more" if len(shown) > MAX_SCORES else ""
         self._display.note(f"Scores at {progress.images:,} images: {', '.join(shown[:MAX_SCORES]) or 'none'}{more}")
 
     @hookimpl
     def freeflow_checkpoint_saved(self, run: RunInfo, progress: TrainingProgress, path: Path) -> None:
-        """Where the checkpoint is."""
-        self._display.note(f"Checkpoint at {progress.images:,} images: {formats.path(path)}")
+        self._display.note(f"Checkpoint at {progress.images:,} images: {shown_path(path)}")
 
     @hookimpl
     def freeflow_run_finished(self, run: RunInfo, status: str) -> None:
-        """Put the terminal back in order."""
         self.close()
 
     def close(self) -> None:
         """Stop the display. May be called twice."""
         self._display.close()
+
+
+def main_losses(metrics: Mapping[str, float], limit: int = 3) -> str:
+    """The losses and residuals among ``metrics``, the student's first and without its prefix."""
+    chosen = [name for name in metrics if name.rsplit("/", 1)[-1].endswith(("loss", "residual"))]
+    chosen.sort(key=lambda name: (not name.startswith("student/"), not name.endswith("/loss")))
+    return ", ".join(f"{n.removeprefix('student/').replace('_', ' ')} {number(metrics[n])}" for n in chosen[:limit])

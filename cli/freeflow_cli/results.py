@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from freeflow_cli import formats
-from freeflow_cli.console import is_main_process, stdout
+from freeflow_cli.console import (
+    clock,
+    is_main_process,
+    make_table,
+    number,
+    print_columns,
+    print_files,
+    print_line,
+    print_next,
+    shown_path,
+    size,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from freeflow_core.api import RunResult
@@ -25,11 +34,12 @@ if TYPE_CHECKING:
     from freeflow_core.types import Check
 
 
-EVALUATIONS, MILLISECONDS = "evaluations", "ms_per_image"
-_HEADERS = {EVALUATIONS: "evals", MILLISECONDS: "ms / image"}
+_HEADERS = {"evaluations": "evals", "ms_per_image": "ms / image"}
+"""The costs of a row, which stand before its scores."""
 _TITLE_WIDTH = 24
 _GAP = 3
 """Characters between two columns, and those at the edges of the table taken together."""
+STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def score_tables(
@@ -38,49 +48,19 @@ def score_tables(
     """``scores`` by row and name as one table, or as several when the columns do not fit into ``width``."""
     from freeflow_core.config.run import row_title  # with pydantic behind it: not a price for --help
 
-    names = list(dict.fromkeys(name for row in scores.values() for name in row))
-    costs = [name for name in (EVALUATIONS, MILLISECONDS) if name in names]
-    columns = costs + [name for name in names if name not in costs]
-    cells = {name: [formats.number(row[name]) if name in row else "-" for row in scores.values()] for name in columns}
-    titles = [row_title(row, evaluation) for row in scores]
-    return [_table(titles, part, cells) for part in _split(columns, cells, width)]
-
-
-def make_table(columns: Iterable[Column | str], rows: Iterable[Iterable[str]] = (), **options: Any) -> Table:
-    """A table with a line below its titles, as all of ours; the cells are taken as they are, without markup."""
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, **options)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _table(titles: Sequence[str], names: Sequence[str], cells: Mapping[str, Sequence[str]]) -> Table:
-    columns = [Column(Text(_header(name)), justify="right", width=_width(name, cells[name])) for name in names]
-    return make_table(
-        [Column(width=_TITLE_WIDTH), *columns], zip(titles, *(cells[name] for name in names), strict=True)
-    )
-
-
-def _split(columns: Sequence[str], cells: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
-    """Consecutive columns, as many to a part as fit beside the titles; at least one."""
-    parts: list[list[str]] = []
+    names = dict.fromkeys(name for row in scores.values() for name in row)
+    parts: list[list[tuple[Column, list[str]]]] = []
     used = width
-    for name in columns:
-        needed = _width(name, cells[name]) + _GAP
-        if not parts or used + needed > width:
-            parts.append([])
-            used = _TITLE_WIDTH + _GAP
-        parts[-1].append(name)
-        used += needed
-    return parts
-
-
-def _header(name: str) -> str:
-    return _HEADERS.get(name, name.replace("_", " ").replace("/", " "))
-
-
-def _width(name: str, values: Sequence[str]) -> int:
-    return max(map(len, [*_header(name).split(), *values]))
+    for name in [*(cost for cost in _HEADERS if cost in names), *(name for name in names if name not in _HEADERS)]:
+        header = _HEADERS.get(name, name.replace("_", " ").replace("/", " "))
+        cells = [number(row[name]) if name in row else "-" for row in scores.values()]
+        needed = max(map(len, [*header.split(), *cells]))
+        used += needed + _GAP
+        if not parts or used > width:  # at least one column to a table
+            parts.append([(Column(width=_TITLE_WIDTH), [row_title(row, evaluation) for row in scores])])
+            used = _TITLE_WIDTH + _GAP + needed + _GAP
+        parts[-1].append((Column(Text(header), justify="right", width=needed), cells))
+    return [make_table([c for c, _ in part], zip(*(cells for _, cells in part), strict=True)) for part in parts]
 
 
 def print_result(result: RunResult, command: str, config: RunConfig | None) -> None:
@@ -93,46 +73,16 @@ def print_result(result: RunResult, command: str, config: RunConfig | None) -> N
         for table in score_tables(result.scores, evaluation=evaluation, width=console.width):
             console.print(table)
     if result.load_report:
-        print_line(console, f"Started from the teacher: {result.load_report}")
-    cost = f", {formats.size(result.peak_memory_bytes)} of memory at most" if result.peak_memory_bytes else ""
-    print_line(console, f"{result.status.capitalize()} after {formats.clock(result.duration_seconds)}{cost}.")
-    if result.files:
-        print_files(console, result.files)
-    print_next(console, next_commands(result, command, config))
-
-
-def print_line(console: Console, text: str) -> None:
-    """One line, never wrapped, so that paths and commands can be copied."""
-    console.print(Text(text), soft_wrap=True, highlight=False)
-
-
-def print_files(console: Console, files: dict[str, Path]) -> None:
-    """Names and paths of what was written."""
-    print_line(console, "Written:")
-    wide = max(map(len, files))
-    for name, path in files.items():
-        print_line(console, f"  {name:<{wide}}  {formats.path(path)}")
-
-
-def print_next(console: Console, commands: Iterable[str]) -> None:
-    """Commands to try, one a line."""
-    if commands := list(commands):
-        print_line(console, "Next:")
-    for command in commands:
-        print_line(console, f"  {command}")
-
-
-def mlflow_commands(folder: Path) -> list[str]:
-    """MLflow's view of the runs, where its store lies beside ``folder``, as it does unless another one is named."""
-    database = folder.resolve().parent / "mlflow.db"
-    if os.environ.get("MLFLOW_TRACKING_URI") or not database.is_file():
-        return []
-    return [f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database.as_posix()}')}"]
+        print_line(f"Started from the teacher: {result.load_report}")
+    cost = f", {size(result.peak_memory_bytes)} of memory at most" if result.peak_memory_bytes else ""
+    print_line(f"{result.status.capitalize()} after {clock(result.duration_seconds)}{cost}.")
+    print_files(result.files)
+    print_next(next_commands(result, command, config))
 
 
 def next_commands(result: RunResult, command: str, config: RunConfig | None) -> list[str]:
     """What one would do after this run."""
-    folder = shlex.quote(formats.path(result.folder))
+    folder = shlex.quote(shown_path(result.folder))
     commands = []
     if result.status != "finished":
         commands.append(f"freeflow {command} --resume --output {folder} --set training.stop_at_images=null")
@@ -147,24 +97,17 @@ def next_commands(result: RunResult, command: str, config: RunConfig | None) -> 
     return commands
 
 
-STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+def mlflow_commands(folder: Path) -> list[str]:
+    """MLflow's view of the runs, where its store lies beside ``folder``, as it does unless another one is named."""
+    database = folder.resolve().parent / "mlflow.db"
+    if os.environ.get("MLFLOW_TRACKING_URI") or not database.is_file():
+        return []
+    return [f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database.as_posix()}')}"]
 
 
-def print_checks(console: Console, checks: Sequence[Check]) -> None:
+def print_checks(checks: Sequence[Check]) -> None:
     """One line a finding: status, name, detail."""
-    print_columns(console, ((Text(c.status, style=STYLES[c.status]), Text(c.name), Text(c.detail)) for c in checks))
-
-
-def print_columns(console: Console, rows: Iterable[Sequence[Text]]) -> None:
-    """Rows of equally many cells without lines between them; only the last column is folded."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row)
-    for column in table.columns[:-1]:
-        column.no_wrap = True
-    for column in table.columns[-1:]:
-        column.overflow = "fold"
-    console.print(table)
+    print_columns([(Text(c.status, style=STYLES[c.status]), Text(c.name), Text(c.detail)) for c in checks])
 
 
 def print_json(values: object) -> None:
@@ -174,8 +117,3 @@ def print_json(values: object) -> None:
 
 def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
-
-
-def failed(checks: Sequence[Check]) -> bool:
-    """Whether any is an error."""
-    return any(check.status == "error" for check in checks)

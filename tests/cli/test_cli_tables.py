@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
-from freeflow_cli import formats
+from freeflow_cli import console as formats
 from freeflow_cli.results import score_tables
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +85,6 @@ def test_cli_numbers_keep_three_digits_and_stay_short(value):
 
 def test_cli_paths_are_relative_inside_the_working_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert formats.path(tmp_path / "runs" / "a") == "runs/a"
-    assert formats.path(Path("runs/../runs/b")) == "runs/b"
-    assert formats.path(tmp_path.parent) == str(tmp_path.parent)
+    assert formats.shown_path(tmp_path / "runs" / "a") == "runs/a"
+    assert formats.shown_path(Path("runs/../runs/b")) == "runs/b"
+    assert formats.shown_path(tmp_path.parent) == str(tmp_path.parent)

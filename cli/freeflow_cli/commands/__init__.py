@@ -10,10 +10,8 @@ from freeflow_cli.commands import (
     encode,
     evaluate,
     plugins,
-    plugins_check,
     plugins_new,
     sample,
-    search,
     training,
     weights,
 )
@@ -25,7 +23,7 @@ def register_commands(app: typer.Typer) -> None:
     app.command("pretrain")(training.pretrain)
     app.command("compare")(compare.compare)
     app.command("sample")(sample.sample)
-    app.command("search")(search.search)
+    app.command("search")(evaluate.search)
     app.command("evaluate")(evaluate.evaluate)
     app.command("encode")(encode.encode)
     app.command("export")(weights.export)
@@ -34,7 +32,7 @@ def register_commands(app: typer.Typer) -> None:
     group.command("list")(plugins.list_plugins)
     group.command("show")(plugins.show_plugin)
     group.command("new")(plugins_new.new_plugin)
-    group.command("check")(plugins_check.check_plugin)
+    group.command("check")(plugins.check_plugin)
     _add_group(app, "config", "Look at run configurations.").command("show")(training.show)
     _add_group(app, "teacher", "Look at teachers.").command("check")(checks.check)
     app.command("doctor")(checks.doctor)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import stdout
-from freeflow_cli.results import failed, print_checks, print_files, print_json, print_line
+from freeflow_cli.console import number, print_files, print_line
+from freeflow_cli.results import print_checks, print_json
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from freeflow_core.api import TeacherCheck
+    from freeflow_core.types import Check
 
 
 def doctor(context: typer.Context, as_json: options.AsJSON = False) -> None:
@@ -26,9 +26,8 @@ def doctor(context: typer.Context, as_json: options.AsJSON = False) -> None:
     if as_json:
         print_json(checks)
     else:
-        print_checks(stdout(), checks)
-    if failed(checks):
-        raise typer.Exit(1)
+        print_checks(checks)
+    _fail_on_errors(checks)
 
 
 _SHOWN = 3
@@ -44,8 +43,8 @@ def check(
     num: Annotated[
         int | None, typer.Option("--num", "-n", min=2, help="Samples; default: 16, and more of small states.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=4, help="Midpoint steps, two passes each.")] = 24,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
+    steps: Annotated[int, typer.Option(min=4, help="Midpoint steps, two passes each.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     output: Annotated[Path, options.folder("Folder for a picture of the samples.")] = Path("teacher-check"),
     precision: options.Precision = "float32",
     device: options.Device = "auto",
@@ -74,22 +73,20 @@ def check(
         found = {"teacher": result.teacher, "right": result.is_right, "checks": result.checks}
         print_json({**found, "proposals": result.proposals, "file": result.file})
     else:
-        _print(result)
-    if failed(result.checks):
-        raise typer.Exit(1)
-
-
-def _print(result: TeacherCheck) -> None:
-    console = stdout()
-    print_checks(console, result.checks)
-    if result.proposals:
-        several = len(result.proposals) > 1
-        print_line(console, f"Read in {'one of these ways' if several else 'this way'} it would be right:")
+        print_checks(result.checks)
+        if result.proposals:
+            several = len(result.proposals) > 1
+            print_line(f"Read in {'one of these ways' if several else 'this way'} it would be right:")
         for proposal in result.proposals[:_SHOWN]:
             settings = " ".join(f"--set teacher.{name}={_written(value)}" for name, value in proposal.settings.items())
-            print_line(console, f"  {settings}   (misses {formats.number(proposal.miscalibration)})")
-    if result.file is not None:
-        print_files(console, {"samples": result.file})
+            print_line(f"  {settings}   (misses {number(proposal.miscalibration)})")
+        print_files({"samples": result.file} if result.file else {})
+    _fail_on_errors(result.checks)
+
+
+def _fail_on_errors(checks: Sequence[Check]) -> None:
+    if any(check.status == "error" for check in checks):
+        raise typer.Exit(1)
 
 
 def _written(value: object) -> str:

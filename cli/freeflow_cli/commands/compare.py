@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
-from freeflow_cli import formats
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import DEFAULT_PRESET
-from freeflow_cli.console import say, stdout, warn
-from freeflow_cli.results import make_table, mlflow_commands, print_files, print_line, print_next
+from freeflow_cli.console import make_table, print_files, print_line, print_next, say, shown_path, stdout, warn
+from freeflow_cli.results import mlflow_commands
 from freeflow_cli.session import Session
 from freeflow_core.plugin import Registry
 
@@ -36,11 +34,9 @@ def compare(
     teacher: options.TeacherName = None,
     objectives: Annotated[
         str | None,
-        typer.Option(
-            "--objectives", metavar="NAMES", autocompletion=_objectives, help="Objectives, with commas: a,b,c."
-        ),
+        typer.Option(metavar="NAMES", autocompletion=_objectives, help="Objectives, with commas: a,b,c."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Runs of each objective; default: 3.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each objective; default: 3.")] = None,
     budget: Annotated[
         str | None,
         options.text("--budget", "KIND=N", "images=N or forwards=N of training for every run; default: the preset's."),
@@ -70,7 +66,7 @@ def compare(
     score: Annotated[
         str | None, options.text("--score", "NAME", "Score to compare, e.g. fd_data; default: a distance to data.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The first seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
     name: Annotated[
         str | None, options.text("--name", "NAME", "Names the folder; default: the preset's, or the teacher.")
     ] = None,
@@ -107,7 +103,7 @@ def compare(
     with session.progress():
         result = api.compare(resolved, output=output, dry_run=dry_run, manager=session.manager)
     print_comparison(result)
-    if result.failed:
+    if result.table.errors:
         raise typer.Exit(1)
 
 
@@ -119,35 +115,33 @@ def print_comparison(result: CompareResult) -> None:
     """Two tables, since together they are wider than most terminals: scores, then what they cost."""
     from freeflow_core.tools.compare.table import cells
 
-    table, console = result.table, stdout()
+    table = result.table
     lines = [cells(table, row) for row in table.rows]
     titles, rows = list(lines[0]), [list(line.values()) for line in lines]
     keys = 1 + (table.setting is not None)
     scores = keys + len(table.steps) + 1
     planned = result.status == "planned"
     if not planned:
-        print_line(console, f"{table.score or 'No score yet'}: mean ± standard deviation over seeds")
-        shown = [[*row[:scores], row[-1]] for row in rows]
-        _print_table(console, [*titles[:scores], titles[-1]], shown, keys)
+        print_line(f"{table.score or 'No score yet'}: mean ± standard deviation over seeds")
+        _print_table([*titles[:scores], titles[-1]], [[*row[:scores], row[-1]] for row in rows], keys)
         for title, score, fidelity in table.teacher_lines:
-            print_line(console, f"{title}: {table.score} {score}, fidelity {fidelity}")
-    costs = [[*row[:keys], *row[scores:-1]] for row in rows]
-    _print_table(console, [*titles[:keys], *titles[scores:-1]], costs, keys)
+            print_line(f"{title}: {table.score} {score}, fidelity {fidelity}")
+    _print_table([*titles[:keys], *titles[scores:-1]], [[*row[:keys], *row[scores:-1]] for row in rows], keys)
     if planned:
         runs = sum(row.planned for row in table.rows)
-        print_line(console, f"Dry run: {runs} runs would go to {formats.path(result.folder)}; nothing was trained.")
+        print_line(f"Dry run: {runs} runs would go to {shown_path(result.folder)}; nothing was trained.")
         return
-    print_files(console, result.files)
-    for name, error in result.failed.items():
+    print_files(result.files)
+    for name, error in table.errors.items():
         warn(f"The run {name} failed: {error}")
-    if result.failed:
+    if table.errors:
         say("The same command again tries the failed runs once more, and leaves the others as they are.")
-    print_next(console, mlflow_commands(result.folder))
+    print_next(mlflow_commands(result.folder))
 
 
-def _print_table(console: Console, titles: Sequence[str], rows: Sequence[Sequence[str]], keys: int) -> None:
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], keys: int) -> None:
     """Titles are broken when the table would be too wide; the ``keys`` that identify a row never are."""
-    columns = zip(titles, *rows, strict=True)
+    columns, console = zip(titles, *rows, strict=True), stdout()
     if sum(max(map(len, column)) + _GAP for column in columns) > console.width:
         titles = [_BREAK.sub("\n", title) for title in titles]
     head = [Column(Text(title), overflow="fold", no_wrap=True) for title in titles[:keys]]

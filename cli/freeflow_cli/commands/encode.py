@@ -9,10 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import is_main_process, messages, stdout
-from freeflow_cli.results import print_line, print_next
+from freeflow_cli.console import is_main_process, print_line, print_next, shown_path
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
@@ -25,11 +23,9 @@ def encode(
     output: Annotated[Path, options.folder("Folder to write.")] = Path("latents"),
     num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Images to encode; default: all.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored images too.")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images the codec gets at once.")] = 32,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images in a file.")] = 4096,
-    dtype: Annotated[
-        Literal["float32", "float16"], typer.Option("--dtype", help="Type the latents are stored in.")
-    ] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images the codec gets at once.")] = 32,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images in a file.")] = 4096,
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Type the latents are stored in.")] = "float32",
     device: options.Device = "auto",
 ) -> None:
     """Compute the latents of a source's images once, for the source `latents`. Run it again to go on."""
@@ -40,10 +36,10 @@ def encode(
         )
     session = Session.of(context)
     session.registry(source=source, codec=codec)
-    from freeflow_cli.progress import CountProgress, choose_display
+    from freeflow_cli.progress import CountProgress
     from freeflow_core import api
 
-    with closing(CountProgress("encode", choose_display(messages()))) as progress:
+    with closing(CountProgress("encode")) as progress:
         result = api.encode(
             source=source,
             codec=codec,
@@ -60,14 +56,12 @@ def encode(
         )
     if not is_main_process():
         return
-    console = stdout()
-    shape = " x ".join(map(str, result.state_shape))
-    print_line(console, f"{result.num_images:,} latents of {shape} in {result.num_shards:,} shards.")
+    shape, folder = " x ".join(map(str, result.state_shape)), shown_path(result.folder)
+    print_line(f"{result.num_images:,} latents of {shape} in {result.num_shards:,} shards.")
     if not result.written:
-        print_line(console, "They were all there already.")
-    folder = formats.path(result.folder)
-    print_line(console, f"Written: {folder}")
+        print_line("They were all there already.")
+    print_line(f"Written: {folder}")
     settings = [f"source.path={folder}", f"codec={codec}", *(a for a in assignments or () if a.startswith("codec."))]
     settings += ["reference=null", "evaluation.enabled=false"]
     given = [part for setting in settings for part in ("--set", setting)]
-    print_next(console, [shlex.join(["freeflow", "pretrain", "--source", "latents", *given])])
+    print_next([shlex.join(["freeflow", "pretrain", "--source", "latents", *given])])

@@ -72,6 +72,7 @@ ConfigFile = Annotated[
 ]
 Assignments = Annotated[list[str] | None, settings("One setting, e.g. training.images=1000; comes last.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every training draw.")]
+SampleSeed = Annotated[int, typer.Option("--seed", min=0, help="Sample i depends on (seed, i) alone.")]
 Output = Annotated[Path | None, folder("Folder to write; default: a new one in runs/.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint of the run in --output, else the newest run.")

@@ -1,24 +1,31 @@
-"""``freeflow plugins``: what is installed, and what can be set."""
+"""``freeflow plugins list``, ``show``, ``check``: what is installed, what can be set, and whether it keeps its contract."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
-from freeflow_cli.catalogue import Entry, PluginEntry, check_kind, entries, find, model_options, plugin_entries
+from freeflow_cli.catalogue import PRESET, Entry, PluginEntry, check_kind, entries, find, model_options, plugin_entries
 from freeflow_cli.commands import options
-from freeflow_cli.console import stdout
-from freeflow_cli.results import make_table, print_json, print_line
+from freeflow_cli.console import make_table, print_columns, print_line, stdout
+from freeflow_cli.results import print_json
 from freeflow_cli.session import Session
+from freeflow_core.config import ComponentChoice
+from freeflow_core.config.load import lay_settings, resolve_choice
+from freeflow_core.errors import ConfigError, UnknownComponent
 from freeflow_core.plugin import Component, Registry
 from freeflow_core.plugin.manager import api_version
 
+if TYPE_CHECKING:
+    from freeflow_core.testing import CheckResult
+
 Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="teacher, student, ..., or preset.")]
+_STYLES = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
+_WITH_TEACHER = ("student", "objective", "evaluator", "verifier")
 
 
 def list_plugins(context: typer.Context, kind: Kind = None, as_json: options.AsJSON = False) -> None:
@@ -31,11 +38,10 @@ def list_plugins(context: typer.Context, kind: Kind = None, as_json: options.AsJ
         listed = {"components": [e.as_dict() for e in found], "plugins": [p._asdict() for p in plugins]}
         print_json({"api_version": api_version(), **listed})
         return
-    console = stdout()
-    _print_components(console, found)
+    _print_components(found)
     if kind is None:
-        _print_plugins(console, plugins)
-        print_line(console, f"This freeflow has version {api_version()} of the plugin API.")
+        _print_plugins(plugins)
+        print_line(f"This freeflow has version {api_version()} of the plugin API.")
 
 
 def show_plugin(
@@ -55,45 +61,40 @@ def show_plugin(
         details = [_details(registry, entry) for entry in found]
         print_json({"components": details, "plugins": [plugin._asdict() for plugin in named]})
         return
-    console = stdout()
     for entry in found:
-        _print_entry(console, registry, entry)
+        _print_entry(registry, entry)
     for plugin in named:
-        print_line(console, f"plugin {plugin.name}, {_origin(plugin)}")
-        print_line(console, f"Hooks: {', '.join(plugin.hooks) or 'none'}")
+        print_line(f"plugin {plugin.name}, {_origin(plugin)}")
+        print_line(f"Hooks: {', '.join(plugin.hooks) or 'none'}")
         if plugin.api:
-            print_line(console, f"Needs version {plugin.api} of the plugin API; this freeflow has {api_version()}.")
+            print_line(f"Needs version {plugin.api} of the plugin API; this freeflow has {api_version()}.")
         if plugin.problem:
-            print_line(console, f"{'Works in part only' if plugin.api else 'Not available'}: {plugin.problem}")
-        _print_components(console, [entry for entry in everything if entry.plugin == plugin.name])
+            print_line(f"{'Works in part only' if plugin.api else 'Not available'}: {plugin.problem}")
+        _print_components([entry for entry in everything if entry.plugin == plugin.name])
 
 
-def _print_entry(console: Console, registry: Registry, entry: Entry) -> None:
-    print_line(console, f"{entry.kind} {entry.name}: {entry.summary}")
-    print_line(console, f"From plugin {entry.plugin}, {_origin(entry)}")
+def _print_entry(registry: Registry, entry: Entry) -> None:
+    print_line(f"{entry.kind} {entry.name}: {entry.summary}")
+    print_line(f"From plugin {entry.plugin}, {_origin(entry)}")
     item = entry.item
     if not isinstance(item, Component):
         if item.scores:
-            print_line(console, f"Scores: {item.scores}")
-        print_line(console, f"\n{registry.preset_text(item).rstrip()}\n")
+            print_line(f"Scores: {item.scores}")
+        print_line(f"\n{registry.preset_text(item).rstrip()}\n")
         return
     if source := item.about()[1]:
-        print_line(console, f"Source: {source}")
+        print_line(f"Source: {source}")
     settings = model_options(item.load_config_class())
     if not settings:
-        print_line(console, "It has no options.\n")
+        print_line("It has no options.\n")
         return
-    columns = (
-        Column("option", style="cyan", overflow="fold"),
-        Column("type", overflow="fold"),
-        Column("default", overflow="fold"),
-        "range",
-        Column("description", ratio=1),
-    )
-    console.print(make_table(columns, settings))
+    folded = [Column(title, overflow="fold") for title in ("option", "type", "default")]
+    folded[0].style = "cyan"
+    columns = [*folded, Column("range"), Column("description", ratio=1)]
+    stdout().print(make_table(columns, settings))
 
 
-def _print_components(console: Console, found: Iterable[Entry]) -> None:
+def _print_components(found: Iterable[Entry]) -> None:
     name = Column("name", style="cyan", overflow="fold")
     table = make_table([name, Column("summary", ratio=1), Column("plugin", overflow="fold"), "version"])
     kind = ""
@@ -102,20 +103,17 @@ def _print_components(console: Console, found: Iterable[Entry]) -> None:
             kind = entry.kind
             table.add_row(Text(kind, style="bold default"))
         table.add_row(Text(f"  {entry.name}"), *map(Text, (entry.summary, entry.plugin, entry.version)))
-    if table.row_count:
-        console.print(table)
-    else:
-        print_line(console, "None.")
+    stdout().print(table if table.row_count else "None.")
 
 
-def _print_plugins(console: Console, plugins: Iterable[PluginEntry]) -> None:
+def _print_plugins(plugins: Iterable[PluginEntry]) -> None:
     name, distribution = Column("plugin", style="bold", overflow="fold"), Column("distribution", overflow="fold")
     table = make_table([name, distribution, "version", "API", Column("hooks", ratio=1)])
     for plugin in plugins:
         hooks = ", ".join(hook.removeprefix("freeflow_") for hook in plugin.hooks) or "none"
         last = Text(plugin.problem, style="yellow") if plugin.problem else Text(hooks)
         table.add_row(*map(Text, (plugin.name, plugin.distribution, plugin.version, plugin.api)), last)
-    console.print(table)
+    stdout().print(table)
 
 
 def _details(registry: Registry, entry: Entry) -> dict[str, Any]:
@@ -129,3 +127,90 @@ def _details(registry: Registry, entry: Entry) -> dict[str, Any]:
 
 def _origin(item: Entry | PluginEntry) -> str:
     return f"distribution {item.distribution} {item.version}".rstrip()
+
+
+def check_plugin(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A component, or a plugin for all of its components.")],
+    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="teacher, student, ...")] = None,
+    assignments: Annotated[
+        list[str] | None, options.text("--set", "OPTION=VALUE", "An option of the component. Repeatable.")
+    ] = None,
+    teacher: Annotated[
+        str | None, options.text("--teacher", "NAME", "Teacher to put beside a student or an objective.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="A teacher that is not trained: leave out the direction of time.")
+    ] = False,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Check a component, or all of a plugin, against the contract of its kind. Exit code 1 when a check fails."""
+    check_kind(kind)
+    session = Session.of(context)
+    registry = session.registry(teacher=teacher)
+    found = _components(name, kind, registry, session)
+    given = lay_settings({}, assignments or ())
+    if given and len(found) > 1:
+        raise ConfigError(
+            f"{name!r} stands for {len(found)} components, so --set is ambiguous. Check one of them: "
+            f"{', '.join(f'{entry.name} --kind {entry.kind}' for entry in found)}."
+        )
+    reports: list[dict[str, Any]] = []
+    for entry in found:
+        results = list(_check(registry, entry, given, teacher, random_weights, alone=len(found) == 1))
+        reports.append({"kind": entry.kind, "name": entry.name, "checks": results})
+        if not as_json:
+            _print_checked(entry, results)
+    if as_json:
+        print_json({"components": reports})
+    if any(result.status == "failed" for report in reports for result in report["checks"]):
+        raise typer.Exit(1)
+
+
+def _components(name: str, kind: str | None, registry: Registry, session: Session) -> list[Entry]:
+    everything, plugins = entries(registry), plugin_entries(session.manager)
+    components = [entry for entry in everything if entry.kind != PRESET]
+    matching = find(name, kind, components, plugins)
+    if not matching:
+        matching = [entry for entry in components if entry.plugin == name and kind in (None, entry.kind)]
+    if not matching:
+        raise UnknownComponent(kind or "component with a contract", name, {entry.name for entry in components})
+    return matching
+
+
+def _check(
+    registry: Registry,
+    entry: Entry,
+    given: Mapping[str, Any],
+    teacher: str | None,
+    random_weights: bool,
+    *,
+    alone: bool,
+) -> Iterable[CheckResult]:
+    from freeflow_core.testing import CONTRACTS, CheckResult, run_contract
+
+    if not alone:
+        try:
+            resolve_choice(registry, entry.kind, ComponentChoice(name=entry.name), entry.kind)
+        except ConfigError as error:
+            command = f"freeflow plugins check {entry.name} --kind {entry.kind} --set OPTION=VALUE"
+            return [CheckResult("builds from its configuration", "skipped", f"{error} Check it by itself: {command}")]
+    attributes: dict[str, Any] = {}
+    if teacher is not None and entry.kind in _WITH_TEACHER:
+        attributes["teacher"] = teacher
+    if random_weights and entry.kind == "teacher":
+        attributes["trained"] = False
+    return run_contract(CONTRACTS[entry.kind], component=entry.name, options=given, registry=registry, **attributes)
+
+
+def _print_checked(entry: Entry, results: Sequence[CheckResult]) -> None:
+    def check(result: CheckResult) -> Text:
+        text = Text(result.check)
+        if result.message:
+            text.append(f"\n{result.message}", style="default" if result.status == "failed" else "dim")
+        return text
+
+    print_line(f"{entry.kind} {entry.name}")
+    print_columns((Text(r.status, style=_STYLES[r.status]), check(r)) for r in results)
+    counts = ", ".join(f"{sum(r.status == status for r in results)} {status}" for status in _STYLES)
+    print_line(f"{counts}\n")

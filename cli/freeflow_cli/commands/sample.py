@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import is_main_process, messages, stdout
-from freeflow_cli.results import print_files, print_line
+from freeflow_cli.console import is_main_process, number, print_files, print_line
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from freeflow_core.api import SampleResult
 
 
 def sample(
@@ -25,13 +20,13 @@ def sample(
     teacher: options.TeacherName = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples.")] = 100,
     sampler: Annotated[str | None, options.text("--sampler", "NAME", "Default: one-step; for a teacher heun.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Default: 1; for a teacher 100.")] = None,
-    guidance_weight: Annotated[float, typer.Option("--guidance-weight", min=0, help="1: no guidance.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: 1; for a teacher 100.")] = None,
+    guidance_weight: Annotated[float, typer.Option(min=0, help="1: no guidance.")] = 1.0,
     guidance_interval: Annotated[
         str, options.text("--guidance-interval", "LOW,HIGH", "Times in [0, 1] where a teacher is guided.")
     ] = "0,1",
     jump_to: Annotated[
-        float, typer.Option("--jump-to", help="Time in (0, 1) where the teacher takes over from the student's jump.")
+        float, typer.Option(help="Time in (0, 1) where the teacher takes over from the student's jump.")
     ] = 0.5,
     labels: Annotated[
         str,
@@ -41,8 +36,8 @@ def sample(
             "All classes in turn, one drawn for each index, or those of a list in turn, e.g. 3 or 0,2,5-9.",
         ),
     ] = "balanced",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Sample i depends on (seed, i) alone.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples drawn at once.")] = 100,
+    seed: options.SampleSeed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 100,
     output: Annotated[Path, options.folder("Folder to write, or to go on with (all but grid).")] = Path("samples"),
     image_format: Annotated[
         Literal["grid", "npz", "png", "webp"],
@@ -62,10 +57,10 @@ def sample(
     if not 0 < jump_to < 1:
         raise ConfigError(f"--jump-to {jump_to:g} must lie between 0 (data) and 1 (noise).")
     chosen, interval = parse_labels(labels), parse_interval(guidance_interval)
-    from freeflow_cli.progress import CountProgress, choose_display
+    from freeflow_cli.progress import CountProgress
     from freeflow_core import api
 
-    with closing(CountProgress("sample", choose_display(messages()))) as progress:
+    with closing(CountProgress("sample")) as progress:
         result = api.sample(
             student=student,
             teacher=teacher,
@@ -87,7 +82,12 @@ def sample(
             on_progress=progress.advance,
         )
     if is_main_process():
-        _print_result(result, num)
+        evaluations, milliseconds = number(result.evaluations), number(1000 * result.seconds_per_image)
+        reused = f" {'All' if result.reused == num else f'{result.reused:,}'} of them were there already."
+        costs = f"{evaluations} network evaluations and {milliseconds} ms each"
+        print_line(f"{num:,} samples, {costs}.{reused if result.reused else ''}")
+        few = len(result.files) <= 4
+        print_files({file.name: file for file in result.files} if few else {"folder": result.folder})
 
 
 def parse_labels(text: str) -> list[int] | Literal["balanced", "random"]:
@@ -118,15 +118,3 @@ def parse_interval(text: str) -> tuple[float, float]:
             "0 <= LOW <= HIGH <= 1, e.g. 0,0.7."
         )
     return low, high
-
-
-def _print_result(result: SampleResult, num: int) -> None:
-    console = stdout()
-    reused = f" {'All' if result.reused == num else f'{result.reused:,}'} of them were there already."
-    print_line(
-        console,
-        f"{num:,} samples, {formats.number(result.evaluations)} network evaluations and "
-        f"{formats.number(1000 * result.seconds_per_image)} ms each.{reused if result.reused else ''}",
-    )
-    few = len(result.files) <= 4
-    print_files(console, {file.name: file for file in result.files} if few else {"folder": result.folder})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -12,14 +12,12 @@ from rich.text import Text
 
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import Request
-from freeflow_cli.console import is_main_process, stdout, warn
-from freeflow_cli.formats import size
-from freeflow_cli.results import make_table, print_columns, print_line, print_result
+from freeflow_cli.console import is_main_process, make_table, print_columns, print_line, size, stdout, warn
+from freeflow_cli.results import print_result
 from freeflow_cli.session import Session
 
 if TYPE_CHECKING:
     from freeflow_core.api import Plan
-    from freeflow_core.config import RunConfig
 
 
 def distill(
@@ -86,42 +84,33 @@ def show(
 def train(session: Session, request: Request, *, folder: Path | None, resume: bool, dry_run: bool) -> None:
     """Carry out a training command. The configuration is checked before torch is imported."""
     config = request.load(session)
-    if dry_run:
-        print_plan(session, config)
+    from freeflow_core import api
+
+    if not dry_run:
+        command = api.pretrain if request.command == "pretrain" else api.distill
+        with session.progress():
+            result = command(config, output=folder, resume=resume, manager=session.manager)
+        print_result(result, request.command, config)
         return
-    from freeflow_core import api
-
-    command = api.pretrain if request.command == "pretrain" else api.distill
-    with session.progress():
-        result = command(config, output=folder, resume=resume, manager=session.manager)
-    print_result(result, request.command, config)
-
-
-def print_plan(session: Session, config: RunConfig) -> None:
-    """What a run would do and need."""
-    from freeflow_core import api
-
     plan = api.plan(config, manager=session.manager)
     if not is_main_process():
         return
-    console = stdout()
-    console.print(network_table(plan))
-    console.print(memory_table(plan))
-    print_columns(console, ((Text(name, style="bold"), Text(value)) for name, value in facts(plan)))
-    print_line(console, "Dry run: nothing was trained or written.")
+    stdout().print(network_table(plan))
+    stdout().print(memory_table(plan))
+    print_columns([(Text(name, style="bold"), Text(value)) for name, value in facts(plan)])
+    print_line("Dry run: nothing was trained or written.")
     for warning in plan.warnings:
         warn(warning)
 
 
-_TITLE: dict[str, Any] = {"title_justify": "left", "title_style": ""}
 _KINDS = ("weights", "gradients", "optimizer", "average", "memory")
 """Parts of a network's memory, as in :class:`freeflow_core.api.RolePlan`."""
 
 
 def network_table(plan: Plan) -> Table:
     """One line for each network: its size, and forward passes per image of the batch in one step."""
-    headers = [Column(name, justify="right") for name in ("parameters", "passes with gradient", "without gradient")]
-    table = make_table([_names(), *headers], title="Networks, and forward passes per image of a step", **_TITLE)
+    columns = ("parameters", "passes with gradient", "without gradient")
+    table = _table("Networks, and forward passes per image of a step", *columns)
     for network in plan.networks:
         passes = (f"{p:.2f}" if p else "-" for p in (network.gradient_passes, network.other_passes))
         table.add_row(Text(network.name), f"{network.parameters:,}", *passes)
@@ -135,8 +124,7 @@ def memory_table(plan: Plan) -> Table:
     def cell(num_bytes: int) -> str:
         return f"{num_bytes / unit:.2f}" if num_bytes else "-"
 
-    headers = [Column(kind, justify="right", min_width=len("000.00")) for kind in (*_KINDS[:-1], "sum")]
-    table = make_table([_names(), *headers], title=f"Memory per process, {name}", **_TITLE)
+    table = _table(f"Memory per process, {name}", *_KINDS[:-1], "sum")
     for network in plan.networks:
         table.add_row(Text(network.name), *(cell(getattr(network, kind)) for kind in _KINDS))
     blanks = [""] * (len(_KINDS) - 1)
@@ -147,13 +135,19 @@ def memory_table(plan: Plan) -> Table:
     return table
 
 
+def _table(title: str, *numbers: str) -> Table:
+    columns = [Column(name, justify="right", min_width=len("000.00")) for name in numbers]
+    names = Column(min_width=len("gradient exchange"))
+    return make_table([names, *columns], title=title, title_justify="left", title_style="")
+
+
 def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     """Lines below the tables: (label, value)."""
+    processes, passes = _of(plan.num_processes, "process", "processes"), _of(plan.accumulation, "pass", "passes")
     yield "at one moment", f"{size(plan.peak)} at most; in the total every kind is at its largest"
     if plan.free is not None:
         yield "free now", f"{size(plan.free)} ({plan.device})"
-    yield "planned for", f"{plan.device}, {plan.precision}, {_of(plan.num_processes, 'process', 'processes')}"
-    processes, passes = _of(plan.num_processes, "process", "processes"), _of(plan.accumulation, "pass", "passes")
+    yield "planned for", f"{plan.device}, {plan.precision}, {processes}"
     yield "batch", f"{plan.batch_size:,} images: {processes} x {passes} of {plan.rows:,}"
     yield "length", f"{plan.images:,} images, {plan.steps:,} steps"
     yield "work", f"{_flops(plan.flops_per_step)} per step, {_flops(plan.flops)} in all"
@@ -161,10 +155,6 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "teacher", plan.teacher
     if plan.load_report is not None:
         yield "from the teacher", plan.load_report
-
-
-def _names() -> Column:
-    return Column(min_width=len("gradient exchange"))
 
 
 def _of(number: int, one: str, many: str) -> str:

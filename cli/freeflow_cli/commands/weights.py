@@ -12,10 +12,9 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column
 
-from freeflow_cli import formats
 from freeflow_cli.commands import options
-from freeflow_cli.console import ERROR_STYLE, messages, say, stdout
-from freeflow_cli.results import make_table, print_json, print_line
+from freeflow_cli.console import ERROR_STYLE, make_table, messages, print_line, say, shown_path, stdout
+from freeflow_cli.results import print_json
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.plugin import WeightFile
@@ -82,7 +81,7 @@ def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Pa
 
     if not force and from_file is None and (found := store.find(weight)) is not None:
         say(f"The weights {weight.name!r} are in the cache.")
-        print_line(stdout(), str(found))
+        print_line(str(found))
         return
     with _progress(weight.name) as on_progress:
         if from_file is not None:
@@ -92,7 +91,7 @@ def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Pa
     status = store.status(weight)
     proof = "as published" if weight.sha256 else f"{status.sha256} (the plugin knows none to compare with)"
     say(f"The weights {weight.name!r} are in the cache: {data_size(status.size or 0)}, SHA-256 {proof}.")
-    print_line(stdout(), str(path))
+    print_line(str(path))
 
 
 def _verify(store: WeightStore, weights: Sequence[WeightFile]) -> None:
@@ -106,7 +105,7 @@ def _verify(store: WeightStore, weights: Sequence[WeightFile]) -> None:
             broken += 1
             say(str(error), title="Error", style=ERROR_STYLE)
         else:
-            print_line(stdout(), f"{weight.name}: {'as published' if weight.sha256 else 'as it came in'} ({sha256})")
+            print_line(f"{weight.name}: {'as published' if weight.sha256 else 'as it came in'} ({sha256})")
     if broken:
         raise typer.Exit(1)
     if not weights:
@@ -122,9 +121,8 @@ def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -
         known = [asdict(status) for status in statuses]
         print_json([values.pop("weight") | values for values in known])
         return
-    console = stdout()
     if not statuses:
-        print_line(console, "No plugin offers weights.")
+        print_line("No plugin offers weights.")
         return
     columns = (
         Column("name", style="cyan", overflow="fold"),
@@ -137,13 +135,13 @@ def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -
     for status in statuses:
         size = data_size(status.size) if status.size is not None else "-"
         rows.append((status.weight.name, status.weight.summary, size, describe_origin(status.weight), _state(status)))
-    console.print(make_table(columns, rows))
-    print_line(console, f"Cache: {formats.path(store.folder)}")
+    stdout().print(make_table(columns, rows))
+    print_line(f"Cache: {shown_path(store.folder)}")
     wide = max(len(status.weight.name) for status in statuses)
     for status in statuses:  # not a column: a path that is folded cannot be copied
         inside = status.path.is_relative_to(store.folder)  # else in the user's Hugging Face cache
         path = status.path.relative_to(store.folder) if inside else status.path
-        print_line(console, f"  {status.weight.name:<{wide}}  {path}")
+        print_line(f"  {status.weight.name:<{wide}}  {path}")
 
 
 def _state(status: WeightStatus) -> str:
@@ -186,4 +184,4 @@ def export(
     session = Session.of(context)
     from freeflow_core import api
 
-    print_line(stdout(), api.export(student, output, manager=session.manager))
+    print_line(api.export(student, output, manager=session.manager))
