@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from freeflow_core.api.checking import TeacherCheck, check_teacher, diagnose
+from freeflow_core.api.checking import TeacherCheck, check_teacher
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
 from freeflow_core.api.sampling import sample
 from freeflow_core.api.scoring import evaluate, search
@@ -16,6 +16,7 @@ from freeflow_core.config.compare import CompareConfig
 from freeflow_core.engine.run import RunResult
 from freeflow_core.tools.compare.runner import CompareResult
 from freeflow_core.tools.cost import Plan, RolePlan
+from freeflow_core.tools.doctor import diagnose
 from freeflow_core.tools.encode import Encoded, encode
 from freeflow_core.tools.sample_files.writer import SampleResult
 from freeflow_core.tools.search import SearchResult

@@ -1,4 +1,4 @@
-"""Whether the installation can work, and whether a teacher is read as its network means it."""
+"""Whether a teacher is read as its network means it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from freeflow_core.evaluation.pictures import grid_image, save_image, scatter_im
 from freeflow_core.interfaces import Codec
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.teacher_check import Proposal, check_built_teacher
-from freeflow_core.tools.doctor.diagnose import diagnose as _diagnose
 from freeflow_core.types import Check
 
 _COLUMNS = 8
@@ -112,8 +111,3 @@ def _write(samples: Tensor, codec: Codec, folder: Path) -> Path:
         path = folder / "samples.npz"
         np.savez(path, arr_0=samples.numpy())
     return path
-
-
-def diagnose(manager: Manager | None = None) -> list[Check]:
-    """The checks of ``freeflow doctor``."""
-    return _diagnose(manager or Manager.load())

@@ -11,8 +11,7 @@ import torch
 from packaging.requirements import Requirement
 
 from freeflow_core.plugin import Component, Manager, hookimpl
-from freeflow_core.tools.doctor import diagnose as diagnosis
-from freeflow_core.tools.doctor import environment, hardware, stores
+from freeflow_core.tools import doctor
 
 JOINED = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -31,7 +30,7 @@ def only(checks, name: str):
 
 
 def launched(nowhere, **variables):
-    return only(environment.check_launch({"HF_HOME": str(nowhere / "hf"), **variables}), "distributed launch")
+    return only(doctor.check_launch({"HF_HOME": str(nowhere / "hf"), **variables}), "distributed launch")
 
 
 def test_doctor_names_packages_that_are_missing_or_out_of_range(monkeypatch):
@@ -44,16 +43,16 @@ def test_doctor_names_packages_that_are_missing_or_out_of_range(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     needed = Requirement("numpy>=1.26")
-    old = environment.check_package("numpy", needed)
+    old = doctor.check_package("numpy", needed)
     assert (old.status, old.detail[:10]) == ("warning", "1.20, but ")
-    assert environment.check_package("numpy", None).status == "ok"
-    assert environment.check_package("torch", None).status == "error"
-    optional = environment.check_package("diffusers", None, "latents")
+    assert doctor.check_package("numpy", None).status == "ok"
+    assert doctor.check_package("torch", None).status == "error"
+    optional = doctor.check_package("diffusers", None, "latents")
     assert (optional.status, optional.detail) == ("ok", "not installed; needed for latents")
 
 
 def test_doctor_names_deprecated_variables():
-    checks = environment.check_versions({"TRANSFORMERS_CACHE": "x", "HOME": "y"})
+    checks = list(doctor.check_versions({"TRANSFORMERS_CACHE": "x", "HOME": "y"}))
     (check,) = [check for check in checks if check.name.startswith("variable")]
     assert (check.name, check.status) == ("variable TRANSFORMERS_CACHE", "warning")
     assert "HF_HOME" in check.detail
@@ -62,15 +61,15 @@ def test_doctor_names_deprecated_variables():
 def test_doctor_tells_a_gpu_that_torch_cannot_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(hardware, "driver_version", lambda: "550.1")
+    monkeypatch.setattr(doctor, "driver_version", lambda: "550.1")
     monkeypatch.setattr(torch.version, "cuda", None)
-    check = only(hardware.check_hardware(), "device")
+    check = only(doctor.check_hardware(), "device")
     assert check.status == "warning"
     assert "driver 550.1" in check.detail
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert only(hardware.check_hardware(), "device").detail != check.detail, "the driver's fault, not the build's"
-    monkeypatch.setattr(hardware, "driver_version", lambda: None)
-    assert only(hardware.check_hardware(), "device").status == "ok"
+    assert only(doctor.check_hardware(), "device").detail != check.detail, "the driver's fault, not the build's"
+    monkeypatch.setattr(doctor, "driver_version", lambda: None)
+    assert only(doctor.check_hardware(), "device").status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -85,11 +84,11 @@ def test_doctor_describes_gpus(monkeypatch, free, capability, device, bf16):
         "get_device_name": "A GPU",
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    monkeypatch.setattr(hardware, "driver_version", lambda: "550.1")
+    monkeypatch.setattr(doctor, "driver_version", lambda: "550.1")
     monkeypatch.setattr(
-        hardware, "_precision", lambda device, name, dtype, real=hardware._precision: real("cpu", name, dtype)
+        doctor, "_precision", lambda device, name, dtype, real=doctor._precision: real("cpu", name, dtype)
     )
-    checks = hardware.check_hardware()
+    checks = list(doctor.check_hardware())
     assert only(checks, "device cuda:0").status == device
     assert f"80 GiB, {free} free" in only(checks, "device cuda:0").detail
     assert "550.1" in only(checks, "CUDA").detail
@@ -97,14 +96,16 @@ def test_doctor_describes_gpus(monkeypatch, free, capability, device, bf16):
 
 
 def test_doctor_says_which_kernels_a_derivative_can_use(monkeypatch):
-    checks = hardware.check_attention()
+    checks = list(doctor.check_attention())
     assert "math" in only(checks, "attention kernels").detail
     assert "math attention" in only(checks, "derivative=forward-mode").detail
-    monkeypatch.setattr(hardware, "_forward_mode", lambda device, backend: False)
-    check = only(hardware.check_attention(), "derivative=forward-mode")
+    real = doctor._attends
+    without = lambda *args, forward_mode=False: not forward_mode and real(*args)  # noqa: E731
+    monkeypatch.setattr(doctor, "_attends", without)
+    check = only(doctor.check_attention(), "derivative=forward-mode")
     assert (check.status, "derivative=central" in check.detail) == ("warning", True)
-    monkeypatch.setattr(hardware, "_runs", lambda backend, q: False)
-    assert only(hardware.check_attention(), "attention kernels").status == "error"
+    monkeypatch.setattr(doctor, "_attends", lambda *args, **_: False)
+    assert only(doctor.check_attention(), "attention kernels").status == "error"
 
 
 def test_doctor_counts_processes_that_joined(nowhere):
@@ -132,31 +133,31 @@ def test_doctor_warns_when_accelerate_started_one_of_two(nowhere):
     assert check.status == "warning"
     assert "asks for 2" in check.detail
     variables = {"HF_HOME": str(nowhere / "hf")}
-    assert only(environment.check_launch(variables), "accelerate configuration").status == "ok"
+    assert only(doctor.check_launch(variables), "accelerate configuration").status == "ok"
     file.write_text("num_processes: 8\n", "utf-8")
-    assert only(environment.check_launch({**variables, **JOINED}), "accelerate configuration").status == "warning"
+    assert only(doctor.check_launch({**variables, **JOINED}), "accelerate configuration").status == "warning"
     file.write_text("[broken", "utf-8")
-    assert environment.configured_processes(variables) is None
+    assert doctor.configured_processes(variables) is None
 
 
 def test_doctor_refuses_more_processes_than_gpus(monkeypatch, nowhere):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for number, found in (("4", ["error"]), ("2", [])):
-        checks = environment.check_launch({**JOINED, "LOCAL_WORLD_SIZE": number})
+        checks = list(doctor.check_launch({**JOINED, "LOCAL_WORLD_SIZE": number}))
         assert [check.status for check in checks if check.name == "processes and GPUs"] == found
 
 
 def test_doctor_tells_full_and_read_only_disks(monkeypatch, nowhere):
     monkeypatch.setenv("FREEFLOW_CACHE", str(nowhere / "cache"))
-    assert [check.status for check in stores.check_storage()] == ["ok", "ok"]
-    monkeypatch.setattr(stores.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    assert [check.status for check in stores.check_storage()] == ["warning", "warning"]
+    assert [check.status for check in doctor.check_storage()] == ["ok", "ok"]
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    assert [check.status for check in doctor.check_storage()] == ["warning", "warning"]
 
     def refuse(**_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(stores.tempfile, "NamedTemporaryFile", refuse)
-    runs, cache = stores.check_storage()
+    monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refuse)
+    runs, cache = doctor.check_storage()
     assert (runs.status, "--output" in runs.detail) == ("error", True)
     assert (cache.status, "FREEFLOW_CACHE" in cache.detail) == ("warning", True)
     assert not (nowhere / "cache").exists()
@@ -183,7 +184,7 @@ def server():
 
 
 def tracked(uri: str | None):
-    return stores.check_tracking({} if uri is None else {"MLFLOW_TRACKING_URI": uri})
+    return doctor.check_tracking({} if uri is None else {"MLFLOW_TRACKING_URI": uri})
 
 
 def test_doctor_asks_the_mlflow_server(server, monkeypatch):
@@ -192,7 +193,7 @@ def test_doctor_asks_the_mlflow_server(server, monkeypatch):
     broken = tracked(f"http://me:secret@{server}/broken/")
     assert broken.status == "warning"
     assert "secret" not in broken.detail
-    monkeypatch.setattr(stores, "_SECONDS", 0.5)
+    monkeypatch.setattr(doctor, "_SECONDS", 0.5)
     gone = tracked("http://127.0.0.1:9")
     assert gone.status == "warning"
     assert "mlflow-sync" in gone.detail
@@ -232,7 +233,7 @@ class Offers:
 def test_doctor_imports_every_component(target, reason):
     manager = Manager()
     manager.register(Offers(target), "mine", "my-package", "1.0")
-    checks = diagnosis.check_plugins(manager)
+    checks = list(doctor.check_plugins(manager))
     assert only(checks, "plugin mine").status == "ok"
     assert ("its component can be imported" in only(checks, "plugin mine").detail) == (reason is None)
     assert [reason in check.detail for check in checks if check.name == "teacher mine"] == [True] * (reason is not None)
@@ -243,7 +244,7 @@ def test_a_check_that_fails_is_a_finding_and_stops_no_other(monkeypatch):
     def ill():
         raise RuntimeError("broken\nbone")
 
-    monkeypatch.setattr(diagnosis, "check_storage", ill)
-    checks = diagnosis.diagnose(Manager())
+    monkeypatch.setattr(doctor, "check_storage", ill)
+    checks = doctor.diagnose(Manager())
     assert only(checks, "storage").detail == "could not be looked at: RuntimeError: broken bone"
     assert {"python", "MLflow", "plugin API"} <= {check.name for check in checks}

@@ -179,7 +179,7 @@ def test_the_doctor_knows_the_cache(publisher, monkeypatch, tmp_path):
     assert "holds 1 file(s), " in line().detail
     monkeypatch.setenv("FREEFLOW_OFFLINE", "1")
     assert "offline by FREEFLOW_OFFLINE" in line().detail
-    monkeypatch.setattr("freeflow_core.tools.doctor.stores.tempfile.NamedTemporaryFile", _refuse)
+    monkeypatch.setattr("freeflow_core.tools.doctor.tempfile.NamedTemporaryFile", _refuse)
     assert line().status == "warning"
     assert "not writable" in line().detail
 

@@ -1,4 +1,4 @@
-"""``freeflow plugins list``, ``show``, ``check``: what is installed, what can be set, and whether it keeps its contract."""
+"""``freeflow plugins list``, ``show``, ``check``: what is installed, what can be set, and whether it works."""
 
 from __future__ import annotations
 

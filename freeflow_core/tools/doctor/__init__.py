@@ -1,1 +1,0 @@
-"""`freeflow doctor`: what is installed, what works, and what to do about the rest."""
