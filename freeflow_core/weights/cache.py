@@ -98,9 +98,8 @@ def read_content(path: Path, on_progress: OnProgress | None = None, copy_to: Bin
 class Place:
     """The files of one weight in the cache: a folder of its own, ``weights/<name>-<fingerprint>/``.
 
-    Beside ``file``: the ``record`` of what was fetched; ``partial``, as much of a download as has arrived, and
-    ``partial_state``, whose beginning that is; ``incoming``, a local copy in the making; ``lock``, held by the process
-    that writes here, which stays behind, empty, since removing a lock file would break the lock.
+    Beside ``file``: the ``record`` of what was fetched; ``partial``, what has arrived of a download, and
+    ``partial_state``, of which; ``incoming``, a local copy in the making; ``lock``, held while writing, left behind.
     """
 
     def __init__(self, file: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, final
+from typing import Any, BinaryIO, final
 
 import requests
 
@@ -81,7 +81,7 @@ class Download:
         headers: Mapping[str, str],
         place: Place,
         options: TransferOptions,
-        on_progress: OnProgress | None = None,
+        on_progress: OnProgress | None,
     ) -> None:
         self._weight, self._url, self._place, self._options = weight, url, place, options
         # Not encoded, so that lengths and ranges are those of the file itself.
@@ -94,7 +94,7 @@ class Download:
     def run(self) -> Record:
         """All attempts, until the partial file is whole and checked; else ``DownloadError``, or the disk's ``OSError``.
 
-        What has arrived is kept on failures that may pass, and dropped when it is of no use.
+        What has arrived is kept on failures that may pass.
         """
         self._take_over()
         try:
@@ -136,9 +136,8 @@ class Download:
         url = self._url
         if self._remote is None or self._offset != self._remote.size:  # else only the new name was missing
             try:
-                with session.get(
-                    url, headers=self._headers_now(), stream=True, timeout=self._options.timeout
-                ) as response:
+                headers, timeout = self._headers_now(), self._options.timeout
+                with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
                     self._begin(response, file)
                     self._report()
                     for chunk in response.iter_content(self._options.chunk_bytes):
@@ -192,14 +191,11 @@ class Download:
         self._digest.update(chunk)
         self._offset = arrived
 
-    def _check(
-        self, file: BinaryIO, *, size: int | None = None, sha256: str | None = None, is_page: bool = False
-    ) -> None:
-        """Keep nothing of a file that is not the published one."""
+    def _check(self, file: BinaryIO, **known: Any) -> None:
+        """Keep nothing of a file that is not the published one, by what is ``known`` of it."""
         stated = self._remote.sha256 if self._remote is not None else None
-        what = f"The file at {self._url}"
         try:
-            check(self._weight, what, size=size, sha256=sha256, is_page=is_page, expected_sha256=stated)
+            check(self._weight, f"The file at {self._url}", **known, expected_sha256=stated)
         except DownloadError:
             self._clear(file)
             raise

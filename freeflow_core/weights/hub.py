@@ -57,12 +57,9 @@ def stated_sha256(hub_copy: Path) -> str | None:
 
 
 def address_of(weight: WeightFile) -> tuple[str, dict[str, str]]:
-    """Where a weight is fetched from, and the headers for it.
+    """Where a weight is fetched from, and the headers for it. Raises ``DownloadError`` where that is nowhere.
 
-    Files on the hub take the same road as all others, rather than ``hf_hub_download``: that one begins again after an
-    interruption, since it deletes its unfinished file, and its headers tell about the machine.
-
-    Raises ``DownloadError`` when the weights have no address, or one that the hub cannot have.
+    Not ``hf_hub_download``: it begins again after an interruption, and its headers tell about the machine.
     """
     if weight.url is not None:
         return weight.url, {}

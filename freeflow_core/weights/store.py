@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from freeflow_core.errors import DownloadError, Interrupted
 from freeflow_core.files import sync_file
@@ -38,7 +38,7 @@ _LOG = logging.getLogger("freeflow")
 def weights_by_name(registry: Registry) -> Callable[[str], Path]:
     """What a component gets as ``context.weights``: the path of published weights, fetched when they are not there yet.
 
-    Raises ``UnknownComponent`` for a name that no plugin offers, ``DownloadError`` for weights that cannot be had.
+    It raises ``UnknownComponent`` for a name that no plugin offers, ``DownloadError`` for weights that cannot be had.
     """
 
     def weights(name: str) -> Path:
@@ -89,14 +89,13 @@ class WeightStore:
     def status(self, weight: WeightFile) -> WeightStatus:
         """For listings; reads no content, so it takes a file of the right name at its word."""
         place = Place.of(weight, self.folder)
-        size = file_size(place.file)
-        if size is None and (copy := find_hub_copy(weight)) is not None:
+        size, partial = file_size(place.file), file_size(place.partial) or 0
+        if size is not None:
+            record = Record.read(place.record)
+            return WeightStatus(weight, place.file, True, size, record.sha256 if record else weight.sha256, partial)
+        if (copy := find_hub_copy(weight)) is not None:
             return WeightStatus(weight, copy, True, file_size(copy), weight.sha256 or stated_sha256(copy), 0)
-        partial = file_size(place.partial) or 0
-        if size is None:
-            return WeightStatus(weight, place.file, False, weight.size, weight.sha256, partial)
-        record = Record.read(place.record)
-        return WeightStatus(weight, place.file, True, size, record.sha256 if record else weight.sha256, partial)
+        return WeightStatus(weight, place.file, False, weight.size, weight.sha256, partial)
 
     def find(self, weight: WeightFile) -> Path | None:
         """The file if it is here or in the user's Hugging Face cache, else None. One that was put here by hand is
@@ -117,14 +116,9 @@ class WeightStore:
         return place.file
 
     def fetch(self, weight: WeightFile, *, force: bool = False, on_progress: OnProgress | None = None) -> Path:
-        """The file, downloaded unless :meth:`find` has it.
+        """The file, downloaded unless :meth:`find` has it; ``force``: even then, to replace that one.
 
-        Args:
-            force: download even then; the old file is replaced once the new one is whole.
-
-        Raises:
-            DownloadError: it cannot be fetched; the message says why and what to do.
-            Interrupted: Ctrl-C; what has arrived is kept, and the next call goes on from there.
+        Raises ``DownloadError``, which says what to do; ``Interrupted`` on Ctrl-C: the next call goes on from there.
         """
         place = Place.of(weight, self.folder)
         if not force and (found := self.find(weight)) is not None:
@@ -193,9 +187,8 @@ class WeightStore:
     def _check_online(self, weight: WeightFile, place: Place) -> None:
         if (variable := offline_variable()) is None:
             return
-        has_address = weight.url is not None or (weight.repository is not None and weight.pattern is None)
         way = by_hand(weight)
-        if has_address:
+        if weight.url is not None or (weight.repository is not None and weight.pattern is None):
             way = f"download {address_of(weight)[0]} by hand to that place, or {BYPASS}"
         state = "are not" if file_size(place.file) is None else "can only be downloaded, not taken from what is"
         raise DownloadError(
@@ -208,12 +201,8 @@ class WeightStore:
         """The folder of a weight, made and locked; what goes wrong inside becomes a :class:`DownloadError`."""
         try:
             place.file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(place.lock)
-            self._acquire(lock, weight, place, on_progress)
-            try:
+            with self._acquired(weight, place, on_progress):
                 yield
-            finally:
-                lock.release()
         except KeyboardInterrupt as error:
             raise Interrupted(f"The download of {weight.name!r} was stopped.{_kept(weight, place)}") from error
         except DownloadError as error:
@@ -221,13 +210,12 @@ class WeightStore:
         except OSError as error:
             raise DownloadError(f"{disk_failure(place.file.parent, error)}{_kept(weight, place)}") from error
 
-    def _acquire(self, lock: FileLock, weight: WeightFile, place: Place, on_progress: OnProgress | None) -> None:
+    def _acquired(self, weight: WeightFile, place: Place, on_progress: OnProgress | None) -> AcquireReturnProxy:
         """One process fetches; the others wait, as long as they see it getting on, and report its progress as ours."""
-        seen, since = None, time.monotonic()
+        lock, seen, since = FileLock(place.lock), None, time.monotonic()
         while True:
             try:
-                lock.acquire(timeout=0 if seen is None else self._options.lock_poll)
-                return
+                return lock.acquire(timeout=0 if seen is None else self._options.lock_poll)
             except NotImplementedError as error:
                 raise OSError(f"the file system supports no locks ({error})") from error
             except Timeout as error:
