@@ -7,11 +7,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from freeflow_core.errors import DownloadError, Interrupted
 from freeflow_core.files import sync_file
@@ -210,7 +211,9 @@ class WeightStore:
         except OSError as error:
             raise DownloadError(f"{disk_failure(place.file.parent, error)}{_kept(weight, place)}") from error
 
-    def _acquired(self, weight: WeightFile, place: Place, on_progress: OnProgress | None) -> AcquireReturnProxy:
+    def _acquired(
+        self, weight: WeightFile, place: Place, on_progress: OnProgress | None
+    ) -> AbstractContextManager[Any]:
         """One process fetches; the others wait, as long as they see it getting on, and report its progress as ours."""
         lock, seen, since = FileLock(place.lock), None, time.monotonic()
         while True:
