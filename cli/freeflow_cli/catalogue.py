@@ -149,7 +149,7 @@ def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: 
             _type(field, definitions),
             "required" if name in schema.get("required", ()) else default,
             ", ".join(dict.fromkeys(_limits(field, definitions))),
-            field.get("description", ""),
+            " ".join(field.get("description", "").split()),
         )
 
 

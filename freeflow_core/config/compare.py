@@ -117,16 +117,13 @@ class ComparisonConfig(Section):
 
     objectives: tuple[str, ...] = Field((), description="Objectives, by name.")
     seeds: PositiveInt = Field(3, description="Runs of each objective: the seeds seed, seed + 1, ...")
-    budget: Budget | None = Field(
-        None, description="images=N or forwards=N of training; null: the base run's training.images."
-    )
-    settings_for: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Settings of single objectives, by their names."
-    )
+    budget: Budget | None = None
+    """images=N or forwards=N of training; null: the base run's training.images."""
+    settings_for: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of single objectives, by their names."""
     sweep: SweepConfig | None = Field(None, description="A setting that takes several values, each with all seeds.")
-    score: str | None = Field(
-        None, description="Score that is compared; null: the first distance to data, else to the teacher."
-    )
+    score: str | None = None
+    """Score that is compared; null: the first distance to data, else to the teacher."""
 
     @field_validator("objectives")
     @classmethod

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_seriali
 class Section(BaseModel):
     """Base of every configuration model: frozen, unknown keys refused, defaults validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ComponentConfig(Section):

@@ -20,22 +20,19 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (AdamW).")
     clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm per role; null: no clipping.")
     warmup_images: int = Field(0, ge=0, description="Images over which the rate rises linearly from 0.")
-    schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = Field(
-        "constant", description="Decay after warm-up; cosine and linear reach final_fraction at the last image."
-    )
+    schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = "constant"
+    """Decay after warm-up; cosine and linear reach final_fraction at the last image."""
     final_fraction: float = Field(0.0, ge=0, le=1, description="Rate at the end, as a fraction of the peak.")
-    decay_images: PositiveInt | None = Field(
-        None, description="inverse-sqrt: images after which the rate falls; null: a tenth of the run."
-    )
+    decay_images: PositiveInt | None = None
+    """inverse-sqrt: images after which the rate falls; null: a tenth of the run."""
 
 
 class EMAConfig(Section):
     """Exponential moving average of the weights, by half-life in images (Karras et al., EDM, appendix F)."""
 
     halflife_images: PositiveInt = Field(500_000, description="Images after which an old weight counts half.")
-    rampup_ratio: float | None = Field(
-        0.05, gt=0, description="The half-life is at most this share of the images seen; null: no ramp."
-    )
+    rampup_ratio: float | None = Field(0.05, gt=0)
+    """The half-life is at most this share of the images seen; null: no ramp."""
 
 
 class TrainingConfig(Section):
@@ -46,10 +43,8 @@ class TrainingConfig(Section):
     accumulation: PositiveInt = Field(1, description="Micro-batches per step and process.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     ema: EMAConfig = Field(default_factory=EMAConfig)
-    stop_at_images: PositiveInt | None = Field(
-        None,
-        description="Stop early with a checkpoint after this many images; --resume goes on. Schedules keep `images`.",
-    )
+    stop_at_images: PositiveInt | None = None
+    """Stop early with a checkpoint after this many images; --resume goes on. Schedules keep `images`."""
 
     @property
     def steps(self) -> int:
@@ -61,17 +56,13 @@ class RuntimeConfig(Section):
     """Where and in what precision the run happens."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
-    precision: Literal["float32", "bf16", "float64"] = Field(
-        "float32", description="bf16: autocast for the networks, float32 elsewhere."
-    )
-    activation_checkpointing: bool = Field(
-        False,
-        description="Recompute the student's activations in the backward pass: the same gradients with a fraction of "
-        "the memory, for about one more forward pass.",
-    )
-    compile: bool = Field(
-        False, description="torch.compile the gradient passes of the trained networks; worth it on a GPU."
-    )
+    precision: Literal["float32", "bf16", "float64"] = "float32"
+    """bf16: autocast for the networks, float32 elsewhere."""
+    activation_checkpointing: bool = False
+    """Recompute the student's activations in the backward pass: the same gradients with a fraction of the memory, for
+    about one more forward pass."""
+    compile: bool = False
+    """torch.compile the gradient passes of the trained networks; worth it on a GPU."""
     threads: PositiveInt | None = Field(None, description="CPU threads; null leaves torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
 
@@ -105,15 +96,13 @@ class EvaluationConfig(Section):
     num_samples: PositiveInt = Field(1_000, description="Samples per row of the table.")
     batch_size: PositiveInt = Field(250, description="Samples per batch.")
     evaluators: tuple[ComponentChoice, ...] = Field((), description="Scores to compute, by name.")
-    reference_sampler: ComponentChoice = Field(
-        default_factory=lambda: ComponentChoice(name="heun"), description="Sampler of the many-step teacher."
-    )
+    reference_sampler: ComponentChoice = Field(default_factory=lambda: ComponentChoice(name="heun"))
+    """Sampler of the many-step teacher."""
     reference_steps: PositiveInt = Field(100, description="Its steps.")
     jump_to: float = Field(0.5, gt=0, lt=1, description="Student jump 1 -> s before the teacher takes over.")
     jump_steps: PositiveInt = Field(4, description="Teacher steps after the jump.")
-    few_steps: tuple[PositiveInt, ...] = Field(
-        (2, 4), description="Few-step rows for students that have a few-step mode; the others skip them."
-    )
+    few_steps: tuple[PositiveInt, ...] = (2, 4)
+    """Few-step rows for students that have a few-step mode; the others skip them."""
     guidance_weight: float = Field(1.0, ge=0, description="Teacher's guidance, and the student's input, when scored.")
     guidance_low: float = Field(0.0, ge=0, le=1, description="Guided for t in [low, high].")
     guidance_high: float = Field(1.0, ge=0, le=1)
@@ -129,13 +118,11 @@ class RunConfig(Section):
     teacher: ComponentChoice | None = Field(None, description="Velocity oracle; none when training from data.")
     student: ComponentChoice = Field(description="Trainable network.")
     objective: ComponentChoice = Field(description="What is minimised.")
-    source: ComponentChoice = Field(
-        default_factory=lambda: ComponentChoice(name="prior"), description="Training batches; prior: noise alone."
-    )
+    source: ComponentChoice = Field(default_factory=lambda: ComponentChoice(name="prior"))
+    """Training batches; prior: noise alone."""
     reference: ComponentChoice | None = Field(None, description="Held-out data that samples are compared with.")
-    codec: ComponentChoice = Field(
-        default_factory=lambda: ComponentChoice(name="pixels"), description="Latents <-> images."
-    )
+    codec: ComponentChoice = Field(default_factory=lambda: ComponentChoice(name="pixels"))
+    """Latents <-> images."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)

@@ -15,12 +15,10 @@ Interval = tuple[UnitTime, UnitTime]
 class GuidanceRange(ComponentConfig):
     """Guidance weights that are trained; the student takes them as an input."""
 
-    guidance_min: float = Field(
-        1.0, ge=0, le=100, description="Least guidance weight g; each example draws its own, uniform in [min, max]."
-    )
-    guidance_max: float = Field(
-        1.0, ge=0, le=100, description="Greatest guidance weight; equal to guidance_min for a fixed one, 1: unguided."
-    )
+    guidance_min: float = Field(1.0, ge=0, le=100)
+    """Least guidance weight g; each example draws its own, uniform in [min, max]."""
+    guidance_max: float = Field(1.0, ge=0, le=100)
+    """Greatest guidance weight; equal to guidance_min for a fixed one, 1: unguided."""
 
     @model_validator(mode="after")
     def _check_range(self) -> GuidanceRange:
@@ -37,9 +35,8 @@ class GuidanceRange(ComponentConfig):
 class GuidanceOptions(GuidanceRange):
     """Guidance of the teacher."""
 
-    guidance_interval: Interval = Field(
-        (0.0, 1.0), description="Times (low, high) in which the teacher's field is guided; unguided outside."
-    )
+    guidance_interval: Interval = (0.0, 1.0)
+    """Times (low, high) in which the teacher's field is guided; unguided outside."""
 
     @model_validator(mode="after")
     def _check_interval(self) -> GuidanceOptions:
@@ -51,11 +48,8 @@ class GuidanceOptions(GuidanceRange):
 class DerivativeOptions(ComponentConfig):
     """How the network is differentiated."""
 
-    derivative: Literal["forward-mode", "central", "one-sided"] = Field(
-        "forward-mode",
-        description="forward-mode: exact, math attention; central: two passes, fused attention; one-sided: one pass, "
-        "reuses the gradient pass, which must not run in bf16.",
-    )
-    derivative_step: float = Field(
-        5e-3, ge=1e-6, le=0.1, description="Step in time of central and one-sided differences."
-    )
+    derivative: Literal["forward-mode", "central", "one-sided"] = "forward-mode"
+    """forward-mode: exact, math attention; central: two passes, fused attention; one-sided: one pass, reuses the
+    gradient pass, which must not run in bf16."""
+    derivative_step: float = Field(5e-3, ge=1e-6, le=0.1)
+    """Step in time of central and one-sided differences."""

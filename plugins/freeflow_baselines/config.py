@@ -16,27 +16,20 @@ class FlowMatchingConfig(ComponentConfig):
     Source: Lipman et al. 2022, arXiv 2210.02747; Ma et al. 2024 (SiT), arXiv 2401.08740
     """
 
-    time_distribution: Literal["uniform", "logit-normal"] = Field(
-        "uniform", description="Distribution of t: uniform (SiT) or logit-normal (Stable Diffusion 3)."
-    )
-    time_location: float = Field(
-        0.0, ge=-10, le=10, description="logit-normal: mean of logit(t); above 0 favours noise, below 0 data."
-    )
+    time_distribution: Literal["uniform", "logit-normal"] = "uniform"
+    """Distribution of t: uniform (SiT) or logit-normal (Stable Diffusion 3)."""
+    time_location: float = Field(0.0, ge=-10, le=10)
+    """logit-normal: mean of logit(t); above 0 favours noise, below 0 data."""
     time_scale: PositiveFloat = Field(1.0, le=10, description="logit-normal: standard deviation of logit(t).")
-    label_dropout: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="Share of labels replaced by the null class, which classifier-free guidance needs; 0: none.",
-    )
+    label_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of labels replaced by the null class, which classifier-free guidance needs; 0: none."""
 
 
 class VelocityOptions(GuidanceOptions):
     """Where the velocity comes from."""
 
-    velocity: Literal["teacher", "data"] = Field(
-        "teacher", description="teacher: its field, guided where asked. data: each sample's own n - x, no teacher."
-    )
+    velocity: Literal["teacher", "data"] = "teacher"
+    """teacher: its field, guided where asked. data: each sample's own n - x, no teacher."""
 
 
 class UnguidedDataOptions(VelocityOptions):
@@ -58,25 +51,19 @@ class ConsistencyConfig(UnguidedDataOptions):
     """
 
     num_steps: int = Field(40, ge=2, le=10_000, description="N: intervals of the time grid (paper: 40; CIFAR-10 18).")
-    grid: Literal["karras", "uniform"] = Field(
-        "karras",
-        description="karras: equal steps in sigma^(1/rho), t = sigma / (1 + sigma); uniform: equal in t (ours).",
-    )
+    grid: Literal["karras", "uniform"] = "karras"
+    """karras: equal steps in sigma^(1/rho), t = sigma / (1 + sigma); uniform: equal in t (ours)."""
     rho: PositiveFloat = Field(7.0, description="karras: exponent of the grid.")
     sigma_min: PositiveFloat = Field(0.002, description="karras: least noise over signal; ours: its time becomes 0.")
-    sigma_max: PositiveFloat = Field(
-        80.0, description="karras: greatest noise over signal; ours: its time becomes 1, where sampling starts."
-    )
+    sigma_max: PositiveFloat = 80.0
+    """karras: greatest noise over signal; ours: its time becomes 1, where sampling starts."""
     solver: Literal["heun", "euler"] = Field("heun", description="The teacher's step from t to r, taken in t.")
-    distance: Literal["squared", "huber"] = Field(
-        "squared", description="squared: mean square; huber: sqrt(|.|^2 + c^2) - c (Song & Dhariwal 2023)."
-    )
+    distance: Literal["squared", "huber"] = "squared"
+    """squared: mean square; huber: sqrt(|.|^2 + c^2) - c (Song & Dhariwal 2023)."""
     huber_constant: PositiveFloat = Field(0.00054, description="c / sqrt(dim) of huber (2310.14189: 0.00054).")
-    target_halflife_images: PositiveFloat | None = Field(
-        27_700,
-        description="Half-life of the target network's average (paper: 0.95 a step of 2048 images); null: the "
-        "student's own current weights (iCT).",
-    )
+    target_halflife_images: PositiveFloat | None = 27_700
+    """Half-life of the target network's average (paper: 0.95 a step of 2048 images); null: the student's own current
+    weights (iCT)."""
 
     @model_validator(mode="after")
     def _check_grid(self) -> ConsistencyConfig:
@@ -91,28 +78,19 @@ class ContinuousConsistencyConfig(UnguidedDataOptions, DerivativeOptions):
     Source: Lu and Song 2024, arXiv 2410.11081
     """
 
-    time_location: float = Field(
-        -1.0, ge=-10, le=10, description="Mean of log(sigma), sigma = t / (1 - t) (paper: -1)."
-    )
-    time_scale: PositiveFloat = Field(
-        1.4, le=10, description="Its deviation (paper: 1.4 on CIFAR-10, 1.6 ImageNet 64)."
-    )
+    time_location: float = Field(-1.0, ge=-10, le=10)
+    """Mean of log(sigma), sigma = t / (1 - t) (paper: -1)."""
+    time_scale: PositiveFloat = Field(1.4, le=10)
+    """Its deviation (paper: 1.4 on CIFAR-10, 1.6 ImageNet 64)."""
     data_std: PositiveFloat = Field(0.5, description="sigma_d: deviation of the data that TrigFlow scales by.")
-    tangent_warmup_fraction: float = Field(
-        0.025,
-        ge=0,
-        le=1,
-        description="Share of the run over which the tangent's unstable part rises from 0 (paper: 10k of 400k steps).",
-    )
-    tangent_normalisation: Literal["norm", "rms", "clip", "none"] = Field(
-        "norm",
-        description="norm: g / (|g| + c) (paper); rms: the same with |g| / sqrt(dim) (FastGen); clip: to [-1, 1].",
-    )
+    tangent_warmup_fraction: float = Field(0.025, ge=0, le=1)
+    """Share of the run over which the tangent's unstable part rises from 0 (paper: 10k of 400k steps)."""
+    tangent_normalisation: Literal["norm", "rms", "clip", "none"] = "norm"
+    """norm: g / (|g| + c) (paper); rms: the same with |g| / sqrt(dim) (FastGen); clip: to [-1, 1]."""
     tangent_constant: PositiveFloat = Field(0.1, description="c of the normalisation (paper: 0.1).")
     prior_weight: bool = Field(True, description="Multiply by 1 / sigma (paper).")
-    weighting: Literal["learned", "none"] = Field(
-        "learned", description="learned: exp(-w(t)) L + w(t) with a small network w beside the student (paper)."
-    )
+    weighting: Literal["learned", "none"] = "learned"
+    """learned: exp(-w(t)) L + w(t) with a small network w beside the student (paper)."""
 
 
 class FACMConfig(UnguidedDataOptions, DerivativeOptions):
@@ -125,13 +103,11 @@ class FACMConfig(UnguidedDataOptions, DerivativeOptions):
 
     time_location: float = Field(-0.8, ge=-10, le=10, description="Mean of log(a), t = 2/pi atan(a) (paper: -0.8).")
     time_scale: PositiveFloat = Field(1.6, le=10, description="Its deviation (paper: 1.6).")
-    relaxation_power: float = Field(
-        0.5, gt=0, le=4, description="p: the target moves the share 1 - (1 - t)^p of the way (paper: 0.5)."
-    )
+    relaxation_power: float = Field(0.5, gt=0, le=4)
+    """p: the target moves the share 1 - (1 - t)^p of the way (paper: 0.5)."""
     tangent_clip: PositiveFloat = Field(1.0, description="The step of the target is clamped to this (paper: 1).")
-    weight_power: float = Field(
-        0.5, ge=0, le=2, description="Consistency loss e / (e + c)^power, e a mean (paper: 0.5)."
-    )
+    weight_power: float = Field(0.5, ge=0, le=2)
+    """Consistency loss e / (e + c)^power, e a mean (paper: 0.5)."""
     weight_epsilon: PositiveFloat = Field(1e-3, description="c of the same (paper: 1e-3).")
     anchor_weight: float = Field(1.0, ge=0, description="Weight of the flow-matching anchor (paper: 1); 0: collapses.")
     cosine_weight: float = Field(1.0, ge=0, description="Weight of the anchor's 1 - cosine over channels (paper: 1).")
@@ -146,18 +122,14 @@ class ShortcutConfig(VelocityOptions):
     """
 
     base_steps: int = Field(128, description="M: the finest grid; a power of two (paper: 128).")
-    bootstrap_share: float = Field(
-        0.125, gt=0, lt=1, description="Share of rows that learn one step from two of half its size (code: 1/8)."
-    )
+    bootstrap_share: float = Field(0.125, gt=0, lt=1)
+    """Share of rows that learn one step from two of half its size (code: 1/8)."""
     clip: PositiveFloat | None = Field(4.0, description="Targets and mid states are clamped to +-clip (code: 4); null.")
-    label_dropout: float = Field(
-        0.1, ge=0, le=1, description="velocity: data: share of labels replaced by the null class (paper: 0.1)."
-    )
-    target_halflife_images: PositiveFloat | None = Field(
-        177_000,
-        description="Half-life of the averaged network that gives targets (code: 0.999 a step of 256 images); null: "
-        "the student's own current weights.",
-    )
+    label_dropout: float = Field(0.1, ge=0, le=1)
+    """velocity: data: share of labels replaced by the null class (paper: 0.1)."""
+    target_halflife_images: PositiveFloat | None = 177_000
+    """Half-life of the averaged network that gives targets (code: 0.999 a step of 256 images); null: the student's own
+    current weights."""
 
     @model_validator(mode="after")
     def _check_steps(self) -> ShortcutConfig:
@@ -177,16 +149,13 @@ class FlowMapOptions(UnguidedDataOptions, DerivativeOptions):
         lt=1,
         description="Share of rows with s = t, which regress u(x_t, t, t) on the velocity (2505.18825).",
     )
-    times: Literal["triangle", "duration"] = Field(
-        "triangle", description="triangle: 0 < s < t < 1 uniform; duration: t - s logit-normal, s uniform below (AYF)."
-    )
+    times: Literal["triangle", "duration"] = "triangle"
+    """triangle: 0 < s < t < 1 uniform; duration: t - s logit-normal, s uniform below (AYF)."""
     duration_location: float = Field(0.0, ge=-10, le=10, description="duration: mean of logit(t - s) (ours: 0).")
     duration_scale: PositiveFloat = Field(1.0, le=10, description="duration: deviation of logit(t - s) (ours: 1).")
-    weighting: Literal["learned", "none"] = Field(
-        "learned",
-        description="learned: exp(-w(t, s)) L + w(t, s), L a sum, with a small network w beside the student "
-        "(2505.18825); none: L a mean.",
-    )
+    weighting: Literal["learned", "none"] = "learned"
+    """learned: exp(-w(t, s)) L + w(t, s), L a sum, with a small network w beside the student (2505.18825); none: L a
+    mean."""
 
 
 class LagrangianConfig(FlowMapOptions):
@@ -195,15 +164,11 @@ class LagrangianConfig(FlowMapOptions):
     Source: Boffi et al. 2024, arXiv 2406.07507; Boffi et al. 2025, arXiv 2505.18825
     """
 
-    start: Literal["data", "prior"] = Field(
-        "data",
-        description="data: states on noised data, any t. prior: t = 1 alone, data-free; instant_share is not used.",
-    )
-    gradient: Literal["derivative", "target"] = Field(
-        "derivative",
-        description="derivative: the gradient flows through du/ds (paper's LSD), by differences in one gradient pass; "
-        "target: du/ds is part of the target, cheaper.",
-    )
+    start: Literal["data", "prior"] = "data"
+    """data: states on noised data, any t. prior: t = 1 alone, data-free; instant_share is not used."""
+    gradient: Literal["derivative", "target"] = "derivative"
+    """derivative: the gradient flows through du/ds (paper's LSD), by differences in one gradient pass; target: du/ds is
+    part of the target, cheaper."""
 
     @model_validator(mode="after")
     def _check_start(self) -> LagrangianConfig:
@@ -218,16 +183,13 @@ class EulerianConfig(FlowMapOptions):
     Source: Boffi et al. 2024, arXiv 2406.07507; Sabour et al. 2025 (AYF), arXiv 2506.14603
     """
 
-    gradient: Literal["full", "time", "target"] = Field(
-        "target",
-        description="full: through the whole derivative (EMD); time: through d/dt alone (ESD); target: the derivative "
-        "is part of the target (AYF-EMD). full is unstable (its authors).",
-    )
+    gradient: Literal["full", "time", "target"] = "target"
+    """full: through the whole derivative (EMD); time: through d/dt alone (ESD); target: the derivative is part of the
+    target (AYF-EMD). full is unstable (its authors)."""
     tangent_normalisation: bool = Field(False, description="gradient: target: move by g / (|g| + c) (AYF: true).")
     tangent_constant: PositiveFloat = Field(0.1, description="c of the normalisation (AYF: 0.1).")
-    tangent_warmup_fraction: float = Field(
-        0.0, ge=0, le=1, description="gradient: target: share of the run over which du/dt rises from 0."
-    )
+    tangent_warmup_fraction: float = Field(0.0, ge=0, le=1)
+    """gradient: target: share of the run over which du/dt rises from 0."""
     tangent_warmup_end: float = Field(1.0, gt=0, le=1, description="Where that rise ends (AYF: 0.99).")
 
     @model_validator(mode="after")
@@ -246,27 +208,18 @@ class PiFlowConfig(GuidanceOptions):
     Source: pi-Flow: Chen et al. 2025, arXiv 2510.14974
     """
 
-    states: Literal["data", "prior"] = Field(
-        "data",
-        description="Where segments begin: data: at noised data (the paper's recipe for ImageNet); prior: at noise, "
-        "each next one where the student's own path ends, without any data.",
-    )
-    num_segments: PositiveInt = Field(
-        1, le=64, description="Network evaluations of a whole sample; the segments cover [0, 1]. The paper: 1, 2, 4."
-    )
-    final_segment_scale: float = Field(
-        1.0, gt=0, le=1, description="Length of the segment at the data over that of the others; 0.5 for text-to-image."
-    )
-    num_states: PositiveInt = Field(
-        2, le=64, description="States of a path at which the teacher is imitated; 4 for FLUX."
-    )
-    component_dropout: float = Field(
-        0.05,
-        ge=0,
-        lt=1,
-        description="Share of the mixture's components left out while states are reached, for exploration; 0.1 for "
-        "text-to-image. Policies without components ignore it.",
-    )
+    states: Literal["data", "prior"] = "data"
+    """Where segments begin: data: at noised data (the paper's recipe for ImageNet); prior: at noise, each next one
+    where the student's own path ends, without any data."""
+    num_segments: PositiveInt = Field(1, le=64)
+    """Network evaluations of a whole sample; the segments cover [0, 1]. The paper: 1, 2, 4."""
+    final_segment_scale: float = Field(1.0, gt=0, le=1)
+    """Length of the segment at the data over that of the others; 0.5 for text-to-image."""
+    num_states: PositiveInt = Field(2, le=64)
+    """States of a path at which the teacher is imitated; 4 for FLUX."""
+    component_dropout: float = Field(0.05, ge=0, lt=1)
+    """Share of the mixture's components left out while states are reached, for exploration; 0.1 for text-to-image.
+    Policies without components ignore it."""
     loss_scale: PositiveFloat = Field(3.0, description="Factor of the loss; 30 for text-to-image.")
 
 
@@ -278,44 +231,29 @@ class IMMConfig(UnguidedDataOptions):
     Source: IMM: Zhou et al. 2025, arXiv 2503.07565
     """
 
-    velocity: Literal["teacher", "data"] = Field(
-        "data",
-        description="How the state at r follows from that at t: data: the same sample and noise at r, without a "
-        "teacher, as published; teacher: one Euler step of the (guided) teacher, ours.",
-    )
-    group_size: int = Field(
-        4, ge=1, le=256, description="M, rows that share times and are compared; 1: a consistency loss."
-    )
-    statistic: Literal["v", "u"] = Field(
-        "v",
-        description="v: all pairs, as published, whose mean is not 0 at the solution; u: pairs of different rows "
-        "only, which is unbiased but noisier (ours; needs group_size >= 2).",
-    )
+    velocity: Literal["teacher", "data"] = "data"
+    """How the state at r follows from that at t: data: the same sample and noise at r, without a teacher, as published;
+    teacher: one Euler step of the (guided) teacher, ours."""
+    group_size: int = Field(4, ge=1, le=256)
+    """M, rows that share times and are compared; 1: a consistency loss."""
+    statistic: Literal["v", "u"] = "v"
+    """v: all pairs, as published, whose mean is not 0 at the solution; u: pairs of different rows only, which is
+    unbiased but noisier (ours; needs group_size >= 2)."""
     time_high: float = Field(0.994, gt=0, lt=1, description="t is uniform on (0, time_high); s uniform on (0, t).")
-    gap_exponent: float = Field(
-        12.0,
-        ge=1,
-        le=30,
-        description="k: r lies 2^-k of the greatest noise-to-data ratio t / (1 - t) below t's own; 15 for CIFAR-10.",
-    )
+    gap_exponent: float = Field(12.0, ge=1, le=30)
+    """k: r lies 2^-k of the greatest noise-to-data ratio t / (1 - t) below t's own; 15 for CIFAR-10."""
     gap_min: float = Field(1e-4, ge=0, lt=0.1, description="t - r is at least this where s allows it.")
-    weight_offset: float = Field(
-        4.0, ge=-20, le=20, description="b of the weight sigmoid(b - log SNR); 5 for CIFAR-10."
-    )
+    weight_offset: float = Field(4.0, ge=-20, le=20)
+    """b of the weight sigmoid(b - log SNR); 5 for CIFAR-10."""
     weight_power: float = Field(1.0, ge=0, le=4, description="a of the weight's factor (1 - t)^a; 1 or 2.")
-    kernel_scale: PositiveFloat = Field(
-        1.0,
-        description="Width of the kernel exp(-|x - y| / (scale (t - s) dim)). The paper's is the noise's deviation, "
-        "which is 1 here.",
-    )
-    label_kernel: Literal["any", "same"] = Field(
-        "any",
-        description="any: rows of a group are compared whatever their labels, as published; same: only rows with "
-        "equal labels (ours, for few classes and large groups).",
-    )
-    label_dropout: float = Field(
-        0.1, ge=0, le=1, description="Share of labels replaced by the null class; without a teacher only."
-    )
+    kernel_scale: PositiveFloat = 1.0
+    """Width of the kernel exp(-|x - y| / (scale (t - s) dim)). The paper's is the noise's deviation, which is 1
+    here."""
+    label_kernel: Literal["any", "same"] = "any"
+    """any: rows of a group are compared whatever their labels, as published; same: only rows with equal labels (ours,
+    for few classes and large groups)."""
+    label_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of labels replaced by the null class; without a teacher only."""
 
     @model_validator(mode="after")
     def _check_groups(self) -> IMMConfig:
@@ -330,24 +268,18 @@ class ScoreDistillationConfig(GuidanceOptions):
     Source: VSD: Wang et al. 2023, arXiv 2305.16213; DMD: Yin et al. 2023, arXiv 2311.18828
     """
 
-    weighting: Literal["dmd", "vsd", "velocity"] = Field(
-        "dmd",
-        description="Factor of v - v_fake in the sample's gradient. dmd: t over the mean absolute x - x_0(teacher); "
-        "vsd: sigma^2 (1 - t) with sigma^2 = t^2 / (t^2 + (1 - t)^2); velocity: 1 (as FreeFlow's corrector).",
-    )
-    critic_updates: PositiveInt = Field(
-        5, le=1000, description="Updates of the fake velocity to one of the student; 5 as DMD2, 1 as VSD and DMD."
-    )
-    time_distribution: Literal["uniform", "edm"] = Field(
-        "uniform",
-        description="Noise levels: uniform in t, as DMD and VSD for Stable Diffusion; edm: uniform on the rho = 7 grid "
-        "of 0.002 ... 80 in t / (1 - t), as DMD for ImageNet.",
-    )
+    weighting: Literal["dmd", "vsd", "velocity"] = "dmd"
+    """Factor of v - v_fake in the sample's gradient. dmd: t over the mean absolute x - x_0(teacher); vsd: sigma^2 (1 -
+    t) with sigma^2 = t^2 / (t^2 + (1 - t)^2); velocity: 1 (as FreeFlow's corrector)."""
+    critic_updates: PositiveInt = Field(5, le=1000)
+    """Updates of the fake velocity to one of the student; 5 as DMD2, 1 as VSD and DMD."""
+    time_distribution: Literal["uniform", "edm"] = "uniform"
+    """Noise levels: uniform in t, as DMD and VSD for Stable Diffusion; edm: uniform on the rho = 7 grid of 0.002 ... 80
+    in t / (1 - t), as DMD for ImageNet."""
     time_low: float = Field(0.02, ge=0, lt=1, description="Least noise level, as a share of the range.")
     time_high: float = Field(0.98, gt=0, le=1, description="Greatest noise level, as a share of the range.")
-    fake_velocity_optimizer: OptimizerConfig | None = Field(
-        None, description="The fake velocity's own, complete optimizer settings; null: those of the run."
-    )
+    fake_velocity_optimizer: OptimizerConfig | None = None
+    """The fake velocity's own, complete optimizer settings; null: those of the run."""
 
     @model_validator(mode="after")
     def _check_times(self) -> ScoreDistillationConfig:
@@ -362,15 +294,12 @@ class PairsConfig(GuidanceOptions):
     Source: Luhman & Luhman 2021, arXiv 2101.02388; Liu et al. 2022, arXiv 2209.03003
     """
 
-    mode: Literal["endpoint", "rectified-flow"] = Field(
-        "endpoint",
-        description="endpoint: regress the end point in one jump (knowledge distillation); rectified-flow: regress "
-        "the straight velocity between the two at every time (one reflow).",
-    )
+    mode: Literal["endpoint", "rectified-flow"] = "endpoint"
+    """endpoint: regress the end point in one jump (knowledge distillation); rectified-flow: regress the straight
+    velocity between the two at every time (one reflow)."""
     solver: Literal["euler", "heun"] = Field("heun", description="The teacher's method; heun asks it twice a step.")
-    solver_steps: PositiveInt = Field(
-        32, le=10_000, description="Its steps, equal in t (ours; the papers' solvers adapt theirs)."
-    )
+    solver_steps: PositiveInt = Field(32, le=10_000)
+    """Its steps, equal in t (ours; the papers' solvers adapt theirs)."""
 
 
 class ProgressiveConfig(GuidanceOptions):
@@ -379,25 +308,15 @@ class ProgressiveConfig(GuidanceOptions):
     Source: Salimans & Ho 2022, arXiv 2202.00512
     """
 
-    start_steps: int = Field(
-        16,
-        ge=1,
-        le=2**16,
-        description="Steps of the student in the first round, a power of two; the teacher then takes twice as many. "
-        "Ours: the paper starts at 1024 or 8192.",
-    )
+    start_steps: int = Field(16, ge=1, le=2**16)
+    """Steps of the student in the first round, a power of two; the teacher then takes twice as many. Ours: the paper
+    starts at 1024 or 8192."""
     final_steps: int = Field(1, ge=1, le=2**16, description="Steps of the student in the last round, a power of two.")
-    round_images: tuple[PositiveInt, ...] | None = Field(
-        None,
-        min_length=1,
-        description="Length of each round in images, one number a round; the last goes on to the end of the run. null: "
-        "equal shares of the run. The paper: 50 000 steps a round.",
-    )
-    states: Literal["data", "prior"] = Field(
-        "data",
-        description="data: noised data, as the paper; prior: the student's own path from noise, at the cost of its "
-        "steps (ours).",
-    )
+    round_images: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
+    """Length of each round in images, one number a round; the last goes on to the end of the run. null: equal shares of
+    the run. The paper: 50 000 steps a round."""
+    states: Literal["data", "prior"] = "data"
+    """data: noised data, as the paper; prior: the student's own path from noise, at the cost of its steps (ours)."""
 
     @property
     def num_rounds(self) -> int:

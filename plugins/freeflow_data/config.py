@@ -29,9 +29,8 @@ class SmallVAEConfig(ComponentConfig):
     Source: Kingma and Welling 2013, arXiv 1312.6114
     """
 
-    checkpoint: Path | None = Field(
-        None, description="Weights that `python -m freeflow_data.train_autoencoder` wrote; null: MNIST's, packaged."
-    )
+    checkpoint: Path | None = None
+    """Weights that `python -m freeflow_data.train_autoencoder` wrote; null: MNIST's, packaged."""
     batch_size: PositiveInt = Field(256, description="Images that pass through the network at once.")
 
 
@@ -41,25 +40,18 @@ class SDVAEConfig(ComponentConfig):
     Source: Rombach et al. 2022, arXiv 2112.10752; weights: stabilityai/sd-vae-ft-mse and -ema
     """
 
-    variant: Literal["mse", "ema"] = Field(
-        "mse", description="Published weights: stabilityai/sd-vae-ft-mse or sd-vae-ft-ema, fetched on first use."
-    )
-    checkpoint: Path | None = Field(
-        None,
-        description="Your own copy instead: a folder in the diffusers layout, or a .safetensors file of the published "
-        "shape.",
-    )
+    variant: Literal["mse", "ema"] = "mse"
+    """Published weights: stabilityai/sd-vae-ft-mse or sd-vae-ft-ema, fetched on first use."""
+    checkpoint: Path | None = None
+    """Your own copy instead: a folder in the diffusers layout, or a .safetensors file of the published shape."""
     scale: PositiveFloat = Field(0.18215, description="Latents are multiplied by this, so that they vary about 1.")
-    posterior: Literal["mean", "sample"] = Field(
-        "mean", description="What encoding takes of each image's Gaussian; a sample's noise depends on seed and image."
-    )
+    posterior: Literal["mean", "sample"] = "mean"
+    """What encoding takes of each image's Gaussian; a sample's noise depends on seed and image."""
     dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="Precision of the autoencoder alone.")
     decode_batch_size: PositiveInt = Field(8, description="Images decoded, or encoded, at once.")
     slicing: bool = Field(False, description="One image at a time inside each batch: least memory for exact results.")
-    tiling: bool = Field(
-        False,
-        description="Images larger than 256 pixels in blended tiles: less memory, colours may shift a little.",
-    )
+    tiling: bool = False
+    """Images larger than 256 pixels in blended tiles: less memory, colours may shift a little."""
 
 
 class AugmentationConfig(ComponentConfig):
@@ -79,16 +71,13 @@ class AugmentationConfig(ComponentConfig):
 class ImageOptions(ComponentConfig):
     """What all sources of images have in common: their order, and what is done to training images."""
 
-    seed: int = Field(
-        0, ge=0, lt=2**63, description="Order in which training images are visited, and draws of the augmentations."
-    )
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Order in which training images are visited, and draws of the augmentations."""
     split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
-    augment: tuple[AugmentationConfig, ...] = Field(
-        (), description="Augmentations of training images, in order: flip, shift, rotation."
-    )
-    augment_strength: float = Field(
-        1.0, ge=0, le=1, description="Multiplies the strength of every augmentation; 0: none, bit for bit."
-    )
+    augment: tuple[AugmentationConfig, ...] = ()
+    """Augmentations of training images, in order: flip, shift, rotation."""
+    augment_strength: float = Field(1.0, ge=0, le=1)
+    """Multiplies the strength of every augmentation; 0: none, bit for bit."""
 
 
 class DigitsConfig(ImageOptions):
@@ -97,17 +86,15 @@ class DigitsConfig(ImageOptions):
     Source: scikit-learn load_digits; UCI 80, Alpaydin and Kaynak 1998
     """
 
-    held_out: int = Field(
-        597, ge=0, description="Images kept from training, each class in proportion; 0: train on all 1797."
-    )
+    held_out: int = Field(597, ge=0)
+    """Images kept from training, each class in proportion; 0: train on all 1797."""
 
 
 class FileOptions(ImageOptions):
     """What sources that read files have in common."""
 
-    on_error: OnError = Field(
-        "refuse", description="Images that cannot be used: refuse the data, or skip them. Both name and count them."
-    )
+    on_error: OnError = "refuse"
+    """Images that cannot be used: refuse the data, or skip them. Both name and count them."""
 
 
 class MNISTConfig(FileOptions):
@@ -117,11 +104,8 @@ class MNISTConfig(FileOptions):
     """
 
     path: Path = Field(Path("data/mnist"), description="Folder with the four idx files, compressed (.gz) or not.")
-    held_out: Literal["test"] | Annotated[int, Field(ge=0)] = Field(
-        "test",
-        description="test: the test files; a number: that many of the training files, each class in proportion; "
-        "0: none.",
-    )
+    held_out: Literal["test"] | Annotated[int, Field(ge=0)] = "test"
+    """test: the test files; a number: that many of the training files, each class in proportion; 0: none."""
 
 
 class FashionMNISTConfig(MNISTConfig):
@@ -130,9 +114,8 @@ class FashionMNISTConfig(MNISTConfig):
     Source: Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747
     """
 
-    path: Path = Field(
-        Path("data/fashion-mnist"), description="Folder with the four idx files, compressed (.gz) or not."
-    )
+    path: Path = Path("data/fashion-mnist")
+    """Folder with the four idx files, compressed (.gz) or not."""
 
 
 class NpzConfig(FileOptions):
@@ -140,9 +123,8 @@ class NpzConfig(FileOptions):
 
     path: Path = Field(description="The .npz file. Stored uncompressed (np.savez) it is mapped, not loaded.")
     images: str | None = Field(None, description="Name of the array of images; null: the first of images, x, arr_0.")
-    labels: str | None = Field(
-        None, description="Name of the array of labels; null: the first of labels, label, y, arr_1, if any; none: none."
-    )
+    labels: str | None = None
+    """Name of the array of labels; null: the first of labels, label, y, arr_1, if any; none: none."""
     layout: Literal["auto", "nhwc", "nchw"] = Field("auto", description="Where the channels are; auto: from the shape.")
     num_classes: PositiveInt | None = Field(None, description="Number of classes; null: the largest label plus one.")
     held_out: int = Field(0, ge=0, description="Images kept from training, each class in proportion.")
@@ -155,26 +137,18 @@ class ImageFolderConfig(FileOptions):
     """
 
     path: Path = Field(description="Folder with .png, .jpg, .webp or .bmp images, searched with all its sub-folders.")
-    labels: str = Field(
-        "auto",
-        min_length=1,
-        description="folders: the first sub-folder's name; none: unlabelled; a path: a .csv or .json file of file and "
-        "label; auto: folders, where there are any.",
-    )
+    labels: str = Field("auto", min_length=1)
+    """folders: the first sub-folder's name; none: unlabelled; a path: a .csv or .json file of file and label; auto:
+    folders, where there are any."""
     num_classes: PositiveInt | None = Field(None, description="Number of classes; null: as many as the labels name.")
-    size: PositiveInt | None = Field(
-        None, description="Side in pixels to resize and crop to; null: as they are, all of one size."
-    )
-    resize: Resize = Field(
-        "adm",
-        description="How the shorter side becomes `size` before the centre crop; adm: halving with a box filter, then "
-        "bicubic, as ADM's ImageNet.",
-    )
+    size: PositiveInt | None = None
+    """Side in pixels to resize and crop to; null: as they are, all of one size."""
+    resize: Resize = "adm"
+    """How the shorter side becomes `size` before the centre crop; adm: halving with a box filter, then bicubic, as
+    ADM's ImageNet."""
     channels: Literal[1, 3] | None = Field(None, description="1: grey, 3: colour; null: grey when all images are.")
-    check: Literal["headers", "decode", "none"] = Field(
-        "headers",
-        description="What is looked at before training: every file's header and end, every pixel, or the first image.",
-    )
+    check: Literal["headers", "decode", "none"] = "headers"
+    """What is looked at before training: every file's header and end, every pixel, or the first image."""
     workers: PositiveInt = Field(4, description="Threads that check and decode images.")
     held_out: int = Field(0, ge=0, description="Images kept from training, each class in proportion.")
 
@@ -183,11 +157,9 @@ class LatentsConfig(ComponentConfig):
     """States that `freeflow encode` computed with a codec; training needs neither images nor codec."""
 
     path: Path = Field(description="Folder written by `freeflow encode`.")
-    sample: bool = Field(
-        True, description="Draw each latent from its posterior anew, where the codec has one; false: its mean."
-    )
-    flip: bool | None = Field(
-        None, description="Take the mirrored copy of every other image at random; null: when there are copies."
-    )
+    sample: bool = True
+    """Draw each latent from its posterior anew, where the codec has one; false: its mean."""
+    flip: bool | None = None
+    """Take the mirrored copy of every other image at random; null: when there are copies."""
     seed: int = Field(0, ge=0, lt=2**63, description="Order of the latents, and draws of copy and posterior.")
     on_error: OnError = Field("refuse", description="Missing or damaged shards: refuse the folder, or skip them.")

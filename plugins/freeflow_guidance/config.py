@@ -14,6 +14,5 @@ class AutoguidanceConfig(ComponentConfig):
     """
 
     main: ComponentChoice = Field(description="The teacher, by name or as {name: ..., option: ...}.")
-    guide: ComponentChoice = Field(
-        description="The weaker teacher: the same family and data, smaller or trained more briefly."
-    )
+    guide: ComponentChoice
+    """The weaker teacher: the same family and data, smaller or trained more briefly."""

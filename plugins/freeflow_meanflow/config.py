@@ -14,24 +14,15 @@ class MeanFlowOptions(GuidanceOptions, DerivativeOptions):
 
     time_location: float = Field(-0.4, ge=-10, le=10, description="Mean of logit(time) of both times (paper: -0.4).")
     time_scale: PositiveFloat = Field(1.0, le=10, description="Its deviation (paper: 1.0).")
-    end_location: float | None = Field(
-        None,
-        ge=-10,
-        le=10,
-        description="Mean of logit(s), with s held below t; null: two equal draws, sorted (paper; CIFAR-10 code: -4).",
-    )
+    end_location: float | None = Field(None, ge=-10, le=10)
+    """Mean of logit(s), with s held below t; null: two equal draws, sorted (paper; CIFAR-10 code: -4)."""
     end_scale: PositiveFloat | None = Field(None, le=10, description="Deviation of logit(s); null: time_scale.")
     instant_share: float = Field(0.75, ge=0, lt=1, description="Share of rows with s = t: flow matching.")
-    weight_power: float = Field(
-        1.0,
-        ge=0,
-        le=2,
-        description="p of the weight 1 / (E + c)^p, E the *sum* of squares of a row (paper: 1); 0: none.",
-    )
+    weight_power: float = Field(1.0, ge=0, le=2)
+    """p of the weight 1 / (E + c)^p, E the *sum* of squares of a row (paper: 1); 0: none."""
     weight_epsilon: PositiveFloat = Field(1e-2, description="c of the same (code: 0.01; CIFAR-10 0.001).")
-    label_dropout: float = Field(
-        0.1, ge=0, le=1, description="velocity: data: share of labels replaced by the null class (paper: 0.1)."
-    )
+    label_dropout: float = Field(0.1, ge=0, le=1)
+    """velocity: data: share of labels replaced by the null class (paper: 0.1)."""
 
     @model_validator(mode="after")
     def _check_common(self) -> MeanFlowOptions:
@@ -46,19 +37,13 @@ class MeanFlowConfig(MeanFlowOptions):
     Source: Geng et al. 2025, arXiv 2505.13447
     """
 
-    velocity: Literal["teacher", "data"] = Field(
-        "teacher", description="teacher: its guided field; data: each sample's own n - x, no teacher (paper)."
-    )
-    guidance_mixing: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="velocity: data: kappa, how much of the guided velocity is the network's own (paper: 0.5 to 0.92); "
-        "g stays the effective weight, omega = g (1 - kappa).",
-    )
-    derivative_warmup_fraction: float = Field(
-        0.0, ge=0, le=1, description="Share of the run over which (t - s) du/dt rises from 0 (FastGen; paper: none)."
-    )
+    velocity: Literal["teacher", "data"] = "teacher"
+    """teacher: its guided field; data: each sample's own n - x, no teacher (paper)."""
+    guidance_mixing: float = Field(0.0, ge=0, lt=1)
+    """velocity: data: kappa, how much of the guided velocity is the network's own (paper: 0.5 to 0.92); g stays the
+    effective weight, omega = g (1 - kappa)."""
+    derivative_warmup_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of the run over which (t - s) du/dt rises from 0 (FastGen; paper: none)."""
 
     @model_validator(mode="after")
     def _check(self) -> MeanFlowConfig:
@@ -76,9 +61,8 @@ class ImprovedMeanFlowConfig(MeanFlowOptions):
     """
 
     instant_share: float = Field(0.5, ge=0, lt=1, description="Share of rows with s = t: flow matching (paper: 0.5).")
-    guidance_distribution: Literal["log-uniform", "uniform"] = Field(
-        "log-uniform", description="Distribution of g in [guidance_min, guidance_max] (paper: 8^U, U uniform)."
-    )
+    guidance_distribution: Literal["log-uniform", "uniform"] = "log-uniform"
+    """Distribution of g in [guidance_min, guidance_max] (paper: 8^U, U uniform)."""
 
     @model_validator(mode="after")
     def _check(self) -> ImprovedMeanFlowConfig:

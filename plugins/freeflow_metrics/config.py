@@ -13,13 +13,10 @@ from freeflow_core.config import ComponentConfig
 class ClassifierOptions(ComponentConfig):
     """Which network names the class of an image; Inception has no classifier here."""
 
-    features: Literal["digits", "mnist", "file"] = Field(
-        "digits",
-        description="digits, mnist: small packaged networks, for 8x8 digits and for MNIST; file: yours, features_file.",
-    )
-    features_file: Path | None = Field(
-        None, description="With features: file, a network that `python -m freeflow_metrics.train_features` wrote."
-    )
+    features: Literal["digits", "mnist", "file"] = "digits"
+    """digits, mnist: small packaged networks, for 8x8 digits and for MNIST; file: yours, features_file."""
+    features_file: Path | None = None
+    """With features: file, a network that `python -m freeflow_metrics.train_features` wrote."""
 
     @model_validator(mode="after")
     def _file_is_given(self) -> Self:
@@ -39,14 +36,11 @@ class FeatureOptions(ClassifierOptions):
         description="digits, mnist: small packaged networks for 8x8 digits and for MNIST; file: your own, "
         "features_file; inception: clean-fid's, for FID and KID.",
     )
-    inception_path: Path | None = Field(
-        None,
-        description="clean-fid's inception-2015-12-05.pt, or the folder that holds it; null: download it once. "
-        "The file is TorchScript, which is run: name only a file you trust.",
-    )
-    inception_resize: Literal["clean", "legacy-tensorflow"] = Field(
-        "clean", description="Resizing to 299: clean-fid's, or the original one that ADM's statistics were made with."
-    )
+    inception_path: Path | None = None
+    """clean-fid's inception-2015-12-05.pt, or the folder that holds it; null: download it once. The file is
+    TorchScript, which is run: name only a file you trust."""
+    inception_resize: Literal["clean", "legacy-tensorflow"] = "clean"
+    """Resizing to 299: clean-fid's, or the original one that ADM's statistics were made with."""
 
     @model_validator(mode="after")
     def _path_needs_inception(self) -> Self:
@@ -61,13 +55,9 @@ class FrechetConfig(FeatureOptions):
     Source: Heusel et al. 2017, arXiv 1706.08500; clean-fid, Parmar et al. 2022, arXiv 2104.11222
     """
 
-    reference_statistics: str | None = Field(
-        None,
-        min_length=1,
-        description="Also score against stored statistics: an .npz file with mu and sigma (ADM's or clean-fid's), "
-        "mnist-test or mnist-train, packaged for features: mnist; or the name of clean-fid's own, such as "
-        "cifar10, which are downloaded.",
-    )
+    reference_statistics: str | None = Field(None, min_length=1)
+    """Also score against stored statistics: an .npz file with mu and sigma (ADM's or clean-fid's), mnist-test or
+    mnist-train, packaged for features: mnist; or the name of clean-fid's own, such as cifar10, which are downloaded."""
     reference_split: str = Field("train", min_length=1, description="Split of clean-fid's own statistics.")
     reference_resolution: PositiveInt = Field(32, description="Image side of clean-fid's own statistics.")
 
@@ -80,9 +70,8 @@ class KernelConfig(FeatureOptions):
 
     num_subsets: PositiveInt = Field(100, description="Subsets averaged over.")
     subset_size: int = Field(1_000, ge=2, description="Samples per subset; at most those there are.")
-    max_samples: int = Field(
-        50_000, ge=2, description="Features kept in memory per row: the first of them, by sample order."
-    )
+    max_samples: int = Field(50_000, ge=2)
+    """Features kept in memory per row: the first of them, by sample order."""
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the subsets, the same for every row.")
 
 
@@ -93,9 +82,8 @@ class ClassAccuracyConfig(ClassifierOptions):
 class SpreadConfig(ComponentConfig):
     """Per-pixel standard deviation within classes, absolute and relative to the teacher: shows collapse."""
 
-    max_side: PositiveInt = Field(
-        64, description="Larger images are area-averaged to this side first: memory grows with classes x pixels."
-    )
+    max_side: PositiveInt = 64
+    """Larger images are area-averaged to this side first: memory grows with classes x pixels."""
 
 
 class FidelityConfig(ComponentConfig):
@@ -105,12 +93,10 @@ class FidelityConfig(ComponentConfig):
     """
 
     derivative_samples: int = Field(256, ge=0, description="Samples for derivative_residual; 0 leaves it out.")
-    durations: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (0.25, 0.5, 0.75, 1.0), min_length=1, description="Durations d in (0, 1] at which the identity is checked."
-    )
-    derivative: Literal["forward-mode", "central"] = Field(
-        "forward-mode", description="How du/dd is computed: exactly, or by a central difference."
-    )
+    durations: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
+    """Durations d in (0, 1] at which the identity is checked."""
+    derivative: Literal["forward-mode", "central"] = "forward-mode"
+    """How du/dd is computed: exactly, or by a central difference."""
     derivative_step: PositiveFloat = Field(5e-3, le=0.1, description="Step of the central difference.")
 
 
@@ -120,13 +106,10 @@ class EnergyDistanceConfig(ComponentConfig):
     Source: Székely & Rizzo 2013, J. Statistical Planning and Inference 143(8)
     """
 
-    max_samples: int = Field(
-        4_096, ge=2, description="States kept in memory per row, the first by sample order; cost grows with its square."
-    )
-    max_dimension: PositiveInt = Field(
-        4_096,
-        description="Largest number of entries of a state; larger ones are refused, for raw distances say little.",
-    )
+    max_samples: int = Field(4_096, ge=2)
+    """States kept in memory per row, the first by sample order; cost grows with its square."""
+    max_dimension: PositiveInt = 4_096
+    """Largest number of entries of a state; larger ones are refused, for raw distances say little."""
 
 
 class ClassProbabilityConfig(ClassifierOptions):
@@ -140,8 +123,6 @@ class FeatureCentroidConfig(FeatureOptions):
 class CallableVerifierConfig(ComponentConfig):
     """A function of your own, as module:function."""
 
-    function: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="module:function of (images, condition) that returns (N,) scores, higher is better. "
-        "The module is imported, which runs it, and so needs --trust.",
-    )
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """module:function of (images, condition) that returns (N,) scores, higher is better. The module is imported, which
+    runs it, and so needs --trust."""

@@ -17,43 +17,30 @@ Argument = Literal["x", "t", "condition"]
 class ConventionOptions(ComponentConfig):
     """How a network is asked, and what its answer means. `freeflow teacher check` says whether they fit."""
 
-    prediction: Literal["data", "noise", "velocity", "v-prediction", "score"] = Field(
-        "velocity",
-        description="What it estimates of x_own = alpha x + sigma n: x, n, the path's derivative, alpha n - sigma x "
-        "(Salimans & Ho), or grad log p.",
-    )
-    time_direction: Literal["data-at-0", "data-at-1"] = Field(
-        "data-at-0", description="Which end of the network's own time is data."
-    )
-    sign: Literal["noise-minus-data", "data-minus-noise"] | None = Field(
-        None,
-        description="Where a velocity or v-prediction points; null: as the network's time runs, so noise-minus-data "
-        "with data-at-0.",
-    )
+    prediction: Literal["data", "noise", "velocity", "v-prediction", "score"] = "velocity"
+    """What it estimates of x_own = alpha x + sigma n: x, n, the path's derivative, alpha n - sigma x (Salimans & Ho),
+    or grad log p."""
+    time_direction: Literal["data-at-0", "data-at-1"] = "data-at-0"
+    """Which end of the network's own time is data."""
+    sign: Literal["noise-minus-data", "data-minus-noise"] | None = None
+    """Where a velocity or v-prediction points; null: as the network's time runs, so noise-minus-data with data-at-0."""
     schedule: ScheduleName = Field("linear", description="The path of the network's own states.")
     num_steps: int = Field(1000, ge=2, description="ddpm schedules: steps, and the default time_scale.")
-    schedule_start: PositiveFloat | None = Field(
-        None, description="First beta (ddpm), beta_min (vp) or sigma_min (ve); null: 1e-4, 0.00085, 0.1, 0.002."
-    )
-    schedule_end: PositiveFloat | None = Field(
-        None, description="Last beta (ddpm), beta_max (vp) or sigma_max (ve); null: 0.02, 0.012, 20, 80."
-    )
-    time_scale: PositiveFloat | None = Field(
-        None, description="The network is fed time_scale x time + time_offset; null: 1, and num_steps with ddpm."
-    )
+    schedule_start: PositiveFloat | None = None
+    """First beta (ddpm), beta_min (vp) or sigma_min (ve); null: 1e-4, 0.00085, 0.1, 0.002."""
+    schedule_end: PositiveFloat | None = None
+    """Last beta (ddpm), beta_max (vp) or sigma_max (ve); null: 0.02, 0.012, 20, 80."""
+    time_scale: PositiveFloat | None = None
+    """The network is fed time_scale x time + time_offset; null: 1, and num_steps with ddpm."""
     time_offset: float = Field(0.0, description="Added to the time fed.")
     time_type: Literal["float", "int"] = Field("float", description="int: rounded, for tables of step embeddings.")
     output_scale: float = Field(1.0, description="The answer is multiplied by this first.")
-    data_std: PositiveFloat | None = Field(
-        None,
-        description="Feed states divided by sqrt(alpha^2 data_std^2 + sigma^2), of unit variance; null: as they are.",
-    )
-    time_low: float | None = Field(
-        None, ge=0, lt=1, description="Linear time below which the field is held; null: as the prediction needs."
-    )
-    time_high: float | None = Field(
-        None, gt=0, le=1, description="Linear time above which the field is held; null: as the prediction needs."
-    )
+    data_std: PositiveFloat | None = None
+    """Feed states divided by sqrt(alpha^2 data_std^2 + sigma^2), of unit variance; null: as they are."""
+    time_low: float | None = Field(None, ge=0, lt=1)
+    """Linear time below which the field is held; null: as the prediction needs."""
+    time_high: float | None = Field(None, gt=0, le=1)
+    """Linear time above which the field is held; null: as the prediction needs."""
 
     @model_validator(mode="after")
     def _check_convention(self) -> ConventionOptions:
@@ -87,26 +74,20 @@ class OwnNetworkOptions(ConventionOptions):
     """What the teachers ``callable`` and ``torch-file`` share: how the network is called."""
 
     sample_shape: tuple[PositiveInt, ...] = Field(min_length=1, description="Dimensions of one state, without N.")
-    arguments: tuple[Argument, ...] = Field(
-        ("x", "t", "condition"), description="Positional arguments in order; condition is left out where there is none."
-    )
+    arguments: tuple[Argument, ...] = ("x", "t", "condition")
+    """Positional arguments in order; condition is left out where there is none."""
     keywords: dict[str, Any] = Field(default_factory=dict, description="Further arguments, the same in every call.")
-    condition: Literal["none", "labels", "embeddings"] = Field(
-        "none", description="What the network is conditioned on besides the time."
-    )
+    condition: Literal["none", "labels", "embeddings"] = "none"
+    """What the network is conditioned on besides the time."""
     condition_argument: str | None = Field(None, description="Pass the condition as this keyword; null: by position.")
     num_classes: PositiveInt | None = Field(None, description="condition=labels: classes, without the null class.")
-    null_label: int | None = Field(
-        None, ge=0, description="condition=labels: the unconditional label; null: the network cannot be guided."
-    )
-    embeddings: Path | None = Field(
-        None,
-        description="condition=embeddings: .safetensors or .npz with tensors NAME (K, ...), a row a condition, and "
-        "negative_NAME (1, ...) where the network can be guided. Each row counts as a class.",
-    )
-    extra_channels: Literal["refuse", "drop"] = Field(
-        "refuse", description="drop: keep the first channels of an answer with more than the state, such as variances."
-    )
+    null_label: int | None = Field(None, ge=0)
+    """condition=labels: the unconditional label; null: the network cannot be guided."""
+    embeddings: Path | None = None
+    """condition=embeddings: .safetensors or .npz with tensors NAME (K, ...), a row a condition, and negative_NAME (1,
+    ...) where the network can be guided. Each row counts as a class."""
+    extra_channels: Literal["refuse", "drop"] = "refuse"
+    """drop: keep the first channels of an answer with more than the state, such as variances."""
     dtype: DType | None = Field(None, description="The network's; null: as it comes, and 32 bits follow the run.")
 
     @model_validator(mode="after")
@@ -127,17 +108,13 @@ class OwnNetworkOptions(ConventionOptions):
 class CallableTeacherConfig(OwnNetworkOptions):
     """Any importable function or module, with its convention as options; needs --trust."""
 
-    network: str = Field(
-        pattern=r"^([A-Za-z_][\w.]*|.*\.py):[A-Za-z_][\w.]*$",
-        description="module:name or file.py:name of a function (x, t, condition), a torch module, or a class or "
-        "factory that makes one of them.",
-    )
-    options: dict[str, Any] | None = Field(
-        None, description="Arguments that make the network; a class is called without any when null."
-    )
-    weights: Path | None = Field(
-        None, description="State dict for a torch module: .safetensors, or .pt and .pth read without running code."
-    )
+    network: str = Field(pattern=r"^([A-Za-z_][\w.]*|.*\.py):[A-Za-z_][\w.]*$")
+    """module:name or file.py:name of a function (x, t, condition), a torch module, or a class or factory that makes one
+    of them."""
+    options: dict[str, Any] | None = None
+    """Arguments that make the network; a class is called without any when null."""
+    weights: Path | None = None
+    """State dict for a torch module: .safetensors, or .pt and .pth read without running code."""
 
 
 class TorchFileTeacherConfig(OwnNetworkOptions):
@@ -154,20 +131,15 @@ class DiffusersTeacherConfig(ComponentConfig):
     Source: Esser et al. 2024, arXiv 2403.03206
     """
 
-    folder: Path = Field(
-        description="Local folder of a pipeline or of a transformer: config.json beside .safetensors files."
-    )
-    subfolder: str | None = Field(
-        None, description="Part of `folder` that holds the transformer; null: `transformer` where there is one."
-    )
-    embeddings: Path = Field(
-        description=".safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and "
-        "negative_prompt_embeds (1, L, D) and negative_pooled_prompt_embeds (1, P) for guidance."
-    )
-    latent_size: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="Height and width of the latents; null: as config.json says, else 128 x 128."
-    )
-    guidance_embedding: float = Field(
-        3.5, ge=0, description="What a guidance-distilled FLUX is fed as its guidance; others take none."
-    )
+    folder: Path
+    """Local folder of a pipeline or of a transformer: config.json beside .safetensors files."""
+    subfolder: str | None = None
+    """Part of `folder` that holds the transformer; null: `transformer` where there is one."""
+    embeddings: Path
+    """.safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and negative_prompt_embeds (1,
+    L, D) and negative_pooled_prompt_embeds (1, P) for guidance."""
+    latent_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width of the latents; null: as config.json says, else 128 x 128."""
+    guidance_embedding: float = Field(3.5, ge=0)
+    """What a guidance-distilled FLUX is fed as its guidance; others take none."""
     dtype: DType | None = Field(None, description="The network's; null: as stored, and 32 bits follow the run.")

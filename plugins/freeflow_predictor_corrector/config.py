@@ -14,9 +14,8 @@ from freeflow_core.objective_kit.options import GuidanceRange, Interval
 class GuidanceConfig(GuidanceRange):
     """Options that every objective here has."""
 
-    weight_epsilon: PositiveFloat = Field(
-        1e-2, description="Offset of the power-law weights 1 / (mean square residual + epsilon) ** power."
-    )
+    weight_epsilon: PositiveFloat = 1e-2
+    """Offset of the power-law weights 1 / (mean square residual + epsilon) ** power."""
 
 
 class PredictionConfig(GuidanceConfig):
@@ -25,28 +24,22 @@ class PredictionConfig(GuidanceConfig):
     Source: Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428
     """
 
-    guidance_interval: Interval = Field(
-        (0.0, 1.0), description="Times (low, high) in which the teacher's field is guided in prediction."
-    )
-    weight_power: float = Field(
-        1.0, ge=0, le=2, description="k of the per-sample weight 1 / (mean square residual + epsilon) ** k; 0: none."
-    )
+    guidance_interval: Interval = (0.0, 1.0)
+    """Times (low, high) in which the teacher's field is guided in prediction."""
+    weight_power: float = Field(1.0, ge=0, le=2)
+    """k of the per-sample weight 1 / (mean square residual + epsilon) ** k; 0: none."""
     duration: Literal["uniform", "logit-normal"] = Field("uniform", description="Distribution of the duration d.")
     duration_location: float = Field(0.0, ge=-10, le=10, description="logit-normal durations: location of logit d.")
     duration_scale: float = Field(1.0, gt=0, le=10, description="logit-normal durations: scale of logit d.")
     duration_min: float = Field(0.0, ge=0, lt=1, description="Durations lie in (duration_min, 1].")
     endpoint_share: float = Field(0.0, ge=0, le=1, description="Expected share of prediction rows with d = 1 exactly.")
-    derivative: Literal["forward-mode", "central", "one-sided"] = Field(
-        "central",
-        description="How du/dd is computed: forward-mode is exact; central costs two passes; one-sided costs one and "
-        "reuses the gradient pass, which must not run in bf16.",
-    )
-    derivative_step: float = Field(
-        5e-3, ge=1e-6, le=0.1, description="Step in time of central and one-sided differences."
-    )
-    check_derivative_every: int = Field(
-        0, ge=0, description="Every so many steps, log the relative error of du/dd against forward mode; 0: never."
-    )
+    derivative: Literal["forward-mode", "central", "one-sided"] = "central"
+    """How du/dd is computed: forward-mode is exact; central costs two passes; one-sided costs one and reuses the
+    gradient pass, which must not run in bf16."""
+    derivative_step: float = Field(5e-3, ge=1e-6, le=0.1)
+    """Step in time of central and one-sided differences."""
+    check_derivative_every: int = Field(0, ge=0)
+    """Every so many steps, log the relative error of du/dd against forward mode; 0: never."""
 
     @model_validator(mode="after")
     def _check_prediction(self) -> PredictionConfig:
@@ -60,37 +53,27 @@ class CorrectionConfig(GuidanceConfig):
     Source: Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428
     """
 
-    r_distribution: Literal["logit-normal", "uniform"] = Field(
-        "logit-normal", description="Distribution of the noise level r on (r_low, r_high)."
-    )
+    r_distribution: Literal["logit-normal", "uniform"] = "logit-normal"
+    """Distribution of the noise level r on (r_low, r_high)."""
     r_location: float = Field(0.8, ge=-10, le=10, description="logit-normal r: location; above 0 favours noise.")
     r_scale: float = Field(1.0, gt=0, le=10, description="logit-normal r: scale.")
     r_low: float = Field(0.0, ge=0, lt=1, description="Least noise level.")
     r_high: float = Field(1.0, gt=0, le=1, description="Greatest noise level; results suffer when it is below 1.")
-    correction_guidance_scale: float = Field(
-        1.0, ge=0, le=10, description="c: the corrector's teacher is guided with 1 + c (g - 1)."
-    )
-    correction_guidance_interval: Interval = Field(
-        (0.8, 1.0), description="Noise levels (low, high) in which the corrector's teacher is guided."
-    )
-    correction_guidance_profile: tuple[tuple[float, float], ...] | None = Field(
-        None,
-        min_length=2,
-        description="c as a function of r: points (r, c) in rising r, joined by straight lines and constant beyond "
-        "them; replaces scale and interval. benchmarks/effective_guidance.py measures it. This project's addition.",
-    )
-    correction_weight_power: float = Field(
-        0.0, ge=0, le=2, description="Power-law weight of correction rows; this project's own addition, 0: none."
-    )
-    balance_strength: float = Field(
-        1.0, ge=0, description="alpha: size of the correction, in units of the prediction's gradient when adaptive."
-    )
-    correction_warmup_images: int = Field(
-        0, ge=0, description="Images over which the correction rises linearly from 0 while the fake velocity learns."
-    )
-    fake_velocity_optimizer: OptimizerConfig | None = Field(
-        None, description="The fake velocity's own, complete optimizer settings; null: those of the run."
-    )
+    correction_guidance_scale: float = Field(1.0, ge=0, le=10)
+    """c: the corrector's teacher is guided with 1 + c (g - 1)."""
+    correction_guidance_interval: Interval = (0.8, 1.0)
+    """Noise levels (low, high) in which the corrector's teacher is guided."""
+    correction_guidance_profile: tuple[tuple[float, float], ...] | None = Field(None, min_length=2)
+    """c as a function of r: points (r, c) in rising r, joined by straight lines and constant beyond them; replaces
+    scale and interval. benchmarks/effective_guidance.py measures it. This project's addition."""
+    correction_weight_power: float = Field(0.0, ge=0, le=2)
+    """Power-law weight of correction rows; this project's own addition, 0: none."""
+    balance_strength: float = Field(1.0, ge=0)
+    """alpha: size of the correction, in units of the prediction's gradient when adaptive."""
+    correction_warmup_images: int = Field(0, ge=0)
+    """Images over which the correction rises linearly from 0 while the fake velocity learns."""
+    fake_velocity_optimizer: OptimizerConfig | None = None
+    """The fake velocity's own, complete optimizer settings; null: those of the run."""
 
     @model_validator(mode="after")
     def _check_correction(self) -> CorrectionConfig:
@@ -112,15 +95,12 @@ class FreeFlowConfig(PredictionConfig, CorrectionConfig):
     """
 
     correction_share: float = Field(0.25, gt=0, lt=1, description="Share of the batch's rows that do correction.")
-    adaptive: bool = Field(
-        True, description="Scale the correction to the prediction's magnitude; false: lambda = balance_strength."
-    )
-    balance: Literal["raw", "weighted"] = Field(
-        "raw", description="Adaptive lambda from plain residual norms, or from norms with the power-law weights."
-    )
-    balance_epsilon: PositiveFloat = Field(
-        1e-3, description="Offset of lambda's denominator, in units of root mean square velocity."
-    )
+    adaptive: bool = True
+    """Scale the correction to the prediction's magnitude; false: lambda = balance_strength."""
+    balance: Literal["raw", "weighted"] = "raw"
+    """Adaptive lambda from plain residual norms, or from norms with the power-law weights."""
+    balance_epsilon: PositiveFloat = 1e-3
+    """Offset of lambda's denominator, in units of root mean square velocity."""
 
 
 def _check_order(name: str, low: float, high: float, *, strict: bool) -> None:

@@ -19,9 +19,8 @@ class OneStepConfig(ComponentConfig):
 class GridConfig(ComponentConfig):
     """The time grid of samplers that take several steps."""
 
-    shift: PositiveFloat = Field(
-        1.0, description="Grid times become shift t / (1 + (shift - 1) t); above 1: more steps near the noise."
-    )
+    shift: PositiveFloat = 1.0
+    """Grid times become shift t / (1 + (shift - 1) t); above 1: more steps near the noise."""
 
 
 class FewStepConfig(GridConfig):
@@ -30,20 +29,15 @@ class FewStepConfig(GridConfig):
     Source: Song et al. 2023, arXiv 2303.01469, algorithm 1; Geng et al. 2025, arXiv 2505.13447
     """
 
-    renoise: bool = Field(
-        False,
-        description="True: each jump goes to t = 0 and fresh noise leads to the next time; False: t to s directly.",
-    )
+    renoise: bool = False
+    """True: each jump goes to t = 0 and fresh noise leads to the next time; False: t to s directly."""
 
 
 class VelocityConfig(GridConfig):
     """What all velocity samplers share."""
 
-    state_dtype: Literal["float32", "float64"] = Field(
-        "float32",
-        description="Precision of the state between steps; the network gets its own precision. A float64 teacher keeps "
-        "float64.",
-    )
+    state_dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the state between steps; the network gets its own precision. A float64 teacher keeps float64."""
 
 
 class AdaptiveConfig(VelocityConfig):
@@ -63,10 +57,8 @@ class EulerConfig(VelocityConfig):
     Source: SiT, Ma et al. 2024, arXiv 2401.08740
     """
 
-    decide_at: Literal["step-start", "evaluation"] = Field(
-        "step-start",
-        description="Which time decides whether an evaluation is guided: the start of its step, or its own.",
-    )
+    decide_at: Literal["step-start", "evaluation"] = "step-start"
+    """Which time decides whether an evaluation is guided: the start of its step, or its own."""
 
 
 class HeunConfig(EulerConfig):
@@ -75,9 +67,8 @@ class HeunConfig(EulerConfig):
     Source: Karras et al. 2022 (EDM), arXiv 2206.00364, algorithm 1
     """
 
-    final_euler: bool = Field(
-        False, description="Skip the second evaluation of the last step, as EDM and REPA do; the order drops there."
-    )
+    final_euler: bool = False
+    """Skip the second evaluation of the last step, as EDM and REPA do; the order drops there."""
 
 
 class StudentThenTeacherConfig(HeunConfig):

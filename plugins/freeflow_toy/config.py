@@ -21,31 +21,24 @@ class GaussianMixtureConfig(ComponentConfig):
     Source: Closed form: conditional expectations of jointly Gaussian variables
     """
 
-    layout: Literal["ring", "grid", "single", "custom"] = Field(
-        "ring",
-        description="ring: num_modes on a circle; grid: num_modes on a square; single: one Gaussian at "
-        "(radius, 0, ...); custom: means with stds or covariances. Coordinates beyond the second are centred at 0.",
-    )
-    sample_shape: tuple[PositiveInt, ...] = Field(
-        (2,), min_length=1, description="Dimensions of one state; means and covariances see it flattened."
-    )
+    layout: Literal["ring", "grid", "single", "custom"] = "ring"
+    """ring: num_modes on a circle; grid: num_modes on a square; single: one Gaussian at (radius, 0, ...); custom: means
+    with stds or covariances. Coordinates beyond the second are centred at 0."""
+    sample_shape: tuple[PositiveInt, ...] = Field((2,), min_length=1)
+    """Dimensions of one state; means and covariances see it flattened."""
     num_modes: PositiveInt = Field(8, description="Components of ring (any number) and grid (a square number).")
     radius: float = Field(2.0, ge=0, description="Radius of the ring, half the side of the grid, place of the single.")
     std: PositiveFloat = Field(0.1, description="Standard deviation of every component of a named layout.")
     means: Matrix | None = Field(None, description="custom: one mean per component, each flattened.")
     stds: tuple[PositiveFloat, ...] | None = Field(None, description="custom: one isotropic deviation per component.")
-    covariances: tuple[Matrix, ...] | None = Field(
-        None, description="custom: one matrix per component, full or its lower triangle as rows of length 1, 2, ..."
-    )
-    weights: tuple[PositiveFloat, ...] | None = Field(
-        None, description="Share of each component, normalised to sum to 1; null: equal."
-    )
-    labels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="Class of each component, 0, 1, ...; null: see num_classes."
-    )
-    num_classes: PositiveInt | None = Field(
-        None, description="Without labels: component i has class i mod num_classes; null: unconditional."
-    )
+    covariances: tuple[Matrix, ...] | None = None
+    """custom: one matrix per component, full or its lower triangle as rows of length 1, 2, ..."""
+    weights: tuple[PositiveFloat, ...] | None = None
+    """Share of each component, normalised to sum to 1; null: equal."""
+    labels: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Class of each component, 0, 1, ...; null: see num_classes."""
+    num_classes: PositiveInt | None = None
+    """Without labels: component i has class i mod num_classes; null: unconditional."""
 
     @property
     def dimension(self) -> int:
@@ -120,9 +113,8 @@ class MixtureSourceConfig(GaussianMixtureConfig):
     """Endless exact samples of a Gaussian mixture, with its classes; use with codec: states."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the samples; sample i depends on it and i alone.")
-    held_out: int = Field(
-        0, ge=0, description="Further samples, never trained on, to compare with; drawn apart from the training stream."
-    )
+    held_out: int = Field(0, ge=0)
+    """Further samples, never trained on, to compare with; drawn apart from the training stream."""
 
 
 class StatesConfig(ComponentConfig):
@@ -134,12 +126,10 @@ class TrunkConfig(ComponentConfig):
 
     width: PositiveInt = Field(128, description="Units of each hidden layer.")
     depth: PositiveInt = Field(3, description="Residual blocks of two layers.")
-    num_frequencies: int = Field(
-        3, ge=0, le=16, description="Sine and cosine pairs of each time, at pi, 2 pi, ...; low ones keep d/ds smooth."
-    )
-    sample_shape: tuple[PositiveInt, ...] | None = Field(
-        None, min_length=1, description="Dimensions of one state; null: the teacher's."
-    )
+    num_frequencies: int = Field(3, ge=0, le=16)
+    """Sine and cosine pairs of each time, at pi, 2 pi, ...; low ones keep d/ds smooth."""
+    sample_shape: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
+    """Dimensions of one state; null: the teacher's."""
     num_classes: PositiveInt | None = Field(None, description="Classes; null: the teacher's, else the source's.")
 
 
@@ -158,20 +148,15 @@ class MLPPolicyStudentConfig(TrunkConfig):
     Source: pi-Flow: Chen et al. 2025, arXiv 2510.14974
     """
 
-    policy: Literal["dx", "gm"] = Field(
-        "gm", description="gm: a Gaussian mixture of the data point; dx: the data point as a function of time."
-    )
-    num_components: PositiveInt | None = Field(
-        None, description="Components of gm, or points of dx; null: 32 and 10, as the paper."
-    )
-    initial_std: PositiveFloat = Field(
-        0.5,
-        description="gm: deviation of a component at the start, in units of velocity. The paper starts a trained "
-        "teacher's head at 0.05; a network that starts from nothing is better off with a wide one (this project's).",
-    )
-    shift: PositiveFloat = Field(
-        1.0, description="Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau)."
-    )
+    policy: Literal["dx", "gm"] = "gm"
+    """gm: a Gaussian mixture of the data point; dx: the data point as a function of time."""
+    num_components: PositiveInt | None = None
+    """Components of gm, or points of dx; null: 32 and 10, as the paper."""
+    initial_std: PositiveFloat = 0.5
+    """gm: deviation of a component at the start, in units of velocity. The paper starts a trained teacher's head at
+    0.05; a network that starts from nothing is better off with a wide one (this project's)."""
+    shift: PositiveFloat = 1.0
+    """Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau)."""
     num_substeps: PositiveInt = Field(128, description="Substeps of the policy's path per unit of tau; as the paper.")
 
 

@@ -16,30 +16,22 @@ from freeflow_transformers.released.families import FamilyName, StudentFamilyNam
 class TransformerOptions(ComponentConfig):
     """The backbone. Every null means: as the teacher, when it is a transformer; else the default named."""
 
-    size: SizeName | None = Field(
-        None, description="Named size: S 12x384x6, B 12x768x12, L 24x1024x16, XL 28x1152x16 (depth x width x heads)."
-    )
+    size: SizeName | None = None
+    """Named size: S 12x384x6, B 12x768x12, L 24x1024x16, XL 28x1152x16 (depth x width x heads)."""
     depth: PositiveInt | None = Field(None, description="Blocks; null: as the teacher, else 4.")
-    width: PositiveInt | None = Field(
-        None, description="Channels of a token, a multiple of 4 and of num_heads; null: as the teacher, else 128."
-    )
+    width: PositiveInt | None = None
+    """Channels of a token, a multiple of 4 and of num_heads; null: as the teacher, else 128."""
     num_heads: PositiveInt | None = Field(None, description="Attention heads; null: as the teacher, else 4.")
-    patch_size: PositiveInt | None = Field(
-        None,
-        description="Side of a patch, a divisor of both sides of a state; null: as the teacher, else the smallest from "
-        "2 up that gives at most 256 tokens.",
-    )
-    mlp_ratio: PositiveFloat | None = Field(
-        None, description="Hidden units of a block's MLP over its width; null: as the teacher, else 4."
-    )
+    patch_size: PositiveInt | None = None
+    """Side of a patch, a divisor of both sides of a state; null: as the teacher, else the smallest from 2 up that gives
+    at most 256 tokens."""
+    mlp_ratio: PositiveFloat | None = None
+    """Hidden units of a block's MLP over its width; null: as the teacher, else 4."""
     qk_norm: bool | None = Field(None, description="LayerNorm over queries and keys; null: as the teacher, else false.")
-    sample_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
-        None, description="(C, H, W) of one state; null: the teacher's, else the source's images. Set it for latents."
-    )
-    initialise: Literal["teacher", "random"] = Field(
-        "teacher",
-        description="teacher: start from its weights when there is a teacher; random: a fresh network, of any size.",
-    )
+    sample_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """(C, H, W) of one state; null: the teacher's, else the source's images. Set it for latents."""
+    initialise: Literal["teacher", "random"] = "teacher"
+    """teacher: start from its weights when there is a teacher; random: a fresh network, of any size."""
 
     @model_validator(mode="after")
     def _check_size(self) -> TransformerOptions:
@@ -53,11 +45,9 @@ class FlowMapTransformerConfig(TransformerOptions):
     Source: Tong et al. 2025, arXiv 2511.19428
     """
 
-    guidance: bool | None = Field(
-        None,
-        description="Take the guidance weight as an input; null: when there are classes to be guided by. Without it "
-        "the student knows only the weight it was trained at.",
-    )
+    guidance: bool | None = None
+    """Take the guidance weight as an input; null: when there are classes to be guided by. Without it the student knows
+    only the weight it was trained at."""
 
 
 class VelocityTransformerConfig(TransformerOptions):
@@ -66,32 +56,25 @@ class VelocityTransformerConfig(TransformerOptions):
     Source: Ma et al. 2024, arXiv 2401.08740
     """
 
-    num_classes: int | None = Field(
-        None, ge=0, description="Classes; 0: unconditional, labels are ignored; null: the teacher's, else the source's."
-    )
+    num_classes: int | None = Field(None, ge=0)
+    """Classes; 0: unconditional, labels are ignored; null: the teacher's, else the source's."""
 
 
 class PolicyOptions(Section):
     """The policy and its head (Chen et al. 2025, and its code); stored with the weights."""
 
-    policy: Literal["dx", "gm"] = Field(
-        "gm", description="gm: a Gaussian mixture of the data point; dx: the data point as a function of time."
-    )
-    num_components: PositiveInt | None = Field(
-        None, description="Components of gm (paper: 32; 8 for text-to-image), or points of dx (10); null: 32 and 10."
-    )
-    initial_std: PositiveFloat = Field(
-        0.05, description="gm: deviation of a component at the start, in units of velocity."
-    )
-    mean_noise: float = Field(
-        0.05, ge=0, le=1, description="gm: deviation by which the components' velocities differ at the start."
-    )
+    policy: Literal["dx", "gm"] = "gm"
+    """gm: a Gaussian mixture of the data point; dx: the data point as a function of time."""
+    num_components: PositiveInt | None = None
+    """Components of gm (paper: 32; 8 for text-to-image), or points of dx (10); null: 32 and 10."""
+    initial_std: PositiveFloat = 0.05
+    """gm: deviation of a component at the start, in units of velocity."""
+    mean_noise: float = Field(0.05, ge=0, le=1)
+    """gm: deviation by which the components' velocities differ at the start."""
     std_width: PositiveInt = Field(1024, description="gm: hidden units of the layer that predicts the deviation.")
-    shift: PositiveFloat = Field(
-        1.0,
-        description="Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau); 3.2 for "
-        "text-to-image.",
-    )
+    shift: PositiveFloat = 1.0
+    """Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau); 3.2 for
+    text-to-image."""
     num_substeps: PositiveInt = Field(128, description="Substeps of the policy's path per unit of tau.")
 
     @property
@@ -110,17 +93,13 @@ class PolicyTransformerConfig(FlowMapTransformerConfig, PolicyOptions):
 class PublishedOptions(ComponentConfig):
     """Where the weights of a published network come from, and what a file does not tell."""
 
-    checkpoint: Path | None = Field(
-        None,
-        description="Weights (.safetensors, .pt or .pth, a training checkpoint included); null: the published ones, "
-        "fetched on first use.",
-    )
-    weights: Literal["ema", "model"] | None = Field(
-        None, description="Which weights of a training checkpoint; null: ema where there is one, else model."
-    )
-    num_heads: PositiveInt | None = Field(
-        None, description="Attention heads, which a file does not tell unless its size is a named one."
-    )
+    checkpoint: Path | None = None
+    """Weights (.safetensors, .pt or .pth, a training checkpoint included); null: the published ones, fetched on first
+    use."""
+    weights: Literal["ema", "model"] | None = None
+    """Which weights of a training checkpoint; null: ema where there is one, else model."""
+    num_heads: PositiveInt | None = None
+    """Attention heads, which a file does not tell unless its size is a named one."""
 
 
 class ReleasedTeacherConfig(PublishedOptions):
@@ -128,26 +107,20 @@ class ReleasedTeacherConfig(PublishedOptions):
 
     family: ClassVar[FamilyName]
 
-    initialise: Literal["checkpoint", "random"] = Field(
-        "checkpoint",
-        description="random: the family's architecture with random weights, to try a recipe or measure its cost "
-        "without a checkpoint.",
-    )
+    initialise: Literal["checkpoint", "random"] = "checkpoint"
+    """random: the family's architecture with random weights, to try a recipe or measure its cost without a
+    checkpoint."""
     size: SizeName | None = Field(None, description="S, B, L or XL; checked against the checkpoint; null: XL.")
     depth: PositiveInt | None = Field(None, description="Blocks, for a size of one's own; checked likewise.")
     width: PositiveInt | None = Field(None, description="Channels of a token, likewise.")
     patch_size: Literal[2, 4, 8] | None = Field(None, description="Side of a patch; checked likewise; null: 2.")
-    resolution: Literal[256, 512] | None = Field(
-        None, description="Pixels of the decoded images, 8 to a latent; checked likewise; null: 256."
-    )
-    num_classes: PositiveInt | None = Field(
-        None, description="Classes, without the null class; checked likewise; null: 1000."
-    )
-    guidance_channels: PositiveInt | Literal["all"] | None = Field(
-        None,
-        description="How many channels guidance applies to, from the first; the others keep the conditional velocity. "
-        "null: as the family's own sampler.",
-    )
+    resolution: Literal[256, 512] | None = None
+    """Pixels of the decoded images, 8 to a latent; checked likewise; null: 256."""
+    num_classes: PositiveInt | None = None
+    """Classes, without the null class; checked likewise; null: 1000."""
+    guidance_channels: PositiveInt | Literal["all"] | None = None
+    """How many channels guidance applies to, from the first; the others keep the conditional velocity. null: as the
+    family's own sampler."""
 
     @property
     def convention(self) -> dict[str, str]:
@@ -172,16 +145,12 @@ class SiTTeacherConfig(ReleasedTeacherConfig):
 
     family: ClassVar[FamilyName] = "sit"
 
-    time_direction: TimeDirection | None = Field(
-        None,
-        description="Which end of the network's own time is data; null: as `pretrain` stored it, else data-at-1 for "
-        "sit, data-at-0 for sit-repa.",
-    )
-    sign: Sign | None = Field(
-        None,
-        description="Direction of its velocity; null: as `pretrain` stored it, else data-minus-noise for sit, "
-        "noise-minus-data for sit-repa.",
-    )
+    time_direction: TimeDirection | None = None
+    """Which end of the network's own time is data; null: as `pretrain` stored it, else data-at-1 for sit, data-at-0 for
+    sit-repa."""
+    sign: Sign | None = None
+    """Direction of its velocity; null: as `pretrain` stored it, else data-minus-noise for sit, noise-minus-data for
+    sit-repa."""
 
     @property
     def convention(self) -> dict[str, str]:
@@ -218,11 +187,9 @@ class ReleasedStudentConfig(PublishedOptions):
     resolution: ClassVar[int] = 256
     family_default: ClassVar[StudentFamilyName | None] = None
 
-    family: StudentFamilyName | None = Field(
-        None,
-        description="Whose convention the student has, its teacher's: sit or sit-repa; null: as the file tells, else "
-        "this component's default. A file with 2C output channels is sit's.",
-    )
+    family: StudentFamilyName | None = None
+    """Whose convention the student has, its teacher's: sit or sit-repa; null: as the file tells, else this component's
+    default. A file with 2C output channels is sit's."""
 
 
 class FreeFlowStudentConfig(ReleasedStudentConfig):
@@ -231,10 +198,9 @@ class FreeFlowStudentConfig(ReleasedStudentConfig):
     Source: Tong et al. 2025, arXiv 2511.19428
     """
 
-    checkpoint: Path = Field(
-        description="Weights (.safetensors, .pt or .pth, a training checkpoint included). The published ones are "
-        "students of their own: freeflow-xl-2-256, freeflow-sit-xl-2-256 and freeflow-xl-2-512."
-    )
+    checkpoint: Path
+    """Weights (.safetensors, .pt or .pth, a training checkpoint included). The published ones are students of their
+    own: freeflow-xl-2-256, freeflow-sit-xl-2-256 and freeflow-xl-2-512."""
 
 
 class FreeFlow256Config(ReleasedStudentConfig):
@@ -275,9 +241,8 @@ class ShippedTeacherConfig(ComponentConfig):
     codec: ClassVar[str | None] = None
     pretrained_by: ClassVar[str]
 
-    checkpoint: Path | None = Field(
-        None, description="Other weights to use, written by `freeflow pretrain`; null: the shipped ones."
-    )
+    checkpoint: Path | None = None
+    """Other weights to use, written by `freeflow pretrain`; null: the shipped ones."""
 
 
 class DigitsTeacherConfig(ShippedTeacherConfig):

@@ -78,7 +78,7 @@ class ComponentContract:
     def test_every_option_is_described(self) -> None:
         model = self._registry().component(self.kind, self.component).load_config_class()
         bare = [name for name, field in model.model_fields.items() if not (field.description or "").strip()]
-        advice = "Write Field(default, description=...)."
+        advice = "Write Field(default, description=...), or a docstring below the option."
         self.expect(not bare, "a description of every option", f"none of {', '.join(bare)}", advice)
 
     def expect(self, holds: bool, expected: str, came: str, advice: str = "") -> None:
