@@ -310,11 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "trackers": [],
         }
         return load_run_config(
-            registry,
-            "distill",
-            preset=options.preset,
-            overrides=overrides,
-            assignments=(*options.set, *settings),
+            registry, "distill", preset=options.preset, overrides=overrides, assignments=(*options.set, *settings)
         )
 
     try:

@@ -13,11 +13,9 @@ from pathlib import Path
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; the end of the block renames it. A failure leaves nothing behind.
 
-    Args:
-        sync: force the content to disk first, so that even a crash of the machine leaves no empty file of that name.
+    ``sync``: force the content to disk first, so that even a crash of the machine leaves no empty file of that name.
 
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
+    Raises ``OSError``: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:

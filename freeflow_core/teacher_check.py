@@ -280,8 +280,7 @@ class _Examination:
 class Probe:
     """What every reading of a network is measured on: N draws with conditions, integrated in ``num_steps`` steps.
 
-    Args:
-        levels: times to look at.
+    ``levels``: times to look at.
     """
 
     draws: Draws

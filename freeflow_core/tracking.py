@@ -64,8 +64,7 @@ class Replay:
     def alone(self, *, wait: bool = False) -> Iterator[None]:
         """Keep other processes from sending the same.
 
-        Raises:
-            ConfigError: one does, and this one is not to ``wait``.
+        Raises ``ConfigError``: one does, and this one is not to ``wait``.
         """
         self._file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -85,8 +84,7 @@ class Replay:
     def send(self) -> None:
         """All that is new; artifacts last, so that a place for files that fails holds up no metric.
 
-        Raises:
-            Exception: what the tracker raises; the next call opens it anew and goes on.
+        Raises ``Exception``: what the tracker raises; the next call opens it anew and goes on.
         """
         try:
             if not self._is_open:

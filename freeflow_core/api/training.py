@@ -131,11 +131,9 @@ def plan(config: RunConfig, *, num_processes: int | None = None, manager: Manage
 
     Nothing is trained, written or started: neither the device nor the memory nor published weights need to be there.
 
-    Args:
-        num_processes: processes that share the batch; None for as many as a launcher started (``WORLD_SIZE``), or one.
+    ``num_processes``: processes that share the batch; None for as many as a launcher started (``WORLD_SIZE``), or one.
 
-    Raises:
-        ConfigError: whatever the run itself would refuse.
+    Raises ``ConfigError``: whatever the run itself would refuse.
     """
     if num_processes is None:
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -12,12 +12,7 @@ from torch import Tensor
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
-from freeflow_core.interfaces import (
-    EvaluationBatch,
-    EvaluationContext,
-    Evaluator,
-    StartTimes,
-)
+from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator, StartTimes
 from freeflow_core.types import Scores, index_condition
 
 OnAdvance = Callable[[str, int, int], None]

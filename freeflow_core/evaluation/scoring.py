@@ -60,11 +60,7 @@ class Scoring:
         if self._teacher is None and isinstance(student, AverageVelocityStudent):
             self._teacher, self._student = VelocityOfStudent(student).eval(), None
         self._context = EvaluationContext(
-            builder.device,
-            components.codec,
-            self._teacher,
-            self._student,
-            components.reference or components.source,
+            builder.device, components.codec, self._teacher, self._student, components.reference or components.source
         )
         self._evaluation: Evaluation | None = None
         self.no_images: str | None = None

@@ -15,8 +15,7 @@ from freeflow_core.types import Batch, Condition
 def block_starts(start: int, batch_size: int, rank: int, world_size: int) -> Iterator[int]:
     """The number of the first image of each of a process's batches, endless: what :meth:`Source.batches` asks for.
 
-    Raises:
-        ValueError: for a place no process can have.
+    Raises ``ValueError`` for a place no process can have.
     """
     if start < 0 or batch_size < 1 or not 0 <= rank < world_size:
         raise ValueError(

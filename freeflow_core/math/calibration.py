@@ -136,8 +136,7 @@ def enough_rows(shape: tuple[int, ...], numbers: int = _ENOUGH_NUMBERS) -> int:
 def diagnose(field: Field, shape: tuple[int, ...], draws: Draws, num_steps: int = 8) -> Diagnosis:
     """Integrate ``field`` in midpoint steps of two passes and calibrate it, in other readings where it does not fit.
 
-    Args:
-        draws: N rows, see :func:`enough_rows`.
+    ``draws``: N rows, see :func:`enough_rows`.
     """
     z, noises = draw_noises(shape, draws)
     states = integrate(field, z, num_steps)

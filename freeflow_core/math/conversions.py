@@ -171,8 +171,7 @@ def velocity_of(convention: Convention, answer: Tensor, x_t: Tensor, t: Tensor) 
     With the estimate x of the data, v = (x_t - x) / t; with n of the noise, v = (n - x_t) / (1 - t). A velocity
     w = alpha' x + sigma' n gives v = ((alpha + sigma) w - (alpha' + sigma') x_own) / (alpha sigma' - sigma alpha').
 
-    Args:
-        t: as :func:`ask` returns it, inside the range.
+    ``t``: as :func:`ask` returns it, inside the range.
     """
     answer = answer * convention.output_scale
     if convention.prediction in SIGNED and convention.own_sign is Sign.TO_DATA:

@@ -122,8 +122,7 @@ class DiscreteSchedule(Schedule):
 
     tau = i / K, so that the default scale K feeds the network the step itself; between steps it is linear in log-SNR.
 
-    Args:
-        betas: (K,) variances that the steps add, in (0, 1), K >= 2.
+    ``betas``: (K,) variances that the steps add, in (0, 1), K >= 2.
     """
 
     def __init__(self, betas: Tensor) -> None:

@@ -47,8 +47,7 @@ class NoisyRows:
 def noisy_rows(batch: Batch, draws: Draws, t: Tensor, guidance: Tensor) -> NoisyRows:
     """The batch's data joined with the draws' stream ``noise`` at times ``t`` (N,), with guidance weights (N,).
 
-    Raises:
-        ConfigError: a batch without data.
+    Raises ``ConfigError``: a batch without data.
     """
     if batch.x is None:
         raise ConfigError(
@@ -73,8 +72,7 @@ def drop_labels(condition: Condition, num_classes: int | None, share: float, dra
     Returns:
         The condition, and (N,) bool on the host: the dropped rows.
 
-    Raises:
-        ConfigError: a condition that is no label.
+    Raises ``ConfigError``: a condition that is no label.
     """
     if condition is None or num_classes is None or share == 0:
         return condition, torch.zeros(len(draws.index), dtype=torch.bool)

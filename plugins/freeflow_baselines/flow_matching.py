@@ -21,9 +21,8 @@ class FlowMatching(Objective):
     and times of SiT (Ma et al. 2024). Its minimiser is the velocity v(x_t, t) = E[n - x | x_t] of
     a teacher. Only s = t is trained, so the result is a velocity field and not yet a flow map.
 
-    Args:
-        config: distribution of t, and the share of labels dropped. A dropped label becomes the null class, whose
-            index is ``student.num_classes``: the row after the last class.
+    ``config``: distribution of t, and the share of labels dropped. A dropped label becomes the null class, whose index
+    is ``student.num_classes``: the row after the last class.
     """
 
     needs_data = True

@@ -99,8 +99,7 @@ class IMM(Objective):
 def lower_level(t: Tensor, s: Tensor, config: IMMConfig) -> Tensor:
     """r = max(s, eta^-1(eta(t) - 2^-k eta(time_high))) with eta(t) = t / (1 - t) (Zhou et al. 2025).
 
-    Args:
-        t, s: (N,) times on the host, s <= t.
+    ``t``, ``s``: (N,) times on the host, s <= t.
 
     Returns:
         (N,) in [s, t), at least ``gap_min`` below t where s allows it.

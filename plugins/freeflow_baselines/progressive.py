@@ -97,8 +97,7 @@ class Progressive(ObjectiveInRounds):
     def transitions(self, progress: Progress) -> Sequence[Transition]:
         """At a round's end the student becomes the predecessor of the next.
 
-        Raises:
-            ConfigError: a run that ends before its last round begins.
+        Raises ``ConfigError``: a run that ends before its last round begins.
         """
         bounds = round_bounds(self._config, progress.total_images)
         if self._round + 1 == self._config.num_rounds or progress.images < bounds[self._round + 1]:
@@ -120,8 +119,7 @@ class Progressive(ObjectiveInRounds):
 def round_bounds(config: ProgressiveConfig, total_images: int) -> list[int]:
     """Images at which rounds begin, and at which the last ends.
 
-    Raises:
-        ConfigError: the run ends before its last round begins.
+    Raises ``ConfigError``: the run ends before its last round begins.
     """
     num = config.num_rounds
     if config.round_images is None:

@@ -86,14 +86,7 @@ class Shortcut(Objective):
         def velocity(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
             guided = (weight != 1).nonzero().flatten()
             u, null = own_velocities(
-                target,
-                x,
-                t,
-                s,
-                jumps.condition,
-                guidance,
-                conditional=torch.arange(len(t)),
-                unconditional=guided,
+                target, x, t, s, jumps.condition, guidance, conditional=torch.arange(len(t)), unconditional=guided
             )
             return extrapolate(u, null, guided, weight)
 

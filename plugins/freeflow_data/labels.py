@@ -38,8 +38,7 @@ def labels_from_folders(files: Iterable[str]) -> Labels:
 def labels_from_file(path: Path) -> Labels:
     """Numbers are classes themselves, other labels are numbered by name.
 
-    Raises:
-        ConfigError: the file cannot be read, or names a file twice with two labels.
+    Raises ``ConfigError``: the file cannot be read, or names a file twice with two labels.
     """
     kind = path.suffix.lower()
     if kind not in (".csv", ".json"):

@@ -21,8 +21,7 @@ class AutoguidedTeacher(Teacher):
     The guide is asked for rows whose weight is not 1 alone, once each, so that a guided evaluation costs one pass of
     either network. Neither needs a null class. Everything else is the main teacher's, its guidance channels included.
 
-    Raises:
-        ConfigError: two teachers that do not describe the same data.
+    Raises ``ConfigError``: two teachers that do not describe the same data.
     """
 
     def __init__(self, main: Teacher, guide: Teacher) -> None:
@@ -41,10 +40,7 @@ class AutoguidedTeacher(Teacher):
         self.sample_shape = main.sample_shape
         self.num_classes = main.num_classes
         self.guidance_channels = main.guidance_channels
-        self.time_range = (
-            max(main.time_range[0], guide.time_range[0]),
-            min(main.time_range[1], guide.time_range[1]),
-        )
+        self.time_range = (max(main.time_range[0], guide.time_range[0]), min(main.time_range[1], guide.time_range[1]))
 
     @classmethod
     def from_config(cls, config: AutoguidanceConfig, context: BuildContext) -> Self:

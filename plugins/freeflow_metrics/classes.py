@@ -63,8 +63,7 @@ class ClassSpread:
     Sums run in float64 over whole and half numbers, so for images that are not reduced they are exact whatever the
     batches, and no digits cancel.
 
-    Args:
-        max_side: images larger than this are area-averaged to it first.
+    ``max_side``: images larger than this are area-averaged to it first.
     """
 
     def __init__(self, max_side: int) -> None:

@@ -210,8 +210,7 @@ def network_times(time: float, x: Tensor) -> Tensor:
 def grid_times(grid: Tensor) -> list[float]:
     """The grid as numbers.
 
-    Raises:
-        ConfigError: unless it is (K+1,) with K >= 1, float64, finite, strictly falling and within [0, 1].
+    Raises ``ConfigError`` unless it is (K+1,) with K >= 1, float64, finite, strictly falling and within [0, 1].
     """
     if grid.ndim != 1 or len(grid) < 2 or grid.dtype is not torch.float64:
         raise ConfigError(

@@ -31,8 +31,7 @@ def transformer_from_state(state: NetworkState, what: str) -> DiffusionTransform
         state: of the family ``"diffusion-transformer"``.
         what: names the origin in errors, e.g. ``"teacher checkpoint digits.safetensors"``.
 
-    Raises:
-        CheckpointError: another family, a configuration that is none, or tensors that do not fit it.
+    Raises ``CheckpointError``: another family, a configuration that is none, or tensors that do not fit it.
     """
     if state.family != FAMILY:
         raise CheckpointError(
@@ -69,8 +68,7 @@ def teacher_architecture(teacher: Teacher | None) -> TransformerConfig | None:
 def take_weights(network: DiffusionTransformer, teacher: Teacher) -> LoadReport:
     """Copy the teacher's tensors into ``network`` by name.
 
-    Raises:
-        ConfigError: the teacher's network is of another family, or differs from ``network`` in its architecture.
+    Raises ``ConfigError``: the teacher's network is of another family, or differs from ``network`` in its architecture.
     """
     own, state = network.state_dict(), teacher.network_state()
     if state is None:

@@ -37,10 +37,7 @@ def test_cli_evaluate_says_what_is_missing(freeflow, api, tmp_path):
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warning", 0), ("error", 1)])
 def test_cli_doctor_fails_only_on_errors(freeflow, api, status, code):
-    api.checks = [
-        Check(name="python", status="ok", detail="3.11"),
-        Check(name="disk", status=status, detail="[full]"),
-    ]
+    api.checks = [Check(name="python", status="ok", detail="3.11"), Check(name="disk", status=status, detail="[full]")]
     result = freeflow("doctor")
     assert result.exit_code == code
     assert any(line.split() == [status, "disk", "[full]"] for line in result.stdout.splitlines())

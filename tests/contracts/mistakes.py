@@ -8,15 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    Context,
-    Models,
-    Objective,
-    Role,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces import AverageVelocityStudent, Context, Models, Objective, Role, Student, Teacher
 from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.objective_kit.passes import teacher_velocity, velocity_with_gradient
 from freeflow_core.plugin import Component, hookimpl

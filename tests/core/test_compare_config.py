@@ -162,11 +162,7 @@ def test_every_preset_of_a_comparison_resolves(registry):
 
 
 def test_the_swept_value_comes_last(load, run):
-    config = load(
-        "shortcut",
-        assignments=["training.batch_size=32"],
-        comparison={"sweep": "training.batch_size=8,16"},
-    )
+    config = load("shortcut", assignments=["training.batch_size=32"], comparison={"sweep": "training.batch_size=8,16"})
     assert [run(config, "shortcut", value).training.batch_size for value in config.values] == [8, 16]
 
 

@@ -214,12 +214,7 @@ GENERATIVE = {
     ),
 }
 
-PROOFS = {
-    "freeflow-prediction": PREDICTION,
-    "flow-matching": FLOW_MATCHING,
-    **FLOW_MAPS,
-    **GENERATIVE,
-}
+PROOFS = {"freeflow-prediction": PREDICTION, "flow-matching": FLOW_MATCHING, **FLOW_MAPS, **GENERATIVE}
 
 
 # Each objective is exact elsewhere; here the engine has to bring one of every kind of role most of the way, in a second or

@@ -44,10 +44,7 @@ def seen(monkeypatch):
     handle.remove()
 
 
-EXPECTED = {
-    "bf16": {(torch.float32, True)},
-    "float64": {(torch.float64, False)},
-}
+EXPECTED = {"bf16": {(torch.float32, True)}, "float64": {(torch.float64, False)}}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float64"])

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from freeflow_cli.commands import (
-    checks,
-    compare,
-    encode,
-    evaluate,
-    plugins,
-    plugins_new,
-    sample,
-    training,
-    weights,
-)
+from freeflow_cli.commands import checks, compare, encode, evaluate, plugins, plugins_new, sample, training, weights
 
 
 def register_commands(app: typer.Typer) -> None:

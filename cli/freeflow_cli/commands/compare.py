@@ -33,8 +33,7 @@ def compare(
     context: typer.Context,
     teacher: options.TeacherName = None,
     objectives: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", autocompletion=_objectives, help="Objectives, with commas: a,b,c."),
+        str | None, typer.Option(metavar="NAMES", autocompletion=_objectives, help="Objectives, with commas: a,b,c.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each objective; default: 3.")] = None,
     budget: Annotated[

@@ -45,8 +45,7 @@ def evaluate(
 def saved_config(student: Path) -> Path:
     """The configuration in a run folder, or beside the student file that lies in one.
 
-    Raises:
-        ConfigError: there is no such path, or nothing there that says what to measure.
+    Raises ``ConfigError``: there is no such path, or nothing there that says what to measure.
     """
     if not student.exists():
         raise ConfigError(

@@ -27,8 +27,7 @@ _HOST = torch.device("cpu")
 class FakeTensors:
     """Runs code on fake tensors.
 
-    Args:
-        device_type: what is planned for: ``cpu``, ``cuda`` or ``mps``.
+    ``device_type``: what is planned for: ``cpu``, ``cuda`` or ``mps``.
     """
 
     def __init__(self, device_type: str) -> None:

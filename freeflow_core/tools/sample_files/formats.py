@@ -89,8 +89,7 @@ class ArrayFormat(SampleFormat):
 class ImageFormat(SampleFormat):
     """``000000.png`` ... or ``.webp``, both lossless, and for models with classes ``labels.csv``.
 
-    Raises:
-        ConfigError: this Pillow was built without WebP.
+    Raises ``ConfigError``: this Pillow was built without WebP.
     """
 
     keeps_samples = False
@@ -134,8 +133,7 @@ def sample_format(name: FileFormat, sample_shape: tuple[int, ...]) -> SampleForm
 def host_samples(batch: SampleBatch) -> Tensor:
     """uint8 images (n, 1|3, H, W), or states (n, *D) of models without images, on the host.
 
-    Raises:
-        ConfigError: the codec left latents that are no images.
+    Raises ``ConfigError``: the codec left latents that are no images.
     """
     images = batch.images
     if images.ndim == 4 and images.shape[1] not in (1, 3):
@@ -162,8 +160,7 @@ def write_npz(path: Path, rows: int, arrays: Mapping[str, Iterable[np.ndarray]])
 
     They are laid out as ``np.savez`` does, uncompressed; equal arrays make equal files.
 
-    Raises:
-        OSError: the disk is full. Nothing is left at ``path`` that was not there before.
+    Raises ``OSError``: the disk is full. Nothing is left at ``path`` that was not there before.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, chunks in arrays.items():

@@ -46,8 +46,7 @@ class SampleRequest:
 class PreparedSamples:
     """Everything built for a request: ``generator`` draws its samples.
 
-    Raises:
-        ConfigError: parts that do not fit each other.
+    Raises ``ConfigError``: parts that do not fit each other.
     """
 
     def __init__(self, request: SampleRequest, registry: Registry, device: torch.device) -> None:

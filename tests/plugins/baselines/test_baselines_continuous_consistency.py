@@ -110,12 +110,7 @@ def test_gradient_is_that_of_f_towards_the_normalised_tangent(kind):
     u, along = torch.func.jvp(lambda a, b: student(a, b, 0 * b, None, ones), (x_t, t), (v, ones))
     g, rho = trigflow_tangent(u.detach(), v, along.detach(), t, 0.5, 1.0)
     norm = g.norm(dim=1, keepdim=True)
-    step = {
-        "norm": g / (norm + 0.1),
-        "rms": g / (norm / math.sqrt(3) + 0.1),
-        "clip": g.clamp(-1, 1),
-        "none": g,
-    }[kind]
+    step = {"norm": g / (norm + 0.1), "rms": g / (norm / math.sqrt(3) + 0.1), "clip": g.clamp(-1, 1), "none": g}[kind]
     surrogate = (-2 / 3 * rho[:, None] * step * student(x_t, t, 0 * t, None, ones)).sum(1)
     torch.testing.assert_close(
         gradient_of(student, tangent_normalisation=kind), parameter_gradients(surrogate, student)

@@ -58,10 +58,7 @@ def case(read: Convention, seed: int, mean=(0.5, -1.0), std=(0.5, 2.0)):
 @pytest.mark.parametrize("combination", COMBINATIONS, ids="/".join)
 @settings(max_examples=8)
 @given(
-    seed=st.integers(0, 10_000),
-    mean=st.floats(-2, 2),
-    std=st.floats(0.2, 3),
-    scale=st.sampled_from([None, 1.0, 999.0]),
+    seed=st.integers(0, 10_000), mean=st.floats(-2, 2), std=st.floats(0.2, 3), scale=st.sampled_from([None, 1.0, 999.0])
 )
 def test_an_exact_network_becomes_the_exact_velocity(combination, seed, mean, std, scale):
     read = convention(*combination, scale)

@@ -6,16 +6,7 @@ from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
 from freeflow_predictor_corrector.correction import corrector_weights
 from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection
 from objective_helpers import GivenDraws
-from predictor_corrector_helpers import (
-    NO_DATA,
-    ClassTeacher,
-    SmallStudent,
-    gradients,
-    losses,
-    models,
-    philox,
-    progress,
-)
+from predictor_corrector_helpers import NO_DATA, ClassTeacher, SmallStudent, gradients, losses, models, philox, progress
 from torch import Tensor
 
 from freeflow_core.interfaces import Context

@@ -6,15 +6,7 @@ from exact_maps import ExactGuidedStudent
 from freeflow_predictor_corrector.config import PredictionConfig
 from freeflow_predictor_corrector.freeflow import FreeFlowPrediction
 from freeflow_predictor_corrector.prediction import predict
-from predictor_corrector_helpers import (
-    ClassTeacher,
-    SmallStudent,
-    gradients,
-    losses,
-    models,
-    philox,
-    progress,
-)
+from predictor_corrector_helpers import ClassTeacher, SmallStudent, gradients, losses, models, philox, progress
 from torch import Tensor
 
 from freeflow_core.interfaces import Model

@@ -7,15 +7,7 @@ import torch
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig, PredictionConfig
 from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection, FreeFlowPrediction
 from objective_helpers import Spy
-from predictor_corrector_helpers import (
-    NO_DATA,
-    ClassTeacher,
-    SmallStudent,
-    losses,
-    models,
-    philox,
-    progress,
-)
+from predictor_corrector_helpers import NO_DATA, ClassTeacher, SmallStudent, losses, models, philox, progress
 from torch import Tensor
 
 from freeflow_core.config import OptimizerConfig

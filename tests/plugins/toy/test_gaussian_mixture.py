@@ -29,10 +29,7 @@ def full_mixture():
     means = torch.tensor([[1.0, -0.5], [-1.5, 0.3], [0.2, 2.0]])
     factors = torch.tensor([[[0.6, 0.0], [0.4, 0.3]], [[0.5, 0.0], [-0.2, 0.4]], [[0.2, 0.0], [0.0, 0.7]]]).double()
     return GaussianMixtureTeacher(
-        means,
-        covariances=factors @ factors.mT,
-        weights=torch.tensor([1.0, 2.0, 1.0]),
-        labels=torch.tensor([0, 1, 1]),
+        means, covariances=factors @ factors.mT, weights=torch.tensor([1.0, 2.0, 1.0]), labels=torch.tensor([0, 1, 1])
     )
 
 

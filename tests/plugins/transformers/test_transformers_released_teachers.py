@@ -192,13 +192,7 @@ def test_without_a_checkpoint_the_published_weights_are_fetched(make_context, te
     assert name in {file.name for file in PUBLISHED}
 
 
-@pytest.mark.parametrize(
-    ("teacher", "options"),
-    [
-        ("sit", {"patch_size": 4}),
-        ("dit", {"depth": 3, "width": 48}),
-    ],
-)
+@pytest.mark.parametrize(("teacher", "options"), [("sit", {"patch_size": 4}), ("dit", {"depth": 3, "width": 48})])
 def test_sizes_without_published_weights(make_context, teacher, options):
     with pytest.raises(ConfigError, match="no published weights for"):
         build(teacher, make_context(), **options)
