@@ -65,7 +65,7 @@ class GaussianMixtureConfig(ComponentConfig):
         return None if value is None else tuple(_symmetric(matrix, i) for i, matrix in enumerate(value))
 
     @model_validator(mode="after")
-    def _check_layout(self) -> Self:
+    def _check(self) -> Self:
         given = [name for name in ("means", "stds", "covariances") if getattr(self, name) is not None]
         if self.layout == "custom":
             if not self.means or (self.stds is None) == (self.covariances is None):
@@ -79,10 +79,6 @@ class GaussianMixtureConfig(ComponentConfig):
             raise ValueError(f"layout: {self.layout} needs at least 2 dimensions, sample_shape has {self.dimension}")
         elif self.layout == "grid" and math.isqrt(self.num_modes) ** 2 != self.num_modes:
             raise ValueError(f"layout: grid needs a square number of modes (4, 9, 16, ...), got {self.num_modes}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_components(self) -> Self:
         for name in ("stds", "covariances", "weights", "labels"):
             value = getattr(self, name)
             if value is not None and len(value) != self.num_components:
@@ -96,10 +92,6 @@ class GaussianMixtureConfig(ComponentConfig):
                         f"{name}[{index}] has {len(entries)} entries, expected {self.dimension} "
                         f"(sample_shape {self.sample_shape})"
                     )
-        return self
-
-    @model_validator(mode="after")
-    def _check_classes(self) -> Self:
         if self.labels is not None and self.num_classes is not None:
             raise ValueError("labels and num_classes both say which class a component has; give one of them")
         if self.num_classes is not None and self.num_classes > self.num_components:

@@ -99,13 +99,13 @@ class GaussianMixtureTeacher(Teacher):
         y, variance, logits = self._components(x, t, condition)
         slope = (t - (1 - t) * self.variances.to(x)) / variance
         per_component = self._from_eigen(slope * y) - self.means.to(x)
-        return self._mean_over_components(logits, per_component).reshape(x_t.shape).to(x_t.dtype)
+        return _mean(logits, per_component).reshape(x_t.shape).to(x_t.dtype)
 
     def score(self, x_t: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """grad_x log p_t(x_t | c), (N, *D). On this path it equals -(x_t + (1 - t) v) / t for t > 0."""
         x, t = self._flat(x_t, t)
         y, variance, logits = self._components(x, t, condition)
-        return self._mean_over_components(logits, -self._from_eigen(y / variance)).reshape(x_t.shape).to(x_t.dtype)
+        return _mean(logits, -self._from_eigen(y / variance)).reshape(x_t.shape).to(x_t.dtype)
 
     def log_density(self, x_t: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         """log p_t(x_t | c), (N,)."""
@@ -134,9 +134,8 @@ class GaussianMixtureTeacher(Teacher):
         mean, variance = self.means.to(x)[component], self.variances.to(x)[component]
         ratio = (((1 - s).square() * variance + s.square()) / ((1 - t).square() * variance + t.square())).sqrt()
         centred = x - (1 - t) * mean
-        if self.basis is None:
-            moved = ratio * centred
-        else:
+        moved = ratio * centred
+        if self.basis is not None:
             basis = self.basis.to(x)[component]
             with torch.autocast(x.device.type, enabled=False):
                 moved = torch.einsum("nde,ne->nd", basis, ratio * torch.einsum("nde,nd->ne", basis, centred))
@@ -160,14 +159,30 @@ class GaussianMixtureTeacher(Teacher):
         for bottom, top, weight_here in ((high, 1.0, ones), (low, high, weight), (0.0, low, ones)):
             start, end = t.clamp(bottom, top), s.clamp(bottom, top)
             if bottom < top and bool((start != end).any()):
-                x = _integrate_piece(self, x, start, end, condition, weight_here)
+                x = self._integrate(x, start, end, condition, weight_here)
         return x.to(x_t.dtype)
+
+    def _integrate(self, x: Tensor, start: Tensor, end: Tensor, condition: Condition, weight: Tensor) -> Tensor:
+        rate, span = expand_times(end - start, x), torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
+        path = odeint(
+            lambda progress, state: (
+                rate * self.guided_velocity(state, start + progress.cpu() * (end - start), condition, weight)
+            ),
+            x,
+            span,
+            rtol=_RELATIVE_TOLERANCE,
+            atol=_ABSOLUTE_TOLERANCE,
+            method="dopri8",
+            # Without step_t the end point would be interpolated, at a lower order; and the default norm averages over
+            # the batch, so that one hard sample could hide among many easy ones.
+            options={"norm": lambda error: mean_square(error).max().sqrt(), "step_t": span[1:]},
+        )
+        return path[-1]
 
     def sample_data(self, draws: Draws, condition: Condition = None) -> Tensor:
         """Exact samples (N, *D) at t = 0 of the condition's classes, one per row of ``draws``."""
-        uniform = draws.uniform("mixture-component")
         probabilities = self.log_weights.exp().cpu()[self._class_rows(condition).cpu()].double()
-        component = _inverse_cdf(probabilities.expand(len(uniform), -1), uniform).to(draws.device)
+        component = _inverse_cdf(probabilities, draws.uniform("mixture-component")).to(draws.device)
         noise = draws.noise("mixture-noise", self.sample_shape).flatten(1)
         scaled = self.variances.to(noise)[component].sqrt() * noise
         if self.basis is not None:
@@ -185,9 +200,8 @@ class GaussianMixtureTeacher(Teacher):
     def sample_condition(self, draws: Draws) -> Condition:
         if self.num_classes is None:
             return None
-        uniform = draws.uniform("condition")
-        probabilities = self.class_probabilities.cpu().double()
-        return _inverse_cdf(probabilities.expand(len(uniform), -1), uniform).to(draws.device)
+        probabilities = self.class_probabilities.cpu().double().unsqueeze(0)
+        return _inverse_cdf(probabilities, draws.uniform("condition")).to(draws.device)
 
     def _set_classes(self, weights: Tensor, labels: Tensor | None) -> None:
         K = self.means.shape[0]
@@ -242,13 +256,17 @@ class GaussianMixtureTeacher(Teacher):
         with torch.autocast(values.device.type, enabled=False):
             return torch.einsum("nke,kde->nkd", values, self.basis.to(values))
 
-    @staticmethod
-    def _mean_over_components(logits: Tensor, values: Tensor) -> Tensor:
-        return (logits.softmax(1).unsqueeze(2) * values).sum(1)
+
+def _mean(logits: Tensor, values: Tensor) -> Tensor:
+    """Over the components: (N, dim) of (N, K) and (N, K, dim)."""
+    return (logits.softmax(1).unsqueeze(2) * values).sum(1)
 
 
 def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """(N,) indices: the first whose cumulated probability exceeds ``uniform`` (N,), never one of probability 0."""
+    """(N,) indices: the first whose cumulated probability exceeds ``uniform`` (N,), never one of probability 0.
+
+    ``probabilities`` are (N, K), or (1, K) for all.
+    """
     cumulated = probabilities.cumsum(1)
     last = (probabilities > 0).long().mul(torch.arange(probabilities.shape[1])).amax(1)
     return torch.minimum((cumulated <= uniform.unsqueeze(1)).sum(1), last)
@@ -274,27 +292,3 @@ def layout_means(config: GaussianMixtureConfig) -> Tensor:
         line = config.radius * torch.linspace(-1, 1, side, dtype=torch.float64) if side > 1 else torch.zeros(1).double()
         means[:, 0], means[:, 1] = line.repeat(side), line.repeat_interleave(side)
     return means
-
-
-def _integrate_piece(
-    teacher: Teacher, x: Tensor, start: Tensor, end: Tensor, condition: Condition, weight: Tensor
-) -> Tensor:
-    rate = expand_times(end - start, x)
-
-    def slope(progress: Tensor, state: Tensor) -> Tensor:
-        time = start + progress.cpu() * (end - start)
-        return rate * teacher.guided_velocity(state, time, condition, weight)
-
-    span = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
-    path = odeint(
-        slope,
-        x,
-        span,
-        rtol=_RELATIVE_TOLERANCE,
-        atol=_ABSOLUTE_TOLERANCE,
-        method="dopri8",
-        # Without step_t the end point would be interpolated, at a lower order; and the default norm averages over
-        # the batch, so that one hard sample could hide among many easy ones.
-        options={"norm": lambda error: mean_square(error).max().sqrt(), "step_t": span[1:]},
-    )
-    return path[-1]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, PolicyStudent, Student, Teacher
 from freeflow_core.math.flow import expand_times
 from freeflow_core.math.policies import DXPolicy, GMPolicy, Policy
-from freeflow_core.network_file import check_tensors
+from freeflow_core.network_file import build_network
 from freeflow_core.types import Condition, LoadReport, NetworkState
-from freeflow_toy.config import TrunkConfig
+from freeflow_toy.config import MLPPolicyStudentConfig, MLPStudentConfig, TrunkConfig
 
 _GUIDANCE_SCALE = 8.0
 """Guidance weights of 1 to 9 spread over one half period of the lowest frequency."""
@@ -28,43 +28,25 @@ class MLPTrunk(Student):
     so that forward mode works in any order.
 
     Args:
-        sample_shape: dimensions ``*D`` of one state.
-        num_classes: classes, or None for an unconditional student.
+        config: size and inputs, with the dimensions of one state.
         num_outputs: numbers that ``features`` gives for a state.
-        others: further constructor arguments of the student, to rebuild it.
-        width, depth, num_frequencies: see :class:`freeflow_toy.config.TrunkConfig`.
     """
 
     family: str
     """Of the tensors' names."""
     kind: str
     """The student in errors."""
+    options: type[TrunkConfig]
 
-    def __init__(
-        self,
-        sample_shape: tuple[int, ...],
-        num_classes: int | None,
-        num_outputs: int,
-        others: dict[str, Any],
-        *,
-        width: int = 128,
-        depth: int = 3,
-        num_frequencies: int = 3,
-    ) -> None:
+    def __init__(self, config: TrunkConfig, num_outputs: int) -> None:
         super().__init__()
-        self.sample_shape = tuple(sample_shape)
-        self.num_classes = num_classes
-        self.num_frequencies = num_frequencies
-        self._config: dict[str, Any] = {
-            "sample_shape": list(sample_shape),
-            "num_classes": num_classes,
-            "width": width,
-            "depth": depth,
-            "num_frequencies": num_frequencies,
-            **others,
-        }
-        self.stem = nn.Linear(math.prod(sample_shape) + 3 * (1 + 2 * num_frequencies), width)
-        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        assert config.sample_shape is not None
+        self.sample_shape = config.sample_shape
+        self.num_classes = config.num_classes
+        self._config = config
+        width, depth = config.width, config.depth
+        self.stem = nn.Linear(math.prod(self.sample_shape) + 3 * (1 + 2 * config.num_frequencies), width)
+        self.classes = None if config.num_classes is None else nn.Embedding(config.num_classes + 1, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
         )
@@ -81,10 +63,11 @@ class MLPTrunk(Student):
             )
         data = context.source if context.teacher is None else context.teacher
         classes = config.num_classes or (data.num_classes if data is not None else None)
-        values = {**config.model_dump(), "sample_shape": shape, "num_classes": classes}
+        make: Any = cls
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
-            return cls(**values)
+            student: Self = make(config.model_copy(update={"sample_shape": shape, "num_classes": classes}))
+        return student
 
     def features(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         """The head's (N, num_outputs) numbers."""
@@ -93,7 +76,7 @@ class MLPTrunk(Student):
         inputs = [x]
         for scalar in (t, t - s, (weight - 1) / _GUIDANCE_SCALE):
             values = expand_times(scalar, x)  # with low frequencies only
-            angles = [math.pi * (k + 1) * values for k in range(self.num_frequencies)]
+            angles = [math.pi * (k + 1) * values for k in range(self._config.num_frequencies)]
             inputs += [values, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)]
         hidden = self.stem(torch.cat(inputs, dim=1))
         if self.classes is not None:
@@ -111,45 +94,28 @@ class MLPTrunk(Student):
         return LoadReport(new=tuple(self.state_dict()), left=() if state is None else tuple(state.tensors))
 
     def network_state(self) -> NetworkState:
-        return NetworkState(self.family, self._config, self.state_dict())
+        return NetworkState(self.family, self._config.model_dump(mode="json"), self.state_dict())
 
     @classmethod
     def from_state(cls, state: NetworkState) -> Self:
-        if state.family != cls.family:
-            raise CheckpointError(
-                f"An {cls.kind} student needs a network of the family {cls.family!r}, but this one is "
-                f"{state.family!r}. Choose the student that wrote the checkpoint."
-            )
-        try:
-            values: dict[str, Any] = {**state.config, "sample_shape": tuple(state.config["sample_shape"])}
-            student = cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"The {cls.kind} student's configuration in the checkpoint is not usable ({error}). It was written by "
-                "another version, or damaged; use the version that wrote it."
-            ) from None
-        check_tensors(student.state_dict(), state.tensors, f"{cls.kind} student's checkpoint")
-        student.to(state.tensors["stem.weight"].dtype).load_state_dict(dict(state.tensors))
+        make: Any = cls
+        student: Self = build_network(
+            lambda **values: make(cls.options(**values)), state, cls.family, f"{cls.kind} student's checkpoint"
+        )
         return student
 
 
 @final
 class MLPStudent(MLPTrunk, AverageVelocityStudent):
-    """u(x_t, t, s, c, w).
-
-    Args:
-        sample_shape, num_classes, size: see :class:`MLPTrunk`.
-        zero_init: start with a zero output layer.
-    """
+    """u(x_t, t, s, c, w)."""
 
     family = "toy-mlp"
     kind = "mlp"
+    options = MLPStudentConfig
 
-    def __init__(
-        self, sample_shape: tuple[int, ...], num_classes: int | None, *, zero_init: bool = False, **size: int
-    ) -> None:
-        super().__init__(sample_shape, num_classes, math.prod(sample_shape), {}, **size)
-        if zero_init:
+    def __init__(self, config: MLPStudentConfig) -> None:
+        super().__init__(config, math.prod(config.sample_shape or ()))
+        if config.zero_init:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
@@ -166,45 +132,22 @@ class MLPPolicyStudent(MLPTrunk, PolicyStudent):
 
     ``forward`` gives (N, P) numbers: K velocities, and for ``gm`` K logits and one logarithm of a deviation besides.
     The first dimension of a state holds the mixture's channels; places along the others share its logits.
-
-    Args:
-        sample_shape, num_classes, size: see :class:`MLPTrunk`.
-        policy, num_components, initial_std: see :class:`freeflow_toy.config.MLPPolicyStudentConfig`.
-        shift, num_substeps: see :class:`freeflow_core.interfaces.PolicyStudent`.
     """
 
     family = "toy-mlp-policy"
     kind = "mlp-policy"
+    options = MLPPolicyStudentConfig
 
-    def __init__(
-        self,
-        sample_shape: tuple[int, ...],
-        num_classes: int | None,
-        *,
-        policy: Literal["dx", "gm"] = "gm",
-        num_components: int | None = None,
-        initial_std: float = 0.5,
-        shift: float = 1.0,
-        num_substeps: int = 128,
-        **size: int,
-    ) -> None:
-        dim = math.prod(sample_shape)
-        components = num_components or (10 if policy == "dx" else 32)
-        others = {
-            "policy": policy,
-            "num_components": components,
-            "initial_std": initial_std,
-            "shift": shift,
-            "num_substeps": num_substeps,
-        }
-        num_outputs = components * dim if policy == "dx" else components * (dim + 1) + 1
-        super().__init__(sample_shape, num_classes, num_outputs, others, **size)
-        self.shift, self.num_substeps = shift, num_substeps
-        self._policy, self._split = policy, (components * dim, components)
-        if policy == "gm":
+    def __init__(self, config: MLPPolicyStudentConfig) -> None:
+        dim, self._policy = math.prod(config.sample_shape or ()), config.policy
+        components = config.num_components or (10 if config.policy == "dx" else 32)
+        super().__init__(config, components * dim if config.policy == "dx" else components * (dim + 1) + 1)
+        self.shift, self.num_substeps = config.shift, config.num_substeps
+        self._split = components * dim, components
+        if config.policy == "gm":
             with torch.no_grad():
                 self.head.weight[-1].zero_()
-                self.head.bias[-1].fill_(math.log(initial_std))
+                self.head.bias[-1].fill_(math.log(config.initial_std))
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         return self.features(x_t, t, s, condition, guidance)

@@ -19,6 +19,7 @@ from freeflow_baselines.pi_flow import PiFlow
 from freeflow_baselines.progressive import Progressive
 from freeflow_baselines.score_distillation import ScoreDistillation
 from freeflow_baselines.shortcut import Shortcut
+from freeflow_toy.config import MLPPolicyStudentConfig
 from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import build, losses
 from pydantic import ValidationError
@@ -99,7 +100,8 @@ def found(
     student: Any = RandomStudent(num_classes=2, dtype=dtype)
     if variant.requires is PolicyStudent:
         torch.manual_seed(0)
-        student = MLPPolicyStudent((3,), 2, width=16, depth=1, num_components=4, num_substeps=8).to(dtype)
+        size = {"width": 16, "depth": 1, "num_components": 4, "num_substeps": 8}
+        student = MLPPolicyStudent(MLPPolicyStudentConfig(sample_shape=(3,), num_classes=2, **size)).to(dtype)
     data = (x.to(dtype), labels) if variant.data else (None, None)
     return losses(variant.build(), student, teacher if variant.teacher else None, draws, *data)
 

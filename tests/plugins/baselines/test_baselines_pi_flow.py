@@ -8,6 +8,7 @@ import torch
 from exact_maps import MEAN, PlainStudent, gaussian_data
 from freeflow_baselines.config import PiFlowConfig
 from freeflow_baselines.pi_flow import PiFlow, segment_bounds
+from freeflow_toy.config import MLPPolicyStudentConfig
 from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import NO_DATA, TeacherSpy, philox, spied, step
 from torch import Tensor, nn
@@ -58,7 +59,8 @@ def batch_for(states: str, num: int, start: int = 0) -> Batch:
 
 def mlp(**options: Any) -> MLPPolicyStudent:
     torch.manual_seed(0)
-    return MLPPolicyStudent((3,), None, width=16, depth=2, num_components=4, num_substeps=16, **options).double()
+    config = MLPPolicyStudentConfig(sample_shape=(3,), width=16, depth=2, num_components=4, num_substeps=16, **options)
+    return MLPPolicyStudent(config).double()
 
 
 @pytest.mark.parametrize("states", ["data", "prior"])

@@ -150,7 +150,7 @@ def test_hybrid_guides_the_teacher_and_tells_the_student_the_weight():
     teacher = GaussianMixtureTeacher(
         torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), stds=torch.tensor([0.6, 0.9]), labels=torch.tensor([0, 1])
     )
-    student = MLPStudent((2,), 2, width=16).double()
+    student = MLPStudent(MLPStudentConfig(sample_shape=(2,), num_classes=2, width=16)).double()
     label, guidance = torch.arange(N) % 2, Guidance(torch.linspace(1, 3, N, dtype=F64), 0.0, 0.7)
     grid = jump_grid(0.5, 200)
     samples = hybrid().sample((student, teacher), noise(), grid, label, guidance)

@@ -15,7 +15,7 @@ from freeflow_core.types import NetworkState
 
 def student(kind: type[Any] = MLPStudent, **options: Any) -> Any:
     torch.manual_seed(0)
-    return kind((3, 2), 4, width=16, depth=2, **options).double()
+    return kind(kind.options(sample_shape=(3, 2), num_classes=4, width=16, depth=2, **options)).double()
 
 
 def inputs(num: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -98,7 +98,7 @@ def test_states_that_do_not_fit_are_refused():
     state = student().network_state()
     with pytest.raises(CheckpointError, match="family"):
         MLPPolicyStudent.from_state(state)
-    with pytest.raises(CheckpointError, match="not usable"):
+    with pytest.raises(CheckpointError, match="of no use"):
         MLPStudent.from_state(NetworkState(state.family, {**state.config, "heads": 3}, state.tensors))
     fewer = {name: value for name, value in state.tensors.items() if name != "head.bias"}
     with pytest.raises(CheckpointError, match=r"head\.bias"):

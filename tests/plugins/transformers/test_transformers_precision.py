@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from freeflow_toy.config import MLPStudentConfig
 from freeflow_toy.mlp import MLPStudent
 from freeflow_transformers.network import Block
 from freeflow_transformers.students import FlowMapTransformer
@@ -179,7 +180,7 @@ def test_a_run_with_recomputed_activations_trains_the_same_weights(make_run):
 
 def test_a_student_that_cannot_recompute_says_so(make_run):
     with pytest.raises(ConfigError, match=r"MLPStudent cannot recompute.*training\.accumulation"):
-        MLPStudent((2,), None).enable_activation_checkpointing()
+        MLPStudent(MLPStudentConfig(sample_shape=(2,))).enable_activation_checkpointing()
     with pytest.raises(ConfigError, match="activation_checkpointing=false"):
         make_run(
             "runtime.activation_checkpointing=true",
