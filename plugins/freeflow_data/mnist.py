@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zlib
@@ -23,7 +22,6 @@ NUM_CLASSES = 10
 _MAGIC = {1: b"\0\0\x08\x01", 3: b"\0\0\x08\x03"}
 """Of unsigned bytes, by the number of dimensions."""
 _KINDS = {1: "labels", 3: "images"}
-_CHUNK = 1 << 20
 
 
 @final
@@ -68,9 +66,9 @@ def read_pair(folder: Path, part: str, on_error: OnError) -> Images:
     total = max(images.promised, labels.promised)
     usable = min(len(images.values), len(labels.values))
     problems = Problems(f"The idx files {images.path} and {labels.path.name}")
-    there = f"{len(images.values):,} whole images of {images.promised:,}, {len(labels.values):,} labels of "
-    there += f"{labels.promised:,}"
-    problems.add("without an image or a label", [f"from number {usable} on: {there}"], total - usable)
+    images_there = f"{len(images.values):,} whole images of {images.promised:,}"
+    there = f"from number {usable} on: {images_there}, {len(labels.values):,} labels of {labels.promised:,}"
+    problems.add("without an image or a label", [there], total - usable)
     wrong = labels.values[:usable] >= NUM_CLASSES
     numbers = np.flatnonzero(wrong).tolist()
     problems.add(f"label outside 0 to {NUM_CLASSES - 1}", [f"number {n}: {labels.values[n]}" for n in numbers])
@@ -137,15 +135,8 @@ def read_idx(path: Path, dimensions: int) -> IdxFile:
 def _read(path: Path) -> bytes:
     """The whole file, or what a cut-off compressed one still gives."""
     try:
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        parts = []
-        with gzip.open(path) as file:
-            try:
-                while part := file.read1(_CHUNK):
-                    parts.append(part)
-            except EOFError:  # cut off; what came before it is whole
-                pass
-        return b"".join(parts)
+        content = path.read_bytes()
+        # Unlike gzip.open it gives what came before the cut.
+        return zlib.decompressobj(wbits=31).decompress(content) if path.suffix == ".gz" else content
     except (OSError, zlib.error) as error:
         raise ConfigError(f"{path} cannot be read: {error}. It is damaged; copy it again.") from None

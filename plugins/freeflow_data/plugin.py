@@ -13,8 +13,8 @@ freeflow_api = "1"
 def freeflow_sources() -> Iterable[Component]:
     """The prior alone, data sets in files of their own format, and latents computed beforehand."""
     return [
-        Component("prior", ".prior:PriorSource", ".config:PriorConfig"),
-        Component("digits", ".digits:DigitsSource", ".config:DigitsConfig"),
+        Component("prior", ".plain:PriorSource", ".config:PriorConfig"),
+        Component("digits", ".plain:DigitsSource", ".config:DigitsConfig"),
         Component("mnist", ".mnist:MNISTSource", ".config:MNISTConfig"),
         Component("fashion-mnist", ".mnist:MNISTSource", ".config:FashionMNISTConfig"),
         Component("image-folder", ".image_folder:ImageFolderSource", ".config:ImageFolderConfig"),
@@ -27,7 +27,7 @@ def freeflow_sources() -> Iterable[Component]:
 def freeflow_codecs() -> Iterable[Component]:
     """Pixels as states, Stable Diffusion's latents, and those of a small autoencoder of our own."""
     return [
-        Component("pixels", ".pixels:PixelCodec", ".config:PixelsConfig"),
+        Component("pixels", ".plain:PixelCodec", ".config:PixelsConfig"),
         Component("sd-vae", ".sd_vae:SDVAECodec", ".config:SDVAEConfig"),
         Component("small-vae", ".small_vae:SmallVAECodec", ".config:SmallVAEConfig"),
     ]

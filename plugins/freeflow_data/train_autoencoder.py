@@ -19,7 +19,7 @@ from freeflow_core.errors import FreeflowError
 from freeflow_core.network_file import save_network
 from freeflow_core.types import NetworkState
 from freeflow_data.mnist import read_pair
-from freeflow_data.small_autoencoder import FAMILY, SmallAutoencoder
+from freeflow_data.small_vae import FAMILY, SmallAutoencoder
 
 _BATCH_SIZE = 64
 _LEARNING_RATE = 3e-3

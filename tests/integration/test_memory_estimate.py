@@ -19,7 +19,7 @@ MEASURE = """
 import json, resource, sys
 from pathlib import Path
 import psutil, scipy.special, torch, torch._dynamo
-import freeflow_predictor_corrector.freeflow, freeflow_data.prior, freeflow_data.pixels
+import freeflow_predictor_corrector.freeflow, freeflow_data.plain
 import freeflow_transformers.students, freeflow_transformers.teachers
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.run import Run

@@ -6,7 +6,7 @@ import pytest
 import torch
 from freeflow_data.augmentations import Augmentations, flip, rotation, shift
 from freeflow_data.config import DigitsConfig, ImageOptions
-from freeflow_data.digits import DigitsSource, load_all_digits
+from freeflow_data.plain import DigitsSource, load_all_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError

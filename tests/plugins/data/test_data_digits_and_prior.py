@@ -3,8 +3,7 @@ from itertools import islice
 
 import torch
 from freeflow_data.config import DigitsConfig, PriorConfig
-from freeflow_data.digits import DigitsSource
-from freeflow_data.prior import PriorSource
+from freeflow_data.plain import DigitsSource, PriorSource
 from sklearn.datasets import load_digits
 from torch import Tensor
 

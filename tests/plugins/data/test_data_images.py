@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from freeflow_data.config import ImageOptions
-from freeflow_data.digits import load_all_digits
 from freeflow_data.images import Images, ImageSource, stratified_split
+from freeflow_data.plain import load_all_digits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from freeflow_data.config import DigitsConfig, LatentsConfig, PixelsConfig, PriorConfig
-from freeflow_data.digits import DigitsSource
 from freeflow_data.latents import LatentsSource
-from freeflow_data.pixels import PixelCodec
+from freeflow_data.plain import DigitsSource, PixelCodec
 from torch import Tensor
 
 from freeflow_core import api

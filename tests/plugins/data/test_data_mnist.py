@@ -139,7 +139,7 @@ def spoil(folder: Path, mistake: str) -> None:
         ("no header", "refuse", "it holds 8 bytes"),
         ("billions promised", "refuse", "without an image or a label: 4,294,967,255"),
         ("more than promised", "skip", r"1,201 bytes after its header, which promises 40 x 30"),
-        ("wrong checksum", "skip", "CRC check failed"),
+        ("wrong checksum", "skip", "incorrect data check"),
         ("test images of another size", "refuse", r"\(1, 28, 28\), the training images \(1, 6, 5\)"),
     ],
 )

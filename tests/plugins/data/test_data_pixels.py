@@ -1,7 +1,7 @@
 import pytest
 import torch
 from freeflow_data.config import PixelsConfig
-from freeflow_data.pixels import PixelCodec
+from freeflow_data.plain import PixelCodec
 
 from freeflow_core.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from freeflow_data import autoencoder
+from freeflow_data import sd_vae
 from freeflow_data.config import SDVAEConfig
 from freeflow_data.sd_vae import SDVAECodec
 from safetensors.torch import load_file, save_file
@@ -158,12 +158,12 @@ def test_other_images_and_latents_are_refused(folder):
 
 
 def test_the_published_weights_are_asked_for_at_the_first_image_only(folder, monkeypatch):
-    monkeypatch.setattr(autoencoder, "PUBLISHED_CONFIG", TINY)
+    monkeypatch.setattr(sd_vae, "PUBLISHED_CONFIG", TINY)
     asked: list[str] = []
 
     def weights(name):
         asked.append(name)
-        return folder / autoencoder.WEIGHTS_FILE
+        return folder / sd_vae.WEIGHTS_FILE
 
     vae = codec(None, weights=weights, variant="ema")
     assert (asked, vae.is_loaded) == ([], False)
@@ -176,7 +176,7 @@ def old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As diffusers named the attention's layers when the published files were written."""
     renamed = {}
     for name, tensor in tensors.items():
-        for old, new in autoencoder._OLD_ATTENTION_NAMES.items():
+        for old, new in sd_vae._OLD_ATTENTION_NAMES.items():
             name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
         renamed[name] = tensor
     return renamed
@@ -188,7 +188,7 @@ def test_the_published_configuration_fits_the_published_file_to_the_byte():
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        network = AutoencoderKL.from_config(dict(autoencoder.PUBLISHED_CONFIG))
+        network = AutoencoderKL.from_config(dict(sd_vae.PUBLISHED_CONFIG))
     offset, header = 0, {"__metadata__": {"format": "pt"}}
     for name, tensor in sorted(old_names(network.state_dict()).items()):
         end = offset + 4 * tensor.numel()
@@ -200,16 +200,16 @@ def test_the_published_configuration_fits_the_published_file_to_the_byte():
 
 
 def test_files_of_early_diffusers_load(folder, tmp_path):
-    renamed = old_names(load_file(folder / autoencoder.WEIGHTS_FILE))
-    assert renamed.keys() != load_file(folder / autoencoder.WEIGHTS_FILE).keys()
+    renamed = old_names(load_file(folder / sd_vae.WEIGHTS_FILE))
+    assert renamed.keys() != load_file(folder / sd_vae.WEIGHTS_FILE).keys()
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    save_file(renamed, tmp_path / autoencoder.WEIGHTS_FILE)
+    save_file(renamed, tmp_path / sd_vae.WEIGHTS_FILE)
     assert levels_apart(codec(tmp_path).decode(latents(1)), codec(folder).decode(latents(1))) == 0
 
 
 def damaged(kind: str, folder: Path, tmp_path: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
-    weights = (folder / autoencoder.WEIGHTS_FILE).read_bytes()
+    weights = (folder / sd_vae.WEIGHTS_FILE).read_bytes()
     if kind == "absent":
         return tmp_path / "nowhere"
     if kind == "wider":
@@ -223,7 +223,7 @@ def damaged(kind: str, folder: Path, tmp_path: Path) -> Path:
     if kind == "pickled":
         (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"")
     else:
-        (tmp_path / autoencoder.WEIGHTS_FILE).write_bytes(weights[:1000] if kind == "truncated" else weights)
+        (tmp_path / sd_vae.WEIGHTS_FILE).write_bytes(weights[:1000] if kind == "truncated" else weights)
     return tmp_path
 
 
@@ -260,7 +260,7 @@ def test_it_is_loaded_once_after_training_and_its_lack_costs_the_pictures_alone(
     folder, registry, manager, tmp_path, monkeypatch, there
 ):
     loaded: list[bool] = []
-    load = autoencoder.load_autoencoder
+    load = sd_vae.load_autoencoder
     output = tmp_path / "run"
 
     def recorded(*arguments):

@@ -10,8 +10,7 @@ import pytest
 import torch
 import typer
 from freeflow_data.config import SmallVAEConfig
-from freeflow_data.small_autoencoder import SmallAutoencoder
-from freeflow_data.small_vae import ASSET, SmallVAECodec
+from freeflow_data.small_vae import ASSET, SmallAutoencoder, SmallVAECodec
 from freeflow_data.train_autoencoder import main, train
 from sklearn.datasets import load_digits
 from torch.nn import functional
