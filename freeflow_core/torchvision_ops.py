@@ -7,8 +7,11 @@ Libraries that plugins stand on (clean-fid, diffusers) import torchvision on the
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
+
+from freeflow_core.errors import ConfigError
 
 
 def ensure_torchvision_ops() -> None:
@@ -31,3 +34,19 @@ def ensure_torchvision_ops() -> None:
         for name in ("torchvision::nms", "torchvision::qnms"):
             with contextlib.suppress(RuntimeError):  # somebody declared it already
                 torch.library.define(name, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def diffusers_class(name: str, who: str, extra: str) -> Any:
+    """A class of diffusers, whose import takes seconds.
+
+    Raises ``ConfigError`` when it is not to be had: ``who`` needs it, and the ``extra`` of this package installs it.
+    """
+    ensure_torchvision_ops()
+    try:
+        import diffusers
+
+        return getattr(diffusers, name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{who} needs a diffusers with {name} ({error}). Install it with: pip install 'freeflow-distill[{extra}]'"
+        ) from error

@@ -16,7 +16,7 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Codec
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.network_file import check_tensors, load_tensors
-from freeflow_core.torchvision_ops import ensure_torchvision_ops
+from freeflow_core.torchvision_ops import diffusers_class
 from freeflow_data.config import SDVAEConfig
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -185,16 +185,8 @@ def load_autoencoder(path: Path, dtype: torch.dtype, device: torch.device) -> nn
 
 
 def autoencoder_class() -> Any:
-    """diffusers' ``AutoencoderKL``, whose import takes seconds. Raises ``ConfigError`` when it is not installed."""
-    ensure_torchvision_ops()
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise ConfigError(
-            f"The codec sd-vae needs diffusers, which cannot be imported ({error}). "
-            "Install it with: pip install 'freeflow-distill[vae]'"
-        ) from error
-    return AutoencoderKL
+    """diffusers' ``AutoencoderKL``. Raises ``ConfigError`` when it is not installed."""
+    return diffusers_class("AutoencoderKL", "The codec sd-vae", "vae")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ def freeflow_evaluators() -> Iterable[Component]:
     """The evaluators of this plugin."""
     return [
         Component("frechet", ".frechet:FrechetEvaluator", ".config:FrechetConfig"),
-        Component("kernel", ".kernel:KernelEvaluator", ".config:KernelConfig"),
-        Component("energy-distance", ".energy:EnergyDistanceEvaluator", ".config:EnergyDistanceConfig"),
+        Component("kernel", ".distance:KernelEvaluator", ".config:KernelConfig"),
+        Component("energy-distance", ".distance:EnergyDistanceEvaluator", ".config:EnergyDistanceConfig"),
         Component("class-accuracy", ".classes:ClassAccuracyEvaluator", ".config:ClassAccuracyConfig"),
         Component("spread", ".classes:SpreadEvaluator", ".config:SpreadConfig"),
         Component("fidelity", ".fidelity:FidelityEvaluator", ".config:FidelityConfig"),

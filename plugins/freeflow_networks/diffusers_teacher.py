@@ -15,10 +15,9 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
-from freeflow_core.torchvision_ops import ensure_torchvision_ops
+from freeflow_core.torchvision_ops import diffusers_class
 from freeflow_core.types import Condition
-from freeflow_networks.calling import DTYPES, KeepsDtype
-from freeflow_networks.conditions import Conditions, read_embeddings
+from freeflow_networks.calling import DTYPES, Conditions, KeepsDtype, read_embeddings
 from freeflow_networks.config import DiffusersTeacherConfig
 
 SUPPORTED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
@@ -65,9 +64,12 @@ class DiffusersTeacher(KeepsDtype, Teacher):
         self.network = network.requires_grad_(False).eval()
         self.conditions = conditions
         _check_embeddings(conditions, config)
-        _check_size(
-            size, 2 if self._is_flux else config.patch_size, None if self._is_flux else config.pos_embed_max_size
-        )
+        patch_size, largest = (2, None) if self._is_flux else (config.patch_size, config.pos_embed_max_size)
+        if any(side % patch_size for side in size) or (largest is not None and max(size) // patch_size > largest):
+            limit = "" if largest is None else f" and at most {largest * patch_size}"
+            raise ConfigError(
+                f"teacher.latent_size={size} must be of multiples of {patch_size}{limit} for this transformer."
+            )
 
     @classmethod
     def from_config(cls, config: DiffusersTeacherConfig, context: BuildContext) -> Self:
@@ -86,40 +88,29 @@ class DiffusersTeacher(KeepsDtype, Teacher):
         if not isinstance(condition, Tensor):
             raise ConfigError("This teacher is conditioned on prompts: its condition is their numbers (N,), not None.")
         dtype = next(self.network.parameters()).dtype
-        x = x_t.to(dtype)
+        x, time = x_t.to(dtype), t.to(device=x_t.device, dtype=dtype)
         found = self.conditions.rows(condition, x.device, dtype)
-        time = t.to(device=x.device, dtype=dtype)
-        answer = (self._flux if self._is_flux else self._sd3)(x, time, found[PROMPTS], found[POOLED])
-        return answer.to(x_t.dtype)
+        asked: dict[str, Tensor | None] = {
+            "hidden_states": x,
+            "timestep": time * _NUM_STEPS,
+            "encoder_hidden_states": found[PROMPTS],
+            "pooled_projections": found[POOLED],
+        }
+        if self._is_flux:
+            height, width = x.shape[2:]
+            asked |= {
+                "hidden_states": pack(x),
+                "timestep": time,
+                "guidance": None if self._guidance is None else torch.full_like(time, self._guidance),
+                "txt_ids": torch.zeros(found[PROMPTS].shape[1], 3, device=x.device, dtype=dtype),
+                "img_ids": image_places(height, width, x),
+            }
+        answer: Tensor = self.network(**asked, return_dict=False)[0]
+        return (unpack(answer, height, width) if self._is_flux else answer).to(x_t.dtype)
 
     def null_condition(self, condition: Condition) -> Condition:
         assert isinstance(condition, Tensor)
         return self.conditions.null(condition)
-
-    def _sd3(self, x: Tensor, t: Tensor, prompts: Tensor, pooled: Tensor) -> Tensor:
-        answer: Tensor = self.network(
-            hidden_states=x,
-            timestep=t * _NUM_STEPS,
-            encoder_hidden_states=prompts,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
-        return answer
-
-    def _flux(self, x: Tensor, t: Tensor, prompts: Tensor, pooled: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        guidance = None if self._guidance is None else torch.full_like(t, self._guidance)
-        answer: Tensor = self.network(
-            hidden_states=pack(x),
-            timestep=t,
-            guidance=guidance,
-            encoder_hidden_states=prompts,
-            pooled_projections=pooled,
-            txt_ids=torch.zeros(prompts.shape[1], 3, device=x.device, dtype=x.dtype),
-            img_ids=image_places(height, width, x),
-            return_dict=False,
-        )[0]
-        return unpack(answer, height, width)
 
 
 def _check_embeddings(conditions: Conditions, config: Any) -> None:
@@ -132,14 +123,6 @@ def _check_embeddings(conditions: Conditions, config: Any) -> None:
                 f"The embeddings {name} have shape {tuple(table.shape)}; this transformer takes "
                 f"{expected.format(width)}. They must come from its own text encoders (`pipeline.encode_prompt`)."
             )
-
-
-def _check_size(size: tuple[int, int], patch_size: int, largest: int | None) -> None:
-    if any(side % patch_size for side in size) or (largest is not None and max(size) // patch_size > largest):
-        limit = "" if largest is None else f" and at most {largest * patch_size}"
-        raise ConfigError(
-            f"teacher.latent_size={size} must be of multiples of {patch_size}{limit} for this transformer."
-        )
 
 
 # FLUX works on tokens: 2 x 2 latents each, with their place in the picture.
@@ -187,7 +170,7 @@ def load_transformer(folder: Path, dtype: torch.dtype | None, *, shapes_only: bo
         CheckpointError: weights that are missing, damaged, or do not fit config.json.
     """
     name = _class_name(folder / "config.json")
-    model_class = _model_class(name)
+    model_class = diffusers_class(name, "The teacher diffusers-transformer", "diffusers")
     if shapes_only:
         with torch.device("meta"):
             network: nn.Module = model_class.from_config(model_class.load_config(folder, local_files_only=True))
@@ -226,16 +209,3 @@ def _class_name(file: Path) -> str:
             "network can be a teacher through `callable`, with its convention as options."
         )
     return name
-
-
-def _model_class(name: str) -> Any:
-    ensure_torchvision_ops()
-    try:
-        import diffusers
-
-        return getattr(diffusers, name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"The teacher diffusers-transformer needs a diffusers with {name} ({error}). "
-            "Install it with: pip install 'freeflow-distill[diffusers]'"
-        ) from error

@@ -15,8 +15,7 @@ from freeflow_core.math.conversions import Convention, Prediction, Sign, TimeDir
 from freeflow_core.math.derivative import full_precision
 from freeflow_core.math.schedules import named_schedule
 from freeflow_core.types import Condition
-from freeflow_networks.calling import ForeignNetwork
-from freeflow_networks.conditions import Conditions, read_embeddings
+from freeflow_networks.calling import Conditions, ForeignNetwork, read_embeddings
 from freeflow_networks.config import CallableTeacherConfig, ConventionOptions, OwnNetworkOptions, TorchFileTeacherConfig
 from freeflow_networks.loading import load_program, make_callable
 

@@ -1,8 +1,10 @@
-"""The exact velocity of a Gaussian mixture, what a perfectly trained teacher would be, and where it leads."""
+"""A Gaussian mixture: its exact velocity, where that leads, and exact samples of it as data."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any, Self, final
 
 import torch
@@ -10,10 +12,11 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import BuildContext, Teacher
+from freeflow_core.interfaces import BuildContext, Codec, Source, Teacher, block_starts
 from freeflow_core.math.flow import expand_times, mean_square
-from freeflow_core.types import Condition, Draws, Guidance
-from freeflow_toy.config import GaussianMixtureConfig
+from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.types import Batch, Condition, Draws, Guidance
+from freeflow_toy.config import GaussianMixtureConfig, MixtureSourceConfig, StatesConfig
 
 _RELATIVE_TOLERANCE = 1e-11
 _ABSOLUTE_TOLERANCE = 1e-12
@@ -292,3 +295,71 @@ def layout_means(config: GaussianMixtureConfig) -> Tensor:
         line = config.radius * torch.linspace(-1, 1, side, dtype=torch.float64) if side > 1 else torch.zeros(1).double()
         means[:, 0], means[:, 1] = line.repeat(side), line.repeat_interleave(side)
     return means
+
+
+@final
+class MixtureSource(Source):
+    """Endless data whose exact velocity is the ``gaussian-mixture`` teacher's with the same options.
+
+    Sample i and its label are a function of (seed, i) alone: the label from p(c), the state from p(x | c). No sample
+    is ever seen twice, so a data-based objective here meets its assumptions exactly.
+
+    Args:
+        mixture: what is sampled.
+        seed: in [0, 2**63).
+        num_held_out: samples returned by ``held_out``, of a stream of their own.
+    """
+
+    encoded_by = "states"
+
+    def __init__(self, mixture: GaussianMixtureTeacher, seed: int, num_held_out: int) -> None:
+        self._mixture = mixture
+        self._seed = seed
+        self._num_held_out = num_held_out
+        self.num_classes = mixture.num_classes
+
+    @classmethod
+    def from_config(cls, config: MixtureSourceConfig, context: BuildContext) -> Self:
+        mixture = GaussianMixtureTeacher.from_config(config, context)
+        return cls(mixture.double().cpu(), config.seed, config.held_out)
+
+    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        """As the interface says, float32 states (N, *D)."""
+        starts = block_starts(start, batch_size, rank, world_size)
+        return (Batch(*self._rows("training", first, batch_size)) for first in starts)
+
+    def held_out(self) -> tuple[Tensor, Condition] | None:
+        """Float states (M, *D) and their labels, or None without any."""
+        return self._rows("held-out", 0, self._num_held_out) if self._num_held_out else None
+
+    def _rows(self, purpose: str, start: int, count: int) -> tuple[Tensor, Condition]:
+        # A seed of its own for each purpose, so that no stream meets one of the run's with equal seeds.
+        digest = hashlib.blake2b(f"gaussian-mixture/{purpose}/{self._seed}".encode(), digest_size=8).digest()
+        seed = int.from_bytes(digest, "little") >> 1
+        draws = PhiloxDraws(seed, torch.arange(start, start + count), dtype=torch.float64)
+        condition = self._mixture.sample_condition(draws)
+        return self._mixture.sample_data(draws, condition).float(), condition
+
+
+@final
+class StatesCodec(Codec):
+    """What a source yields already are states: encoding passes them on, whatever their shape."""
+
+    def __init__(self, config: StatesConfig) -> None:
+        """There is nothing to choose."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The float states (N, *D) given. Raises ``ConfigError`` for integers, which are images to be coded."""
+        if not images.is_floating_point():
+            raise ConfigError(
+                f"The states codec passes float states on, got {images.dtype} {tuple(images.shape)}. uint8 images need "
+                "codec: pixels."
+            )
+        return images
+
+    def state_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        return image_shape
+
+    def decode(self, x: Tensor) -> Tensor:
+        """uint8 values for pictures, with [-1, 1] as 0..255; states beyond are clamped."""
+        return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

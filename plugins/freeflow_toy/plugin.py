@@ -25,10 +25,10 @@ def freeflow_students() -> list[Component]:
 @hookimpl
 def freeflow_sources() -> list[Component]:
     """Exact samples of the mixture."""
-    return [Component("gaussian-mixture", ".mixture_source:MixtureSource", ".config:MixtureSourceConfig")]
+    return [Component("gaussian-mixture", ".gaussian_mixture:MixtureSource", ".config:MixtureSourceConfig")]
 
 
 @hookimpl
 def freeflow_codecs() -> list[Component]:
     """States as they are."""
-    return [Component("states", ".mixture_source:StatesCodec", ".config:StatesConfig")]
+    return [Component("states", ".gaussian_mixture:StatesCodec", ".config:StatesConfig")]

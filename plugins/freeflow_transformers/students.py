@@ -20,7 +20,7 @@ from freeflow_transformers.config import (
     VelocityTransformerConfig,
 )
 from freeflow_transformers.network import DiffusionTransformer
-from freeflow_transformers.released.export import export_released
+from freeflow_transformers.released.formats import export_released
 from freeflow_transformers.released.loading import load_student_network
 from freeflow_transformers.weights import (
     refuse_noise_prediction,

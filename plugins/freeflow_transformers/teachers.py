@@ -23,7 +23,7 @@ from freeflow_transformers.config import (
     ShippedTeacherConfig,
 )
 from freeflow_transformers.network import DiffusionTransformer
-from freeflow_transformers.released.detection import describe
+from freeflow_transformers.released.formats import describe
 from freeflow_transformers.released.loading import load_teacher_network
 from freeflow_transformers.weights import transformer_from_state, transformer_state
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from freeflow_metrics.energy import energy_distance
+from freeflow_metrics.distance import energy_distance
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 from torch import Tensor
 

@@ -16,17 +16,6 @@ from freeflow_core.types import Condition, NetworkState
 from freeflow_transformers.architecture import SIZES, TransformerConfig, named_heads
 from freeflow_transformers.config import ReleasedStudentConfig, ReleasedTeacherConfig
 from freeflow_transformers.network import DiffusionTransformer, fill_with_random_weights
-from freeflow_transformers.released.detection import (
-    Detected,
-    Shapes,
-    describe,
-    detect,
-    expected_shapes,
-    family_differences,
-    released_name,
-    shape_differences,
-)
-from freeflow_transformers.released.export import RELEASED_METADATA
 from freeflow_transformers.released.families import (
     FAMILIES,
     LATENT_CHANNELS,
@@ -35,6 +24,17 @@ from freeflow_transformers.released.families import (
     NUM_CLASSES,
     Family,
     published_names,
+)
+from freeflow_transformers.released.formats import (
+    RELEASED_METADATA,
+    Detected,
+    Shapes,
+    describe,
+    detect,
+    expected_shapes,
+    family_differences,
+    released_name,
+    shape_differences,
 )
 from freeflow_transformers.released.reading import Checkpoint, read_checkpoint
 from freeflow_transformers.weights import differences, filled_network, transformer_from_state

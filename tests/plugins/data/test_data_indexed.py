@@ -1,5 +1,5 @@
 import numpy as np
-from freeflow_data.indexed import EpochOrder, keyed_permutation
+from freeflow_data.images import EpochOrder, keyed_permutation
 from hypothesis import given
 from hypothesis import strategies as st
 

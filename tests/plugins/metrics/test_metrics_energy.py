@@ -6,7 +6,7 @@ import pytest
 import torch
 from freeflow_metrics import energy
 from freeflow_metrics.config import EnergyDistanceConfig
-from freeflow_metrics.energy import EnergyDistanceEvaluator, energy_distance
+from freeflow_metrics.distance import EnergyDistanceEvaluator, energy_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

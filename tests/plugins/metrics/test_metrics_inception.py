@@ -7,9 +7,9 @@ import pytest
 import torch
 from freeflow_metrics import inception
 from freeflow_metrics.config import FrechetConfig, KernelConfig
+from freeflow_metrics.distance import KernelEvaluator
 from freeflow_metrics.frechet import FrechetEvaluator, reference_statistics
 from freeflow_metrics.inception import InceptionFeatures
-from freeflow_metrics.kernel import KernelEvaluator
 from freeflow_metrics.plugin import INCEPTION
 from pydantic import ValidationError
 from torch import Tensor, nn

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from freeflow_metrics.config import KernelConfig
-from freeflow_metrics.kernel import KernelEvaluator, kernel_distance
+from freeflow_metrics.distance import KernelEvaluator, kernel_distance
 
 from freeflow_core.interfaces import EvaluationBatch
 

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from freeflow_networks.calling import ForeignNetwork
-from freeflow_networks.conditions import Conditions
+from freeflow_networks.calling import Conditions, ForeignNetwork
 from freeflow_networks.config import OwnNetworkOptions
 from freeflow_networks.teacher import OwnNetworkTeacher
 from freeflow_samplers.config import FewStepConfig

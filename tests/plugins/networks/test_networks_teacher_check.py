@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from freeflow_networks.calling import ForeignNetwork
-from freeflow_networks.conditions import Conditions
+from freeflow_networks.calling import Conditions, ForeignNetwork
 from freeflow_networks.config import OwnNetworkOptions
 from freeflow_networks.teacher import OwnNetworkTeacher
 from networks_support import ExactNetwork

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 from freeflow_toy.config import GaussianMixtureConfig, MixtureSourceConfig, StatesConfig
-from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from freeflow_toy.mixture_source import MixtureSource, StatesCodec
+from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher, MixtureSource, StatesCodec
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext

@@ -2,7 +2,7 @@ import pytest
 import torch
 from freeflow_transformers.architecture import TransformerConfig
 from freeflow_transformers.network import DiffusionTransformer
-from freeflow_transformers.released.detection import released_name
+from freeflow_transformers.released.formats import released_name
 from freeflow_transformers.teachers import TransformerTeacher
 
 from freeflow_core.interfaces import BuildContext

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from freeflow_transformers.architecture import SIZES, TransformerConfig
-from freeflow_transformers.released.detection import describe, detect, expected_shapes
+from freeflow_transformers.released.formats import describe, detect, expected_shapes
 
 from freeflow_core.errors import CheckpointError, ConfigError
 

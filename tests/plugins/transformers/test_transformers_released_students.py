@@ -16,7 +16,7 @@ from freeflow_transformers.config import (
     SiTTeacherConfig,
 )
 from freeflow_transformers.network import DiffusionTransformer
-from freeflow_transformers.released.export import export_released, released_family, released_state_dict
+from freeflow_transformers.released.formats import export_released, released_family, released_state_dict
 from freeflow_transformers.released.loading import released_student
 from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
 from freeflow_transformers.teachers import DIGITS_ASSET, TransformerTeacher
