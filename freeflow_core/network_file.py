@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from freeflow_core.types import NetworkState
 _METADATA_KEY = "freeflow"
 _MOST_LISTED = 6
 N = TypeVar("N", bound=nn.Module)
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 def save_network(
@@ -94,13 +95,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         ) from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read named tensors and JSON metadata. Raises :class:`CheckpointError`."""
+def load_tensors(path: Path, *, shapes_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read named tensors, or their shapes on the meta device, and JSON metadata. Raises :class:`CheckpointError`."""
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file {path}. Check the path; expected a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            names = list(file.keys())
+            if shapes_only:
+                tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+            else:
+                tensors = {name: file.get_tensor(name) for name in names}
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -112,20 +117,27 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
     """Raise :class:`CheckpointError` with missing, unexpected and misshapen tensors, some of each; silent when none."""
+    problems = shape_differences(*({name: tuple(t.shape) for name, t in each.items()} for each in (expected, found)))
+    if problems:
+        raise CheckpointError(f"The {what} does not fit: {'; '.join(problems)}.")
+
+
+def shape_differences(expected: Shapes, found: Shapes) -> list[str]:
+    """``"missing: a, b"``, ``"unexpected: c"`` and ``"wrong shape: d is (2,), not (3,)"``, some of each."""
     differences = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
         "wrong shape": [
-            f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+            f"{name} is {found[name]}, not {expected[name]}"
             for name in sorted(expected.keys() & found.keys())
-            if found[name].shape != expected[name].shape
+            if found[name] != expected[name]
         ],
     }
-    problems = [f"{kind}: {_some(names)}" for kind, names in differences.items() if names]
-    if problems:
-        raise CheckpointError(f"The {what} does not fit: {'. '.join(problems)}.")
+    return [f"{kind}: {listed(names)}" for kind, names in differences.items() if names]
 
 
-def _some(names: list[str]) -> str:
-    more = f"; ... ({len(names)} in all)" if len(names) > _MOST_LISTED else ""
-    return "; ".join(names[:_MOST_LISTED]) + more
+def listed(names: Iterable[object]) -> str:
+    """The first few names, and how many there are."""
+    every = [str(name) for name in names]
+    more = f", ... ({len(every)} in all)" if len(every) > _MOST_LISTED else ""
+    return ", ".join(every[:_MOST_LISTED]) + more or "none"

@@ -21,7 +21,7 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError)
 
 
 class UnusableImage(Exception):
-    """Why an image cannot be used: a kind of problem, as in :class:`freeflow_data.problems.Problems`."""
+    """Why an image cannot be used: a kind of problem, as in :class:`freeflow_data.images.Problems`."""
 
 
 @dataclass(frozen=True)

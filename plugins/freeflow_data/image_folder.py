@@ -19,9 +19,8 @@ from torch import Tensor
 from freeflow_core.errors import ConfigError
 from freeflow_data.config import ImageFolderConfig
 from freeflow_data.image_file import DAMAGED, ImageHeader, UnusableImage, decode_image, read_header
-from freeflow_data.images import Images, ImageSource, Rows
+from freeflow_data.images import Images, ImageSource, Problems, Rows
 from freeflow_data.labels import Labels, labels_from_file, labels_from_folders
-from freeflow_data.problems import Problems
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _log = logging.getLogger("freeflow")

@@ -1,11 +1,12 @@
-"""Images by number: the order they are seen in, those held out, and the sources that yield the rest."""
+"""Images by number: what is wrong with them, the order they are seen in, and the sources that yield them."""
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias, final
@@ -20,11 +21,14 @@ from freeflow_core.interfaces import Source, block_starts
 from freeflow_core.math.random import philox_words
 from freeflow_core.types import Batch, Condition
 from freeflow_data.augmentations import Augmentations
-from freeflow_data.config import ImageOptions
+from freeflow_data.config import ImageOptions, OnError
 
-Rows: TypeAlias = npt.NDArray[np.int64]
+_log = logging.getLogger("freeflow")
+_SHOWN = 3
 _LARGEST_FLOOR_BYTES = 2**30
 _AT_ONCE = 64
+
+Rows: TypeAlias = npt.NDArray[np.int64]
 
 
 def keyed_permutation(seed: int, stream: str, size: int) -> Rows:
@@ -231,3 +235,52 @@ class ImageSource(IndexedSource):
             return images[rows]
         with ThreadPoolExecutor(self._workers) as pool:
             return torch.cat(list(pool.map(images.__getitem__, np.array_split(rows, -(-len(rows) // _AT_ONCE)))))
+
+
+@final
+class Problems:
+    """Collects what cannot be used, kind by kind.
+
+    Args:
+        where: the data as a user knows them, such as ``"The image folder photos"``.
+        unit: what is counted, in the plural.
+    """
+
+    def __init__(self, where: str, unit: str = "images") -> None:
+        self.where = where
+        self._unit = unit
+        self._count = 0
+        self._kinds: list[str] = []
+
+    def add(self, kind: str, names: Iterable[str], count: int | None = None) -> None:
+        """``names`` share one ``kind`` of problem, a phrase such as ``"without a label"``; each kind is given once.
+
+        ``count`` says how many there are where the names describe all of them together.
+        """
+        listed = list(names)
+        number = len(listed) if count is None else count
+        if number:
+            self._count += number
+            more = f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
+            self._kinds.append(f"{kind}: {number:,} ({', '.join(listed[:_SHOWN])}{more})")
+
+    def settle(self, on_error: OnError, total: int, advice: str) -> None:
+        """Refuse what was found, or say on one line what is left out. Silent when nothing was found.
+
+        Args:
+            on_error: ``"refuse"`` or ``"skip"``.
+            total: how many there were to look at.
+            advice: what to do about it, one sentence.
+
+        Raises:
+            ConfigError: something was found and is not to be skipped, or nothing would be left.
+        """
+        if not self._count:
+            return
+        kinds = "; ".join(self._kinds)
+        found = f"{self.where}: {self._count:,} of {total:,} {self._unit} cannot be used: {kinds}."
+        if self._count >= total:
+            raise ConfigError(f"{found} Nothing is left. {advice}")
+        if on_error == "refuse":
+            raise ConfigError(f"{found} {advice} To leave them out, set on_error: skip.")
+        _log.warning("%s They are left out.", found)

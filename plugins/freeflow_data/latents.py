@@ -16,8 +16,7 @@ from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.network_file import load_tensors
 from freeflow_core.types import Batch, Condition
 from freeflow_data.config import LatentsConfig, OnError
-from freeflow_data.images import IndexedSource, Rows
-from freeflow_data.problems import Problems
+from freeflow_data.images import IndexedSource, Problems, Rows
 
 MANIFEST = "manifest.json"
 _LABELS = "labels"

@@ -15,8 +15,7 @@ import torch
 
 from freeflow_core.errors import ConfigError
 from freeflow_data.config import MNISTConfig, OnError
-from freeflow_data.images import Images, ImageSource
-from freeflow_data.problems import Problems
+from freeflow_data.images import Images, ImageSource, Problems
 
 NUM_CLASSES = 10
 _MAGIC = {1: b"\0\0\x08\x01", 3: b"\0\0\x08\x03"}

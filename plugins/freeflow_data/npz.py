@@ -15,8 +15,7 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError, suggest
 from freeflow_data.config import NpzConfig
-from freeflow_data.images import Images, ImageSource, Rows
-from freeflow_data.problems import Problems
+from freeflow_data.images import Images, ImageSource, Problems, Rows
 
 _IMAGE_NAMES = ("images", "x", "arr_0")
 _LABEL_NAMES = ("labels", "label", "y", "arr_1")

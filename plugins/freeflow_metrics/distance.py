@@ -14,8 +14,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 from freeflow_metrics.config import EnergyDistanceConfig, KernelConfig
-from freeflow_metrics.features import FeatureNetwork, batch_features, image_features
-from freeflow_metrics.inception import build_features
+from freeflow_metrics.features import FeatureNetwork, batch_features, build_features, image_features
 
 REFERENCE_SUBJECT = "teacher"
 """The many-step teacher's own row: comparing it with itself says nothing, so such scores are left out there."""

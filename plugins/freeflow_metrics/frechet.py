@@ -15,7 +15,7 @@ from torch import Tensor
 from freeflow_core.errors import ConfigError
 from freeflow_metrics.config import FrechetConfig
 from freeflow_metrics.distance import DistanceEvaluator
-from freeflow_metrics.inception import build_features, fetch_statistics
+from freeflow_metrics.features import build_features, fetch_statistics
 
 PACKAGED = {"mnist-test": "mnist", "mnist-train": "mnist"}
 """Statistics that come with the plugin, each with the features it is made of; ``make_statistics`` makes such files."""

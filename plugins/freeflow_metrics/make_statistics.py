@@ -17,9 +17,8 @@ from freeflow_core.config.load import lay_settings
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.files import replacing
 from freeflow_metrics.config import FrechetConfig
-from freeflow_metrics.features import FeatureNetwork, image_features
+from freeflow_metrics.features import FeatureNetwork, build_features, image_features
 from freeflow_metrics.frechet import RunningMoments
-from freeflow_metrics.inception import build_features
 from freeflow_metrics.train_features import make_source
 
 

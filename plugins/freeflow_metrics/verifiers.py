@@ -14,8 +14,7 @@ from freeflow_core.interfaces import BuildContext, EvaluationContext, Verifier
 from freeflow_core.types import Condition
 from freeflow_metrics.classes import class_labels
 from freeflow_metrics.config import CallableVerifierConfig, ClassProbabilityConfig, FeatureCentroidConfig
-from freeflow_metrics.features import SmallFeatures, image_features
-from freeflow_metrics.inception import build_features
+from freeflow_metrics.features import SmallFeatures, build_features, image_features
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -34,8 +34,24 @@ Sign = Literal["noise-minus-data", "data-minus-noise"]
 Prediction = Literal["velocity", "noise"]
 
 
+class StoredOptions(Section):
+    """Base: options that are stored with weights."""
+
+    @classmethod
+    def from_stored(cls, values: Any) -> Self:
+        """Raises :class:`CheckpointError` for values that are no such options."""
+        try:
+            return cls.model_validate(values)
+        except (ValidationError, ConfigError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"The configuration stored with the weights does not describe a {cls.__name__} ({reason}). The file "
+                "was edited, or written by another version of this plugin: export it again."
+            ) from None
+
+
 @final
-class TransformerConfig(Section):
+class TransformerConfig(StoredOptions):
     """Constructor arguments of :class:`freeflow_transformers.network.DiffusionTransformer`; stored with its weights.
 
     The last three fields say what the network's numbers mean; its ``own_time`` and ``velocity`` convert them.
@@ -101,15 +117,3 @@ class TransformerConfig(Section):
         """The named size this depth, width and number of heads make, or None."""
         own = {name: getattr(self, name) for name in ("depth", "width", "num_heads")}
         return next((name for name, values in SIZES.items() if values == own), None)
-
-    @classmethod
-    def from_stored(cls, values: Any) -> TransformerConfig:
-        """The configuration stored with weights. Raises :class:`CheckpointError` when it is not one."""
-        try:
-            return cls.model_validate(values)
-        except (ValidationError, ConfigError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"The configuration stored with the weights does not describe a {FAMILY} ({reason}). The file was "
-                "edited, or written by another version of this plugin: export it again."
-            ) from None

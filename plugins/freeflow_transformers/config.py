@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from freeflow_core.config import ComponentConfig
-from freeflow_core.config.component import Section
-from freeflow_transformers.architecture import SIZES, Sign, SizeName, TimeDirection
+from freeflow_transformers.architecture import SIZES, Sign, SizeName, StoredOptions, TimeDirection
 from freeflow_transformers.released.families import FamilyName, StudentFamilyName
 
 
@@ -60,7 +59,7 @@ class VelocityTransformerConfig(TransformerOptions):
     """Classes; 0: unconditional, labels are ignored; null: the teacher's, else the source's."""
 
 
-class PolicyOptions(Section):
+class PolicyOptions(StoredOptions):
     """The policy and its head (Chen et al. 2025, and its code); stored with the weights."""
 
     policy: Literal["dx", "gm"] = "gm"

@@ -6,7 +6,6 @@ import math
 from typing import Self, final
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from freeflow_core.errors import CheckpointError
@@ -207,13 +206,7 @@ class PolicyTransformer(PolicyStudent):
                 f"{state.family!r}. Choose the student that wrote the checkpoint."
             )
         architecture = TransformerConfig.from_stored(state.config.get("architecture"))
-        try:
-            options = PolicyOptions.model_validate(state.config.get("policy"))
-        except ValidationError as error:
-            raise CheckpointError(
-                f"The policy stored with the weights is not usable ({' '.join(str(error).split())}). The file was "
-                "edited, or written by another version of this plugin: use the version that wrote it."
-            ) from None
+        options = PolicyOptions.from_stored(state.config.get("policy"))
         student = cls(DiffusionTransformer(architecture, device="meta"), options)
         check_tensors(student.network.state_dict(), state.tensors, "policy student's checkpoint")
         student.to(state.tensors["x_embedder.proj.weight"].dtype)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.files import replacing
-from freeflow_core.network_file import save_tensors
+from freeflow_core.network_file import Shapes, listed, save_tensors, shape_differences
 from freeflow_core.types import NetworkState
 from freeflow_transformers.architecture import FAMILY, SIZES, TransformerConfig, named_heads
 from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.families import FAMILIES, LATENT_FACTOR, Family
-from freeflow_transformers.released.reading import MAX_LISTED, listed
 
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+RELEASED_METADATA = "released"
+"""Key of the metadata of an exported safetensors file: its family and heads, which tensors do not tell."""
 
 _REQUIRED = {
     "x_embedder.proj.weight": 4,
@@ -74,19 +73,26 @@ def detect(shapes: Shapes, path: Path, num_heads: int | None = None) -> Detected
             f"{patch_size**2 * channels} or {2 * patch_size**2 * channels} rows."
         )
     depth = 1 + max(int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name)))
+    norm = shapes.get("blocks.0.attn.q_norm.weight")
+    heads = width // norm[0] if norm is not None else num_heads or named_heads(depth, width)
+    if heads is None:
+        raise ConfigError(
+            f"The number of attention heads cannot be seen in {path}, and {depth} blocks of width {width} are none of "
+            f"the sizes {', '.join(SIZES)}. Set the option num_heads."
+        )
     architecture = TransformerConfig(
         sample_shape=(channels, side * patch_size, side * patch_size),
         patch_size=patch_size,
         width=width,
         depth=depth,
-        num_heads=_heads(shapes, path, depth, width, num_heads),
+        num_heads=heads,
         mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / width,
         num_classes=shapes["y_embedder.embedding_table.weight"][0] - 1,
         null_class=True,
         learn_sigma=out_channels == 2 * channels,
         jump=any(name.startswith("dt_embedder.") for name in shapes),
         guidance=any(name.startswith("gw_embedder.") for name in shapes),
-        qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+        qk_norm=norm is not None,
     )
     possible = tuple(name for name, family in FAMILIES.items() if not family_differences(shapes, architecture, family))
     return Detected(architecture, possible)
@@ -118,22 +124,6 @@ def released_name(name: str, *, student: bool) -> str:
     return f"{embedder}.projs.{rest}" if student and embedder in _SCALAR_EMBEDDERS else name
 
 
-def shape_differences(expected: Shapes, found: Shapes) -> list[str]:
-    """``"missing a, b"``, ``"unexpected c"`` and ``"d is (2,), not (3,)"``; empty when they agree."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    wrong = [
-        f"{name} is {found[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    return (
-        [f"missing {listed(missing)}"] * bool(missing)
-        + [f"unexpected {listed(unexpected)}"] * bool(unexpected)
-        + wrong[:MAX_LISTED]
-    )
-
-
 def describe(architecture: TransformerConfig) -> str:
     """The architecture in words."""
     channels, height, width = architecture.sample_shape
@@ -145,25 +135,6 @@ def describe(architecture: TransformerConfig) -> str:
         f"patches of {architecture.patch_size}, states {channels}x{height}x{width}{pixels}, "
         f"{architecture.num_classes} classes, {architecture.out_channels} output channels{''.join(extras)}"
     )
-
-
-def _heads(shapes: Shapes, path: Path, depth: int, width: int, given: int | None) -> int:
-    norm = shapes.get("blocks.0.attn.q_norm.weight")
-    if norm is not None:
-        return width // norm[0]
-    if given is not None:
-        return given
-    named = named_heads(depth, width)
-    if named is None:
-        raise ConfigError(
-            f"The number of attention heads cannot be seen in {path}, and {depth} blocks of width {width} are none of "
-            f"the sizes {', '.join(SIZES)}. Set the option num_heads."
-        )
-    return named
-
-
-RELEASED_METADATA = "released"
-"""Key of the metadata of an exported safetensors file: its family and heads, which tensors do not tell."""
 
 
 def released_state_dict(state: NetworkState) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Student, Teacher
+from freeflow_core.network_file import Shapes, shape_differences
 from freeflow_core.types import Condition, NetworkState
 from freeflow_transformers.architecture import SIZES, TransformerConfig, named_heads
 from freeflow_transformers.config import ReleasedStudentConfig, ReleasedTeacherConfig
@@ -28,13 +29,11 @@ from freeflow_transformers.released.families import (
 from freeflow_transformers.released.formats import (
     RELEASED_METADATA,
     Detected,
-    Shapes,
     describe,
     detect,
     expected_shapes,
     family_differences,
     released_name,
-    shape_differences,
 )
 from freeflow_transformers.released.reading import Checkpoint, read_checkpoint
 from freeflow_transformers.weights import differences, filled_network, transformer_from_state

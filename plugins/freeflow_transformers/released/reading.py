@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError
-from freeflow_core.network_file import load_tensors
+from freeflow_core.network_file import listed, load_tensors
 
 Entry = Literal["ema", "model"]
-MAX_LISTED = 6
 
 _ENTRIES: tuple[str, ...] = ("ema", "model", "state_dict")
 """Where training checkpoints keep weights, in order of preference: averaged ones first."""
@@ -64,30 +61,14 @@ def read_checkpoint(path: Path, entry: Entry | None = None, *, shapes_only: bool
     if head[8:9] == b"{":
         if entry is not None:
             raise _no_entry(path, entry, "is a safetensors file, which holds one set of weights")
-        return _read_safetensors(path, shapes_only)
+        tensors, metadata = load_tensors(path, shapes_only=shapes_only)
+        return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _read_pickle(path, entry, mapped=head[:2] == b"PK", shapes_only=shapes_only)
     raise CheckpointError(
         f"{path} is neither a safetensors file nor a PyTorch checkpoint. It is damaged or of another kind; expected "
         "weights in .safetensors, .pt or .pth format. A download that failed may have left an error page in its place."
     )
-
-
-def _read_safetensors(path: Path, shapes_only: bool) -> Checkpoint:
-    if not shapes_only:
-        tensors, metadata = load_tensors(path)
-        return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-            metadata = json.loads((file.metadata() or {}).get("freeflow", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a safetensors file ({error}). It is truncated or damaged; copy or download it "
-            "again."
-        ) from error
-    return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
 
 
 def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: bool) -> Checkpoint:
@@ -158,10 +139,3 @@ def _no_entry(path: Path, entry: str, found: str) -> CheckpointError:
     return CheckpointError(
         f"The weights {entry!r} were asked for, but {path} {found}. Leave the option `weights` out, or name another."
     )
-
-
-def listed(names: Iterable[Any]) -> str:
-    """The first few names, and how many there are."""
-    every = [str(name) for name in names]
-    more = f", ... ({len(every)} in all)" if len(every) > MAX_LISTED else ""
-    return ", ".join(every[:MAX_LISTED]) + more or "none"

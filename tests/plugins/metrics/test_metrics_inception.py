@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from freeflow_metrics import inception
+from freeflow_metrics import features
 from freeflow_metrics.config import FrechetConfig, KernelConfig
 from freeflow_metrics.distance import KernelEvaluator
+from freeflow_metrics.features import InceptionFeatures
 from freeflow_metrics.frechet import FrechetEvaluator, reference_statistics
-from freeflow_metrics.inception import InceptionFeatures
 from freeflow_metrics.plugin import INCEPTION
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def images(channels: int = 3) -> Tensor:
 
 def test_features_follow_cleanfid_s_resizing(folder):
     pictures = images()
-    resize = inception.clean_resizer()
+    resize = features.clean_resizer()
     resized = np.stack([resize(p) for p in pictures.permute(0, 2, 3, 1).numpy()])
     assert resized.shape == (4, 299, 299, 3)
     expected = StandInLayers()((torch.from_numpy(resized).permute(0, 3, 1, 2) - 128) / 128)
@@ -110,7 +110,7 @@ def test_what_is_named_is_fetched_into_the_cache_and_not_where_that_is_switched_
     monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path))
     statistics = FrechetConfig(features="inception", reference_statistics="cifar10")
     with monkeypatch.context() as watched:
-        watched.setattr(inception.WeightStore, "fetch", lambda _, weight: asked.append(weight.url) or Path("x"))
+        watched.setattr(features.WeightStore, "fetch", lambda _, weight: asked.append(weight.url) or Path("x"))
         for build in (lambda: InceptionFeatures(None), lambda: reference_statistics(statistics, 2048)):
             with pytest.raises(ConfigError):
                 build()
