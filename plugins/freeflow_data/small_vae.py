@@ -150,11 +150,7 @@ class SmallAutoencoder(nn.Module):
         channels, height, width = image_shape
         outer, inner = widths
         self.image_shape = image_shape
-        self.config = {
-            "image_shape": list(image_shape),
-            "latent_channels": latent_channels,
-            "widths": list(widths),
-        }
+        self.config = {"image_shape": list(image_shape), "latent_channels": latent_channels, "widths": list(widths)}
         padded_height, padded_width = (side + -side % _MULTIPLE for side in (height, width))
         self.latent_shape = (latent_channels, padded_height // _FACTOR, padded_width // _FACTOR)
         top, left = (padded_height - height) // 2, (padded_width - width) // 2
