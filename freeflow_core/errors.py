@@ -1,7 +1,5 @@
 """Errors a user can act on: what was expected, what came, what to do."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """One network in one safetensors file: tensors plus the metadata to rebuild it. Loading never executes code."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`freeflow teacher check`: is a teacher read as its network means it, and if not, in which other way does it fit?"""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Iterator

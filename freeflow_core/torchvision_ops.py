@@ -4,8 +4,6 @@ Libraries that plugins stand on (clean-fid, diffusers) import torchvision on the
 :func:`ensure_torchvision_ops` before importing one of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Brings trackers up to the journal in the run folder: during the run, after it, and whoever was killed when."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

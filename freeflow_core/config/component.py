@@ -1,7 +1,5 @@
 """The configuration of one component: its name plus its own validated options."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_serializer, model_validator

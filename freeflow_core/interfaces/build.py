@@ -1,7 +1,5 @@
 """How components are made from their configuration."""
 
-from __future__ import annotations
-
 from abc import ABC
 from typing import Any, Self
 

@@ -1,7 +1,5 @@
 """The surroundings in which a component is built."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images to states and back."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Scores of streamed samples, and what ranks candidate samples."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a run reports, kept in its folder. Every tracker sends a copy of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

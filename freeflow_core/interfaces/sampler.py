@@ -1,7 +1,5 @@
 """Noise to samples."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeAlias, TypeVar

@@ -1,7 +1,5 @@
 """Where batches come from."""
 
-from __future__ import annotations
-
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The trainable flow map."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from enum import Enum
 from pathlib import Path

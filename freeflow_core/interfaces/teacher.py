@@ -1,7 +1,5 @@
 """The frozen velocity oracle, and one made of somebody else's network."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Self
 

@@ -1,7 +1,5 @@
 """Where metrics, images and files go."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any

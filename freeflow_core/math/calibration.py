@@ -7,8 +7,6 @@ sign, scale or meaning is read wrongly makes other samples, and a least-squares 
 One thing no such test can see: the field of N(0, s^2) with time *and* sign reversed is exactly that of N(0, 1 / s^2).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping

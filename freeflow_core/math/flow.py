@@ -1,7 +1,5 @@
 """The algebra of a flow: times beside states, the straight path from data (t = 0) to noise (t = 1), jumps, guidance."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

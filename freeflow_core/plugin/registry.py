@@ -1,7 +1,5 @@
 """Components, presets and published weights by kind and name, and who keeps a name that several plugins offer."""
 
-from __future__ import annotations
-
 import importlib.resources
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType

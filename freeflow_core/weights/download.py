@@ -1,7 +1,5 @@
 """One file over HTTP: resumed where it was interrupted, retried when that may help, hashed as it arrives."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

@@ -1,7 +1,5 @@
 """What can be wrong with a file of weights, a server or a disk, as errors that say what to do."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 import socket

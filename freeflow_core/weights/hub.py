@@ -1,7 +1,5 @@
 """Weights on the Hugging Face hub, and the copies of them that other programs have fetched already."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

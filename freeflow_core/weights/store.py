@@ -1,7 +1,5 @@
 """The cache of published weights: what is there, and how it gets there."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What every kind of component is checked for, and the words in which a check fails."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

@@ -1,7 +1,5 @@
 """What sources and codecs promise."""
 
-from __future__ import annotations
-
 import itertools
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """What evaluators and verifiers promise. They look at handwritten digits, which come with freeflow."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

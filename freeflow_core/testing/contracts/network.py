@@ -1,7 +1,5 @@
 """What teachers and students promise alike: networks that are asked at states and times."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a sampler promises."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, ClassVar
 

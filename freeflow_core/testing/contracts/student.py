@@ -1,7 +1,5 @@
 """What a student promises."""
 
-from __future__ import annotations
-
 import copy
 import json
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """What a teacher promises."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """What a tracker promises."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Iterator
