@@ -50,20 +50,20 @@ class PluginEntry(NamedTuple):
 def entries(registry: Registry) -> list[Entry]:
     """Every component by kind and name, then the presets."""
 
-    def entry(kind: str, summary: str, plugin: LoadedPlugin, item: Component | Preset) -> Entry:
-        return Entry(kind, item.name, summary, plugin.name, plugin.distribution, plugin.version, item)
-
-    components = [
-        entry(kind, item.about()[0], registry.origin(kind, name), item)
+    found: list[tuple[str, str, LoadedPlugin, Component | Preset]] = [
+        (kind, item.about()[0], registry.origin(kind, name), item)
         for kind in KINDS
         for name, item in registry.components(kind).items()
     ]
-    presets = [
-        entry(PRESET, f"[{command}] {item.summary}", registry.preset_origin(command, name), item)
+    found += [
+        (PRESET, f"[{command}] {item.summary}", registry.preset_origin(command, name), item)
         for command in sorted(PRESET_COMMANDS)
         for name, item in registry.presets(command).items()
     ]
-    return components + presets
+    return [
+        Entry(kind, item.name, summary, plugin.name, plugin.distribution, plugin.version, item)
+        for kind, summary, plugin, item in found
+    ]
 
 
 def plugin_entries(manager: Manager) -> list[PluginEntry]:

@@ -52,15 +52,13 @@ def take_plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     files: list[Path] = []
     remaining = iter(ours)
     for argument in remaining:
-        if argument == PLUGIN:
-            file = next(remaining, None)
-            if file is None:
-                raise ConfigError("--plugin needs a file, e.g. freeflow --plugin my_plugin.py plugins list.")
-            files.append(Path(file))
-        elif argument.startswith(f"{PLUGIN}="):
-            files.append(Path(argument.removeprefix(f"{PLUGIN}=")))
-        else:
+        option, _, file = argument.partition("=")
+        if option != PLUGIN:
             kept.append(argument)
+        elif file := file or next(remaining, ""):
+            files.append(Path(file))
+        else:
+            raise ConfigError("--plugin needs a file, e.g. freeflow --plugin my_plugin.py plugins list.")
     return kept + rest, files
 
 
@@ -103,11 +101,8 @@ class MessageHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not is_main_process():
             return
-        text = " ".join(record.getMessage().split())
-        if record.levelno >= logging.WARNING:
-            warn(text)
-        else:
-            say(text)
+        tell = warn if record.levelno >= logging.WARNING else say
+        tell(" ".join(record.getMessage().split()))
 
 
 def show_log() -> None:
@@ -133,18 +128,10 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 class FreeflowGroup(TyperGroup):
     """Typer's group with one error handler around it. Usage errors stay Typer's own, with exit code 2."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         words = hoist_flags(sys.argv[1:] if args is None else args)
-        with reported_errors(wants_debug(words)) if standalone_mode else nullcontext():
-            return super().main(words, prog_name, complete_var, standalone_mode, windows_expand_args, **extra)
+        with reported_errors(wants_debug(words)) if options.get("standalone_mode", True) else nullcontext():
+            return super().main(words, *more, **options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # Here rather than in the callback, so that --help names a broken plugin too; shell completion stays silent.

@@ -18,7 +18,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import grid_image, save_image
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.sample_files.formats import host_samples, sample_format
+from freeflow_core.tools.sample_files.files import host_samples, sample_format
 from freeflow_core.tools.sample_files.request import Precision, PreparedSamples, SampleRequest
 from freeflow_core.tools.sample_files.writer import OnSamples, SampleResult, SampleWriter, Team
 

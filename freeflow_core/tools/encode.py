@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from freeflow_core.interfaces import Codec, Source
 from freeflow_core.network_file import load_tensors, save_tensors
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.job_folder import JobFolder
-from freeflow_core.types import Condition
+from freeflow_core.types import Batch, Condition
 
 FORMAT, VERSION = "freeflow-latents", 1
 StoredType = Literal["float32", "float16"]
@@ -120,9 +120,10 @@ def encode(
     images: Source = builder.build("source", chosen["source"])
     described = {kind: choice.model_dump(mode="json") for kind, choice in chosen.items()}
     job = Job(described["source"], described["codec"], _num_images(source, images, num), shard_size, flip, dtype)
-    encoder = LatentsEncoder(LatentsFolder(output, job), accelerator)
+    folder = LatentsFolder(output, job)
+    from_main(accelerator, folder.open)
     network = builder.build("codec", chosen["codec"], source=images)
-    return encoder.run(images, network, batch_size, on_progress or (lambda done, total: None))
+    return _encode(folder, accelerator, images, network, batch_size, on_progress or (lambda done, total: None))
 
 
 def _num_images(name: str, source: Source, num: int | None) -> int:
@@ -212,90 +213,71 @@ class LatentsFolder:
             raise FreeflowError(f"The output folder {self.path} cannot be written: {error}.") from error
 
 
-@final
-class LatentsEncoder:
-    """Encodes the shards of one job that are not there yet.
+def _encode(
+    folder: LatentsFolder,
+    accelerator: Accelerator,
+    source: Source,
+    codec: Codec,
+    batch_size: int,
+    on_progress: EncodeProgress,
+) -> Encoded:
+    """Encode the shards that are not there yet; process r of n those number r, r + n, ...
 
     Shard k holds the images number k * shard_size and following of the source, whatever the number of processes and
-    the batch size; process r of n encodes the shards k with k % n == r.
-
-    Raises:
-        ConfigError, FreeflowError: see :meth:`LatentsFolder.open`.
+    the batch size.
     """
+    began, job = time.perf_counter(), folder.job
+    own = range(accelerator.process_index, job.num_shards, accelerator.num_processes)
+    missing = [shard for shard in own if not folder.shard(shard).is_file()]
+    total = sum(map(job.rows, own))
+    there = done = total - sum(map(job.rows, missing))
 
-    def __init__(self, folder: LatentsFolder, accelerator: Accelerator) -> None:
-        self.folder = folder
-        self.job = folder.job
-        self._accelerator = accelerator
-        from_main(accelerator, folder.open)
-
-    def run(self, source: Source, codec: Codec, batch_size: int, on_progress: EncodeProgress) -> Encoded:
-        """Encode what is missing.
-
-        Args:
-            source, codec: as the job says.
-            batch_size: images the codec gets at once; changes nothing beyond the codec's rounding.
-            on_progress: told this process's images done, and how many it has to do in all.
-
-        Raises:
-            Interrupted: Ctrl-C or SIGTERM; whole shards stay, the one in hand is dropped.
-            FreeflowError: a state that is not finite, or a full disk.
-        """
-        began, job = time.perf_counter(), self.job
-        own = range(self._accelerator.process_index, job.num_shards, self._accelerator.num_processes)
-        missing = [shard for shard in own if not self.folder.shard(shard).is_file()]
-        total = sum(map(job.rows, own))
-        there = done = total - sum(map(job.rows, missing))
-        on_progress(done, total)
-        with StopRequest() as stop:
-            for shard in missing:
-                parts: dict[str, list[Tensor]] = {}
-                before = done
-                for tensors in self._batches(shard, source, codec, batch_size):
-                    for name, value in tensors.items():
-                        parts.setdefault(name, []).append(value.cpu())
-                    done += len(tensors["mean"])
-                    if stop.requested and done - before < job.rows(shard):
-                        raise self._interrupted(before, total)
-                    on_progress(done, total)
-                self.folder.save(shard, {name: torch.cat(values) for name, values in parts.items()})
-                if stop.requested and shard != missing[-1]:
-                    raise self._interrupted(done, total)
-        self._accelerator.wait_for_everyone()
-        shape = from_main(self._accelerator, lambda: self.folder.complete(source.num_classes))
-        seconds = time.perf_counter() - began
-        return Encoded(self.folder.path, job.num_images, job.num_shards, shape, done - there, seconds)
-
-    def _batches(self, shard: int, source: Source, codec: Codec, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """The shard's tensors, batch by batch: ``mean`` and, of a codec that draws, ``std``; mirrored; ``labels``."""
-        rows = self.job.rows(shard)
-        stream = source.batches(shard * self.job.shard_size, batch_size, 0, 1)
-        for number, batch in enumerate(islice(stream, math.ceil(rows / batch_size))):
-            assert batch.x is not None
-            count = min(batch_size, rows - number * batch_size)  # the last batch goes on into the next epoch
-            images = batch.x[:count].to(self._accelerator.device)
-            tensors = self._states(codec, images, "")
-            if self.job.flip:
-                tensors |= self._states(codec, images.flip(-1), ".flipped")
-            yield tensors | {name: value[:count] for name, value in _named_labels(batch.condition).items()}
-
-    @torch.no_grad()
-    def _states(self, codec: Codec, images: Tensor, suffix: str) -> dict[str, Tensor]:
-        mean, std = codec.moments(images)
-        states = {f"mean{suffix}": mean} | ({} if std is None else {f"std{suffix}": std})
-        stored = {name: value.to(_DTYPES[self.job.dtype]) for name, value in states.items()}
-        if not all(bool(torch.isfinite(value).all()) for value in stored.values()):
-            raise FreeflowError(
-                f"The codec {self.job.codec['name']!r} made states that are not finite or do not fit {self.job.dtype}. "
-                "Use another precision of the codec, or --dtype float32."
-            )
-        return stored
-
-    def _interrupted(self, done: int, total: int) -> Interrupted:
+    def interrupted(kept: int) -> Interrupted:
         return Interrupted(
-            f"Encoding was stopped with {done:,} of {total:,} images done. They are kept in {self.folder.path}; the "
-            "same command goes on from there."
+            f"Encoding was stopped with {kept:,} of {total:,} images done. They are kept in {folder.path}; the same "
+            "command goes on from there."
         )
+
+    on_progress(done, total)
+    with StopRequest() as stop:
+        for shard in missing:
+            parts: dict[str, list[Tensor]] = {}
+            before, rows = done, job.rows(shard)
+            stream = source.batches(shard * job.shard_size, batch_size, 0, 1)
+            for batch in islice(stream, math.ceil(rows / batch_size)):
+                count = min(batch_size, before + rows - done)  # the last batch goes on into the next epoch
+                for name, value in _stored(batch, count, codec, job, accelerator.device).items():
+                    parts.setdefault(name, []).append(value.cpu())
+                done += count
+                if stop.requested and done - before < rows:
+                    raise interrupted(before)
+                on_progress(done, total)
+            folder.save(shard, {name: torch.cat(values) for name, values in parts.items()})
+            if stop.requested and shard != missing[-1]:
+                raise interrupted(done)
+    accelerator.wait_for_everyone()
+    shape = from_main(accelerator, lambda: folder.complete(source.num_classes))
+    seconds = time.perf_counter() - began
+    return Encoded(folder.path, job.num_images, job.num_shards, shape, done - there, seconds)
+
+
+@torch.no_grad()
+def _stored(batch: Batch, count: int, codec: Codec, job: Job, device: torch.device) -> dict[str, Tensor]:
+    """Of ``count`` images: ``mean`` and, of a codec that draws, ``std``; the same ``.flipped``; ``labels``."""
+    assert batch.x is not None
+    images = batch.x[:count].to(device)
+    views = {"": images} | ({".flipped": images.flip(-1)} if job.flip else {})
+    states: dict[str, Tensor] = {}
+    for suffix, shown in views.items():
+        mean, std = codec.moments(shown)
+        states |= {f"mean{suffix}": mean} | ({} if std is None else {f"std{suffix}": std})
+    states = {name: value.to(_DTYPES[job.dtype]) for name, value in states.items()}
+    if not all(bool(torch.isfinite(value).all()) for value in states.values()):
+        raise FreeflowError(
+            f"The codec {job.codec['name']!r} made states that are not finite or do not fit {job.dtype}. Use another "
+            "precision of the codec, or --dtype float32."
+        )
+    return states | {name: value[:count] for name, value in _named_labels(batch.condition).items()}
 
 
 def _named_labels(condition: Condition) -> dict[str, Tensor]:

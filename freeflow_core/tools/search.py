@@ -25,7 +25,7 @@ from freeflow_core.evaluation.sampling import Generator, SampleBatch, make_gener
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import EvaluationContext, FlowMapSampler, VelocitySampler, Verifier
-from freeflow_core.tools.sample_files.formats import class_labels, file_array, write_npz
+from freeflow_core.tools.sample_files.files import class_labels, file_array, write_npz
 from freeflow_core.types import Condition
 
 SEARCH, SAME_STEPS, SAME_EVALUATIONS = "search", "same steps", "same evaluations"

@@ -58,12 +58,10 @@ class MlflowTracker(Tracker):
     sync_command = "freeflow mlflow-sync"
 
     def __init__(self, config: MlflowConfig) -> None:
-        self._config = config
-        self.flush_seconds = config.flush_seconds
+        self._config, self._id = config, ""
+        self.flush_seconds, self.finish_seconds = config.flush_seconds, config.finish_seconds
         self.buffer_metrics = config.buffer_metrics
-        self.finish_seconds = config.finish_seconds
         self._client: MlflowClient
-        self._id = ""
 
     def store(self, run: RunInfo) -> str:
         return f"MLflow at {redact(self._uri(run))}, experiment {self._config.experiment!r}"
@@ -144,13 +142,11 @@ class MlflowTracker(Tracker):
         from mlflow.exceptions import MlflowException
 
         name = self._config.experiment
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        if (found := self._client.get_experiment_by_name(name)) is None:
             try:
                 return self._client.create_experiment(name, location)
             except MlflowException:  # another process may have made it in the meantime
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                if (found := self._client.get_experiment_by_name(name)) is None:
                     raise
         if found.lifecycle_stage != "active":
             raise ConfigError(

@@ -12,7 +12,8 @@ from torch import nn
 from freeflow_core import api
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Component, Manager, hookimpl
-from freeflow_core.tools.cost import Plan, estimate
+from freeflow_core.tools.cost import Plan
+from freeflow_core.tools.cost import plan as estimate
 from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.tools.cost.step import ACTIVATIONS, MemoryTracker
 

@@ -15,8 +15,16 @@ from torch import nn
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.tools.job_folder import JobFolder
-from freeflow_core.tools.sample_files.blocks import Blocks, Part, Parts, block_size
-from freeflow_core.tools.sample_files.formats import ImageFormat, class_labels, sample_format, write_npz
+from freeflow_core.tools.sample_files.files import (
+    Blocks,
+    ImageFormat,
+    Part,
+    Parts,
+    block_size,
+    class_labels,
+    sample_format,
+    write_npz,
+)
 from freeflow_core.tools.sample_files.request import network_digest
 from freeflow_core.tools.sample_files.writer import Manifest
 from freeflow_core.types import Guidance, NetworkState

@@ -13,7 +13,7 @@ import torch
 
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import SampleBatch
-from freeflow_core.tools.sample_files.formats import sample_format
+from freeflow_core.tools.sample_files.files import sample_format
 from freeflow_core.tools.sample_files.writer import SampleWriter, Team
 from freeflow_core.types import Guidance
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column
+from rich.text import Text
 
 from freeflow_cli.commands import options
 from freeflow_cli.console import ERROR_STYLE, make_table, messages, print_line, say, shown_path, stdout
@@ -49,7 +50,15 @@ def fetch(
 
     registry, store = Session.of(context).registry(), WeightStore()
     chosen = [registry.weight(name) for name in dict.fromkeys(names or ())]  # a misspelt one is told before any work
-    _check_options(len(chosen), show_list=show_list, force=force, from_file=from_file, verify=verify, as_json=as_json)
+    given = {"--list": show_list, "--force": force, "--from": from_file is not None, "--verify": verify}
+    if len(together := [option for option, present in given.items() if present]) > 1:
+        raise ConfigError(f"{' and '.join(together)} exclude each other; give one of them.")
+    if from_file is not None and len(chosen) != 1:
+        raise ConfigError(f"--from FILE is the file of one weight; expected one NAME, got {len(chosen)}.")
+    if force and not chosen:
+        raise ConfigError("--force needs the NAME of what to download again.")
+    if as_json and (verify or (chosen and not show_list)):
+        raise ConfigError("--json belongs to the list: freeflow fetch --list --json.")
     everything = list(registry.weights().values())
     if verify:
         _verify(store, chosen or [weight for weight in everything if store.status(weight).cached])
@@ -60,21 +69,6 @@ def fetch(
             _fetch(store, weight, force=force, from_file=from_file)
 
 
-def _check_options(
-    num_names: int, *, show_list: bool, force: bool, from_file: Path | None, verify: bool, as_json: bool
-) -> None:
-    given = {"--list": show_list, "--force": force, "--from": from_file is not None, "--verify": verify}
-    together = [option for option, present in given.items() if present]
-    if len(together) > 1:
-        raise ConfigError(f"{' and '.join(together)} exclude each other; give one of them.")
-    if from_file is not None and num_names != 1:
-        raise ConfigError(f"--from FILE is the file of one weight; expected one NAME, got {num_names}.")
-    if force and not num_names:
-        raise ConfigError("--force needs the NAME of what to download again.")
-    if as_json and (verify or (num_names and not show_list)):
-        raise ConfigError("--json belongs to the list: freeflow fetch --list --json.")
-
-
 def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Path | None) -> None:
     """Bring one weight into the cache; its path goes to stdout."""
     from freeflow_core.weights import data_size
@@ -83,11 +77,9 @@ def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Pa
         say(f"The weights {weight.name!r} are in the cache.")
         print_line(str(found))
         return
-    with _progress(weight.name) as on_progress:
-        if from_file is not None:
-            path = store.add(weight, from_file, on_progress=on_progress)
-        else:
-            path = store.fetch(weight, force=force, on_progress=on_progress)
+    with _progress(weight.name) as told:
+        copied = None if from_file is None else store.add(weight, from_file, on_progress=told)
+        path = copied or store.fetch(weight, force=force, on_progress=told)
     status = store.status(weight)
     proof = "as published" if weight.sha256 else f"{status.sha256} (the plugin knows none to compare with)"
     say(f"The weights {weight.name!r} are in the cache: {data_size(status.size or 0)}, SHA-256 {proof}.")
@@ -96,13 +88,13 @@ def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Pa
 
 def _verify(store: WeightStore, weights: Sequence[WeightFile]) -> None:
     """Compare every file, whatever the one before it was like. Raises :class:`typer.Exit` when one is wrong."""
-    broken = 0
+    broken = False
     for weight in weights:
         try:
             with _progress(weight.name) as on_progress:
                 sha256 = store.verify(weight, on_progress=on_progress)
         except DownloadError as error:
-            broken += 1
+            broken = True
             say(str(error), title="Error", style=ERROR_STYLE)
         else:
             print_line(f"{weight.name}: {'as published' if weight.sha256 else 'as it came in'} ({sha256})")
@@ -124,18 +116,13 @@ def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -
     if not statuses:
         print_line("No plugin offers weights.")
         return
-    columns = (
-        Column("name", style="cyan", overflow="fold"),
-        Column("summary", ratio=1),
-        Column("size", justify="right", no_wrap=True),
-        Column("from", overflow="fold"),
-        Column("cached", no_wrap=True),
-    )
-    rows = []
+    names, sizes = Column("name", style="cyan", overflow="fold"), Column("size", justify="right", no_wrap=True)
+    table = make_table([names, Column("summary", ratio=1), sizes, Column("from", overflow="fold"), "cached"])
     for status in statuses:
-        size = data_size(status.size) if status.size is not None else "-"
-        rows.append((status.weight.name, status.weight.summary, size, describe_origin(status.weight), _state(status)))
-    stdout().print(make_table(columns, rows))
+        weight, size = status.weight, data_size(status.size) if status.size is not None else "-"
+        row = (weight.name, weight.summary, size, describe_origin(weight), _state(status))
+        table.add_row(*map(Text, row))
+    stdout().print(table)
     print_line(f"Cache: {shown_path(store.folder)}")
     wide = max(len(status.weight.name) for status in statuses)
     for status in statuses:  # not a column: a path that is folded cannot be copied

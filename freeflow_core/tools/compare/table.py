@@ -128,20 +128,17 @@ class Table:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def teacher_score(self, row: str) -> float | None:
-        """The teacher's (or the data's) own score."""
         return self.teacher.get(row, {}).get(self.score or "")
 
     def title(self, row: str) -> str:
-        """A row of the teacher or the data as people name it."""
         return row_title(row, self.evaluation)
 
     @property
     def teacher_lines(self) -> list[tuple[str, str, str]]:
         """Title, score and fidelity of the teacher's and the data's own rows."""
-        columns = (self.score or "", FIDELITY)
         lines = []
         for row, own in self.teacher.items():
-            score, fidelity = (f"{own[column]:.4g}" if column in own else "-" for column in columns)
+            score, fidelity = (f"{own[c]:.4g}" if c in own else "-" for c in (self.score or "", FIDELITY))
             if (score, fidelity) != ("-", "-"):
                 lines.append((self.title(row), score, fidelity))
         return lines
@@ -344,7 +341,6 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes / 2**10:.0f} KiB"
+    if num_bytes < 2**20:
+        return f"{num_bytes / 2**10:.0f} KiB"
+    return f"{num_bytes / 2**30:.3g} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.3g} MiB"

@@ -21,7 +21,6 @@ from freeflow_core.engine.build import Components
 from freeflow_core.engine.state import RoleState, TrainingState
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.tools.cost.passes import TEACHER, Rows, counted_rows
-from freeflow_core.tools.cost.plan import RolePlan
 
 ACTIVATIONS = "activations"
 _aten = torch.ops.aten
@@ -52,6 +51,36 @@ class PlannedProcess:
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+@dataclass(frozen=True)
+class RolePlan:
+    """One network: its size, and how often a step runs it. Memory in bytes, per process; 0 for what it does not have.
+
+    Args:
+        name: ``"teacher"``, ``"student"``, or a role of the objective such as ``"fake_velocity"``.
+        parameters: number of weights.
+        weights: the weights themselves, and buffers.
+        gradients: when all of them are there, at the end of the backward pass.
+        optimizer: moments and step counts, from the first update on.
+        average: exponential moving average of the weights.
+        gradient_passes: forward passes with gradient in one step, per image of the batch.
+        other_passes: forward passes without gradient, per image; a forward-mode derivative counts as one.
+    """
+
+    name: str
+    parameters: int
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+    average: int = 0
+    gradient_passes: float = 0.0
+    other_passes: float = 0.0
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all parts together."""
+        return self.weights + self.gradients + self.optimizer + self.average
 
 
 @dataclass(frozen=True)
@@ -120,6 +149,10 @@ def _fixed_memory(memory: MemoryTracker, name: str, role: RoleState) -> RolePlan
             parameter.grad = torch.zeros_like(parameter)
         role.optimizer.step(0.0, nothing, nothing)
         moments = memory.assign(f"{name} optimizer", role.optimizer.state_dict().values())
+
+        def follow(parameter: Tensor) -> None:
+            memory.assign(f"{name} gradients", [] if parameter.grad is None else [parameter.grad])
+
         for parameter in role.optimizer.parameters:
             parameter.register_post_accumulate_grad_hook(follow)  # type: ignore[no-untyped-call]
     return RolePlan(name, _count(role.network), weights, optimizer=moments, average=average)

@@ -22,8 +22,16 @@ from freeflow_core.engine.process import StopRequest, choose_device, from_main, 
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.tools.job_folder import JobFolder
-from freeflow_core.tools.sample_files.blocks import Blocks, Part, Parts, block_size
-from freeflow_core.tools.sample_files.formats import SampleFormat, class_labels, file_array, host_samples
+from freeflow_core.tools.sample_files.files import (
+    Blocks,
+    Part,
+    Parts,
+    SampleFormat,
+    block_size,
+    class_labels,
+    file_array,
+    host_samples,
+)
 from freeflow_core.types import Condition
 
 OnSamples: TypeAlias = Callable[[int, int], None]
@@ -67,11 +75,9 @@ class Team:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that prints and puts the files together."""
         return self.rank == 0
 
     def from_main(self, make: Callable[[], _T]) -> _T:
-        """What ``make`` returns on the main process, on every process; its ``FreeflowError`` likewise."""
         return from_main(self, make)
 
 
@@ -143,7 +149,7 @@ class SampleWriter:
                     self._wait(lambda: len(self._parts.finished()) == len(blocks), blocks, stop)
                     self._finish(blocks, manifest)
                 else:
-                    self._wait(self._is_complete, blocks, stop)
+                    self._wait(lambda: (made := self._job.read()) is not None and made.complete, blocks, stop)
         made = self._job.read()
         assert made is not None
         files = [self.folder / name for name in self.sample_format.file_names(self.num)]
@@ -218,10 +224,6 @@ class SampleWriter:
             made = replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds)
             self._job.write(asdict(made))
         self._parts.remove()
-
-    def _is_complete(self) -> bool:
-        manifest = self._job.read()
-        return manifest is not None and manifest.complete
 
     def _wait(self, is_done: Callable[[], bool], blocks: Blocks, stop: StopRequest) -> None:
         while not is_done():

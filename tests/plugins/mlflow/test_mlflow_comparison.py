@@ -32,7 +32,7 @@ def test_children_and_parent_find_each_other(client, family, send, tracker, tmp_
 
 
 def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(client, store_uri, dead_uri, tmp_path, caplog):
-    from freeflow_mlflow.sync import mlflow_sync
+    from freeflow_mlflow.plugin import mlflow_sync
 
     from freeflow_core import api
     from freeflow_core.config.compare import load_compare_config

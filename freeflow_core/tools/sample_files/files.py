@@ -1,13 +1,17 @@
-"""What is left in the folder: one array for evaluators, or one picture a sample."""
+"""Samples on disk: cut into blocks that are finished one by one, and what they make in the end."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
+import shutil
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal, final
@@ -17,12 +21,120 @@ import torch
 from PIL import features
 from torch import Tensor
 
-from freeflow_core.errors import ConfigError
+from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.pictures import save_image
 from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.files import replacing, write_text
-from freeflow_core.tools.sample_files.blocks import Blocks, Parts
 from freeflow_core.types import Condition
+
+_SMALLEST_BLOCK = 64
+_NAME = re.compile(r"block-(\d+)\.npz")
+
+
+def block_size(batch_size: int) -> int:
+    """The smallest multiple of the batch size that makes a file worth writing."""
+    return batch_size * -(-_SMALLEST_BLOCK // batch_size)
+
+
+@final
+@dataclass(frozen=True)
+class Blocks:
+    """Block b holds the indices b size ... (b + 1) size - 1, the last one fewer."""
+
+    num: int
+    size: int
+
+    def __len__(self) -> int:
+        return -(-self.num // self.size)
+
+    def indices(self, block: int) -> range:
+        return range(block * self.size, min((block + 1) * self.size, self.num))
+
+    def batches(self, block: int, batch_size: int) -> Iterator[Tensor]:
+        """A block's indices in batches. The cuts depend on the block alone, so a resumed run makes the same ones."""
+        indices = self.indices(block)
+        for first in indices[::batch_size]:
+            yield torch.arange(first, min(first + batch_size, indices.stop))
+
+    def count(self, blocks: set[int]) -> int:
+        return sum(len(self.indices(block)) for block in blocks)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished block.
+
+    Args:
+        evaluations: network evaluations of all its samples together.
+        seconds: (batches,) per sample.
+        labels: (n,) of conditional models.
+        samples: (n, ...), unless they are files.
+    """
+
+    evaluations: float
+    seconds: np.ndarray
+    labels: np.ndarray | None
+    samples: np.ndarray | None
+
+
+@final
+class Parts:
+    """One file a block, each written whole; and the notes of processes that failed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "parts"
+
+    def finished(self) -> set[int]:
+        """Numbers of the blocks that are there."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("block-*.npz"))
+        return {int(match[1]) for match in found if match}
+
+    def write(self, block: int, part: Part) -> None:
+        """Raises ``OSError`` when the disk is full."""
+        there = {name: value for name, value in vars(part).items() if value is not None}
+        with replacing(self._path(block)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **there)
+
+    def read(self, block: int, *, samples: bool = True) -> Part:
+        """Raises ``CheckpointError`` when the file is damaged."""
+        path = self._path(block)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                found = {name: stored[name] for name in stored.files if samples or name != "samples"}
+            return Part(float(found["evaluations"]), found["seconds"], found.get("labels"), found.get("samples"))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}). Delete it and give the same command again: that block is drawn anew."
+            ) from error
+
+    def drop(self, blocks: set[int]) -> None:
+        for block in blocks:
+            self._path(block).unlink(missing_ok=True)
+
+    def report_failure(self, rank: int, reason: str) -> None:
+        """Leave a note for the other processes; a disk that takes no note is a failure they meet themselves."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"failed-{rank}.txt").write_text(reason, "utf-8")
+
+    def failure(self) -> str | None:
+        """The note of a process that failed, if there is one."""
+        for note in sorted(self.folder.glob("failed-*.txt")):
+            return f"process {note.stem.removeprefix('failed-')} failed: {note.read_text('utf-8').strip()}"
+        return None
+
+    def clear(self) -> None:
+        """Forget the failures of an earlier start, and what a process that was killed left half-written."""
+        partial = (folder.glob(".*.partial") for folder in (self.folder, self.folder.parent))
+        for left in chain(self.folder.glob("failed-*.txt"), *partial):
+            left.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"block-{block:06d}.npz"
+
 
 FileFormat = Literal["npz", "png", "webp"]
 ARRAY_FILE = "samples.npz"
@@ -79,9 +191,9 @@ class ArrayFormat(SampleFormat):
         assert first.samples is not None
         if blocks.num * first.samples[0].nbytes > _TAKES_A_WHILE:
             _log.info("Putting %s samples together in %s.", f"{blocks.num:,}", folder / ARRAY_FILE)
-        arrays: dict[str, Iterable[np.ndarray]] = {"arr_0": _samples(parts, len(blocks))}
+        arrays: dict[str, Iterable[np.ndarray]] = {"arr_0": _all(parts, blocks, "samples")}
         if first.labels is not None:
-            arrays["arr_1"] = _labels(parts, len(blocks))
+            arrays["arr_1"] = _all(parts, blocks, "labels")
         write_npz(folder / ARRAY_FILE, blocks.num, arrays)
 
 
@@ -110,7 +222,7 @@ class ImageFormat(SampleFormat):
             list(pool.map(save, indices, samples))
 
     def finish(self, folder: Path, parts: Parts, blocks: Blocks) -> None:
-        if labels := list(_labels(parts, len(blocks))):
+        if labels := list(_all(parts, blocks, "labels")):
             lines = [f"{self._name(i)},{label}\n" for i, label in enumerate(np.concatenate(labels).tolist())]
             write_text(folder / LABELS_FILE, "".join(["file,label\n", *lines]))
 
@@ -179,15 +291,9 @@ def write_npz(path: Path, rows: int, arrays: Mapping[str, Iterable[np.ndarray]])
                 assert written == rows
 
 
-def _samples(parts: Parts, num_blocks: int) -> Iterator[np.ndarray]:
-    for block in range(num_blocks):
-        samples = parts.read(block).samples
-        assert samples is not None
-        yield samples
-
-
-def _labels(parts: Parts, num_blocks: int) -> Iterator[np.ndarray]:
-    for block in range(num_blocks):
-        labels = parts.read(block, samples=False).labels
-        if labels is not None:
-            yield labels
+def _all(parts: Parts, blocks: Blocks, name: str) -> Iterator[np.ndarray]:
+    """The ``samples`` or ``labels`` of all blocks, as far as there are any."""
+    for block in range(len(blocks)):
+        values = getattr(parts.read(block, samples=name == "samples"), name)
+        if values is not None:
+            yield values
