@@ -32,7 +32,6 @@ class Entry(NamedTuple):
     item: Component | Preset
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON output; without the component itself."""
         return {key: value for key, value in self._asdict().items() if key != "item"}
 
 

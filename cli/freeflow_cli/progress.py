@@ -44,7 +44,6 @@ class Display(ABC):
         """Leave the terminal clean. May be called twice."""
 
     def note(self, text: str) -> None:
-        """One line that stays."""
         self._console.print(Text(text), soft_wrap=True, highlight=False)
 
 
@@ -162,7 +161,6 @@ class CountProgress:
         self._display.advance(self._title, done, total, rate=rate)
 
     def close(self) -> None:
-        """Leave the terminal clean."""
         self._display.close()
 
 
@@ -208,7 +206,6 @@ class ProgressObserver:
         self.close()
 
     def close(self) -> None:
-        """Stop the display. May be called twice."""
         self._display.close()
 
 

@@ -36,7 +36,6 @@ class TeacherCheck:
 
     @property
     def is_right(self) -> bool:
-        """No finding is an error."""
         return not any(check.status == "error" for check in self.checks)
 
 
@@ -97,7 +96,6 @@ def _choices(teacher: str | None, config_file: Path | None, settings: Iterable[s
 
 
 def _write(samples: Tensor, codec: Codec, folder: Path) -> Path:
-    """A grid of images, a scatter plot of points, or else an array."""
     folder.mkdir(parents=True, exist_ok=True)
     samples = samples[:1024].float().cpu()
     finite = bool(torch.isfinite(samples).all())

@@ -47,9 +47,8 @@ def export(
     """Write a trained student in its field's published format; what was written, in words.
 
     Args:
-        name: as for :func:`load_student`.
+        name, options: as for :func:`load_student`.
         path: the file to write; its suffix names the format, e.g. ``.pt`` or ``.safetensors``.
-        options: as for :func:`load_student`.
 
     Raises:
         ConfigError: a student or suffix without such a format.

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median_low
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from freeflow_core.api.networks import load_student
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.config.load import split_settings
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import grid_image, save_image
-from freeflow_core.evaluation.sampling import Generator
+from freeflow_core.evaluation.sampling import Generator, SampleBatch
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.sample_files.files import host_samples, sample_format
+from freeflow_core.tools.sample_files.files import gather, sample_format
 from freeflow_core.tools.sample_files.request import Precision, PreparedSamples, SampleRequest
 from freeflow_core.tools.sample_files.writer import OnSamples, SampleResult, SampleWriter, Team
 
@@ -109,23 +108,23 @@ def _write_grid(generator: Generator, num: int, batch_size: int, output: Path, t
     """One picture, drawn by the main process alone: it must fit into memory anyway."""
     if not team.is_main_process:
         return SampleResult(output, [], 0.0, 0.0)
-    parts: list[Tensor] = []
-    seconds: list[float] = []
-    evaluations = 0.0
-    for batch in generator.batches(0, num, batch_size):
-        if batch.images[0].nbytes * num > _MOST_BYTES_OF_A_GRID:
-            raise ConfigError(
-                f"A grid of {num:,} samples of shape {tuple(batch.images.shape[1:])} is too large for one picture. "
-                "Ask for fewer, or for --format png, webp or npz, which never hold all of them in memory."
-            )
-        seconds.append(batch.seconds / len(batch.index))
-        evaluations += batch.num_evaluations * len(batch.index)
-        parts.append(host_samples(batch))
-    images = torch.cat(parts)
-    path = output / ("grid.png" if images.ndim == 4 else "samples.npz")
+
+    def small() -> Iterator[SampleBatch]:
+        for batch in generator.batches(0, num, batch_size):
+            if batch.images[0].nbytes * num > _MOST_BYTES_OF_A_GRID:
+                raise ConfigError(
+                    f"A grid of {num:,} samples of shape {tuple(batch.images.shape[1:])} is too large for one picture. "
+                    "Ask for fewer, or for --format png, webp or npz, which never hold all of them in memory."
+                )
+            yield batch
+
+    drawn = gather(small())
+    images = torch.from_numpy(drawn.samples)
     output.mkdir(parents=True, exist_ok=True)
     if images.ndim == 4:
+        images, path = images.permute(0, 3, 1, 2), output / "grid.png"
         save_image(grid_image(images, min(10, num)), path)
     else:
+        path = output / "samples.npz"
         np.savez(path, arr_0=images.numpy())
-    return SampleResult(output, [path], evaluations / num, median_low(seconds), images=images)
+    return SampleResult(output, [path], drawn.evaluations / num, median_low(drawn.seconds.tolist()), images=images)

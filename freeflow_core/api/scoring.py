@@ -23,7 +23,7 @@ from freeflow_core.evaluation.student_file import load_student
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import EvaluationContext
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.search import OnSearched, Search, SearchPlan, SearchResult, write_rows
+from freeflow_core.tools.search import OnSearched, Search, SearchResult, write_rows
 from freeflow_core.types import RunInfo
 
 
@@ -92,10 +92,17 @@ def search(
     _, builder, context = _built(config, student, manager or Manager.load())
     if context.teacher is None:
         raise ConfigError("Best-of-N search ends with a teacher: name one with --teacher.")
-    screened = guidance_weight if student_guidance is None else student_guidance
-    plan = SearchPlan(candidates, ComponentChoice.model_validate(sampler), steps, guidance_weight, screened)
-    judge = builder.build("verifier", ComponentChoice.model_validate(verifier))
-    searching = Search(config, plan, builder, context, judge)
+    searching = Search(
+        config,
+        builder,
+        context,
+        builder.build("verifier", ComponentChoice.model_validate(verifier)),
+        candidates,
+        ComponentChoice.model_validate(sampler),
+        steps,
+        guidance_weight,
+        guidance_weight if student_guidance is None else student_guidance,
+    )
     batch_size = config.evaluation.batch_size
     result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
     if not compare_seeds:

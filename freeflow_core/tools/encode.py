@@ -53,11 +53,9 @@ class Job:
 
     @property
     def num_shards(self) -> int:
-        """Files, the last of which may be shorter."""
         return math.ceil(self.num_images / self.shard_size)
 
     def rows(self, shard: int) -> int:
-        """Images of one shard."""
         return min(self.shard_size, self.num_images - shard * self.shard_size)
 
 
@@ -169,7 +167,6 @@ class LatentsFolder:
             self._write_manifest(complete=False)
 
     def shard(self, number: int) -> Path:
-        """The file of a shard, which is there when it is whole."""
         return self.path / f"shard-{number:06d}.safetensors"
 
     def save(self, number: int, tensors: Mapping[str, Tensor]) -> None:

@@ -25,8 +25,7 @@ from freeflow_core.evaluation.sampling import Generator, SampleBatch, make_gener
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import EvaluationContext, FlowMapSampler, VelocitySampler, Verifier
-from freeflow_core.tools.sample_files.files import class_labels, file_array, write_npz
-from freeflow_core.types import Condition
+from freeflow_core.tools.sample_files.files import gather, write_npz
 
 SEARCH, SAME_STEPS, SAME_EVALUATIONS = "search", "same steps", "same evaluations"
 OnSearched = Callable[[int, int], None]
@@ -69,7 +68,6 @@ class BestOfN:
             yield self.batch(index, batch_size)
 
     def batch(self, index: Tensor, batch_size: int) -> SampleBatch:
-        """The samples ``index`` (N,)."""
         chosen, _, seconds = self.screen(index, batch_size)
         batch = self._finish.batch(index, chosen)
         paid = self._candidates if self._candidates > 1 else 0
@@ -90,25 +88,6 @@ class BestOfN:
             seconds += shown.seconds
         table = torch.cat(scores).reshape(noises.shape)
         return noises.gather(1, table.argmax(1, keepdim=True))[:, 0], table, seconds
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """What to search with.
-
-    Args:
-        candidates: N noises a sample.
-        sampler: the teacher's, by name.
-        steps: the teacher's steps after the search.
-        guidance_weight: the teacher's.
-        student_guidance: the student's input while it screens.
-    """
-
-    candidates: int
-    sampler: ComponentChoice
-    steps: int
-    guidance_weight: float
-    student_guidance: float
 
 
 @dataclass(frozen=True)
@@ -136,29 +115,35 @@ class Search:
 
     Args:
         config: its ``evaluation`` says how many samples, which evaluators, and where guidance is on.
+        candidates: N noises a sample.
+        sampler, steps, guidance_weight: the teacher's, after the search.
+        student_guidance: the student's input while it screens.
     """
 
     config: RunConfig
-    plan: SearchPlan
     builder: Builder
     context: EvaluationContext
     verifier: Verifier
+    candidates: int
+    sampler: ComponentChoice
+    steps: int
+    guidance_weight: float
+    student_guidance: float
 
     def __post_init__(self) -> None:
         self.verifier.prepare(self.context)
 
     def stream(self, seed: int) -> BestOfN:
-        """Samples by best-of-N."""
-        screen = self._generator(ComponentChoice(name="one-step"), 1, self.plan.student_guidance, seed)
-        return BestOfN(screen, self.plain(seed), self.verifier, self.plan.candidates)
+        screen = self._generator(ComponentChoice(name="one-step"), 1, self.student_guidance, seed)
+        return BestOfN(screen, self.plain(seed), self.verifier, self.candidates)
 
     def plain(self, seed: int, steps: int | None = None) -> Generator:
         """The teacher alone, in ``steps`` (None: as many as after the search)."""
-        return self._generator(self.plan.sampler, steps or self.plan.steps, self.plan.guidance_weight, seed)
+        return self._generator(self.sampler, steps or self.steps, self.guidance_weight, seed)
 
     def rows(self, seeds: Sequence[int]) -> dict[str, SearchRow]:
         """The search, plain sampling with the same steps, and with as many evaluations; mean over seeds."""
-        steps = dict.fromkeys((SEARCH, SAME_STEPS, SAME_EVALUATIONS), self.plan.steps)
+        steps = dict.fromkeys((SEARCH, SAME_STEPS, SAME_EVALUATIONS), self.steps)
         results: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
         for seed in seeds:
             # Each row is compared with real images, so no many-step reference is drawn.
@@ -169,7 +154,7 @@ class Search:
             searched = evaluation.row(SEARCH, self.stream(seed))
             plain = evaluation.row(SAME_STEPS, self.plain(seed))
             ratio = searched["evaluations"] / plain["evaluations"]
-            steps[SAME_EVALUATIONS] = max(1, int(ratio * self.plan.steps + 1e-9))  # the most that cost no more
+            steps[SAME_EVALUATIONS] = max(1, int(ratio * self.steps + 1e-9))  # the most that cost no more
             longer = evaluation.row(SAME_EVALUATIONS, self.plain(seed, steps[SAME_EVALUATIONS]))
             for name, scores in zip(steps, (searched, plain, longer), strict=True):
                 results[name].append(scores)
@@ -183,41 +168,40 @@ class Search:
         self, output: Path, num: int, batch_size: int, seed: int, on_progress: OnSearched
     ) -> SearchResult:
         """``samples.npz`` (arr_0 uint8 NHWC, arr_1 labels), ``search.json`` and a picture beside unsearched samples."""
-        stream, plan = self.stream(seed), self.plan
-        images: list[Tensor] = []
-        conditions: list[Condition] = []
-        evaluations = 0.0
-        for batch in stream.batches(0, num, batch_size):
-            images.append(batch.images.cpu())
-            conditions.append(batch.condition)
-            evaluations += batch.num_evaluations * len(batch.index)
-            on_progress(int(batch.index[-1]) + 1, num)
-        drawn, labels = torch.cat(images), class_labels(conditions)
+        stream = self.stream(seed)
+
+        def told() -> Iterator[SampleBatch]:
+            for batch in stream.batches(0, num, batch_size):
+                yield batch
+                on_progress(int(batch.index[-1]) + 1, num)
+
+        drawn = gather(told())
+        assert drawn.samples is not None
         files = {"samples": output / "samples.npz", "search": output / "search.json"}
-        write_npz(
-            files["samples"], num, {"arr_0": [file_array(drawn)]} | ({} if labels is None else {"arr_1": [labels]})
-        )
+        arrays = {"arr_0": drawn.samples} | ({} if drawn.labels is None else {"arr_1": drawn.labels})
+        write_npz(files["samples"], num, {name: [array] for name, array in arrays.items()})
         index = torch.arange(min(num, _PICTURE_COLUMNS))
         chosen, scores, _ = stream.screen(index, batch_size)
         described = {
-            "candidates": plan.candidates,
-            "steps": plan.steps,
-            "guidance_weight": plan.guidance_weight,
+            "candidates": self.candidates,
+            "steps": self.steps,
+            "guidance_weight": self.guidance_weight,
             "seed": seed,
             "num": num,
-            "evaluations_per_sample": evaluations / num,
+            "evaluations_per_sample": drawn.evaluations / num,
             "first_samples": [
                 {"sample": i, "noise": int(chosen[i]), "scores": scores[i].tolist()} for i in range(len(index))
             ],
         }
         write_text(files["search"], json.dumps(described, indent=1) + "\n")
-        if drawn.ndim == 4:
-            unsearched = self.plain(seed).batch(index, index * plan.candidates)
-            rows = [("first noise", unsearched.images.cpu()), (f"best of {plan.candidates}", drawn[: len(index)])]
-            shown = index if labels is None else labels[: len(index)]
+        if drawn.samples.ndim == 4:
+            unsearched = self.plain(seed).batch(index, index * self.candidates)
+            best = torch.from_numpy(drawn.samples[: len(index)]).permute(0, 3, 1, 2)
+            rows = [("first noise", unsearched.images.cpu()), (f"best of {self.candidates}", best)]
+            shown = index if drawn.labels is None else drawn.labels[: len(index)]
             files["picture"] = output / "search.png"
             save_image(comparison_image(rows, [str(label) for label in shown.tolist()]), files["picture"])
-        return SearchResult(output, files, evaluations / num)
+        return SearchResult(output, files, drawn.evaluations / num)
 
     def _generator(self, sampler: ComponentChoice, steps: int, weight: float, seed: int) -> Generator:
         evaluation = self.config.evaluation.model_copy(update={"guidance_weight": weight, "seed": seed})
@@ -230,14 +214,14 @@ def write_rows(rows: Mapping[str, SearchRow], config: RunConfig, output: Path) -
     values = {name: {"steps": row.steps, **{k: list(v) for k, v in row.scores.items()}} for name, row in rows.items()}
     write_text(files["comparison"], json.dumps(values, indent=1) + "\n")
     columns = list(dict.fromkeys(key for row in rows.values() for key in row.scores))
+
+    def cell(mean: float, deviation: float) -> str:
+        return f"{mean:.4g}" + (f" ± {deviation:.2g}" if deviation else "")
+
     lines = [
-        [name, str(row.steps), *(_cell(row.scores[key]) if key in row.scores else "-" for key in columns)]
+        [name, str(row.steps), *(cell(*row.scores[key]) if key in row.scores else "-" for key in columns)]
         for name, row in rows.items()
     ]
     note = f"{config.evaluation.num_samples} samples a row; mean and deviation over seeds."
     write_text(files["table"], "\n".join([*markdown_table(["", "steps", *columns], lines), "", note, ""]))
     return files
-
-
-def _cell(value: tuple[float, float]) -> str:
-    return f"{value[0]:.4g}" + (f" ± {value[1]:.2g}" if value[1] else "")

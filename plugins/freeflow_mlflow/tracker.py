@@ -198,7 +198,6 @@ class MlflowTracker(Tracker):
         return self._pictures_taken
 
     def _search(self, experiment: str, tag: str, value: str) -> list[Any]:
-        """All active runs with that tag."""
         return list(self._client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=50_000))
 
 

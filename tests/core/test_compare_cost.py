@@ -13,7 +13,7 @@ from freeflow_core.config.compare import Budget
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.cost import Cost, images_for, measure_cost, repeating, with_length
-from freeflow_core.tools.cost.passes import Rows, counted_rows
+from freeflow_core.tools.cost.step import Rows, counted_rows
 
 TINY = {
     "teacher": {"name": "gaussian-mixture", "layout": "ring"},

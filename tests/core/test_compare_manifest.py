@@ -9,7 +9,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.manifest import MANIFEST_FILE, Manifest
 from freeflow_core.tools.compare.plan import Variant, planned_runs
-from freeflow_core.tools.cost.passes import Rows
+from freeflow_core.tools.cost.step import Rows
 
 
 def variants_of(registry, config):

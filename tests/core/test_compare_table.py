@@ -16,7 +16,7 @@ from freeflow_core.tools.compare.manifest import Manifest, Outcome, Record
 from freeflow_core.tools.compare.plan import Variant, planned_runs
 from freeflow_core.tools.compare.plot import plot
 from freeflow_core.tools.compare.table import Estimate, cells, default_score, lower_is_better, make_table, write_files
-from freeflow_core.tools.cost.passes import Rows
+from freeflow_core.tools.cost.step import Rows
 
 TEACHER = {
     "teacher": {"fd_data": 1.0},

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 def _objectives(context: typer.Context, incomplete: str) -> list[str]:
-    """Names after the last comma."""
     before, comma, _ = incomplete.rpartition(",")
     known = Registry(Session.of(context).manager).components("objective")
     return [f"{before}{comma}{name}" for name in known if name not in before.split(",")]

@@ -30,11 +30,6 @@ MAX_LENGTH = 40
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-def package_name(name: str) -> str:
-    """``my_flow``, the importable package of the distribution, plugin and component ``my-flow``."""
-    return name.replace("-", "_")
-
-
 def check_name(name: str, kind: str, registry: Registry) -> None:
     """Raise :class:`ConfigError` unless ``name`` is of the form ``my-flow``, and nobody's: Python's, a package's, a
     plugin's."""
@@ -46,7 +41,7 @@ def check_name(name: str, kind: str, registry: Registry) -> None:
             f"A plugin cannot be called {name!r}. Expected lower-case letters and digits in words joined by '-', a "
             f"letter first, at most {MAX_LENGTH} characters, e.g. {example!r}."
         )
-    package = package_name(name)
+    package = name.replace("-", "_")
     takers = {
         f"there is a {kind} of this name already": name in registry.components(kind),
         f"there is a plugin {name!r} already": name in {plugin.name for plugin in registry.manager.plugins},
@@ -65,7 +60,7 @@ _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 def package_files(name: str, kind: str) -> dict[str, str]:
     """Text of each file of the package, by its path inside the folder."""
     about = yaml.safe_load(_template(f"{kind}/about.yaml"))
-    package = package_name(name)
+    package = name.replace("-", "_")
     values = {
         "name": name,
         "package": package,
@@ -95,21 +90,15 @@ def package_files(name: str, kind: str) -> dict[str, str]:
     }
 
 
-def check_folder(folder: Path) -> None:
-    """Raise :class:`ConfigError` unless nothing would be lost by writing ``folder``."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists() or folder.is_symlink():
-        raise ConfigError(f"{folder} exists already and is not an empty folder. Name another one with --output.")
-
-
 def write_package(folder: Path, files: Mapping[str, str]) -> None:
     """Write ``files`` beside ``folder``, then move them into it, so that no half of them is ever there.
 
     Raises:
         ConfigError: there is something already, or it cannot be written.
     """
-    check_folder(folder)
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if not is_empty and (folder.exists() or folder.is_symlink()):
+        raise ConfigError(f"{folder} exists already and is not an empty folder. Name another one with --output.")
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=folder.absolute().parent) as partial:
@@ -142,22 +131,19 @@ def new_plugin(
         )
     check_name(name, kind, Session.of(context).registry())
     folder = Path(name) if output is None else output
-    check_folder(folder)
     files = package_files(name, kind)
     write_package(folder, files)
     typer.echo(f"Wrote the {kind} {name!r} to {folder}: {', '.join(files)}.\n\nNext:\n")
     for command in next_commands(name, kind, folder):
         typer.echo(f"  {command}")
-    typer.echo(
-        f"\nThen make {folder / package_name(name) / f'{kind}.py'} yours; its README.md says what to change first."
-    )
+    file = folder / name.replace("-", "_") / f"{kind}.py"
+    typer.echo(f"\nThen make {file} yours; its README.md says what to change first.")
 
 
 def next_commands(name: str, kind: str, folder: Path) -> list[str]:
     """Install, list, check, run: from the current folder, in this order."""
-    place = folder.as_posix()
-    if not folder.is_absolute() and not place.startswith("."):
-        place = f"./{place}"
+    relative = not folder.is_absolute() and not folder.as_posix().startswith(".")
+    place = f"./{folder.as_posix()}" if relative else folder.as_posix()
     return [
         f"pip install -e {shlex.quote(place)}",
         f"freeflow plugins list --kind {kind}",

@@ -70,7 +70,6 @@ def fetch(
 
 
 def _fetch(store: WeightStore, weight: WeightFile, *, force: bool, from_file: Path | None) -> None:
-    """Bring one weight into the cache; its path goes to stdout."""
     from freeflow_core.weights import data_size
 
     if not force and from_file is None and (found := store.find(weight)) is not None:
@@ -105,7 +104,6 @@ def _verify(store: WeightStore, weights: Sequence[WeightFile]) -> None:
 
 
 def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -> None:
-    """Names, sizes, origins and paths."""
     from freeflow_core.weights import data_size, describe_origin
 
     statuses = [store.status(weight) for weight in weights]

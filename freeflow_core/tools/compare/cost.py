@@ -20,8 +20,7 @@ from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.cost.passes import Count, Rows, counted_rows
-from freeflow_core.tools.cost.step import PlannedProcess, measure_step
+from freeflow_core.tools.cost.step import Count, PlannedProcess, Rows, counted_rows, measure_step
 
 _log = logging.getLogger("freeflow")
 _MOST_STEPS = 60  # the least common multiple of 1 to 6: whole cycles of all usual update ratios
@@ -122,7 +121,6 @@ class _Trial:
             return None
 
     def count(self) -> Count:
-        """Rows through each network per image."""
         trainer = Trainer(self._config, self._components, self._state, self._accelerator)
         trained = {name: role for name, role in self._state.roles.items() if role.optimizer is not None}
         steps: list[Count] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -95,7 +96,13 @@ class Manifest:
         Raises:
             ConfigError: a folder that holds something else, or another comparison; the differences are listed.
         """
-        settings, job = _settings(config), _job(folder)
+        own_config, job = config.comparison, _job(folder)
+        settings = {
+            "name": config.name,
+            "seeds": own_config.seeds,
+            "budget": None if own_config.budget is None else str(own_config.budget),
+            "sweep": None if own_config.sweep is None else own_config.sweep.model_dump(mode="json"),
+        }
         stored = job.read()
         if stored is None:
             job.check_empty()
@@ -128,9 +135,11 @@ class Manifest:
 
     def _outcome(self, run: PlannedRun) -> Outcome:
         """The folder of a finished run has its scores, or it counts as unfinished."""
-        folder = RunFolder(run.folder)
+        folder, scores = RunFolder(run.folder), {}
+        with suppress(OSError, ValueError):
+            scores = json.loads(folder.scores_file.read_text("utf-8"))
         status = folder.journal.status().get("status")
-        if status == FINISHED and (scores := _read_json(folder.scores_file)):
+        if status == FINISHED and scores:
             speeds = [record.values.get("images_per_second") for record, _ in folder.journal.metrics()]
             known = [speed for speed in speeds if speed is not None]
             return Outcome(FINISHED, scores, median(known) if known else None)
@@ -159,20 +168,3 @@ def _job(folder: Path) -> JobFolder[_Stored]:
 def _comparable(config: RunConfig) -> dict[str, Any]:
     """What must not change between two starts of a comparison, as JSON values."""
     return config.model_dump(mode="json", exclude=_FREE_TO_CHANGE)
-
-
-def _settings(config: CompareConfig) -> dict[str, Any]:
-    own = config.comparison
-    return {
-        "name": config.name,
-        "seeds": own.seeds,
-        "budget": None if own.budget is None else str(own.budget),
-        "sweep": None if own.sweep is None else own.sweep.model_dump(mode="json"),
-    }
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}

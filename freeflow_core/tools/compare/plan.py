@@ -37,7 +37,6 @@ class Variant:
 
     @property
     def evaluation_key(self) -> str:
-        """What the teacher's own samples and scores depend on."""
         return self.config.model_dump_json(include={"teacher", "codec", "reference", "evaluation", "runtime"})
 
 
@@ -71,11 +70,9 @@ class Planner:
     """Builds teachers and objectives to see what they need; everything built is dropped with the planner."""
 
     def __init__(self, config: CompareConfig, builder: Builder) -> None:
-        self._config = config
-        self._builder = builder
+        self._config, self._builder = config, builder
         self._built: dict[str, Any] = {}
-        self._data_offered = False
-        self._data_used = False
+        self._data_offered = self._data_used = False
 
     def variants(self) -> tuple[Variant, ...]:
         """All rows of the comparison, in the order in which objectives and values were named.
@@ -109,7 +106,6 @@ class Planner:
         return [Variant(name, objective, v, run) for name, v, run in zip(names, values, runs, strict=True)]
 
     def _fitted(self, objective: str, value: Any) -> RunConfig:
-        """The objective's run with the source and the student that it needs."""
         registry = self._builder.registry
         run = objective_config(registry, self._config, objective, value)
         assert run.teacher is not None  # load_compare_config has seen to it

@@ -73,7 +73,6 @@ def _draw_training(axes: Any, table: Table, rows: Sequence[Row]) -> None:
 
 
 def _draw_sampling(axes: Any, table: Table, rows: Sequence[Row]) -> None:
-    """The score over the student's evaluations a sample."""
     for row in rows:
         _points(axes, table, row.objective, [(n, row) for n in sorted(row.scores)], "-", by_steps=True)
     if (value := table.teacher_score(TEACHER_1)) is not None:

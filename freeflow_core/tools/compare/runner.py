@@ -56,7 +56,6 @@ class CompareResult:
 
     @property
     def failed(self) -> Mapping[str, str]:
-        """Error texts by the runs' names."""
         return self.table.errors
 
 
@@ -270,12 +269,10 @@ class _ParentRun:
         self._journal.write_status(command="compare", status="running", key=key, tags=tags, started=began)
 
     def started(self) -> None:
-        """Tell everyone."""
         self._events.started()
         self._events.filed(self._config_file)
 
     def membership(self, run: PlannedRun) -> Membership:
-        """What makes ``run`` one of this comparison's."""
         tags = {"objective": run.variant.objective, "seed": str(run.seed), **self._tags}
         if self._sweep is not None and run.variant.value is not None:
             tags[self._sweep] = json.dumps(run.variant.value)
@@ -314,7 +311,6 @@ def each_message_once() -> Iterator[None]:
 
 
 def _described(error: BaseException) -> str:
-    """An exception as one sentence."""
     text = " ".join(str(error).split())
     if not isinstance(error, FreeflowError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
@@ -322,7 +318,6 @@ def _described(error: BaseException) -> str:
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk, or a used-up quota, is at the bottom of ``error``."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

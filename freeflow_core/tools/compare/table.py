@@ -38,7 +38,6 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Estimate | None:
-        """None without any value."""
         found = [value for value in values if value is not None]
         if not found:
             return None
@@ -79,7 +78,6 @@ class Row:
 
     @property
     def status(self) -> str:
-        """``3 of 3``, ``2 of 3, 1 failed``."""
         failed = f", {self.failed} failed" if self.failed else ""
         return f"{self.finished} of {self.planned}{failed}"
 
@@ -135,7 +133,6 @@ class Table:
 
     @property
     def teacher_lines(self) -> list[tuple[str, str, str]]:
-        """Title, score and fidelity of the teacher's and the data's own rows."""
         lines = []
         for row, own in self.teacher.items():
             score, fidelity = (f"{own[c]:.4g}" if c in own else "-" for c in (self.score or "", FIDELITY))
@@ -301,7 +298,6 @@ def _passes(table: Table) -> list[tuple[str, str]]:
 
 
 def _numbers(table: Table, row: Row) -> dict[str, Any]:
-    """A line of ``comparison.csv``."""
     line: dict[str, Any] = {
         "objective": row.objective,
         "variant": row.name,

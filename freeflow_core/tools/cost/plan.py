@@ -80,7 +80,6 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of the whole run."""
         return float(self.flops_per_step) * self.steps
 
     @property
@@ -251,7 +250,6 @@ def _rows(config: RunConfig, num_processes: int) -> int:
 
 
 def _changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
-    """The configuration with some fields of some sections replaced."""
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=dict(fields)) for name, fields in sections.items()}
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -20,10 +21,14 @@ from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Components
 from freeflow_core.engine.state import RoleState, TrainingState
 from freeflow_core.engine.trainer import Trainer
-from freeflow_core.tools.cost.passes import TEACHER, Rows, counted_rows
+from freeflow_core.interfaces import Teacher
+from freeflow_core.types import Condition
 
 ACTIVATIONS = "activations"
 _aten = torch.ops.aten
+TEACHER = "teacher"
+GRADIENT, DERIVATIVE = 3.0, 2.0
+"""A row with gradient goes forward once and backward for twice as much; a forward-mode derivative doubles a pass."""
 _MOST_STEPS = 8
 
 
@@ -135,7 +140,6 @@ def size_of(network: nn.Module) -> int:
 
 
 def _fixed_memory(memory: MemoryTracker, name: str, role: RoleState) -> RolePlan:
-    """Everything of a role but its gradients, which are followed as they come and go."""
     weights = memory.assign(f"{name} weights", _tensors(role.network))
     average = memory.assign(f"{name} average", _tensors(role.ema)) if role.ema is not None else 0
     moments = 0
@@ -251,3 +255,75 @@ def _flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) 
         return int(sdpa_backward_flop_count(*(part.shape for part in args[:4])))  # type: ignore[no-untyped-call]
     count = flop_registry.get(packet)
     return 0 if count is None else int(count(*args, **kwargs, out_val=out))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows through one network: without gradient, with gradient, and with a forward-mode derivative."""
+
+    plain: float = 0
+    gradient: float = 0
+    derivative: float = 0
+
+    @property
+    def forwards(self) -> float:
+        return self.plain + GRADIENT * self.gradient + DERIVATIVE * self.derivative
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(self.plain + other.plain, self.gradient + other.gradient, self.derivative + other.derivative)
+
+    def __truediv__(self, number: float) -> Rows:
+        return Rows(self.plain / number, self.gradient / number, self.derivative / number)
+
+
+Count = dict[str, Rows]
+_Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
+
+
+@contextmanager
+def counted_rows(networks: Mapping[str, nn.Module], teacher: Teacher | None) -> Iterator[Count]:
+    """Count rows through each network's ``forward`` and through the teacher's ``velocity``, until the block ends.
+
+    The dictionary is filled meanwhile; clear it to count anew. Networks that were never called are left out.
+    """
+    count: Count = {}
+
+    def add(network: str, inputs: Sequence[Any]) -> None:
+        count[network] = count.get(network, Rows()) + _rows([value for value in inputs if isinstance(value, Tensor)])
+
+    def hook(key: str) -> Callable[..., None]:
+        return lambda module, inputs, named: add(key, (*inputs, *named.values()))
+
+    handles = [network.register_forward_pre_hook(hook(key), with_kwargs=True) for key, network in networks.items()]
+
+    def counting(velocity: _Velocity) -> _Velocity:
+        def counted(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            add(TEACHER, (x_t, t))
+            return velocity(x_t, t, condition)
+
+        return counted
+
+    teachers = [] if teacher is None else _innermost(teacher)
+    for inner in teachers:
+        vars(inner)["velocity"] = counting(inner.velocity)  # shadows the method meanwhile
+    try:
+        yield count
+    finally:
+        for handle in handles:
+            handle.remove()
+        for inner in teachers:
+            del vars(inner)["velocity"]
+
+
+def _innermost(teacher: Teacher) -> list[Teacher]:
+    """A teacher made of others, such as a teacher and its guide, costs what those are asked for."""
+    inner = [part for part in teacher.modules() if isinstance(part, Teacher) and part is not teacher]
+    return list(dict.fromkeys(leaf for part in inner for leaf in _innermost(part))) if inner else [teacher]
+
+
+def _rows(inputs: Sequence[Tensor]) -> Rows:
+    number = inputs[0].shape[0]
+    unpacked = (forward_ad.unpack_dual(value) for value in inputs if value.is_floating_point())  # type: ignore[no-untyped-call]
+    if any(value.tangent is not None for value in unpacked):
+        return Rows(derivative=number)
+    return Rows(gradient=number) if torch.is_grad_enabled() else Rows(plain=number)

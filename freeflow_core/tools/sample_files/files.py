@@ -85,12 +85,10 @@ class Parts:
         self.folder = folder / "parts"
 
     def finished(self) -> set[int]:
-        """Numbers of the blocks that are there."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("block-*.npz"))
         return {int(match[1]) for match in found if match}
 
     def write(self, block: int, part: Part) -> None:
-        """Raises ``OSError`` when the disk is full."""
         there = {name: value for name, value in vars(part).items() if value is not None}
         with replacing(self._path(block)) as temporary, temporary.open("wb") as file:
             np.savez(file, **there)
@@ -242,23 +240,27 @@ def sample_format(name: FileFormat, sample_shape: tuple[int, ...]) -> SampleForm
     return ImageFormat(name)
 
 
-def host_samples(batch: SampleBatch) -> Tensor:
-    """uint8 images (n, 1|3, H, W), or states (n, *D) of models without images, on the host.
+def gather(batches: Iterable[SampleBatch]) -> Part:
+    """Several batches as one part; images become (n, H, W, C) uint8, other states stay as they are.
 
     Raises ``ConfigError``: the codec left latents that are no images.
     """
-    images = batch.images
-    if images.ndim == 4 and images.shape[1] not in (1, 3):
-        raise ConfigError(
-            f"The samples have {images.shape[1]} channels: they are latents, and the codec left them as they are. Name "
-            "the codec they were made with, e.g. --set codec=sd-vae."
-        )
-    return images.cpu()
-
-
-def file_array(samples: Tensor) -> np.ndarray:
-    """Images as (n, H, W, C), everything else as it is."""
-    return (samples.permute(0, 2, 3, 1) if samples.ndim == 4 else samples).contiguous().numpy()
+    samples: list[np.ndarray] = []
+    conditions: list[Condition] = []
+    seconds: list[float] = []
+    evaluations = 0.0
+    for batch in batches:
+        images = batch.images
+        if images.ndim == 4 and images.shape[1] not in (1, 3):
+            raise ConfigError(
+                f"The samples have {images.shape[1]} channels: they are latents, and the codec left them as they are. "
+                "Name the codec they were made with, e.g. --set codec=sd-vae."
+            )
+        samples.append((images.permute(0, 2, 3, 1) if images.ndim == 4 else images).cpu().contiguous().numpy())
+        conditions.append(batch.condition)
+        seconds.append(batch.seconds / len(batch.index))
+        evaluations += batch.num_evaluations * len(batch.index)
+    return Part(evaluations, np.array(seconds), class_labels(conditions), np.concatenate(samples))
 
 
 def class_labels(conditions: list[Condition]) -> np.ndarray | None:

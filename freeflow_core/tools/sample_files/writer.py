@@ -20,19 +20,9 @@ from freeflow_core.config import RuntimeConfig
 from freeflow_core.config.load import differences
 from freeflow_core.engine.process import StopRequest, choose_device, from_main, start_accelerator
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
-from freeflow_core.evaluation.sampling import Generator
+from freeflow_core.evaluation.sampling import Generator, SampleBatch
 from freeflow_core.tools.job_folder import JobFolder
-from freeflow_core.tools.sample_files.files import (
-    Blocks,
-    Part,
-    Parts,
-    SampleFormat,
-    block_size,
-    class_labels,
-    file_array,
-    host_samples,
-)
-from freeflow_core.types import Condition
+from freeflow_core.tools.sample_files.files import Blocks, Parts, SampleFormat, block_size, gather
 
 OnSamples: TypeAlias = Callable[[int, int], None]
 """``on_samples(done, total)`` after each batch of the main process; ``done`` counts those of all processes."""
@@ -195,25 +185,22 @@ class SampleWriter:
         self, generator: Generator, blocks: Blocks, todo: list[int], manifest: Manifest, stop: StopRequest
     ) -> None:
         for block in todo:
-            drawn: list[np.ndarray] = []
-            conditions: list[Condition] = []
-            seconds: list[float] = []
-            evaluations = 0.0
-            for index in blocks.batches(block, self.batch_size):
-                self._check(blocks, stop)
-                batch = generator.batch(index)
-                drawn.append(file_array(host_samples(batch)))
-                conditions.append(batch.condition)
-                seconds.append(batch.seconds / len(index))
-                evaluations += batch.num_evaluations * len(index)
-                self._tell(blocks, sum(map(len, drawn)))
+
+            def drawn(block: int = block) -> Iterator[SampleBatch]:
+                done = 0
+                for index in blocks.batches(block, self.batch_size):
+                    self._check(blocks, stop)
+                    yield generator.batch(index)
+                    done += len(index)
+                    self._tell(blocks, done)
+
+            part = gather(drawn())
+            assert part.samples is not None
             with self._writing(blocks):
                 if self._job.read() != manifest:
                     self._job.write(asdict(manifest))
-                samples = np.concatenate(drawn)
-                self.sample_format.write_block(self.folder, blocks.indices(block), samples)
-                kept = samples if self.sample_format.keeps_samples else None
-                self._parts.write(block, Part(evaluations, np.array(seconds), class_labels(conditions), kept))
+                self.sample_format.write_block(self.folder, blocks.indices(block), part.samples)
+                self._parts.write(block, part if self.sample_format.keeps_samples else replace(part, samples=None))
 
     def _finish(self, blocks: Blocks, manifest: Manifest) -> None:
         parts = [self._parts.read(block, samples=False) for block in range(len(blocks))]
