@@ -20,9 +20,8 @@ LARGEST_ANGLE = math.pi / 2
 """At full strength, in radians."""
 
 Uniform: TypeAlias = Callable[[str], Tensor]
-"""(N,) numbers in (0, 1), one an image, from the stream of that name: float64, because functions of them are best
-taken before rounding to float32. Then a library that computes a cosine differently at the end of a vector cannot make
-an image depend on its place in the batch."""
+"""(N,) numbers in (0, 1), one an image, from the stream of that name: float64, so that a library which computes a
+cosine differently at the end of a vector cannot make an image depend on its place in the batch."""
 
 Augmentation: TypeAlias = Callable[[Tensor, float, Uniform, Padding], Tensor]
 """Changed images from float images (N, C, H, W) of grey values 0 to 255, a strength in (0, 1], random numbers that do

@@ -37,9 +37,7 @@ def read_header(path: Path, decode: bool = False) -> ImageHeader:
 
     A cut-off file is found by its last bytes, or by decoding when those are not what they usually are.
 
-    Args:
-        path: the file.
-        decode: decode every pixel too, which also finds damage inside.
+    With ``decode`` every pixel is decoded too, which also finds damage inside.
 
     Raises:
         UnusableImage: it is empty, of another format, cut off, damaged, or has more than 8 bits a channel.
@@ -80,13 +78,7 @@ def _ends_well(path: Path, kind: str, length: int) -> bool:
 
 
 def decode_image(path: Path, channels: int, size: int | None, resize: Resize) -> npt.NDArray[np.uint8]:
-    """(C, H, W) uint8; transparency is dropped, as ADM does.
-
-    Args:
-        path: the file.
-        channels: 1 for grey, 3 for RGB.
-        size: side to resize and crop to; None: as it is.
-        resize: see :func:`centre_crop`.
+    """(C, H, W) uint8 in 1 or 3 channels, cropped to ``size`` if that is given; transparency is dropped, as ADM does.
 
     Raises:
         OSError, SyntaxError, ValueError, EOFError: Pillow cannot decode it.

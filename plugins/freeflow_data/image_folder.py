@@ -111,12 +111,9 @@ def scan_folder(config: ImageFolderConfig) -> Scan:
 
 
 def list_images(root: Path) -> list[str]:
-    """Every image under ``root``, by path relative to it with ``/``, sorted.
+    """Every image under ``root``, by path relative to it with ``/``, sorted; ``ConfigError`` where there is none.
 
     Links are followed; names that begin with a dot are passed over.
-
-    Raises:
-        ConfigError: there is no such folder, it cannot be read, or it holds no image.
     """
     if not root.is_dir():
         raise ConfigError(f"There is no folder {root} with images. Check source.path; a relative path starts here.")

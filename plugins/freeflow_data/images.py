@@ -188,12 +188,7 @@ class ImageSource(IndexedSource):
 
     Held-out images and those that :meth:`training_images` shows are never augmented.
 
-    Args:
-        training: images to train on, at least one.
-        held_out: images kept from training, or None.
-        num_classes: number of classes; None for unlabelled images.
-        options: order and augmentations.
-        workers: threads that read batches ahead; 0: none.
+    ``num_classes`` is None for unlabelled images; ``workers`` are threads that read batches ahead.
     """
 
     def __init__(
@@ -239,12 +234,7 @@ class ImageSource(IndexedSource):
 
 @final
 class Problems:
-    """Collects what cannot be used, kind by kind.
-
-    Args:
-        where: the data as a user knows them, such as ``"The image folder photos"``.
-        unit: what is counted, in the plural.
-    """
+    """Collects what cannot be used of ``where``, such as ``"The image folder photos"``, kind by kind."""
 
     def __init__(self, where: str, unit: str = "images") -> None:
         self.where = where
@@ -265,12 +255,7 @@ class Problems:
             self._kinds.append(f"{kind}: {number:,} ({', '.join(listed[:_SHOWN])}{more})")
 
     def settle(self, on_error: OnError, total: int, advice: str) -> None:
-        """Refuse what was found, or say on one line what is left out. Silent when nothing was found.
-
-        Args:
-            on_error: ``"refuse"`` or ``"skip"``.
-            total: how many there were to look at.
-            advice: what to do about it, one sentence.
+        """Refuse what was found, or say on one line what is left out of the ``total``. Silent when nothing was found.
 
         Raises:
             ConfigError: something was found and is not to be skipped, or nothing would be left.

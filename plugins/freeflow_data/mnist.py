@@ -89,11 +89,7 @@ class IdxFile:
 
 
 def find_idx(folder: Path, name: str) -> Path:
-    """``name`` in a folder, or ``name.gz``; also spelt with a dot, as some copies are (``train-images.idx3-ubyte``).
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """``name`` in a folder, or ``name.gz``; also spelt with a dot, as some copies are (``train-images.idx3-ubyte``)."""
     dotted = name.replace("-idx", ".idx")
     for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
         if (folder / candidate).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from freeflow_core.plugin import Component, Preset, WeightFile, hookimpl
 
@@ -36,61 +37,44 @@ def freeflow_codecs() -> Iterable[Component]:
 @hookimpl
 def freeflow_presets() -> Iterable[Preset]:
     """Teachers trained from these sources, and what becomes of students whose data are not the teacher's."""
+    presets = (
+        ("mnist", "pretrain", "pretrain-mnist", "A SiT of MNIST's digits, 28x28 in patches of 4, by flow matching"),
+        ("mnist", "distill", "mnist", "Data-free one-step student of the teacher that `pretrain --preset mnist` makes"),
+        ("mnist", "compare", "compare-mnist", "Six objectives on the MNIST teacher with equally many network passes"),
+        ("fashion-mnist", "pretrain", "pretrain-fashion-mnist", "A SiT of Fashion-MNIST's clothes, likewise"),
+        (
+            "mismatch",
+            "compare",
+            "compare-mismatch",
+            "Data-based objectives on ever more augmented data, beside FreeFlow",
+        ),
+    )
     return [
-        Preset(
-            name="mnist",
-            resource="freeflow_data:presets/pretrain-mnist.yaml",
-            command="pretrain",
-            summary="A SiT of MNIST's digits, 28x28 in patches of 4, trained from data by flow matching",
-        ),
-        Preset(
-            name="mnist",
-            resource="freeflow_data:presets/mnist.yaml",
-            command="distill",
-            summary="Data-free one-step student of the MNIST teacher that `freeflow pretrain --preset mnist` makes",
-        ),
-        Preset(
-            name="mnist",
-            resource="freeflow_data:presets/compare-mnist.yaml",
-            command="compare",
-            summary="Six objectives on the MNIST teacher with the same number of network passes",
-        ),
-        Preset(
-            name="fashion-mnist",
-            resource="freeflow_data:presets/pretrain-fashion-mnist.yaml",
-            command="pretrain",
-            summary="The same of Fashion-MNIST's clothes",
-        ),
-        Preset(
-            name="mismatch",
-            resource="freeflow_data:presets/compare-mismatch.yaml",
-            command="compare",
-            summary="Ever more augmented data for two data-based objectives, beside FreeFlow, on the digits teacher",
-        ),
+        Preset(name, f"freeflow_data:presets/{file}.yaml", command=command, summary=summary)
+        for name, command, file, summary in presets
     ]
 
 
 @hookimpl
 def freeflow_weights() -> Iterable[WeightFile]:
     """The two published autoencoders that SiT, REPA, DiT and FreeFlow work with."""
+    known: dict[str, dict[str, Any]] = {
+        "mse": {
+            "summary": "Stable Diffusion's autoencoder, decoder finetuned for smooth reconstructions",
+            "revision": "31f26fdeee1355a5c34592e401dd41e45d25a493",
+            "size": 334_643_276,
+            "sha256": "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+        },
+        "ema": {"summary": "Stable Diffusion's autoencoder, decoder finetuned with the original loss"},
+    }
     return [
         WeightFile(
-            name="sd-vae-ft-mse",
-            summary="Stable Diffusion's autoencoder, decoder finetuned for smooth reconstructions",
+            f"sd-vae-ft-{variant}",
             filename="diffusion_pytorch_model.safetensors",
-            repository="stabilityai/sd-vae-ft-mse",
-            revision="31f26fdeee1355a5c34592e401dd41e45d25a493",
-            size=334_643_276,
-            sha256="a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+            repository=f"stabilityai/sd-vae-ft-{variant}",
+            source=f"https://huggingface.co/stabilityai/sd-vae-ft-{variant}",
             licence="MIT",
-            source="https://huggingface.co/stabilityai/sd-vae-ft-mse",
-        ),
-        WeightFile(
-            name="sd-vae-ft-ema",
-            summary="Stable Diffusion's autoencoder, decoder finetuned with the original loss",
-            filename="diffusion_pytorch_model.safetensors",
-            repository="stabilityai/sd-vae-ft-ema",
-            licence="MIT",
-            source="https://huggingface.co/stabilityai/sd-vae-ft-ema",
-        ),
+            **more,
+        )
+        for variant, more in known.items()
     ]

@@ -49,10 +49,8 @@ class SDVAECodec(Codec):
 
     The weights are loaded at the first image, and never without one: data-free training works on latents alone.
 
-    Args:
-        locate: path of the weights; called once, at the first image. It may download.
-        device: where the autoencoder runs; results lie where the input lay.
-        seed: of the posterior's noise, with ``posterior: sample``.
+    ``locate`` gives their path, and may download; ``seed`` is that of the posterior's noise. Results lie where the
+    input lay.
     """
 
     def __init__(self, config: SDVAEConfig, locate: Callable[[], Path], device: torch.device, seed: int) -> None:

@@ -30,10 +30,7 @@ class SmallVAECodec(Codec):
 
     Draws of the states have zero mean and unit deviation per channel over the images it was trained on.
 
-    Args:
-        network: frozen; moved to ``device``. Results lie where the input lay.
-        device: where the network runs.
-        batch_size: images that pass through the network at once.
+    Results lie where the input lay; ``batch_size`` images pass through the network at once.
     """
 
     def __init__(self, network: SmallAutoencoder, device: torch.device, batch_size: int = 256) -> None:
@@ -131,10 +128,7 @@ class SmallAutoencoder(nn.Module):
         shift, scale: (c,) buffers; (latent - shift) * scale has zero mean and unit deviation per channel over the
             training images. 0 and 1 until training ends.
 
-    Args:
-        image_shape: (C, H, W) of the images.
-        latent_channels: channels of a latent.
-        widths: channels at a half and at a quarter of the resolution.
+    ``widths`` are channels at a half and at a quarter of the resolution.
     """
 
     shift: Tensor

@@ -38,10 +38,7 @@ K = TypeVar("K", bound=Kept)
 class DistanceEvaluator(Evaluator, Generic[K]):
     """``<prefix>_data`` and ``<prefix>_teacher``: distances to held-out data and to the many-step teacher's samples.
 
-    Args:
-        prefix: of the scores' names.
-        network: what turns samples into points.
-        most: held-out images looked at; None: all.
+    ``network`` turns samples into points; at most ``most`` held-out images are looked at.
     """
 
     def __init__(self, prefix: str, network: FeatureNetwork, most: int | None = None) -> None:
@@ -117,8 +114,7 @@ def energy_distance(first: Tensor, second: Tensor) -> float:
     may come out slightly negative. It is 0 in the limit only for equal distributions, and needs no network. float64
     throughout; memory is bounded by working block by block.
 
-    Args:
-        first, second: (N, *D) and (M, *D), flattened to points.
+    (N, *D) and (M, *D) are flattened to points.
 
     Raises:
         ValueError: fewer than two points on either side.
@@ -183,11 +179,7 @@ def kernel_distance(first: Tensor, second: Tensor, *, num_subsets: int, subset_s
 
     Computed by clean-fid, on subsets that depend on ``seed`` alone. It can be slightly negative: unbiased.
 
-    Args:
-        first, second: features (N, F) and (M, F).
-        num_subsets: subsets averaged over.
-        subset_size: rows drawn from each, without replacement; at most min(N, M).
-        seed: in [0, 2**32).
+    Features are (N, F) and (M, F); at most ``subset_size`` rows are drawn from each, without replacement.
 
     Raises:
         ValueError: fewer than two rows on either side.

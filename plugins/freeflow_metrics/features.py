@@ -90,11 +90,7 @@ class SmallNetwork(nn.Module):
     Strides instead of pooling and GELU throughout, so features are smooth in the pixels; taken before the
     non-linearity they are close to Gaussian, which is what the Fréchet distance assumes.
 
-    Args:
-        image_shape: (C, H, W) of the images.
-        dim: number of features.
-        num_classes: classes.
-        widths, strides: of the three convolutions.
+    ``image_shape`` is (C, H, W), ``dim`` the number of features; ``widths`` and ``strides`` are the convolutions'.
     """
 
     def __init__(
@@ -140,10 +136,6 @@ class SmallNetwork(nn.Module):
 @final
 class SmallFeatures(FeatureNetwork):
     """A :class:`SmallNetwork` with its weights: packaged, or trained by the user.
-
-    Args:
-        state: as ``python -m freeflow_metrics.train_features`` writes it.
-        name: identifies the features: equal names mean equal features.
 
     Raises:
         CheckpointError: ``state`` does not describe such a network.

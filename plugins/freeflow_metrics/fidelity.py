@@ -101,17 +101,8 @@ def derivative_residual(
     f(z, d) = z - d u(z, 1, 1 - d) is the student's jump from the prior. Zero everywhere only for a student that moves
     along the teacher's (guided) field.
 
-    Args:
-        student, teacher: the networks.
-        z: (N, *D) prior draws, on the networks' device.
-        condition: N conditions, there too.
-        guidance: of the teacher, and the student's guidance input; None for neither.
-        duration: d in (0, 1].
-        method: of du/dd.
-        step: of a central difference, which stays inside (0, 1].
-
-    Returns:
-        (N,), in squared state units.
+    ``z`` (N, *D) and the conditions are on the networks' device; ``guidance`` is the teacher's, and the student's
+    input; ``duration`` d lies in (0, 1], and so does a central difference of ``step``.
     """
     if method is DerivativeMethod.CENTRAL:
         duration = min(max(duration, step), 1 - step)

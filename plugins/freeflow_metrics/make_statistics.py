@@ -19,7 +19,7 @@ from freeflow_core.files import replacing
 from freeflow_metrics.config import FrechetConfig
 from freeflow_metrics.features import FeatureNetwork, build_features, image_features
 from freeflow_metrics.frechet import RunningMoments
-from freeflow_metrics.train_features import make_source
+from freeflow_metrics.train_features import SourceSettings, make_source
 
 
 def statistics(network: FeatureNetwork, images: Tensor) -> RunningMoments:
@@ -33,9 +33,7 @@ def statistics(network: FeatureNetwork, images: Tensor) -> RunningMoments:
 def main(
     output: Annotated[Path, typer.Option(help="Where to write the .npz file with mu, sigma and count.")],
     source: Annotated[str, typer.Option(help="Name of a source with images in memory.")] = "mnist",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the source; repeatable.")
-    ] = None,
+    settings: SourceSettings = None,
     split: Annotated[Literal["held-out", "training"], typer.Option(help="Which of its images.")] = "held-out",
     features: Annotated[str, typer.Option(help="A packaged feature network, or file.")] = "mnist",
     features_file: Annotated[Path | None, typer.Option(help="With features file: the network.")] = None,

@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import typer
@@ -34,6 +34,9 @@ _WEIGHT_DECAY = 0.01
 _DROPOUT = 0.2
 _LABEL_SMOOTHING = 0.05
 _NOISE = 0.1
+SourceSettings: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the source; repeatable.")
+]
 _SHIFT = 0.125
 """Largest shift, as a share of the side, rounded down to whole pixels but one at least."""
 
@@ -111,9 +114,7 @@ def training_digest(images: Tensor) -> str:
 def main(
     output: Annotated[Path, typer.Option(help="Where to write the .safetensors file.")],
     source: Annotated[str, typer.Option(help="Name of a source with labelled images in memory.")] = "digits",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the source; repeatable.")
-    ] = None,
+    settings: SourceSettings = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of 128 images.")] = 2_500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the batches and the augmentation.")] = 0,
 ) -> None:

@@ -60,9 +60,7 @@ class Conditions(nn.Module):
 def read_embeddings(path: Path, expected: tuple[str, ...] = ()) -> Conditions:
     """A table of conditions from a file.
 
-    Args:
-        path: ``.safetensors``, or ``.npz`` without pickled objects.
-        expected: names that must be there, and no others; empty: any.
+    It is ``.safetensors``, or ``.npz`` without pickled objects; with ``expected`` names these and no others.
 
     Raises:
         ConfigError: not such a file, or tensors that do not belong together.
@@ -130,13 +128,8 @@ class KeepsDtype(nn.Module):
 class ForeignNetwork(KeepsDtype):
     """A frozen network with its conditions, in evaluation mode whatever the run asks for.
 
-    Args:
-        function: what is called; its tensors move with this module where it is a torch module.
-        options: how it is called, and its dtype: None for as it comes, following a run from float32 to float64 and
-            back. 16 bits stay so.
-        conditions: what labels stand for.
-        name: of the network, in errors.
-        is_program: a saved program, whose dtype is part of it; torch.export's refuse ``eval()`` too.
+    With the option ``dtype`` None it follows a run from float32 to float64 and back; 16 bits stay so. ``name`` is for
+    errors; ``is_program`` says that it is a saved program, whose dtype is part of it (and that may refuse ``eval()``).
     """
 
     def __init__(

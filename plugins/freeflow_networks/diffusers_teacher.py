@@ -34,12 +34,7 @@ class DiffusersTeacher(KeepsDtype, Teacher):
     latents with their places. The prompts are the rows of a file of embeddings; prompt i is class i, and the file's
     negative row, where there is one, the null class K, so that students and evaluators of classes can follow.
 
-    Args:
-        network: one of diffusers' two classes, frozen here.
-        conditions: ``prompt_embeds`` and ``pooled_prompt_embeds``.
-        size: height and width of the latents.
-        guidance_embedding: what a guidance-distilled FLUX is fed; others take none.
-        dtype: what the network was asked to be, whatever the run's precision; None: 16 bits stay so all the same.
+    ``size`` is (height, width) of the latents; ``dtype`` what the network was asked to be, whatever the run's.
 
     Raises:
         ConfigError: embeddings or a size that the network does not take.

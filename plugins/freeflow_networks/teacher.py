@@ -134,11 +134,6 @@ class OwnNetworkTeacher(ConvertibleTeacher):
 
     Outside the convention's time range the field is continued constantly in t. Where the answer is divided by a small
     number near an end (a prediction of data, noise or score), autocast and TF32 are off.
-
-    Args:
-        network: called with its own states and times.
-        convention: what that means.
-        sample_shape: ``*D``.
     """
 
     def __init__(self, network: ForeignNetwork, convention: Convention, sample_shape: tuple[int, ...]) -> None:

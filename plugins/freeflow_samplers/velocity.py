@@ -154,11 +154,10 @@ class HeunSampler(SteppingSampler, VelocitySampler):
 class AdaptiveSampler(SteppingSampler, VelocitySampler):
     """Dormand-Prince 5(4): each step keeps the root-mean-square error of the *worst sample* within the tolerance.
 
-    The grid gives the start, the end, and the times ``on_step`` is told about (interpolated); the steps are the
-    solver's own. All samples of a batch share them, so a sample's result depends, within the tolerance, on the samples
-    beside it: use a fixed-step sampler where that matters. The step-size control reads the error back after every
-    step, so the host waits for the device. Guidance jumps at its interval's ends; the path is cut there, and each
-    piece is guided throughout or not at all.
+    The grid gives the start, the end, and the times ``on_step`` is told about (interpolated). All samples of a batch
+    share the solver's own steps, so a result depends, within the tolerance, on the samples beside it; the host waits
+    for the device after every step. Guidance jumps at its interval's ends; the path is cut there, and each piece is
+    guided throughout or not at all.
     """
 
     _config: AdaptiveConfig

@@ -304,10 +304,7 @@ class MixtureSource(Source):
     Sample i and its label are a function of (seed, i) alone: the label from p(c), the state from p(x | c). No sample
     is ever seen twice, so a data-based objective here meets its assumptions exactly.
 
-    Args:
-        mixture: what is sampled.
-        seed: in [0, 2**63).
-        num_held_out: samples returned by ``held_out``, of a stream of their own.
+    The ``num_held_out`` samples of ``held_out`` are of a stream of their own.
     """
 
     encoded_by = "states"

@@ -28,11 +28,9 @@ _EXTRA_INPUTS = ("dt_embedder", "gw_embedder")
 class DiffusionTransformer(nn.Module):
     """SiT / DiT with two further inputs, both optional: the duration of a jump and the guidance weight.
 
-    Peebles & Xie 2022, Ma et al. 2024, whose parameter names it keeps; the
-    further inputs as in FreeFlow (Tong et al. 2025). Their embedders end in a zero layer, so a
-    network that takes all other weights from a velocity network answers exactly as that one at every duration and
-    guidance weight. Released networks differ in time and sign; their weights are never altered, and teachers and
-    students convert with :meth:`own_time` and :meth:`velocity`.
+    Peebles & Xie 2022, Ma et al. 2024, whose parameter names it keeps; the further inputs as in FreeFlow (Tong et al.
+    2025). Their embedders end in a zero layer, so a network that takes all other weights from a velocity network
+    answers exactly as that one. Released networks differ in time and sign: :meth:`own_time` and :meth:`velocity`.
 
     Args:
         config: shape, size and inputs.
@@ -116,25 +114,16 @@ class DiffusionTransformer(nn.Module):
         return self._join_patches(self.final_layer(tokens, c)).to(x_t.dtype)
 
     def own_time(self, t: Tensor) -> Tensor:
-        """What the network is fed for times ``t`` (N,) of this project: t itself, or 1 - t where its data is at 1.
-
-        A duration t - s is the same positive number in both directions and needs no conversion.
-        """
+        """What the network is fed for times ``t`` (N,): t itself, or 1 - t where its data is at 1."""
         return 1 - t if self.config.time_direction == "data-at-1" else t
 
     def velocity(self, output: Tensor) -> Tensor:
-        """noise - data (N, C, H, W) of the raw output (N, C or 2C, H, W): its first C channels, negated where needed.
-
-        The same for an average velocity, which is a mean of such velocities.
-        """
+        """noise - data (N, C, H, W), or a mean of it, of the raw output (N, C or 2C, H, W), negated where needed."""
         first = output[:, : self._channels]
         return -first if self.config.sign == "data-minus-noise" else first
 
     def _run(self, block: nn.Module, tokens: Tensor, c: Tensor) -> Tensor:
-        """One block; with ``checkpoint_activations``, a gradient pass keeps its inputs alone and runs it again later.
-
-        Passes without gradient keep nothing anyway, and forward mode, which runs among them, knows no recomputation.
-        """
+        # Passes without gradient keep nothing anyway; forward mode, which runs among them, knows no recomputation.
         if self.checkpoint_activations and torch.is_grad_enabled():
             # No block draws random numbers, so there is no generator state to restore.
             again: Tensor = checkpoint(block, tokens, c, use_reentrant=False, preserve_rng_state=False)
@@ -241,9 +230,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class ScalarEmbedder(nn.Module):
     """A number per sample (N,), on any device, as (N, width): sinusoidal features and a two-layer MLP.
 
-    The number enters as it is, without the factor 1000 of discrete-time models: the highest frequency is 1 radian, so
-    the result varies slowly enough for finite differences (and float32) to resolve. It runs without autocast for the
-    same reason, at a cost that is N rows rather than N T tokens.
+    Without the factor 1000 of discrete-time models and without autocast, so that finite differences can resolve it.
     """
 
     def __init__(self, width: int) -> None:
@@ -268,10 +255,9 @@ def sinusoidal_features(values: Tensor, num_features: int = NUM_FEATURES) -> Ten
 
 
 def position_embedding(rows: int, columns: int, width: int) -> Tensor:
-    """(1, rows * columns, width) float32, fixed: half the channels encode the column, half the row.
+    """(1, rows * columns, width) float32: half the channels encode the column, half the row, in the order of DiT.
 
-    Each half is sin, then cos, of p / 10000^(i / (width / 4)) (Vaswani et al. 2017, section 3.5; the order of DiT and
-    MAE). ``width`` is a multiple of 4.
+    Each half is sin, then cos, of p / 10000^(i / (width / 4)) (Vaswani et al. 2017, section 3.5).
     """
     frequencies = _MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     row, column = torch.meshgrid(

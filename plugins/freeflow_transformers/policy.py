@@ -28,10 +28,9 @@ _HEAD = "final_layer"
 class PolicyHead(nn.Module):
     """Tokens (N, T, width) to the patches of several images of C channels each, (N images, T, patch_size^2 C).
 
-    In the place of :class:`freeflow_transformers.network.FinalLayer`, whose parameter names it keeps, it lets the
-    network answer with as many images a sample as a policy has parts, folded into the batch: K velocities; for ``gm``
-    K logits, one channel each, in as many images as they fill; and one image that holds the logarithm of the deviation
-    everywhere, predicted from the conditioning alone, which gets no gradient from it.
+    In the place of :class:`freeflow_transformers.network.FinalLayer`, whose names it keeps, it answers with as many
+    images a sample as a policy has parts, folded into the batch: K velocities; for ``gm`` K logits, one channel each;
+    and one image of the logarithm of the deviation, predicted from the conditioning alone, which gets no gradient.
     On the device ``meta`` it has its shapes alone; elsewhere ``generator``, of the host, draws what starts at random.
     """
 
@@ -77,11 +76,7 @@ class PolicyHead(nn.Module):
 
     @torch.no_grad()
     def take(self, linear: nn.Linear, generator: torch.Generator) -> None:
-        """Start every velocity as a velocity network's last layer, (patch_size^2 out_channels, width), logits at 0.
-
-        Of its out_channels the first C are the velocity. The components of ``gm`` differ by ``mean_noise``, each and
-        in each channel by another number.
-        """
+        """Start every velocity as a velocity network's last layer, (patch_size^2 out_channels, width), logits at 0."""
         for own, other in ((self.linear.weight, linear.weight), (self.linear.bias, linear.bias)):
             velocities = self._velocities(own.zero_())
             pixels = velocities.shape[1]
@@ -120,11 +115,8 @@ class PolicyTransformer(PolicyStudent):
     ``forward`` gives (N, P, H, W): the policy's velocities and, for ``gm``, logits at every pixel and one deviation a
     sample. t and d = t - s are inputs, and by default the guidance weight, as for the student ``transformer``.
 
-    Args:
-        network: with the duration as an input, and no learnt variances; its last layer is replaced.
-        options: of the policy.
-        seed: of the new parts.
-        from_teacher: whether ``load_teacher`` copies weights, or leaves the network as it is.
+    ``network`` has no learnt variances, and its last layer is replaced; ``seed`` is that of the new parts, and
+    ``from_teacher`` says whether ``load_teacher`` copies weights.
     """
 
     def __init__(

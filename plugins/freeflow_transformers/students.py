@@ -43,12 +43,7 @@ _BACKBONE = ("depth", "width", "num_heads", "patch_size", "mlp_ratio", "qk_norm"
 
 
 class TransformerStudent(AverageVelocityStudent):
-    """Base: a transformer whose output is a velocity in its own convention.
-
-    Args:
-        network: see the subclass.
-        weights: what the network holds: see :data:`Weights`.
-    """
+    """Base: a transformer whose output is a velocity in its own convention."""
 
     def __init__(self, network: DiffusionTransformer, *, weights: Weights = "teacher") -> None:
         super().__init__()
@@ -86,10 +81,6 @@ class TransformerStudent(AverageVelocityStudent):
             raise CheckpointError(f"The checkpoint holds another kind of network. {error}") from None
 
     def export(self, path: Path) -> str:
-        """Write the published format, ``.safetensors`` or ``.pt``; what was written, in words.
-
-        Raises ``ConfigError`` for a network or suffix it cannot hold, ``CheckpointError`` when writing fails.
-        """
         return export_released(self.network_state(), path)
 
 
@@ -97,9 +88,8 @@ class TransformerStudent(AverageVelocityStudent):
 class FlowMapTransformer(TransformerStudent):
     """u(x_t, t, s, c, w): the transformer with the duration d = t - s, and by default the guidance weight w, as inputs.
 
-    Both enter their sinusoidal embedding as they are: d lies in [0, 1] like t, and weights of 1 to 8 span one radian to
-    eight of the highest frequency, neither flat nor aliased. A weight of None means 1. Without the guidance input
-    weights are ignored: the student knows only the one it was trained at.
+    A weight of None means 1. Without the guidance input weights are ignored: the student knows only the one it was
+    trained at.
     """
 
     def check(self, architecture: TransformerConfig) -> None:
@@ -129,8 +119,7 @@ class FlowMapTransformer(TransformerStudent):
 class VelocityTransformer(TransformerStudent):
     """v(x_t, t, c): the transformer alone, to be trained into a teacher. It ignores s and guidance.
 
-    Its u(x_t, t, s) is v(x_t, t) for every s, so its jump is one Euler step. The null class is row ``num_classes``;
-    dropping labels to it is the objective's business. An unconditional one ignores labels.
+    Its u(x_t, t, s) is v(x_t, t) for every s, so its jump is one Euler step. An unconditional one ignores labels.
     """
 
     def check(self, architecture: TransformerConfig) -> None:
@@ -183,8 +172,6 @@ def student_architecture(
     """The architecture of a student: as asked, else as the teacher, else a small default.
 
     Args:
-        options: what the user asked for.
-        context: the teacher and the source that fill the gaps.
         num_classes: 0 for an unconditional network; None: the teacher's, else the source's.
         jump, guidance: further inputs; ``guidance`` None: exactly when the network has classes.
 

@@ -31,10 +31,9 @@ DIGITS_ASSET = DigitsTeacherConfig.asset
 
 
 class NetworkTeacher(Teacher):
-    """Base: a frozen network conditioned on (N,) integer labels, or unconditional. Subclasses give its velocity.
+    """Base: a frozen network conditioned on (N,) integer labels, or unconditional.
 
-    Raises:
-        ConfigError: the network is a student: it takes a duration or a guidance weight.
+    Raises ``ConfigError`` for a student's network: it takes a duration or a guidance weight.
     """
 
     def __init__(self, network: DiffusionTransformer) -> None:
@@ -131,10 +130,9 @@ class NoiseTeacher(NetworkTeacher):
     It is asked at the state of the schedule with the signal-to-noise ratio of x_t, and at its fractional step. Euler
     steps of this field between the schedule's own times are DDIM steps (Song et al. 2021, eq. 12 with sigma = 0).
 
-    Beyond the first and the last step (t = 0.0099 and 0.9937 for DiT) the field is continued constantly in t.
-    ``time_range`` are these ends: objectives that choose their own states stay between them, where state and step
-    belong together; a sampler that starts at t = 1 uses the continuation. Near the last step 1 / (1 - t) amplifies
-    errors of e up to 158 times, so the network runs in float32 at least, without autocast and TF32.
+    Beyond the first and the last step (t = 0.0099 and 0.9937 for DiT), which are ``time_range``, the field is continued
+    constantly in t. Near the last step 1 / (1 - t) amplifies errors of e up to 158 times, so the network runs in
+    float32 at least, without autocast and TF32.
 
     Raises:
         ConfigError: the network is a student, or predicts a velocity.

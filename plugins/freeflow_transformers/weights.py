@@ -105,9 +105,7 @@ def differences(found: TransformerConfig, expected: Mapping[str, Any]) -> list[s
 def refuse_noise_prediction(teacher: TransformerConfig) -> None:
     """Raise :class:`ConfigError` for a teacher that predicts the noise: its weights are no start for a student.
 
-    On the linear path its velocity is (e - x_t) / (1 - t). A student is asked at t = 1, where that division amplifies
-    whatever e is off by, and the gradient with respect to it, 158 times at the schedule's end (bf16 alone rounds e by
-    0.004). A student must predict the velocity itself.
+    On the linear path its velocity is (e - x_t) / (1 - t), and a student is asked at t = 1.
     """
     if teacher.prediction == "noise":
         raise ConfigError(

@@ -138,11 +138,7 @@ def describe(architecture: TransformerConfig) -> str:
 
 
 def released_state_dict(state: NetworkState) -> dict[str, Tensor]:
-    """The tensors under their published names, unaltered; they share memory with ``state``.
-
-    A flow map becomes a FreeFlow student, a velocity network a SiT or REPA checkpoint. The convention, which the
-    format does not hold, stays what it is: see :func:`released_family`. Raises ``ConfigError`` for other networks.
-    """
+    """The tensors under their published names, unaltered. Raises ``ConfigError`` where there are no such names."""
     architecture = _exportable(state)
     return {released_name(name, student=architecture.jump): tensor for name, tensor in state.tensors.items()}
 

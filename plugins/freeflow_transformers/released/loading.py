@@ -70,9 +70,7 @@ class LoadedNetwork:
         image, almost parallel to z. A network of the opposite convention answers almost the opposite; one that predicts
         the noise answers z. Random weights answer something unrelated.
 
-        Args:
-            model: on its device.
-            answer: its velocity, or the noise it predicts, for states, times and labels.
+        ``answer`` is its velocity, or the noise it predicts, for states, times and labels.
 
         Raises:
             CheckpointError: the network answers the opposite of what its convention says.
@@ -279,10 +277,9 @@ def load_student_network(config: ReleasedStudentConfig, context: BuildContext) -
 def released_student(
     shapes: Shapes, path: Path, *, family: str | None = None, num_heads: int | None = None
 ) -> TransformerConfig:
-    """The architecture of a published student, with its convention.
+    """The architecture and convention of a published student, from ``shapes`` by their published names.
 
-    ``shapes`` are by their published names, and ``path`` is for errors. Without ``family`` and ``num_heads`` they must
-    tell. Raises as :func:`load_student_network` does.
+    ``path`` is for errors. Raises as :func:`load_student_network` does.
     """
     detected = detect(shapes, path, num_heads)
     student, families = detected.architecture.model_copy(update={"jump": True, "guidance": True}), detected.families

@@ -44,10 +44,8 @@ def read_checkpoint(path: Path, entry: Entry | None = None, *, shapes_only: bool
     The format is told by the content, never by the name. Pickles are read with ``weights_only``, so that nothing in
     them is executed; of other objects than tensors only ``argparse.Namespace`` is let in.
 
-    Args:
-        path: the file.
-        entry: which weights of a training checkpoint; None: ``ema``, else ``model``.
-        shapes_only: leave the tensors on the meta device: names and shapes without their data.
+    ``entry`` says which weights of a training checkpoint; None: ``ema``, else ``model``. With ``shapes_only`` the
+    tensors are on the meta device.
 
     Raises:
         CheckpointError: missing, damaged or foreign files, pickles that hold code, and entries that are not there.
