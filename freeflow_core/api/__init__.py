@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from freeflow_core.api.checking import TeacherCheck, check_teacher
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
-from freeflow_core.api.sampling import sample
 from freeflow_core.api.scoring import evaluate, search
 from freeflow_core.api.training import compare, distill, plan, pretrain, resolve_config
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.engine.run import RunResult
 from freeflow_core.tools.compare.runner import CompareResult
-from freeflow_core.tools.cost import Plan, RolePlan
+from freeflow_core.tools.cost.plan import Plan
+from freeflow_core.tools.cost.step import RolePlan
 from freeflow_core.tools.doctor import diagnose
 from freeflow_core.tools.encode import Encoded, encode
+from freeflow_core.tools.sample_files.sample import sample
 from freeflow_core.tools.sample_files.writer import SampleResult
 from freeflow_core.tools.search import SearchResult
 from freeflow_core.types import Check

@@ -71,7 +71,13 @@ def check_teacher(
     if num is not None and num < 2:
         raise ConfigError(f"The check needs at least 2 samples, got {num}.")
     manager = manager or Manager.load()
-    choices = _choices(teacher, config_file, settings)
+    written = read_config_file(config_file) if config_file is not None else {}
+    parts: dict[str, Any] = {"teacher": {}, "codec": {"name": "pixels"}}
+    parts = merge(parts, {kind: written[kind] for kind in parts if written.get(kind) is not None})
+    parts = lay_settings(merge(parts, {"teacher": teacher} if teacher is not None else {}), settings, closed=True)
+    if not parts["teacher"].get("name"):
+        raise ConfigError("There is no teacher to check. Give --teacher NAME, or --config FILE with one in it.")
+    choices = {kind: ComponentChoice.model_validate(choice) for kind, choice in parts.items()}
     runtime = RuntimeConfig.model_validate({"device": device, "precision": precision})
     chosen = choose_device(runtime)
     builder = Builder(Registry(manager), chosen, seed, precision)
@@ -82,17 +88,6 @@ def check_teacher(
     if output is not None and report.samples is not None:
         file = _write(report.samples, builder.build("codec", choices["codec"], teacher=built), output)
     return TeacherCheck(choices["teacher"].name, report.checks, report.proposals, file)
-
-
-def _choices(teacher: str | None, config_file: Path | None, settings: Iterable[str]) -> dict[str, ComponentChoice]:
-    written = read_config_file(config_file) if config_file is not None else {}
-    parts: dict[str, Any] = {"teacher": {}, "codec": {"name": "pixels"}}
-    parts = merge(parts, {kind: written[kind] for kind in parts if written.get(kind) is not None})
-    parts = merge(parts, {"teacher": teacher} if teacher is not None else {})
-    parts = lay_settings(parts, settings, closed=True)
-    if not parts["teacher"].get("name"):
-        raise ConfigError("There is no teacher to check. Give --teacher NAME, or --config FILE with one in it.")
-    return {kind: ComponentChoice.model_validate(choice) for kind, choice in parts.items()}
 
 
 def _write(samples: Tensor, codec: Codec, folder: Path) -> Path:

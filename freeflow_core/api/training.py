@@ -15,7 +15,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.runner import CompareResult, Comparison, each_message_once
-from freeflow_core.tools.cost import Plan, make_plan
+from freeflow_core.tools.cost.plan import Plan, make_plan
 
 
 def resolve_config(

@@ -23,7 +23,7 @@ from freeflow_core.interfaces import Codec, Source
 from freeflow_core.network_file import load_tensors, save_tensors
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.job_folder import JobFolder
-from freeflow_core.types import Batch, Condition
+from freeflow_core.types import Batch
 
 FORMAT, VERSION = "freeflow-latents", 1
 StoredType = Literal["float32", "float16"]
@@ -274,12 +274,7 @@ def _stored(batch: Batch, count: int, codec: Codec, job: Job, device: torch.devi
             f"The codec {job.codec['name']!r} made states that are not finite or do not fit {job.dtype}. Use another "
             "precision of the codec, or --dtype float32."
         )
-    return states | {name: value[:count] for name, value in _named_labels(batch.condition).items()}
-
-
-def _named_labels(condition: Condition) -> dict[str, Tensor]:
-    if condition is None:
-        return {}
-    if isinstance(condition, dict):
-        return {f"labels.{name}": value for name, value in condition.items()}
-    return {"labels": condition}
+    labels = batch.condition
+    if isinstance(labels, Tensor):
+        return states | {"labels": labels[:count]}
+    return states | {f"labels.{name}": value[:count] for name, value in (labels or {}).items()}

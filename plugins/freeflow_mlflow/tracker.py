@@ -1,14 +1,17 @@
-"""A run's journal as an MLflow run."""
+"""A run's journal as an MLflow run; addresses, names and parameters as MLflow takes them."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import posixpath
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
 from PIL import Image
@@ -18,15 +21,15 @@ from freeflow_core.interfaces.journal import Artifact, Journal, Metrics, Picture
 from freeflow_core.interfaces.tracker import Tracker
 from freeflow_core.tracking import Sender, redact
 from freeflow_core.types import RunInfo
-from freeflow_mlflow import names
 from freeflow_mlflow.config import MlflowConfig
-from freeflow_mlflow.names import parameters, safe_name, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _log = logging.getLogger("freeflow")
 _T = TypeVar("_T")
+MAX_PARAMETER, MAX_TAG = 6000, 5000
+_SQLITE = re.compile(r"^sqlite(\+\w+)?:///")
 _METRICS_PER_REQUEST, _OTHERS_PER_REQUEST = 1000, 100
 _KEY, _PARENT_KEY, _PARENT = "freeflow.key", "freeflow.parent_key", "mlflow.parentRunId"
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
@@ -72,11 +75,11 @@ class MlflowTracker(Tracker):
     def open(self, run: RunInfo, journal: Journal, notes: dict[str, Any], since: int | None) -> bool:
         uri, config = self._uri(run), self._config
         prepare_environment(config)
-        with nullcontext() if names.is_server(uri) else _MAKING_TABLES:
+        with nullcontext() if is_server(uri) else _MAKING_TABLES:
             from mlflow import MlflowClient
 
             self._client = MlflowClient(tracking_uri=uri)
-            experiment = self._experiment(names.artifact_location(uri))
+            experiment = self._experiment(artifact_location(uri))
         key, earlier = run.key or str(run.folder.resolve()), notes.get("run_id")
         found = next(iter(self._search(experiment, _KEY, key)), None)
         is_new = found is None
@@ -86,7 +89,7 @@ class MlflowTracker(Tracker):
             self._client.update_run(found.info.run_id, status="RUNNING")
         self._id = found.info.run_id
         if self._id != earlier:
-            _log.info("MLflow run %s: %s", self._id, names.view_hint(uri, experiment, self._id))
+            _log.info("MLflow run %s: %s", self._id, view_hint(uri, experiment, self._id))
             since = None
         if since is None:
             notes["nonfinite"] = {}
@@ -135,7 +138,7 @@ class MlflowTracker(Tracker):
         self._client.set_terminated(self._id, _STATUS.get(status, "FAILED"), _milliseconds(time))
 
     def _uri(self, run: RunInfo) -> str:
-        return names.tracking_uri(self._config.uri, run.parent.folder if run.parent else run.folder)
+        return tracking_uri(self._config.uri, run.parent.folder if run.parent else run.folder)
 
     def _experiment(self, location: str | None) -> str:
         """Its id. Raises :class:`ConfigError` when it was deleted."""
@@ -160,7 +163,7 @@ class MlflowTracker(Tracker):
         tags = {"mlflow.source.name": f"freeflow {run.command}", "freeflow.folder": folder, **run.tags, **config.tags}
         tags |= {_KEY: key} | ({_PARENT_KEY: run.parent.key} if run.parent else {})
         tags |= {"freeflow.previous_run": lost} if lost else {}
-        tags = {name: shorten(text, names.MAX_TAG) for name, text in tags.items()}
+        tags = {name: shorten(text, MAX_TAG) for name, text in tags.items()}
         started = _milliseconds(journal.status().get("started", 0.0))
         return self._client.create_run(experiment, started, tags, config.run_name or run.name)
 
@@ -182,7 +185,7 @@ class MlflowTracker(Tracker):
         for params in _batches(new, _OTHERS_PER_REQUEST):
             self._client.log_batch(self._id, params=params, synchronous=True)
         if changed := [f"{name}={value}" for name, value in wanted.items() if logged.get(name, value) != value]:
-            self._client.set_tag(self._id, "freeflow.changed_on_resume", shorten("; ".join(changed), names.MAX_TAG))
+            self._client.set_tag(self._id, "freeflow.changed_on_resume", shorten("; ".join(changed), MAX_TAG))
 
     def _read_metrics_back(self, journal: Journal, since: int, logged: Iterable[str]) -> _Taken:
         histories = (self._client.get_metric_history(self._id, name) for name in logged)
@@ -240,3 +243,65 @@ def _batches(values: list[_T], size: int) -> Iterator[list[_T]]:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def tracking_uri(configured: str | None, run_folder: Path) -> str:
+    """The configured URI, else the environment's, else ``mlflow.db`` next to the folder of the run.
+
+    For a run of a comparison that is the comparison's folder, so that all its runs are in one store.
+    """
+    beside = f"sqlite:///{(run_folder.resolve().parent / 'mlflow.db').as_posix()}"
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or beside
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment keeps its files: next to a sqlite file; ``None`` leaves the choice to the server.
+
+    MLflow's own choice for sqlite is a folder in the working directory, which a later run may not share.
+    """
+    if not (match := _SQLITE.match(uri)):
+        return None
+    return (Path(uri[match.end() :].partition("?")[0]).resolve().parent / "mlartifacts").as_uri()
+
+
+def is_server(uri: str) -> bool:
+    """False where this process itself opens the database, and may make its tables."""
+    return uri.startswith(("http:", "https:", "databricks"))
+
+
+def view_hint(uri: str, experiment_id: str, run_id: str) -> str:
+    """What to open, or to run, to look at a run."""
+    if is_server(uri):
+        return f"{redact(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"mlflow ui --backend-store-uri {redact(uri)}"
+
+
+def safe_name(name: str) -> str:
+    """``name`` as MLflow accepts it: letters, digits and ``_ - . / space``, no path that climbs, 250 characters."""
+    clean = posixpath.normpath(re.sub(r"[^A-Za-z0-9_\-. /]", "_", name)).lstrip("./")
+    return clean[:250] or "unnamed"
+
+
+def parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted names to text, e.g. ``training.batch_size: "64"``, without credentials, long values cut.
+
+    Scalars are written as in JSON, but strings carry no quotes; lists of scalars are one value, lists of mappings are
+    numbered from 0.
+    """
+    return {safe_name(name): shorten(redact(value), MAX_PARAMETER) for name, value in _flatten(config, "")}
+
+
+def shorten(text: str, limit: int) -> str:
+    """``text`` cut to ``limit`` characters, the last of which say so."""
+    note = f" ... [cut: {len(text)} characters; config.yaml has them all]"
+    return text if len(text) <= limit else text[: limit - len(note)] + note
+
+
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        value = {str(index): item for index, item in enumerate(value)}
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flatten(item, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield path, value if isinstance(value, str) else json.dumps(value, default=str)

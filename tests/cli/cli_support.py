@@ -32,7 +32,8 @@ def broken_plugin(hook: str) -> Any:
 
 def small_plan(**changes: Any) -> Any:
     """A plan of 42.5 GiB for two processes."""
-    from freeflow_core.tools.cost import Plan, RolePlan
+    from freeflow_core.tools.cost.plan import Plan
+    from freeflow_core.tools.cost.step import RolePlan
 
     gib = 2**30
     networks = (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from freeflow_cli import console as formats
-from freeflow_cli.results import score_tables
+from freeflow_cli.console import score_tables
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console

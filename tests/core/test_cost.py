@@ -12,9 +12,9 @@ from torch import nn
 from freeflow_core import api
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Component, Manager, hookimpl
-from freeflow_core.tools.cost import Plan
 from freeflow_core.tools.cost import plan as estimate
 from freeflow_core.tools.cost.fake import FakeTensors
+from freeflow_core.tools.cost.plan import Plan
 from freeflow_core.tools.cost.step import ACTIVATIONS, MemoryTracker
 
 MIB = 2**20

@@ -25,7 +25,7 @@ from freeflow_core.tools.sample_files.files import (
     sample_format,
     write_npz,
 )
-from freeflow_core.tools.sample_files.request import network_digest
+from freeflow_core.tools.sample_files.sample import network_digest
 from freeflow_core.tools.sample_files.writer import Manifest
 from freeflow_core.types import Guidance, NetworkState
 

@@ -9,7 +9,7 @@ from PIL import Image
 from run_helpers import freeflow, sets
 
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.tools.sample_files.request import PreparedSamples, SampleRequest
+from freeflow_core.tools.sample_files.sample import PreparedSamples, SampleRequest
 
 TEACHER = ("--teacher", "digits", "--steps", 4, "--seed", 5)
 
@@ -121,7 +121,7 @@ def test_a_grid_is_for_a_look(tmp_path, monkeypatch):
     sample(tmp_path / "s", "--num", 20)
     sample(tmp_path / "s", "--num", 30)
     assert [p.name for p in (tmp_path / "s").iterdir()] == ["grid.png"]
-    monkeypatch.setattr("freeflow_core.api.sampling._MOST_BYTES_OF_A_GRID", 1000)
+    monkeypatch.setattr("freeflow_core.tools.sample_files.sample._MOST_BYTES_OF_A_GRID", 1000)
     result = freeflow("sample", *TEACHER, "--output", tmp_path / "s", "--num", 20, exit_code=2)
     assert "--format png, webp or npz" in " ".join(result.output.split())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from freeflow_cli.commands import checks, compare, encode, evaluate, plugins, plugins_new, sample, training, weights
+from freeflow_cli.commands import checks, compare, evaluate, plugins, plugins_new, sample, training, weights
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -15,7 +15,7 @@ def register_commands(app: typer.Typer) -> None:
     app.command("sample")(sample.sample)
     app.command("search")(evaluate.search)
     app.command("evaluate")(evaluate.evaluate)
-    app.command("encode")(encode.encode)
+    app.command("encode")(sample.encode)
     app.command("export")(weights.export)
     app.command("fetch")(weights.fetch)
     group = _add_group(app, "plugins", "Look at plugins, components and presets.")

@@ -13,8 +13,17 @@ from rich.text import Text
 
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import DEFAULT_PRESET
-from freeflow_cli.console import make_table, print_files, print_line, print_next, say, shown_path, stdout, warn
-from freeflow_cli.results import mlflow_commands
+from freeflow_cli.console import (
+    make_table,
+    mlflow_commands,
+    print_files,
+    print_line,
+    print_next,
+    say,
+    shown_path,
+    stdout,
+    warn,
+)
 from freeflow_cli.session import Session
 from freeflow_core.plugin import Registry
 

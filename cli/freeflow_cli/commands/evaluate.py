@@ -10,8 +10,7 @@ from rich.table import Column
 
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import CONFIG_NAME, Request
-from freeflow_cli.console import make_table, number, print_files, print_line, stdout
-from freeflow_cli.results import print_result
+from freeflow_cli.console import make_table, number, print_files, print_line, print_result, stdout
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 

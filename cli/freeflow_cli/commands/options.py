@@ -119,22 +119,19 @@ class Request:
         """
         from freeflow_core.config import load_run_config
 
-        preset, file = self.preset, self.file
+        preset, file, registry = self.preset, self.file, session.registry()
         if preset is None and file is None and self.resume_in is not None:
             saved = self.resume_in / CONFIG_NAME
             file = saved if saved.is_file() else None
+        if preset is None and file is None:  # made for the teacher asked for, or named after the source
+            source = self.components.get("source")
+            preset = registry.preset_for(self.command, self.components.get("teacher"))
+            preset = preset or (source if source in registry.presets(self.command) else DEFAULT_PRESET)
         return load_run_config(
-            session.registry(),
+            registry,
             self.command,
-            preset=preset if preset or file else self._default_preset(session),
+            preset=preset,
             file=file,
             overrides=overrides(self.components, seed=self.seed),
             assignments=self.assignments,
         )
-
-    def _default_preset(self, session: Session) -> str:
-        """The preset made for the teacher asked for, or named after the source; else the digits'."""
-        registry = session.registry()
-        found = registry.preset_for(self.command, self.components.get("teacher"))
-        source = self.components.get("source")
-        return found or (source if source in registry.presets(self.command) else None) or DEFAULT_PRESET

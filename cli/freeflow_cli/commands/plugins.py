@@ -11,8 +11,7 @@ from rich.text import Text
 
 from freeflow_cli.catalogue import PRESET, Entry, PluginEntry, check_kind, entries, find, model_options, plugin_entries
 from freeflow_cli.commands import options
-from freeflow_cli.console import make_table, print_columns, print_line, stdout
-from freeflow_cli.results import print_json
+from freeflow_cli.console import make_table, print_columns, print_json, print_line, stdout
 from freeflow_cli.session import Session
 from freeflow_core.config import ComponentChoice
 from freeflow_core.config.load import lay_settings, resolve_choice
@@ -148,7 +147,11 @@ def check_plugin(
     check_kind(kind)
     session = Session.of(context)
     registry = session.registry(teacher=teacher)
-    found = _components(name, kind, registry, session)
+    components = [entry for entry in entries(registry) if entry.kind != PRESET]
+    found = find(name, kind, components, plugin_entries(session.manager))
+    found = found or [entry for entry in components if entry.plugin == name and kind in (None, entry.kind)]
+    if not found:
+        raise UnknownComponent(kind or "component with a contract", name, {entry.name for entry in components})
     given = lay_settings({}, assignments or ())
     if given and len(found) > 1:
         raise ConfigError(
@@ -165,17 +168,6 @@ def check_plugin(
         print_json({"components": reports})
     if any(result.status == "failed" for report in reports for result in report["checks"]):
         raise typer.Exit(1)
-
-
-def _components(name: str, kind: str | None, registry: Registry, session: Session) -> list[Entry]:
-    everything, plugins = entries(registry), plugin_entries(session.manager)
-    components = [entry for entry in everything if entry.kind != PRESET]
-    matching = find(name, kind, components, plugins)
-    if not matching:
-        matching = [entry for entry in components if entry.plugin == name and kind in (None, entry.kind)]
-    if not matching:
-        raise UnknownComponent(kind or "component with a contract", name, {entry.name for entry in components})
-    return matching
 
 
 def _check(

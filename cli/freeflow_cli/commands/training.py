@@ -12,8 +12,16 @@ from rich.text import Text
 
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import Request
-from freeflow_cli.console import is_main_process, make_table, print_columns, print_line, size, stdout, warn
-from freeflow_cli.results import print_result
+from freeflow_cli.console import (
+    is_main_process,
+    make_table,
+    print_columns,
+    print_line,
+    print_result,
+    size,
+    stdout,
+    warn,
+)
 from freeflow_cli.session import Session
 
 if TYPE_CHECKING:

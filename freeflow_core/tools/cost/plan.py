@@ -35,11 +35,8 @@ class Plan:
 
     Args:
         device: what was planned for; it need not be there.
-        precision: of the networks' passes.
-        num_processes: processes that share the batch.
         batch_size: global; ``rows`` of it pass through the networks at once, ``accumulation`` times per step.
-        images: length of the run, in images seen.
-        steps: the same in steps.
+        images, steps: length of the run.
         networks: the teacher, if there is one, and all roles.
         activations: largest amount held beside the networks' own memory: what backward passes need, temporaries,
             low-precision copies of weights.
@@ -75,7 +72,6 @@ class Plan:
     teacher: str = ""
 
     def network(self, name: str) -> RolePlan:
-        """Raises ``KeyError``."""
         return {network.name: network for network in self.networks}[name]
 
     @property

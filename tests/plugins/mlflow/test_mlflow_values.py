@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from freeflow_mlflow.names import MAX_PARAMETER, artifact_location, parameters, safe_name, tracking_uri
+from freeflow_mlflow.tracker import MAX_PARAMETER, artifact_location, parameters, safe_name, tracking_uri
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
