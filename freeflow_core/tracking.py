@@ -1,5 +1,6 @@
 """Brings trackers up to the journal in the run folder: during the run, after it, and whoever was killed when."""
 
+import itertools
 import json
 import logging
 import re
@@ -108,32 +109,22 @@ class Replay:
     def _open(self) -> None:
         if not self._stands():
             self._metrics = self._artifacts = START
-        since = None
-        for record, place in self._journal.metrics():
-            if place.bytes > self._metrics.bytes:
-                break
-            since = record.images
-        if not self._tracker.open(self._run, self._journal, self.notes, since):
+        arrived = [record.images for record, place in self._journal.metrics() if place.bytes <= self._metrics.bytes]
+        if not self._tracker.open(self._run, self._journal, self.notes, arrived[-1] if arrived else None):
             self._metrics = self._artifacts = START
         self._status, self._is_open = None, True
         self.save()
 
     def _send_metrics(self) -> None:
-        records, num_values, place = list[Metrics](), 0, self._metrics
-        for record, after in self._journal.metrics(place):
-            if records and num_values + len(record.values) > _VALUES_PER_REQUEST:
-                self._request(records, place)
-                records, num_values = [], 0
-            records.append(record)
-            num_values, place = num_values + len(record.values), after
-        if records:
-            self._request(records, place)
-
-    def _request(self, records: list[Metrics], place: Place) -> None:
-        notes = json.loads(json.dumps(self.notes))
-        self.sent.metrics += self._tracker.send_metrics(records, notes)
-        self._metrics, self.notes = place, notes
-        self.save()
+        new = list(self._journal.metrics(self._metrics))
+        while new:
+            values = itertools.accumulate(len(record.values) for record, _ in new)
+            count = max(1, sum(total <= _VALUES_PER_REQUEST for total in values))
+            notes = json.loads(json.dumps(self.notes))
+            self.sent.metrics += self._tracker.send_metrics([record for record, _ in new[:count]], notes)
+            self._metrics, self.notes = new[count - 1][1], notes
+            self.save()
+            del new[:count]
 
     def _send_artifacts(self) -> None:
         for artifact, place in self._journal.artifacts(self._artifacts):
@@ -157,10 +148,7 @@ class Replay:
 
 @final
 class Sender:
-    """Replays to one tracker in a thread, while the run goes on.
-
-    A tracker that fails is warned of once, and tried again every six flush intervals. ``finish`` alone waits for it.
-    """
+    """Replays to one tracker in a thread, while the run goes on. One that fails is warned of once, and tried again."""
 
     THREAD = "freeflow-tracker"
 
@@ -222,11 +210,8 @@ class Sender:
             self._warned = True
             command = self._tracker.sync_command
             later = f", and can be sent later with `{command} {self._folder}`" if command else ""
-            _log.warning(
-                "%s. Training is not affected; the run folder has everything, which is tried again during the run%s.",
-                problem,
-                later,
-            )
+            told = "Training is not affected; the run folder has everything, which is tried again during the run"
+            _log.warning("%s. %s%s.", problem, told, later)
 
 
 def send_unsent(tracker: Tracker, folder: Path) -> Sent | None:

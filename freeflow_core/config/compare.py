@@ -191,7 +191,13 @@ def load_compare_config(
         section = _merged(section, layer.pop(SECTION, {}))
     section = _merged(section, comparison or {})
     for text in assignments_for:
-        section = _merged(section, {"settings_for": _parse_setting_for(text)})
+        objective, separator, assignment = text.partition(":")
+        if not separator or not objective.strip() or "=" in objective:
+            raise ConfigError(
+                f"--set-for {text!r} is not of the form OBJECTIVE:a.b=value, e.g. "
+                "--set-for freeflow:objective.balance=weighted."
+            )
+        section = _merged(section, {"settings_for": {objective.strip(): parse_assignment(assignment)}})
     base: dict[str, Any] = {}
     for layer in (*base_layers, *own_layers):
         base = merge(base, layer)
@@ -288,16 +294,6 @@ def _objective_options(registry: Registry, base: Mapping[str, Any], objective: s
     known = registry.component("objective", objective).load_config_class().model_fields
     shared = {key: value for key, value in options.items() if key.startswith(_SHARED_OPTIONS) and key in known}
     return {"name": objective, **shared}
-
-
-def _parse_setting_for(text: str) -> dict[str, Any]:
-    objective, separator, assignment = text.partition(":")
-    if not separator or not objective.strip() or "=" in objective:
-        raise ConfigError(
-            f"--set-for {text!r} is not of the form OBJECTIVE:a.b=value, e.g. "
-            "--set-for freeflow:objective.balance=weighted."
-        )
-    return {objective.strip(): parse_assignment(assignment)}
 
 
 def _merged(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

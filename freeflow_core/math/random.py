@@ -28,7 +28,8 @@ _WIDEST_SPAN = 8
 def philox_words(seed: int, stream: str, index: np.ndarray, words: int) -> np.ndarray:
     """(N, words) uint64: ``words`` random words of each sample ``index`` (N,) int64."""
     counters = -(-words // _WORDS_PER_COUNTER)
-    key = np.array([seed, _stream_key(stream)], dtype=np.uint64)
+    digest = hashlib.blake2b(stream.encode(), digest_size=8).digest()
+    key = np.array([seed, int.from_bytes(digest, "little")], dtype=np.uint64)
     if len(index) > 1 and np.all(np.diff(index) > 0) and index[-1] - index[0] < _WIDEST_SPAN * len(index):
         # A strided choice, such as one half of a stratified batch: draw the whole span and keep those rows.
         span = np.arange(index[0], index[-1] + 1)
@@ -52,10 +53,6 @@ def uniform_from_words(words: np.ndarray) -> np.ndarray:
 
 def _normal(words: np.ndarray) -> np.ndarray:
     return scipy.special.ndtri(uniform_from_words(words))
-
-
-def _stream_key(stream: str) -> int:
-    return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
 
 
 @final

@@ -25,7 +25,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Discovery:
-    """What a plugin offers. Each hook returns components of one kind."""
+    """What a plugin offers: components of one kind a hook, presets, published weights, commands."""
 
     @hookspec
     def freeflow_teachers(self) -> Iterable[Component]:
@@ -71,10 +71,6 @@ class Discovery:
     def freeflow_weights(self) -> Iterable[WeightFile]:
         """Published weights that ``freeflow fetch`` and components find by name."""
 
-
-class Extension:
-    """Hooks that extend the command line."""
-
     @hookspec
     def freeflow_commands(self, app: Any) -> None:
         """Add commands to the Typer application ``app``."""
@@ -108,4 +104,4 @@ class Observers:
         """Always called last; ``status`` is ``finished``, ``stopped``, ``interrupted`` or ``failed``."""
 
 
-SPECIFICATIONS: tuple[type[Any], ...] = (Discovery, Extension, Observers)
+SPECIFICATIONS: tuple[type[Any], ...] = (Discovery, Observers)

@@ -12,10 +12,9 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from freeflow_core.config.component import ComponentConfig
-from freeflow_core.errors import CheckpointError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Teacher
 from freeflow_core.math.flow import expand_times
-from freeflow_core.network_file import check_tensors
+from freeflow_core.network_file import build_network
 from freeflow_core.types import Condition, LoadReport, NetworkState
 
 _FAMILY = "exact-gaussian"
@@ -116,13 +115,10 @@ class GaussianStudent(AverageVelocityStudent):
 
     @classmethod
     def from_state(cls, state: NetworkState) -> Self:
-        if state.family != _FAMILY:
-            raise CheckpointError(f"Expected a network of the family {_FAMILY!r}, got {state.family!r}.")
-        shape = tuple(state.config["sample_shape"])
-        check_tensors(
-            {"mean": torch.empty(shape), "std": torch.empty(shape)}, state.tensors, "exact student's checkpoint"
-        )
-        return cls(state.tensors["mean"], state.tensors["std"])
+        def make(sample_shape: tuple[int, ...]) -> Self:
+            return cls(torch.zeros(sample_shape), torch.ones(sample_shape))
+
+        return build_network(make, state, _FAMILY, "exact student's checkpoint")
 
 
 def _spread(std: Tensor, t: Tensor) -> Tensor:
