@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from weights_server import file_server
 
 from freeflow_core.plugin import Manager, Registry
 
@@ -32,6 +33,24 @@ def golden():
     if not folder.is_dir():
         pytest.skip("the golden files are not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def server():
+    """A file server on loopback."""
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture
+def weights_cache(tmp_path, monkeypatch):
+    """The folder of a cache of weights that is not there yet; nothing of the user's own is seen."""
+    for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "cache"
 
 
 # A busy machine may be many times slower: how long an example takes says nothing about the code.

@@ -1,7 +1,6 @@
 """Teachers and students whose maps are known: Gaussians, two guided classes; and any network at all. float64."""
 
 import copy
-from typing import Self
 
 import torch
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
@@ -11,27 +10,22 @@ from torch import Tensor, nn
 from freeflow_core.interfaces import AverageVelocityStudent, Teacher
 from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
-from freeflow_core.types import Condition, Draws, LoadReport, NetworkState
-
-# -- A Gaussian with independent coordinates, whose map has a mean and a deviation to train. ---------------------------
+from freeflow_core.types import LoadReport
 
 MEAN = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
 STD = torch.tensor([0.4, 0.8, 1.5], dtype=torch.float64)
 
 
-def gaussian_data(num: int, start: int = 0, mean: Tensor = MEAN, std: Tensor = STD) -> Tensor:
+def gaussian_data(num, start=0, mean=MEAN, std=STD):
     return mean + std * philox(num, start, seed=12).noise("data", tuple(mean.shape))
 
 
-def teacher_and_student(**changes: Tensor) -> tuple[GaussianTeacher, GaussianStudent]:
+def teacher_and_student(**changes):
     """The exact student of the teacher, its parameters replaced by ``changes``."""
     return GaussianTeacher(MEAN, STD), GaussianStudent(changes.get("mean", MEAN), changes.get("std", STD))
 
 
-# -- A Gaussian with full covariance: the exact map is linear, so every identity holds to rounding. --------------------
-
-
-def gaussian_teacher(dims: int = 6, seed: int = 0, sign: float = 1.0) -> Teacher:
+def gaussian_teacher(dims=6, seed=0, sign=1.0):
     generator = torch.Generator().manual_seed(seed)
     root = torch.randn(dims, dims, dtype=torch.float64, generator=generator)
     covariance = root @ root.T / dims + 0.1 * torch.eye(dims, dtype=torch.float64)
@@ -43,35 +37,33 @@ def gaussian_teacher(dims: int = 6, seed: int = 0, sign: float = 1.0) -> Teacher
 class PlainStudent(AverageVelocityStudent):
     """Its output is u; it is never saved."""
 
-    def average_velocity(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def average_velocity(self, output, x_t, t, s):
         return output
 
-    def load_teacher(self, teacher: Teacher) -> LoadReport:
+    def load_teacher(self, teacher):
         return LoadReport()
 
-    def network_state(self) -> NetworkState:
+    def network_state(self):
         raise NotImplementedError
 
     @classmethod
-    def from_state(cls, state: NetworkState) -> Self:
+    def from_state(cls, state):
         raise NotImplementedError
 
 
 class ExactGaussianStudent(PlainStudent):
     """u of :func:`gaussian_teacher`, without a difference that cancels; ``scale`` is its one parameter, exact at 1."""
 
-    def __init__(self, teacher: Teacher, scale: float = 1.0) -> None:
+    def __init__(self, teacher, scale=1.0):
         super().__init__()
         mixture = teacher.teacher if isinstance(teacher, TeacherSpy) else teacher
-        assert isinstance(mixture, GaussianMixtureTeacher)
-        assert mixture.basis is not None
         self.sample_shape = teacher.sample_shape
         self.register_buffer("mean", mixture.means[0].clone())
         self.register_buffer("variance", mixture.variances[0].clone())
         self.register_buffer("basis", mixture.basis[0].clone())
         self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+    def forward(self, x_t, t, s, condition, guidance):
         t, s = expand_times(t, x_t), expand_times(s, x_t)
         mean, variance, basis = self.mean.to(x_t), self.variance.to(x_t), self.basis.to(x_t)
         spread_t = ((1 - t).square() * variance + t.square()).sqrt()
@@ -80,13 +72,10 @@ class ExactGaussianStudent(PlainStudent):
         return self.scale * ((slope * ((x_t - (1 - t) * mean) @ basis)) @ basis.T - mean)
 
 
-# -- Two classes and a null class with commuting covariances: the guided map is exact too. -----------------------------
-
-
 class ClassTeacher(Teacher):
     """Zero-mean isotropic Gaussians: class k has std[k]; the null class is the last."""
 
-    def __init__(self, std: tuple[float, ...] = (0.5, 0.7, 1.6), dims: int = 3) -> None:
+    def __init__(self, std=(0.5, 0.7, 1.6), dims=3):
         super().__init__()
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64))
         self.sample_shape = (dims,)
@@ -94,28 +83,28 @@ class ClassTeacher(Teacher):
         self.calls: list[int] = []
         self.asked: list[tuple[Tensor, Tensor]] = []
 
-    def slope(self, t: Tensor, labels: Tensor) -> Tensor:
+    def slope(self, t, labels):
         """v = slope * x, (N,)."""
         variance = self.std.to(t)[labels].square()
         return (t - (1 - t) * variance) / ((1 - t).square() * variance + t.square())
 
-    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def velocity(self, x_t, t, condition):
         assert isinstance(condition, Tensor)
         self.calls.append(len(x_t))
         return expand_times(self.slope(t, condition), x_t) * x_t
 
-    def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
+    def guided_velocity(self, x_t, t, condition, weight):
         self.asked.append((t.detach().clone(), weight.clone()))
         return super().guided_velocity(x_t, t, condition, weight)
 
-    def null_condition(self, condition: Condition) -> Condition:
+    def null_condition(self, condition):
         assert isinstance(condition, Tensor)
         return torch.full_like(condition, NUM_CLASSES)
 
-    def sample_condition(self, draws: Draws) -> Condition:
+    def sample_condition(self, draws):
         return draws.integers("labels", NUM_CLASSES)
 
-    def data(self, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def data(self, rows, seed=0):
         """Samples of the classes and their labels."""
         labels = torch.arange(rows) % NUM_CLASSES
         noise = torch.randn(
@@ -127,17 +116,17 @@ class ClassTeacher(Teacher):
 class ExactGuidedStudent(PlainStudent):
     """The guided map of :class:`ClassTeacher`: x_s / x_t = (std_c(s) / std_c(t))^g (std_null(s) / std_null(t))^(1-g)."""
 
-    def __init__(self, teacher: ClassTeacher, scale: float = 1.0) -> None:
+    def __init__(self, teacher, scale=1.0):
         super().__init__()
         self.teacher = copy.deepcopy(teacher)
         self.sample_shape, self.num_classes = teacher.sample_shape, NUM_CLASSES
         self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+    def forward(self, x_t, t, s, condition, guidance):
         assert isinstance(condition, Tensor)
         assert guidance is not None
 
-        def log_spread(time: Tensor, labels: Tensor) -> Tensor:
+        def log_spread(time, labels):
             variance = self.teacher.std.to(time)[labels].square()
             return 0.5 * torch.log((1 - time).square() * variance + time.square())
 
@@ -150,15 +139,10 @@ class ExactGuidedStudent(PlainStudent):
         return self.scale * expand_times(torch.where(instant, slope, average), x_t) * x_t
 
 
-# -- Any network at all. -----------------------------------------------------------------------------------------------
-
-
 class RandomStudent(PlainStudent):
     """A smooth random perceptron of (x_t, t, s, guidance) and of the label where there is one."""
 
-    def __init__(
-        self, dims: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64, num_classes: int | None = None
-    ):
+    def __init__(self, dims=3, seed=0, dtype=torch.float64, num_classes=None):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.sample_shape, self.num_classes = (dims,), num_classes
@@ -166,10 +150,15 @@ class RandomStudent(PlainStudent):
         self.second = nn.Parameter(torch.randn(16, dims, dtype=dtype, generator=generator) / 4)
         self.label = nn.Parameter(torch.randn((num_classes or 0) + 1, 16, dtype=dtype, generator=generator))
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+    def forward(self, x_t, t, s, condition, guidance):
         guidance = torch.ones_like(x_t[:, 0]) if guidance is None else guidance
         t, s = t.to(x_t), s.to(x_t)
         hidden = torch.cat([x_t, torch.stack([t, s, guidance], 1)], 1) @ self.first
         if isinstance(condition, Tensor):
             hidden = hidden + self.label[condition]
         return torch.tanh(hidden) @ self.second
+
+
+def small_student(seed=0, dtype=torch.float64):
+    """In the plane, of two classes."""
+    return RandomStudent(2, seed, dtype, NUM_CLASSES)

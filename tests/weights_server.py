@@ -4,11 +4,10 @@ import hashlib
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,17 @@ class Answer:
 class FileServer:
     """Answers by path, in order; the last one repeats. ``requests`` are (path, headers) as they came in."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.answers: dict[str, list[Answer]] = defaultdict(list)
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.arrived = threading.Semaphore(0)
         server = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+            def do_GET(self):
                 server._answer(self)
 
-            def log_message(self, *arguments: Any) -> None:
+            def log_message(self, *arguments):
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -53,21 +52,21 @@ class FileServer:
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
 
-    def serve(self, path: str, *answers: Answer) -> str:
+    def serve(self, path, *answers):
         """Set the answers of a path, and return its URL."""
         self.answers[path] = list(answers)
         return self.address + path
 
-    def ranges(self) -> list[str | None]:
+    def ranges(self):
         """The Range header of every request."""
         return [headers.get("Range") for _, headers in self.requests]
 
-    def close(self) -> None:
+    def close(self):
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
 
-    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def _answer(self, handler):
         self.requests.append((handler.path, dict(handler.headers.items())))
         self.arrived.release()
         queue = self.answers[handler.path]
@@ -95,17 +94,17 @@ class FileServer:
         handler.close_connection = True
 
     @staticmethod
-    def _version(answer: Answer) -> dict[str, str | None]:
+    def _version(answer):
         return {"ETag": answer.etag, "Last-Modified": answer.last_modified}
 
     @staticmethod
-    def _same_version(handler: BaseHTTPRequestHandler, answer: Answer) -> bool:
+    def _same_version(handler, answer):
         condition = handler.headers.get("If-Range")
         return condition is None or not answer.obey_if_range or condition in (answer.etag, answer.last_modified)
 
 
 @contextmanager
-def file_server() -> Iterator[FileServer]:
+def file_server():
     server = FileServer()
     try:
         yield server
@@ -113,11 +112,11 @@ def file_server() -> Iterator[FileServer]:
         server.close()
 
 
-def content(size: int = 5000, seed: int = 0) -> bytes:
+def content(size=5000, seed=0):
     """Bytes that do not repeat, the same on every machine; the first is never ``<``."""
     blocks = [hashlib.sha256(f"{seed}/{i}".encode()).digest() for i in range(size // 32 + 1)]
     return (b"\x80" + b"".join(blocks))[:size]
 
 
-def sha256(data: bytes) -> str:
+def sha256(data):
     return hashlib.sha256(data).hexdigest()

@@ -5,32 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from freeflow_core.plugin import Manager, hookimpl
-
 SCORES = {
     "teacher": {"evaluations": 200.0, "ms_per_image": 12.5, "fid": 10.25},
     "student": {"evaluations": 1.0, "ms_per_image": 0.0625, "fid": 12.5, "accuracy": 0.98765},
 }
 
 
-class BrokenTeachers:
-    @hookimpl
-    def freeflow_teachers(self) -> Any:
-        raise RuntimeError("nothing\nworks")
-
-
-class BrokenCommands:
-    @hookimpl
-    def freeflow_commands(self, app: Any) -> None:
-        raise RuntimeError("nothing\nworks")
-
-
-def broken_plugin(hook: str) -> Any:
-    """A plugin whose only hook fails."""
-    return {"freeflow_teachers": BrokenTeachers, "freeflow_commands": BrokenCommands}[hook]()
-
-
-def small_plan(**changes: Any) -> Any:
+def small_plan(**changes):
     """A plan of 42.5 GiB for two processes."""
     from freeflow_core.tools.cost.plan import Plan
     from freeflow_core.tools.cost.step import RolePlan
@@ -61,20 +42,20 @@ class FakeApi:
     checks: list[Any] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def distill(self, config: Any, **arguments: Any) -> Any:
+    def distill(self, config, **arguments):
         return self._run("distill", config, arguments)
 
-    def pretrain(self, config: Any, **arguments: Any) -> Any:
+    def pretrain(self, config, **arguments):
         return self._run("pretrain", config, arguments)
 
-    def evaluate(self, config: Any, **arguments: Any) -> Any:
+    def evaluate(self, config, **arguments):
         return self._run("evaluate", config, arguments)
 
-    def plan(self, config: Any, **arguments: Any) -> Any:
+    def plan(self, config, **arguments):
         self.calls.append(("plan", {"config": config, **arguments}))
         return small_plan()
 
-    def sample(self, **arguments: Any) -> Any:
+    def sample(self, **arguments):
         self.calls.append(("sample", arguments))
         return SimpleNamespace(
             folder=arguments["output"],
@@ -84,10 +65,10 @@ class FakeApi:
             reused=0,
         )
 
-    def diagnose(self, manager: Manager) -> list[Any]:
+    def diagnose(self, manager):
         return self.checks
 
-    def _run(self, command: str, config: Any, arguments: dict[str, Any]) -> Any:
+    def _run(self, command, config, arguments):
         self.calls.append((command, {"config": config, **arguments}))
         if self.failure is not None:
             raise self.failure

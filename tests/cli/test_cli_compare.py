@@ -1,7 +1,6 @@
 """``freeflow compare``: what reaches the api, what is printed, and the exit code."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from freeflow_cli.main import build_app
@@ -12,7 +11,7 @@ from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.table import Estimate, Row, Table
 
 
-def row(name: str, value: Any = None, failed: int = 0, few: bool = True) -> Row:
+def row(name, value=None, failed=0, few=True):
     steps = {1: Estimate(3.25, 0.5, 3), **({2: Estimate(2.0, 0.25, 3), 4: Estimate(1.5, None, 1)} if few else {})}
     return Row(
         name=name,
@@ -34,7 +33,7 @@ def row(name: str, value: Any = None, failed: int = 0, few: bool = True) -> Row:
 def api(api, monkeypatch):
     """Notes the call, answers with a result that ``status``, ``rows`` and ``failed`` decide."""
     api.folder = api.folder.with_name("compare-mine")
-    rows: tuple[Row, ...] = (row("freeflow", few=False), row("shortcut"))
+    rows = (row("freeflow", few=False), row("shortcut"))
 
     def compare(config, **arguments):
         api.calls.append((config, arguments))

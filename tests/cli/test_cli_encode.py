@@ -1,26 +1,18 @@
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from plugin_helpers import plugin
 
-from freeflow_core.plugin import Component, hookimpl
-
-
-class Parts:
-    @hookimpl
-    def freeflow_sources(self) -> list[Component]:
-        return [Component("photos", "nowhere:Photos", "nowhere:PhotosConfig", "photos")]
-
-    @hookimpl
-    def freeflow_codecs(self) -> list[Component]:
-        return [Component("sd-vae", "nowhere:VAE", "nowhere:VAEConfig", "vae")]
+from freeflow_core.plugin import Component
 
 
 @pytest.fixture
 def calls(manager, api, monkeypatch):
     """What `freeflow encode` asks of the api, which here encodes 8 images without any work."""
-    manager.register(Parts(), "photos-plugin")
-    found: list[dict[str, Any]] = []
+    photos = Component("photos", "nowhere:Photos", "nowhere:PhotosConfig", "photos")
+    vae = Component("sd-vae", "nowhere:VAE", "nowhere:VAEConfig", "vae")
+    manager.register(plugin(sources=[photos], codecs=[vae]), "photos-plugin")
+    found = []
 
     def encode(**arguments):
         found.append(arguments)

@@ -1,12 +1,11 @@
 import pytest
 from freeflow_cli.main import build_app
 from typer.main import get_command
-from typer.testing import Result
 
 from freeflow_core.errors import ConfigError, NonFiniteError
 
 
-def paragraph(result: Result) -> str:
+def paragraph(result):
     """The one paragraph on stderr; nothing else may be there."""
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr
@@ -67,10 +66,11 @@ def test_cli_interrupt_is_one_line(freeflow, api):
     assert paragraph(result).startswith("Interrupted: ")
 
 
-@pytest.mark.parametrize("arguments", [("--debug", "distill"), ("distill", "--debug")])
-def test_cli_debug_shows_the_traceback_anywhere(freeflow, api, arguments):
+@pytest.mark.parametrize(("arguments", "variable"), [(["--debug"], ""), (["distill", "--debug"], ""), ([], "1")])
+def test_cli_debug_shows_the_traceback_anywhere(freeflow, api, arguments, variable, monkeypatch):
+    monkeypatch.setenv("FREEFLOW_DEBUG", variable)
     api.failure = ZeroDivisionError("oh")
-    result = freeflow(*arguments)
+    result = freeflow(*arguments, *(() if "distill" in arguments else ("distill",)))
     assert result.exit_code == 1
     assert "Traceback (most recent call last)" in result.stderr
     assert "Unexpected error: ZeroDivisionError: oh." in result.stderr

@@ -1,40 +1,26 @@
 """``freeflow fetch``: listing, fetching, verifying, and what it says when something is wrong."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from freeflow_cli.main import build_app
+from plugin_helpers import plugin
 from typer.testing import CliRunner
-from weights_server import Answer, FileServer, content, file_server, sha256
+from weights_server import Answer, content, sha256
 
-from freeflow_core.plugin import Manager, WeightFile, hookimpl
+from freeflow_core.plugin import Manager, WeightFile
 from freeflow_core.weights import WeightStore
 
 BODY = content()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("weights_cache")
 
 
 @pytest.fixture
-def server():
-    with file_server() as server:
-        server.serve("/one.pt", Answer(BODY))
-        server.serve("/two.pt", Answer(content(2**20)))
-        yield server
+def server(server):
+    server.serve("/one.pt", Answer(BODY))
+    server.serve("/two.pt", Answer(content(2**20)))
+    return server
 
 
 @pytest.fixture
@@ -50,28 +36,22 @@ def declared(server):
 
 @pytest.fixture
 def freeflow(declared):
-    class Publisher:
-        @hookimpl
-        def freeflow_weights(self):
-            return list(declared.values())
-
     manager = Manager()
-    manager.register(Publisher(), "publisher")
+    manager.register(plugin(weights=lambda: list(declared.values())), "publisher")
     return lambda *arguments: CliRunner().invoke(build_app(manager), ["fetch", *arguments])
 
 
-@pytest.mark.parametrize("arguments", [[], ["--list"]])
-def test_cli_fetch_lists_by_default(freeflow, declared, cache, server, arguments):
-    result = freeflow(*arguments)
-    assert (result.exit_code, result.stderr) == (0, "")
+def test_cli_fetch_lists_by_default(freeflow, declared, weights_cache, server):
+    result = freeflow()
+    assert (result.exit_code, result.stderr, result.stdout) == (0, "", freeflow("--list").stdout)
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["one", "The", "[first].", "4.9", "KiB", "127.0.0.1", "no"] in rows
     assert ["two", "The", "second.", "-", "127.0.0.1", "no"] in rows
     assert ["hub", "On", "the", "hub.", "2.00", "GiB", "hub", "somebody/model", "no"] in rows
     assert ["shared", "On", "a", "share.", "-", "by", "hand", "no"] in rows
-    assert ["one", str(WeightStore().path(declared["one"]).relative_to(cache))] in rows
+    assert ["one", str(WeightStore().path(declared["one"]).relative_to(weights_cache))] in rows
     assert server.requests == []
-    assert not cache.exists()
+    assert not weights_cache.exists()
 
 
 def test_cli_fetch_prints_the_path_alone(freeflow, declared, server):
@@ -87,7 +67,7 @@ def test_cli_fetch_prints_the_path_alone(freeflow, declared, server):
     assert len(server.requests) == 2
 
 
-def test_cli_fetch_several_and_the_list_after(freeflow, declared, server, cache):
+def test_cli_fetch_several_and_the_list_after(freeflow, declared, server):
     result = freeflow("two", "one", "two")
     assert result.stdout.splitlines() == [str(WeightStore().path(declared[name])) for name in ("two", "one")]
     assert f"SHA-256 {sha256(content(2**20))} (the plugin knows none to compare with)" in result.stderr
@@ -99,6 +79,18 @@ def test_cli_fetch_several_and_the_list_after(freeflow, declared, server, cache)
     assert [entry["name"] for entry in shown] == ["one"]
     assert shown[0]["path"] == str(WeightStore().path(declared["one"]))
     assert (shown[0]["cached"], shown[0]["size"], shown[0]["sha256"]) == (True, 5000, sha256(BODY))
+
+
+def test_cli_fetch_lists_a_file_of_the_hugging_face_cache(freeflow, declared, tmp_path):
+    declared["hub"] = replace(declared["hub"], size=len(BODY))
+    model = tmp_path / "hub" / "models--somebody--model"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("c" * 40)
+    file = model / "snapshots" / ("c" * 40) / "last.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(BODY)
+    (shown,) = json.loads(freeflow("--list", "hub", "--json").stdout)
+    assert (shown["cached"], shown["path"], shown["size"]) == (True, str(file), 5000)
 
 
 def test_cli_fetch_from_a_local_file(freeflow, declared, tmp_path):
@@ -154,50 +146,3 @@ def test_cli_fetch_refuses_options_that_make_no_sense(freeflow, server, argument
     assert result.exit_code == 2
     assert message in result.stderr
     assert server.requests == []
-
-
-_PLUGIN = """
-from freeflow_core.plugin import WeightFile, hookimpl
-@hookimpl
-def freeflow_weights():
-    return [WeightFile("one", "The first.", "one.pt", url={url!r})]
-"""
-
-
-def start(folder: Path, server: FileServer) -> subprocess.Popen[str]:
-    plugin = folder / "publisher.py"
-    plugin.write_text(_PLUGIN.format(url=f"{server.address}/one.pt"), "utf-8")
-    command = [sys.executable, "-m", "freeflow_cli", "--plugin", str(plugin), "fetch", "one"]
-    # A shell's background job ignores Ctrl-C, and so would its children: this one is to hear it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_cli_ctrl_c_during_a_download(tmp_path, server, cache):
-    gate = threading.Event()
-    body = content(2**20)
-    server.serve("/one.pt", Answer(body, cut=2**19, gate=gate), Answer(body))
-    stopped = start(tmp_path, server)
-    try:
-        assert server.arrived.acquire(timeout=60)
-        for _ in range(4000):
-            if sum(path.stat().st_size for path in cache.rglob("*.partial")) == 2**19:
-                break
-            threading.Event().wait(0.005)
-        stopped.send_signal(signal.SIGINT)
-        stdout, stderr = stopped.communicate(timeout=60)
-    finally:
-        gate.set()
-        stopped.kill()
-    assert (stopped.returncode, stdout) == (1, "")
-    assert stderr.startswith("Interrupted: The download of 'one' was stopped. 512.0 KiB of 1.0 MiB are kept in ")
-    assert "Traceback" not in stderr
-    resumed = start(tmp_path, server)
-    stdout, stderr = resumed.communicate(timeout=60)
-    assert Path(stdout.strip()).read_bytes() == body, stderr
-    assert server.ranges() == [None, f"bytes={2**19}-"]

@@ -3,10 +3,9 @@
 from cli_support import small_plan
 from freeflow_cli.commands.training import facts, memory_table, network_table
 from rich.console import Console
-from rich.table import Table
 
 
-def lines(table: Table) -> list[list[str]]:
+def lines(table):
     console = Console(width=100)
     with console.capture() as captured:
         console.print(table)

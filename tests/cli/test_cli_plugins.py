@@ -1,13 +1,15 @@
 import json
 
 import pytest
-from cli_support import broken_plugin
+import run_helpers
 from freeflow_cli.catalogue import model_options
 from freeflow_cli.main import build_app
+from plugin_helpers import plugin
 from pydantic import Field
 from typer.testing import CliRunner
 
 from freeflow_core.config import ComponentConfig
+from freeflow_core.plugin import Component
 
 
 def test_cli_list_shows_components_presets_and_plugins(freeflow):
@@ -85,14 +87,35 @@ def test_cli_a_plugin_adds_commands(freeflow):
     assert "greet" in freeflow("--help").stdout
 
 
-@pytest.mark.parametrize("hook", ["freeflow_teachers", "freeflow_commands"])
-def test_cli_a_failing_hook_costs_one_warning_line(manager, hook):
-    manager.register(broken_plugin(hook), "broken", "freeflow-broken", "0.1")
+def breaks():
+    raise RuntimeError("nothing\nworks")
+
+
+@pytest.mark.parametrize("hooks", [{"teachers": lambda: breaks()}, {"commands": lambda app: breaks()}])
+def test_cli_a_failing_hook_costs_one_warning_line(manager, hooks):
+    manager.register(plugin(**hooks), "broken", "freeflow-broken", "0.1")
     result = CliRunner().invoke(build_app(manager), ["config", "show"])
     assert result.exit_code == 0
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("Warning: plugin 'broken'")
     assert "RuntimeError: nothing works" in line
+
+
+def test_cli_a_component_offered_twice_costs_one_warning_line(manager):
+    manager.register(plugin(samplers=[Component("heun", "a:B", "a:C", "")]), "again", "freeflow-again", "0.1")
+    result = CliRunner().invoke(build_app(manager), ["plugins", "list"])
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Warning: ")
+    assert "freeflow-again" in line
+    assert "freeflow-example" in line
+
+
+def test_cli_a_disabled_plugin_is_listed_without_a_warning(monkeypatch):
+    monkeypatch.setenv("FREEFLOW_DISABLED_PLUGINS", "mlflow")
+    result = run_helpers.freeflow("plugins", "list")
+    assert result.stderr == ""
+    (row,) = (line for line in result.stdout.splitlines() if "disabled by" in line)
+    assert row.split()[0] == "mlflow"
 
 
 def test_cli_option_without_default_is_required():

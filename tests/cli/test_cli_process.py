@@ -6,26 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from freeflow_cli.main import build_app
-from typer.testing import CliRunner
-
-from freeflow_core.plugin import KINDS, Manager, Registry
+from weights_server import Answer, content
 
 HEAVY = ("torch", "accelerate", "mlflow", "cleanfid", "torchdiffeq")
 
 
-def freeflow(*arguments: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def freeflow(*arguments, path=None, **variables):
     return python("-m", "freeflow_cli", *arguments, path=path, **variables)
 
 
-def python(*arguments: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments, path=None, **variables):
     environment = os.environ | variables | ({"PYTHONPATH": str(path)} if path else {})
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False
     )
 
 
-def install(folder: Path, name: str, module: str) -> Path:
+def install(folder, name, module):
     """An installed distribution whose entry point is ``module``."""
     info = folder / f"{name}-0.3.dist-info"
     info.mkdir(parents=True)
@@ -55,14 +52,20 @@ def test_cli_start_imports_nothing_heavy(arguments):
     assert python("-c", code).stdout.rstrip().endswith("heavy: []")
 
 
-def test_cli_shows_every_built_in():
-    manager = Manager.load()
-    app, registry = build_app(manager), Registry(manager)
-    for kind in KINDS:
-        for name in registry.components(kind):
-            result = CliRunner().invoke(app, ["plugins", "show", name, "--kind", kind])
-            assert result.exit_code == 0
-            assert f"{kind} {name}: " in result.stdout
+def test_cli_fetch_needs_nothing_heavy_either(tmp_path, weights_cache, server):
+    url = server.serve("/one.pt", Answer(content()))
+    (tmp_path / "mine.py").write_text(
+        f"""
+import atexit, sys
+from freeflow_core.plugin import WeightFile, hookimpl
+atexit.register(lambda: print([name for name in {HEAVY!r} if name in sys.modules]))
+@hookimpl
+def freeflow_weights():
+    return [WeightFile("one", "", "one.pt", url={url!r})]
+"""
+    )
+    path, heavy = freeflow("--plugin", str(tmp_path / "mine.py"), "fetch", "one").stdout.splitlines()
+    assert (Path(path).read_bytes(), heavy) == (content(), "[]")
 
 
 def test_cli_broken_plugin_costs_one_warning_line(tmp_path):
@@ -93,9 +96,3 @@ def test_cli_one_file_plugin_on_request(tmp_path, in_front):
     result = freeflow(*([*option, "mine"] if in_front else ["mine", *option]))
     assert (result.returncode, result.stdout) == (0, "it ran\n")
     assert freeflow("mine").returncode == 2
-
-
-def test_cli_missing_plugin_file():
-    result = freeflow("plugins", "list", "--plugin", "absent.py")
-    assert result.returncode == 1
-    assert result.stderr == "Error: The plugin file absent.py does not exist.\n"

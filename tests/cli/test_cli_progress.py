@@ -1,11 +1,9 @@
 import io
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from freeflow_cli.progress import Display, LineDisplay, LiveDisplay, ProgressObserver, choose_display
+from freeflow_cli.progress import LineDisplay, LiveDisplay, ProgressObserver, choose_display
 from rich.console import Console
 
 from freeflow_core.plugin import Manager
@@ -23,23 +21,23 @@ RUN = SimpleNamespace(name="toy", command="distill", folder=Path("runs/toy"), re
 
 
 class Clock:
-    def __init__(self) -> None:
+    def __init__(self):
         self.seconds = 100.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.seconds
 
 
-def plain(now: Callable[[], float]) -> tuple[ProgressObserver, io.StringIO]:
+def plain(now):
     stream = io.StringIO()
 
-    def display(console: Console) -> Display:
+    def display(console):
         return LineDisplay(console, now=now)
 
     return ProgressObserver(Console(file=stream, width=40), display), stream
 
 
-def at(images: int) -> Any:
+def at(images):
     return SimpleNamespace(images=images, total_images=1000)
 
 

@@ -19,7 +19,7 @@ SCORES = [
 ROWS = ["data", "teacher", "teacher_1_step", "student", "student_2_steps", "student_jump"]
 
 
-def table_text(scores: dict[str, dict[str, float]], width: int = 100) -> str:
+def table_text(scores, width=100):
     stream = io.StringIO()
     console = Console(file=stream, width=width)
     for table in score_tables(scores, width=width):
@@ -27,7 +27,7 @@ def table_text(scores: dict[str, dict[str, float]], width: int = 100) -> str:
     return stream.getvalue()
 
 
-def full_scores() -> dict[str, dict[str, float]]:
+def full_scores():
     return {
         row: {"evaluations": 10.0 * r, "ms_per_image": 1.5 + r}
         | {name: 100 * (r + 1) + s + 0.5 for s, name in enumerate(SCORES)}

@@ -1,29 +1,15 @@
 """A one-file plugin of small components of seven kinds, each with one mistake by option; with none they are right."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import (
-    BuildContext,
-    Codec,
-    EvaluationBatch,
-    EvaluationContext,
-    Evaluator,
-    Source,
-    Tracker,
-    VelocitySampler,
-    Verifier,
-)
-from freeflow_core.interfaces.journal import Metrics
+from freeflow_core.interfaces import Codec, Evaluator, Source, Tracker, VelocitySampler, Verifier
 from freeflow_core.plugin import Component, hookimpl
 from freeflow_core.testing.exact import GaussianStudent
-from freeflow_core.types import Batch, Condition, Samples
+from freeflow_core.types import Batch, Samples
 
 
 class Config(ComponentConfig):
@@ -41,7 +27,7 @@ class Undescribed(Config):
 class Mistaken:
     """Keeps the mistake."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config):
         self.mistake = config.mistake
 
 
@@ -51,18 +37,18 @@ class BrokenStudent(GaussianStudent):
     mistake = "none"
 
     @classmethod
-    def from_config(cls, config: Config, context: BuildContext) -> Self:  # type: ignore[override]
+    def from_config(cls, config, context):
         built = cls(torch.tensor([0.5, -1.0]), torch.tensor([0.6, 1.4]))
         built.mistake = config.mistake
         return built
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+    def forward(self, x_t, t, s, condition, guidance):
         u = super().forward(x_t, t, s, condition, guidance)
         if self.mistake == "batch":
             u = u - u.mean(0)
         return u.detach() if self.mistake == "detached" else u
 
-    def jump(self, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def jump(self, output, x_t, t, s):
         if self.mistake == "outside":
             return super().jump(output, x_t, t, s) + 0 * self.mean
         return super().jump(-output if self.mistake == "sign" else output, x_t, t, s)
@@ -72,16 +58,7 @@ class BrokenSampler(Mistaken, VelocitySampler):
     """Euler."""
 
     @torch.no_grad()
-    def sample(
-        self,
-        model: Any,
-        z: Tensor,
-        grid: Tensor,
-        condition: Condition,
-        guidance: Any,
-        draws: Any = None,
-        on_step: Any = None,
-    ) -> Samples:
+    def sample(self, model, z, grid, condition, guidance, draws=None, on_step=None):
         times = grid.tolist()
         if any(a <= b for a, b in itertools.pairwise(times)) and self.mistake != "any-grid":
             raise ValueError("the grid must fall")
@@ -101,11 +78,11 @@ class BrokenSampler(Mistaken, VelocitySampler):
 class BrokenCodec(Mistaken, Codec):
     """Pixels."""
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images):
         x = images.float() / 127.5 - 1
         return x.double() if self.mistake == "dtype" else x
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x):
         values = (x.float() + (0.7 if self.mistake == "shift" else 1)) * 127.5
         return (values % 256 if self.mistake == "wrap" else values.round().clamp(0, 255)).to(torch.uint8)
 
@@ -116,7 +93,7 @@ class BrokenSource(Mistaken, Source):
     image_shape = (1, 4, 4)
     num_classes = 5
 
-    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+    def batches(self, start, batch_size, rank, world_size):
         first = 0 if self.mistake == "start" else start
         block = 0 if self.mistake == "rank" else rank
         stride = 1 if self.mistake == "rank" else world_size
@@ -129,7 +106,7 @@ class BrokenSource(Mistaken, Source):
             yield Batch(images[:-1] if self.mistake == "rows" else images, labels)
             block += stride
 
-    def held_out(self) -> tuple[Tensor, Condition] | None:
+    def held_out(self):
         return None
 
 
@@ -138,14 +115,14 @@ class BrokenEvaluator(Mistaken, Evaluator):
 
     total, count = 0.0, 0
 
-    def prepare(self, context: EvaluationContext) -> None:
+    def prepare(self, context):
         pass
 
-    def reset(self, subject: str) -> None:
+    def reset(self, subject):
         if self.mistake != "reset":
             self.total, self.count = 0.0, 0
 
-    def update(self, batch: EvaluationBatch) -> None:
+    def update(self, batch):
         mean = float(batch.images.float().mean())
         self.total += mean if self.mistake == "batches" else mean * len(batch.images)
         self.count += 1 if self.mistake == "batches" else len(batch.images)
@@ -154,17 +131,17 @@ class BrokenEvaluator(Mistaken, Evaluator):
         if self.mistake == "writes":
             batch.images.zero_()
 
-    def compute(self) -> Mapping[str, float]:
+    def compute(self):
         return {"grey": float("nan") if self.mistake == "nan" else self.total / self.count}
 
 
 class BrokenVerifier(Mistaken, Verifier):
     """Smoothness: noise scores low."""
 
-    def prepare(self, context: EvaluationContext) -> None:
+    def prepare(self, context):
         pass
 
-    def score(self, images: Tensor, condition: Condition) -> Tensor:
+    def score(self, images, condition):
         rough = images.float().diff(dim=3).square().flatten(1).mean(1) - images.float().flatten(1).var(1)
         score = rough if self.mistake == "sign" else -rough
         if self.mistake == "batch":
@@ -178,32 +155,32 @@ ARRIVED: set[tuple[str, int]] = set()
 class BrokenTracker(Mistaken, Tracker):
     """Keeps what arrived in this process."""
 
-    def store(self, run: Any) -> str:
+    def store(self, run):
         return "nowhere"
 
-    def options(self, run: Any) -> dict[str, Any]:
+    def options(self, run):
         return {"folder": {1, 2}} if self.mistake == "options" else {"folder": "here"}
 
-    def open(self, run: Any, journal: Any, notes: dict[str, Any], since: int | None) -> bool:
+    def open(self, run, journal, notes, since):
         self._key = run.key
         return since is not None
 
-    def send_metrics(self, records: Sequence[Metrics], notes: dict[str, Any]) -> int:
+    def send_metrics(self, records, notes):
         if self.mistake == "names" and any(" " in name for record in records for name in record.values):
             raise ValueError("what a name")
         before = len(ARRIVED)
         ARRIVED.update((self._key, record.images) for record in records)
         return len(records) if self.mistake == "twice" else len(ARRIVED) - before
 
-    def send_artifact(self, artifact: Any) -> bool:
+    def send_artifact(self, artifact):
         return True
 
-    def finish(self, status: str, time: float) -> None:
+    def finish(self, status, time):
         pass
 
 
-def _offers(kind: str) -> Any:
-    def offer() -> list[Component]:
+def _offers(kind):
+    def offer():
         config = "Undescribed" if kind == "codec" else "Config"
         return [Component(f"broken-{kind}", f"{__name__}:Broken{kind.capitalize()}", f"{__name__}:{config}", "Broken")]
 

@@ -10,7 +10,7 @@ REGISTRY = Registry(Manager.load(trust=True))
 _MADE: dict[tuple[str, str], Case] = {}
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+def pytest_generate_tests(metafunc):
     """``test_it_keeps_its_contract(kind, name, check)`` becomes a test for each component and check."""
     if "check" in metafunc.fixturenames and "run_check" in metafunc.fixturenames:
         cases = [
@@ -46,15 +46,3 @@ def run_check(case_of):
         getattr(type("Contract", (CONTRACTS[kind],), values)(), check)()
 
     return run
-
-
-@pytest.fixture
-def one_file_plugin(tmp_path):
-    """Writes a one-file plugin."""
-
-    def write(text):
-        path = tmp_path / "one_file_plugin.py"
-        path.write_text(text, "utf-8")
-        return path
-
-    return write

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 
@@ -43,16 +43,16 @@ def velocity(x, t):
 """
 
 
-def given(**attributes: Any) -> Callable[..., Maker]:
+def given(**attributes):
     """A case with options and contract attributes that need no file."""
     return lambda **options: lambda folder: Case(options, attributes)
 
 
-def _images(number: int, seed: int = 0) -> np.ndarray:
+def _images(number, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (number, 8, 8), dtype=np.uint8)
 
 
-def mnist(folder: Path) -> Case:
+def mnist(folder):
     for part, size in (("train", 40), ("t10k", 20)):
         images, labels = _images(size, seed=size), (np.arange(size) % 10).astype(np.uint8)
         for name, values in (("images-idx3", images), ("labels-idx1", labels)):
@@ -61,12 +61,12 @@ def mnist(folder: Path) -> Case:
     return Case({"path": str(folder)})
 
 
-def npz(folder: Path) -> Case:
+def npz(folder):
     np.savez(folder / "images.npz", images=_images(40)[..., None], labels=np.arange(40) % 4)
     return Case({"path": str(folder / "images.npz"), "held_out": 8})
 
 
-def image_folder(folder: Path) -> Case:
+def image_folder(folder):
     for number, values in enumerate(_images(24)):
         path = folder / f"class{number % 3}" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def image_folder(folder: Path) -> Case:
     return Case({"path": str(folder), "held_out": 6, "workers": 1})
 
 
-def latents(folder: Path) -> Case:
+def latents(folder):
     from freeflow_core import api
 
     settings = ["source.held_out=1700"]
@@ -82,7 +82,7 @@ def latents(folder: Path) -> Case:
     return Case({"path": str(folder / "latents")})
 
 
-def sd_vae(folder: Path) -> Case:
+def sd_vae(folder):
     ensure_torchvision_ops()
     diffusers = pytest.importorskip("diffusers")
     with torch.random.fork_rng():
@@ -94,7 +94,7 @@ def sd_vae(folder: Path) -> Case:
     return Case({"checkpoint": str(folder)}, {"tolerance": None})
 
 
-def released_student(folder: Path) -> Case:
+def released_student(folder):
     from freeflow_transformers.architecture import TransformerConfig
     from freeflow_transformers.network import DiffusionTransformer
     from freeflow_transformers.students import FlowMapTransformer
@@ -110,7 +110,7 @@ def released_student(folder: Path) -> Case:
     return Case({"checkpoint": str(folder / "student.safetensors"), "num_heads": 2, "family": "sit-repa"})
 
 
-def callable_teacher(folder: Path) -> Case:
+def callable_teacher(folder):
     (folder / "exact_field.py").write_text(EXACT_FIELD, "utf-8")
     return Case({"network": f"{folder / 'exact_field.py'}:velocity", "sample_shape": [2]})
 
@@ -118,19 +118,19 @@ def callable_teacher(folder: Path) -> Case:
 class ExactField(nn.Module):
     """The same as a module, to be traced."""
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x, t):
         mean, variance = torch.tensor([0.5, -1.0]).to(x), torch.tensor([0.25, 4.0]).to(x)
         time = t.to(x).unsqueeze(1)
         slope = (time - (1 - time) * variance) / ((1 - time) ** 2 * variance + time**2)
         return slope * (x - (1 - time) * mean) - mean
 
 
-def torch_file_teacher(folder: Path) -> Case:
-    torch.jit.script(ExactField()).save(str(folder / "field.pt"))  # type: ignore[no-untyped-call]
+def torch_file_teacher(folder):
+    torch.jit.script(ExactField()).save(str(folder / "field.pt"))
     return Case({"file": str(folder / "field.pt"), "sample_shape": [2]})
 
 
-def diffusers_teacher(folder: Path) -> Case:
+def diffusers_teacher(folder):
     ensure_torchvision_ops()
     diffusers = pytest.importorskip("diffusers")
     from safetensors.torch import save_file
@@ -149,7 +149,7 @@ def diffusers_teacher(folder: Path) -> Case:
     return Case({"folder": str(folder), "embeddings": str(folder / "embeddings.safetensors")}, {"trained": False})
 
 
-def mlflow(folder: Path) -> Case:
+def mlflow(folder):
     """One store for the whole session: making its tables takes seconds."""
     return Case({"uri": f"sqlite:///{(folder.parent / 'contracts-mlflow.db').as_posix()}", "timeout_seconds": 5})
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import AverageVelocityStudent, Context, Models, Objective, Role, Student, Teacher
+from freeflow_core.interfaces import AverageVelocityStudent, Objective, Role, Teacher
 from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.objective_kit.passes import teacher_velocity, velocity_with_gradient
 from freeflow_core.plugin import Component, hookimpl
-from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
+from freeflow_core.types import Loss
 
 
 class Config(ComponentConfig):
@@ -24,7 +24,7 @@ class Config(ComponentConfig):
 class PlaneTeacher(Teacher):
     """The exact velocity of a Gaussian in the plane."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config):
         super().__init__()
         self.mistake = mistake = config.mistake
         self.sample_shape = (2,)
@@ -33,7 +33,7 @@ class PlaneTeacher(Teacher):
         self.std = nn.Parameter(torch.tensor([0.5, 2.0]))
         self.hidden = torch.ones(2, requires_grad=mistake == "trainable")
 
-    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def velocity(self, x_t, t, condition):
         if self.mistake in ("time", "time-and-sign"):
             t = 1 - t
         if self.mistake == "squared-time":
@@ -58,13 +58,13 @@ class PlaneTeacher(Teacher):
             return v @ torch.ones(3, 3)
         return -v if self.mistake in ("sign", "time-and-sign") else v
 
-    def null_condition(self, condition: Condition) -> Condition:
+    def null_condition(self, condition):
         return condition
 
-    def sample_condition(self, draws: Draws) -> Condition:
+    def sample_condition(self, draws):
         return draws.integers("label", 3) + 7 if self.mistake == "labels" else None
 
-    def balanced_condition(self, index: Tensor) -> Condition:
+    def balanced_condition(self, index):
         return None
 
 
@@ -73,10 +73,10 @@ class PlaneObjective(Objective):
 
     requires = AverageVelocityStudent
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config):
         self.mistake = config.mistake
 
-    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
+    def roles(self, student, teacher):
         if self.mistake == "trains-teacher":
             assert teacher is not None
             return {"critic": Role(teacher, trainable=True)}
@@ -84,9 +84,7 @@ class PlaneObjective(Objective):
             return {"critic": Role(copy.deepcopy(student), trainable=self.mistake == "idle-role")}
         return {}
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models, batch, draws, progress, context):
         x_t = draws.noise("prior", models["student"].bare.sample_shape)
         t, weight = draws.uniform("t"), torch.ones(len(x_t), dtype=torch.float64)
         v = teacher_velocity(models.teacher, x_t, t, batch.condition, weight)
@@ -108,19 +106,19 @@ class PlaneObjective(Objective):
         return {} if self.mistake == "no-loss" else losses
 
 
-def component(kind: str) -> list[Component]:
+def component(kind):
     """One component of this file."""
     target = f"{__name__}:Plane{kind.capitalize()}"
     return [Component(f"plane-{kind}", target, f"{__name__}:Config", f"A {kind} with a mistake by option")]
 
 
 @hookimpl
-def freeflow_teachers() -> list[Component]:
+def freeflow_teachers():
     """The teacher."""
     return component("teacher")
 
 
 @hookimpl
-def freeflow_objectives() -> list[Component]:
+def freeflow_objectives():
     """The objective."""
     return component("objective")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from run_helpers import TINY
 from torch import nn
 
 from freeflow_core.config import load_run_config
@@ -15,13 +16,7 @@ from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.cost import Cost, images_for, measure_cost, repeating, with_length
 from freeflow_core.tools.cost.step import Rows, counted_rows
 
-TINY = {
-    "teacher": {"name": "gaussian-mixture", "layout": "ring"},
-    "student": {"name": "mlp", "width": 16, "depth": 1},
-    "objective": {"name": "freeflow-prediction"},
-    "training": {"images": 1000, "batch_size": 16},
-    "runtime": {"device": "cpu", "threads": 1},
-}
+SMALL = TINY | {"objective": {"name": "freeflow-prediction"}, "training": {"images": 1000, "batch_size": 16}}
 
 ALTERNATING = '''
 import copy
@@ -64,7 +59,7 @@ def freeflow_objectives():
 
 
 def tiny(registry, *assignments, **overrides):
-    return load_run_config(registry, "distill", overrides={**TINY, **overrides}, assignments=assignments)
+    return load_run_config(registry, "distill", overrides={**SMALL, **overrides}, assignments=assignments)
 
 
 def test_rows_are_counted_by_what_is_done_with_them():

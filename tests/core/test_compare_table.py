@@ -25,7 +25,7 @@ TEACHER = {
 }
 
 
-def scores(value: float, few: bool) -> dict:
+def scores(value, few):
     rows = {**TEACHER, "student": {"evaluations": 1.0, "fd_data": value, "fidelity_mse": value / 10}}
     if few:
         rows |= {"student_2_steps": {"fd_data": value / 2}, "student_4_steps": {"fd_data": value / 4}}

@@ -7,14 +7,14 @@ import pytest
 import torch
 from freeflow_toy.config import GaussianMixtureConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
+from plugin_helpers import plugin
 from torch import nn
 
 from freeflow_core import api
 from freeflow_core.errors import ConfigError
-from freeflow_core.plugin import Component, Manager, hookimpl
+from freeflow_core.plugin import Component, Manager
 from freeflow_core.tools.cost import plan as estimate
 from freeflow_core.tools.cost.fake import FakeTensors
-from freeflow_core.tools.cost.plan import Plan
 from freeflow_core.tools.cost.step import ACTIVATIONS, MemoryTracker
 
 MIB = 2**20
@@ -33,14 +33,14 @@ SMALL: dict[str, Any] = {
 """One block, 16 tokens: a plan in a second."""
 
 
-def plan(manager: Manager, *settings: str, num_processes: int = 1, **overrides: Any) -> Plan:
+def plan(manager, *settings, num_processes=1, **overrides):
     config = api.resolve_config(
         "distill", preset="digits", overrides={**SMALL, **overrides}, settings=settings, manager=manager
     )
     return api.plan(config, num_processes=num_processes, manager=manager)
 
 
-def on_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_real_tensors(monkeypatch):
     monkeypatch.setattr(estimate, "_without_memory", lambda *_: estimate._Failure("a test says so"))
 
 
@@ -83,7 +83,7 @@ def test_the_tracker_counts_operations_of_products_and_attention():
     assert memory.flops == 2 * 2 * (2 * 3 * 8 * 8 * 16)
 
 
-def faked(device: str, *, width: int = 64) -> tuple[FakeTensors, nn.Module]:
+def faked(device, *, width=64):
     with torch.device("meta"):
         network = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
     fake = FakeTensors(device)
@@ -236,14 +236,9 @@ class StubbornTeacher(GaussianMixtureTeacher):
 
 @pytest.fixture
 def stubborn():
-    class Plugin:
-        @hookimpl
-        def freeflow_teachers(self):
-            target, config = f"{__name__}:StubbornTeacher", f"{GaussianMixtureConfig.__module__}:GaussianMixtureConfig"
-            return [Component("stubborn", target, config, "looks at values", "test")]
-
+    target, config = f"{__name__}:StubbornTeacher", f"{GaussianMixtureConfig.__module__}:GaussianMixtureConfig"
     manager = Manager.load()
-    manager.register(Plugin(), "stubborn")
+    manager.register(plugin(teachers=[Component("stubborn", target, config, "looks at values", "test")]), "stubborn")
     return manager
 
 

@@ -63,34 +63,32 @@ def test_one_sided_needs_its_value_and_float32():
         directional_derivative(function, (X,), (D,), value=function(X), **arguments)
 
 
-# -- Along a line: never beyond the room that a row was given ----------------------------------------------------------
-
 CENTRAL, ONE_SIDED, FORWARD = DerivativeMethod.CENTRAL, DerivativeMethod.ONE_SIDED, DerivativeMethod.FORWARD_MODE
 
 
 class Line:
     """f(e) = sin(a e + b) per row, and the offsets it was asked at."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows):
         generator = torch.Generator().manual_seed(0)
         self.a, self.b = torch.rand(2, rows, dtype=torch.float64, generator=generator) * 2
         self.asked: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
-    def __call__(self, offset: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, offset, rows):
         self.asked.append((offset, rows))
         a, b = (self.a, self.b) if rows is None else (self.a[rows], self.b[rows])
         return torch.sin(a * offset + b).unsqueeze(1)
 
     @property
-    def value(self) -> torch.Tensor:
+    def value(self):
         return self.b.sin().unsqueeze(1)
 
     @property
-    def slope(self) -> torch.Tensor:
+    def slope(self):
         return (self.a * self.b.cos()).unsqueeze(1)
 
 
-def rooms(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rooms(rows):
     """Plenty on both sides, none below, none above, hardly any at all, in turn."""
     below = torch.tensor([1.0, 0.0, 0.5, 1e-4], dtype=torch.float64).repeat(rows // 4)
     above = torch.tensor([1.0, 0.5, 0.0, 3e-4], dtype=torch.float64).repeat(rows // 4)

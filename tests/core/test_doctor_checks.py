@@ -1,16 +1,16 @@
 """Each finding of `freeflow doctor`, with what it looks at replaced."""
 
-import http.server
 import importlib.metadata
 import sqlite3
-import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 from packaging.requirements import Requirement
+from plugin_helpers import plugin
+from weights_server import Answer
 
-from freeflow_core.plugin import Component, Manager, hookimpl
+from freeflow_core.plugin import Component, Manager
 from freeflow_core.tools import doctor
 
 JOINED = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -24,7 +24,7 @@ def nowhere(monkeypatch, tmp_path):
     return tmp_path
 
 
-def only(checks, name: str):
+def only(checks, name):
     (found,) = [check for check in checks if check.name == name]
     return found
 
@@ -164,33 +164,17 @@ def test_doctor_tells_full_and_read_only_disks(monkeypatch, nowhere):
     assert not (nowhere / "runs").exists()
 
 
-@pytest.fixture
-def server():
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            code = {"/health": 200, "/private/health": 401}.get(self.path, 500)
-            self.send_response(code)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
-def tracked(uri: str | None):
+def tracked(uri):
     return doctor.check_tracking({} if uri is None else {"MLFLOW_TRACKING_URI": uri})
 
 
 def test_doctor_asks_the_mlflow_server(server, monkeypatch):
-    assert tracked(f"http://{server}").status == "ok"
-    assert "was not tried" in tracked(f"http://{server}/private").detail
-    broken = tracked(f"http://me:secret@{server}/broken/")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for path, status in (("/health", 200), ("/private/health", 401), ("/broken/health", 500)):
+        server.serve(path, Answer(status=status))
+    assert tracked(server.address).status == "ok"
+    assert "was not tried" in tracked(f"{server.address}/private").detail
+    broken = tracked(f"{server.address.replace('//', '//me:secret@')}/broken/")
     assert broken.status == "warning"
     assert "secret" not in broken.detail
     monkeypatch.setattr(doctor, "_SECONDS", 0.5)
@@ -213,15 +197,6 @@ def test_doctor_looks_at_an_mlflow_database_without_making_one(nowhere):
     assert tracked("databricks").status == "ok"
 
 
-class Offers:
-    def __init__(self, target: str) -> None:
-        self._target = target
-
-    @hookimpl
-    def freeflow_teachers(self):
-        return [Component("mine", self._target, "freeflow_core.config:ComponentConfig", "A teacher.")]
-
-
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
@@ -232,7 +207,8 @@ class Offers:
 )
 def test_doctor_imports_every_component(target, reason):
     manager = Manager()
-    manager.register(Offers(target), "mine", "my-package", "1.0")
+    teacher = Component("mine", target, "freeflow_core.config:ComponentConfig", "A teacher.")
+    manager.register(plugin(teachers=[teacher]), "mine", "my-package", "1.0")
     checks = list(doctor.check_plugins(manager))
     assert only(checks, "plugin mine").status == "ok"
     assert ("its component can be imported" in only(checks, "plugin mine").detail) == (reason is None)

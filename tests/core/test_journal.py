@@ -68,7 +68,6 @@ def test_the_run_is_known_from_the_folder_alone(journal, tmp_path):
     assert (run.name, run.command, run.key, run.parent, run.config["seed"]) == ("a-seed0", "distill", "own", None, 3)
     journal.write_status(membership={"key": "above", "tags": {"seed": "0"}})
     run = journal.run()
-    assert run.parent is not None
     assert (run.key, run.parent.key, run.parent.folder, run.tags) == (
         "above-a-seed0", "above", tmp_path.parent, {"seed": "0"},
     )  # fmt: skip

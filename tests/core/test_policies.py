@@ -16,20 +16,20 @@ from freeflow_core.testing.exact import GaussianTeacher
 STD, MEAN = 0.6, torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def uniform(num: int, low: float, high: float, seed: int = 0) -> Tensor:
+def uniform(num, low, high, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return low + (high - low) * torch.rand(num, dtype=torch.float64, generator=generator)
 
 
-def column(t: Tensor) -> Tensor:
+def column(t):
     return t.unsqueeze(1)
 
 
-def mixture_policy(means: Tensor, std: float, log_weights: Tensor, x: Tensor, t: Tensor) -> GMPolicy:
+def mixture_policy(means, std, log_weights, x, t):
     """What a perfect network emits at (x, t) for data of an isotropic mixture: its posterior of the data point."""
     alpha, time = 1 - t[:, None, None], t[:, None, None]
     total = alpha.square() * std**2 + time.square()
@@ -40,7 +40,7 @@ def mixture_policy(means: Tensor, std: float, log_weights: Tensor, x: Tensor, t:
     return GMPolicy((x.unsqueeze(1) - posterior) / time, logits, log_std, x, t)
 
 
-def gaussian_policy(x: Tensor, t: Tensor, sign: float = 1.0) -> GMPolicy:
+def gaussian_policy(x, t, sign=1.0):
     exact = mixture_policy(MEAN[None], STD, torch.zeros(1, dtype=torch.float64), x, t)
     posterior = exact._means
     u = sign * (x.unsqueeze(1) - posterior) / t[:, None, None]
@@ -168,10 +168,10 @@ def test_a_row_is_rolled_alike_whatever_stands_beside_it():
 
 
 class Recorder(Policy):
-    def __init__(self) -> None:
+    def __init__(self):
         self.times: list[Tensor] = []
 
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, x, t):
         self.times.append(t)
         return torch.ones_like(x)
 

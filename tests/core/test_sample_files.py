@@ -77,7 +77,7 @@ def test_parts_come_back_and_damaged_ones_are_named(tmp_path):
         parts.read(7)
 
 
-def folder_at(path) -> JobFolder[Manifest]:
+def folder_at(path):
     return JobFolder(path, "samples.json", Manifest, "samples")
 
 
@@ -112,7 +112,7 @@ def test_a_digest_knows_every_weight_and_no_file():
     assert network_digest(network(0), kinds[0]) != network_digest(network(0), kinds[1])
 
 
-def batch(images: torch.Tensor, condition=None) -> SampleBatch:
+def batch(images, condition=None):
     index = torch.arange(len(images))
     return SampleBatch(index, images, images, images, condition, Guidance(torch.ones(len(images))), 1.0, 0.1)
 

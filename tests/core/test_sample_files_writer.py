@@ -24,11 +24,11 @@ SETTINGS = {"seed": 0, "labels": "balanced"}
 class Counting:
     """Stands for the generator: image i shows i; ``drawn`` are the indices asked for; ``event`` happens at an index."""
 
-    def __init__(self, at: int = -1, event=None) -> None:
+    def __init__(self, at=-1, event=None):
         self.drawn: list[int] = []
         self._at, self._event = at, event
 
-    def batch(self, index: torch.Tensor) -> SampleBatch:
+    def batch(self, index):
         self.drawn += index.tolist()
         if self._at in index.tolist():
             self._event()
@@ -42,7 +42,7 @@ def write(folder, generator, num=300, batch_size=32, kind="npz", settings=None, 
     return SampleWriter(folder, num, form, lambda: settings or SETTINGS, batch_size, team, told).write(generator)
 
 
-def fail(error: BaseException):
+def fail(error):
     def event():
         raise error
 
@@ -139,7 +139,7 @@ def test_the_first_ctrl_c_ends_after_the_batch_in_hand(tmp_path):
 
 
 @contextmanager
-def largest_file(num_bytes: int):
+def largest_file(num_bytes):
     """Writing more than this to any file fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))

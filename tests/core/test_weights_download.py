@@ -6,50 +6,37 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from weights_server import Answer, FileServer, content, file_server, sha256
+from weights_server import Answer, content, sha256
 
 from freeflow_core.errors import DownloadError, Interrupted
 from freeflow_core.plugin import WeightFile
 from freeflow_core.weights import TransferOptions, WeightStore
+from freeflow_core.weights.download import LoggedProgress
 
 BODY = content()
 AT_ONCE = TransferOptions(read_timeout=5, delays=(), chunk_bytes=500, lock_patience=5, lock_poll=0.01)
 PATIENT = replace(AT_ONCE, delays=(0.0, 0.0))
 PATH = "/tiny.pt"
-
-
-@pytest.fixture(autouse=True)
-def no_surroundings(monkeypatch):
-    for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE", "FREEFLOW_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+DATE = "Sat, 21 Nov 2026 00:00:00 GMT"
 
 
 @pytest.fixture
-def server():
-    with file_server() as server:
-        yield server
+def store(weights_cache):
+    return lambda options=AT_ONCE: WeightStore(weights_cache, options)
 
 
-@pytest.fixture
-def store(tmp_path):
-    return lambda options=AT_ONCE: WeightStore(tmp_path / "cache", options)
+def weight(server, **fields):
+    return WeightFile("tiny", "Tiny.", "tiny.pt", url=server.address + PATH, **fields)
 
 
-def weight(server: FileServer, **fields: object) -> WeightFile:
-    return WeightFile(
-        **({"name": "tiny", "summary": "Tiny.", "filename": "tiny.pt", "url": server.address + PATH} | fields)
-    )
-
-
-def left_behind(store: WeightStore) -> list[str]:
+def left_behind(store):
     """All files in the cache but the empty locks."""
     files = [path for path in store.folder.rglob("*") if path.is_file()]
     assert all(path.stat().st_size == 0 for path in files if path.suffix == ".lock")
     return sorted(path.name for path in files if path.suffix != ".lock")
 
 
-def interrupt(server: FileServer, store: WeightStore, cut: int = 2000, **answer: object) -> WeightFile:
+def interrupt(server, store, cut=2000, **answer):
     """A download that the server broke off after ``cut`` bytes; the next request gets the same answer, whole."""
     server.serve(PATH, Answer(BODY, cut=cut, **answer), Answer(BODY, **answer))
     with pytest.raises(DownloadError, match="the same command goes on"):
@@ -60,7 +47,7 @@ def interrupt(server: FileServer, store: WeightStore, cut: int = 2000, **answer:
 
 def test_a_download_is_whole_checked_and_recorded(server, store):
     server.serve(PATH, Answer(BODY))
-    seen: list[tuple[int, int | None]] = []
+    seen = []
     path = store().fetch(
         weight(server, size=len(BODY), sha256=sha256(BODY)), on_progress=lambda done, total: seen.append((done, total))
     )
@@ -75,14 +62,23 @@ def test_a_download_is_whole_checked_and_recorded(server, store):
     assert server.requests[0][1]["Accept-Encoding"] == "identity"
 
 
-def test_the_next_call_goes_on_where_the_connection_broke(server, store):
-    wanted = interrupt(server, store())
-    seen: list[int] = []
-    path = store().fetch(wanted, on_progress=lambda done, total: seen.append(done))
-    assert path.read_bytes() == BODY
-    assert server.ranges() == [None, "bytes=2000-"]
-    assert server.requests[1][1]["If-Range"] == '"one"'
-    assert seen[0] == 2000
+@pytest.mark.parametrize(
+    ("answer", "known", "range_asked", "proof"),
+    [
+        ({}, None, "bytes=2000-", '"one"'),
+        ({"etag": 'W/"one"', "last_modified": DATE}, None, "bytes=2000-", DATE),  # a weak tag proves nothing
+        ({"etag": None}, sha256(BODY), "bytes=2000-", None),
+        ({"etag": None}, None, None, None),
+    ],
+)
+def test_the_next_call_goes_on_where_it_broke_if_the_version_is_certain(
+    server, store, answer, known, range_asked, proof
+):
+    wanted, seen = replace(interrupt(server, store(), **answer), sha256=known), []
+    assert store().fetch(wanted, on_progress=lambda done, total: seen.append(done)).read_bytes() == BODY
+    assert server.ranges() == [None, range_asked]
+    assert server.requests[1][1].get("If-Range") == proof
+    assert seen[0] == (2000 if range_asked else 0)
     assert left_behind(store()) == ["tiny.pt", "tiny.pt.json"]
 
 
@@ -120,21 +116,6 @@ def test_a_file_that_changed_is_never_spliced(server, store, obey_if_range, size
     assert server.ranges() == [None, "bytes=2000-"] + [None] * (not obey_if_range)
 
 
-def test_weak_entity_tags_are_no_proof_but_a_date_is(server, store):
-    date = "Sat, 21 Nov 2026 00:00:00 GMT"
-    wanted = interrupt(server, store(), etag='W/"one"', last_modified=date)
-    assert store().fetch(wanted).read_bytes() == BODY
-    assert server.requests[1][1]["If-Range"] == date
-
-
-@pytest.mark.parametrize(("known", "resumed"), [(sha256(BODY), "bytes=2000-"), (None, None)])
-def test_without_any_proof_of_the_version_only_a_known_hash_allows_to_resume(server, store, known, resumed):
-    wanted = interrupt(server, store(), etag=None)
-    assert store().fetch(replace(wanted, sha256=known)).read_bytes() == BODY
-    assert server.ranges() == [None, resumed]
-    assert "If-Range" not in server.requests[1][1]
-
-
 def test_a_complete_part_needs_no_request(server, store):
     wanted = interrupt(server, store())
     next(store().folder.rglob("*.partial")).write_bytes(BODY)  # as after a crash just before the new name
@@ -154,7 +135,7 @@ def test_truncated(server, store, states_length):
 @pytest.mark.parametrize("states_length", [True, False])
 def test_another_size_is_refused_before_all_has_arrived(server, store, states_length):
     server.serve(PATH, Answer(content(100_000), states_length=states_length))
-    seen: list[int] = []
+    seen = []
     with pytest.raises(DownloadError, match="another file"):
         store().fetch(weight(server, size=4000), on_progress=lambda done, total: seen.append(done))
     assert max(seen, default=0) <= 4000
@@ -171,7 +152,7 @@ def test_a_refusal_is_told_at_once_and_a_failure_after_more_attempts(server, sto
 
 
 def test_pauses_grow_and_a_server_may_ask_for_longer_ones(server, store, monkeypatch):
-    pauses: list[float] = []
+    pauses = []
     monkeypatch.setattr("freeflow_core.weights.download.time", SimpleNamespace(sleep=pauses.append))
     busy = Answer(status=429, headers={"Retry-After": "7"})
     server.serve(PATH, Answer(status=500), busy, replace(busy, headers={"Retry-After": "9999"}), Answer(BODY))
@@ -234,3 +215,12 @@ def test_a_folder_that_cannot_be_written(server, store, tmp_path):
     server.serve(PATH, Answer(BODY))
     with pytest.raises(DownloadError, match=r"cannot be used: .*FREEFLOW_CACHE"):
         store().fetch(weight(server))
+
+
+def test_a_log_tells_how_far_a_download_has_come(caplog):
+    clock = iter([0.0, 1.0, 11.0, 12.0, 22.0])
+    told = LoggedProgress("tiny", interval=10.0, now=lambda: next(clock))
+    with caplog.at_level("INFO", "freeflow"):
+        for done in (0, 1000, 2000, 4000):
+            told(done, 5000)
+    assert ["20%" in r.getMessage() or "80%" in r.getMessage() for r in caplog.records] == [True, True]

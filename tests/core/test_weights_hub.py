@@ -4,28 +4,22 @@ import json
 from dataclasses import replace
 
 import pytest
-from weights_server import Answer, FileServer, content, file_server, sha256
+from weights_server import Answer, content, file_server, sha256
 
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
 from freeflow_core.weights import TransferOptions, WeightStore
 
 BODY = content()
-OPTIONS = TransferOptions(delays=(), chunk_bytes=500)
 WEIGHT = WeightFile("large", "Large.", "folder/last.pt", repository="somebody/model", revision="v1")
 PATH = "/somebody/model/resolve/v1/folder/last.pt"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with file_server() as server:
-        for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/")
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-        yield server
+def hub(server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    return server
 
 
 @pytest.fixture
@@ -36,11 +30,11 @@ def files():
 
 
 @pytest.fixture
-def store(tmp_path):
-    return WeightStore(tmp_path / "cache", OPTIONS)
+def store(weights_cache):
+    return WeightStore(weights_cache, TransferOptions(delays=(), chunk_bytes=500))
 
 
-def redirect(hub: FileServer, files: FileServer, stated: str) -> None:
+def redirect(hub, files, stated):
     location = {"Location": f"{files.address}/blob", "X-Linked-Etag": f'"{stated}"'}
     hub.serve(PATH, Answer(status=302, etag=None, headers=location))
 
@@ -145,7 +139,7 @@ LISTED = WeightFile("listed", "Listed.", "listed.pt", repository="somebody/model
 LISTING = "/api/models/somebody/model/revision/main"
 
 
-def listing(hub: FileServer, *paths: str) -> None:
+def listing(hub, *paths):
     siblings = [{"rfilename": path} for path in paths]
     hub.serve(LISTING, Answer(json.dumps({"siblings": siblings}).encode(), content_type="application/json"))
 

@@ -1,11 +1,8 @@
 """A comparison that takes seconds, objectives that misbehave, and what was run."""
 
-from pathlib import Path
-from typing import Any
-
 from run_helpers import TINY
 
-from freeflow_core.config.compare import CompareConfig, load_compare_config
+from freeflow_core.config.compare import load_compare_config
 from freeflow_core.plugin import Manager, Registry, hookimpl
 
 BASE = TINY | {
@@ -74,14 +71,14 @@ def freeflow_objectives():
 '''
 
 
-def troubled_manager(folder: Path) -> Manager:
+def troubled_manager(folder):
     """All plugins, and the objective ``troubled``."""
     file = folder / "troubled.py"
     file.write_text(PLUGIN, "utf-8")
     return Manager.load([file])
 
 
-def comparison(manager: Manager, *objectives: str, assignments: tuple[str, ...] = (), **section: Any) -> CompareConfig:
+def comparison(manager, *objectives, assignments=(), **section):
     """A small comparison; ``section`` holds seeds, budget, sweep and the rest. There are data where they are used."""
     source = {"source": {"name": "gaussian-mixture"}} if DATA_BASED & set(objectives) else {}
     return load_compare_config(
@@ -95,20 +92,20 @@ def comparison(manager: Manager, *objectives: str, assignments: tuple[str, ...] 
 class Watcher:
     """An observer: which runs began and ended, and which rows were scored in them."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.started: list[str] = []
         self.finished: list[tuple[str, str]] = []
         self.scored: list[tuple[str, str]] = []
 
     @hookimpl
-    def freeflow_run_started(self, run: Any) -> None:
+    def freeflow_run_started(self, run):
         self.started.append(run.name)
 
     @hookimpl
-    def freeflow_evaluation_advanced(self, run: Any, row: str, done: int, total: int) -> None:
+    def freeflow_evaluation_advanced(self, run, row, done, total):
         if done == total:
             self.scored.append((run.name, row))
 
     @hookimpl
-    def freeflow_run_finished(self, run: Any, status: str) -> None:
+    def freeflow_run_finished(self, run, status):
         self.finished.append((run.name, status))

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from freeflow_core import api
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.network_file import load_tensors
-from freeflow_core.plugin import Manager, Registry
+from freeflow_core.plugin import Registry
 from freeflow_core.tools.compare.manifest import Manifest
 from freeflow_core.tools.compare.plan import Planner
 
@@ -38,11 +37,11 @@ def troubled(manager, *objectives, once, action="raise"):
     return comparison(manager, *objectives, seeds=1, settings_for={"troubled": {"objective": options}})
 
 
-def status_of(run: Path) -> str:
+def status_of(run):
     return json.loads((run / "run.json").read_text())["status"]
 
 
-def statuses(folder: Path) -> dict[str, str]:
+def statuses(folder):
     return json.loads((folder / "comparison.json").read_text())["runs"]
 
 
@@ -101,7 +100,7 @@ def test_the_teacher_is_scored_once_and_its_rows_are_everyones(whole):
     assert without_time(alone.scores) == without_time(rows[-1]), "sharing changes no score"
 
 
-def yaml_config(manager: Manager, run: Path):
+def yaml_config(manager, run):
     return api.resolve_config("distill", config_file=run / "config.yaml", manager=manager)
 
 

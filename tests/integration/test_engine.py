@@ -72,6 +72,10 @@ def test_no_checkpoint_follows_a_non_finite_step(tiny, output, manager):
     [
         (("source=digits",), "data-free"),
         (("objective=flow-matching",), "trains on data"),
+        (
+            ("objective=pi-flow", "source=gaussian-mixture", "codec=states"),
+            "trains a PolicyStudent, but the student 'mlp'",
+        ),
         (("student=velocity-transformer",), "sample_shape|images|shape"),
     ],
 )

@@ -37,7 +37,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - bef
 LIBRARIES = 50 * 2**20
 
 
-def configuration(manager, size: str, *settings: str):
+def configuration(manager, size, *settings):
     """SiT of that size on latents (4, 32, 32), with random weights, as teacher, student and fake velocity."""
     return api.resolve_config(
         "distill",
@@ -55,7 +55,7 @@ def configuration(manager, size: str, *settings: str):
     )
 
 
-def growth(config, folder, **environment: str) -> int:
+def growth(config, folder, **environment):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(folder / "run")],
         input=config.model_dump_json(),

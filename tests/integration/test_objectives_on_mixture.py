@@ -6,23 +6,19 @@ that many. Figures of all methods: docs/reference/objectives-flow-maps.md and it
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from freeflow_metrics.distance import energy_distance
-from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from torch import Tensor
+from run_helpers import TINY
 
 from freeflow_core import api
 from freeflow_core.config import load_run_config
-from freeflow_core.interfaces import Student
 from freeflow_core.math.flow import linear_interpolate
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.plugin import Manager, Registry
+from freeflow_core.plugin import Registry
 
 MIXTURE: dict[str, Any] = {"layout": "ring", "num_modes": 8, "radius": 2.0, "std": 0.2}
 LIMIT = 0.1
@@ -35,20 +31,17 @@ class Proof:
 
     Args:
         objective: its name and options.
-        forwards: cost of one image in network forwards (backward counts two), stated by the method.
         data: trained on exact samples of the mixture; False: data-free.
         teacher: trained with the teacher; False: from data alone.
         steps: steps the student is sampled with; above 1 where the paper says so.
         four_steps: measure four steps too.
         renoise: sample as consistency models do, with fresh noise between steps.
         velocity: sample with Euler steps of u(x, t, t): the method teaches a velocity and no jumps.
-        images, batch_size, learning_rate: the budget.
         student: options of the mlp.
-        clip_norm: where gradients are cut, if at all.
+        optimizer: further options.
     """
 
     objective: dict[str, Any]
-    forwards: float
     data: bool = True
     teacher: bool = True
     steps: int = 1
@@ -56,79 +49,53 @@ class Proof:
     renoise: bool = False
     velocity: bool = False
     images: int = 200_000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
     student: dict[str, Any] = field(default_factory=dict)
-    clip_norm: float | None = None
+    optimizer: dict[str, Any] = field(default_factory=dict)
 
-    def settings(self, seed: int) -> dict[str, Any]:
+    def settings(self, seed):
         """The run's configuration."""
         mixture = {"name": "gaussian-mixture", **MIXTURE}
-        optimizer = {"learning_rate": self.learning_rate, "beta2": 0.99, "schedule": "cosine"}
-        return {
-            "name": "proof",
+        return TINY | {
             "seed": seed,
             "teacher": mixture if self.teacher else None,
             "student": {"name": "mlp", "width": 96, "depth": 3, "sample_shape": [2], **self.student},
             "objective": self.objective,
             "source": {**mixture, "seed": seed} if self.data else {"name": "prior"},
-            "codec": {"name": "states"},
+            "codec": "states",
             "training": {
                 "images": self.images,
-                "batch_size": self.batch_size,
-                "optimizer": optimizer | ({} if self.clip_norm is None else {"clip_norm": self.clip_norm}),
+                "batch_size": 256,
+                "optimizer": {"learning_rate": 2e-3, "beta2": 0.99, "schedule": "cosine", **self.optimizer},
                 "ema": {"halflife_images": max(1, self.images // 40), "rampup_ratio": None},
             },
             "logging": {"every_images": self.images},
             "samples": {"every_images": None},
-            "evaluation": {"enabled": False},
-            "trackers": [],
-            "runtime": {"device": "cpu", "threads": 1},
         }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Energy distances to exact samples: the student's in its own number of steps and in four (NaN where that was not
-    asked), those of the teacher's single Euler step, and of other exact samples."""
+def prove(proof, output, manager, seed=0, num_samples=4096):
+    """Train as ``freeflow distill`` does (``pretrain`` without a teacher), then measure the averaged student.
 
-    student: float
-    euler: float
-    floor: float
-    four_steps: float
-
-    @property
-    def ratio(self) -> float:
-        return self.student / self.euler
-
-
-def prove(proof: Proof, output: Path, manager: Manager, seed: int = 0, num_samples: int = 4096) -> Outcome:
-    """Train as ``freeflow distill`` does (``pretrain`` without a teacher), then measure the averaged student."""
+    Energy distances to exact samples as shares of that of the teacher's single Euler step: in the proof's own number of
+    steps and, where it says so, in four.
+    """
     command = "distill" if proof.teacher else "pretrain"
     config = load_run_config(Registry(manager), command, overrides=proof.settings(seed))
     result = (api.distill if proof.teacher else api.pretrain)(config, output=output, manager=manager)
     student = api.load_student(result.folder, manager=manager).student
     teacher = api.load_teacher("gaussian-mixture", options=MIXTURE, manager=manager).double()
-    assert isinstance(teacher, GaussianMixtureTeacher)
     index = torch.arange(num_samples)
     labels = teacher.balanced_condition(index)
-    exact, others = (teacher.sample_data(PhiloxDraws(s, index, dtype=torch.float64), labels) for s in (1, 2))
+    exact = teacher.sample_data(PhiloxDraws(1, index, dtype=torch.float64), labels)
     z = PhiloxDraws(3, index, dtype=torch.float64).noise("proof-prior", teacher.sample_shape)
     euler = z - teacher.velocity(z, torch.ones(num_samples, dtype=torch.float64), labels)
-
-    def distance(x: Tensor) -> float:
-        return energy_distance(x, exact)
-
-    return Outcome(
-        student=distance(sample(student, z, labels, proof.steps, proof)),
-        euler=distance(euler),
-        floor=distance(others),
-        four_steps=distance(sample(student, z, labels, 4, proof)) if proof.four_steps else math.nan,
-    )
+    numbers = (proof.steps, 4) if proof.four_steps else (proof.steps,)
+    found = [energy_distance(sample(student, z, labels, number, proof), exact) for number in numbers]
+    return [distance / energy_distance(euler, exact) for distance in found]
 
 
 @torch.no_grad()
-def sample(student: Student, z: Tensor, labels: Any, steps: int, proof: Proof) -> Tensor:
+def sample(student, z, labels, steps, proof):
     """Jumps along a uniform grid, jumps to 0 with fresh noise in between, or Euler steps; float32, as trained."""
     x = z.float()
     one = torch.ones(len(x), dtype=torch.float64)
@@ -154,72 +121,70 @@ MEANFLOW = {"weight_power": 0.0, "instant_share": 0.5, "time_location": 0.5, "ti
 AYF = {"tangent_normalisation": True, "tangent_warmup_fraction": 0.1, "tangent_warmup_end": 0.99, "weighting": "none"}
 
 
-def flow_map(name: str, forwards: float, *, images: int = 100_000, **options: Any) -> Proof:
+def flow_map(name, *, images=100_000, **options):
     """A method with a few-step mode; ``options`` of a proof are keyed by its fields, the others are the objective's."""
     fields = {key: options.pop(key) for key in ("data", "teacher", "renoise", "four_steps") if key in options}
-    return Proof({"name": name, **options}, forwards, images=images, student=SMOOTH, **{"four_steps": True, **fields})
+    return Proof({"name": name, **options}, images=images, student=SMOOTH, **{"four_steps": True, **fields})
 
 
-PREDICTION = Proof({"name": "freeflow-prediction"}, forwards=6, images=100_000, data=False)
+PREDICTION = Proof({"name": "freeflow-prediction"}, images=100_000, data=False)
 FLOW_MAPS = {
-    "meanflow": flow_map("meanflow", 5, **MEANFLOW),
-    "meanflow-from-data": flow_map("meanflow", 4, velocity="data", teacher=False, **MEANFLOW),
-    "improved-meanflow": flow_map("improved-meanflow", 4.5, teacher=False, **MEANFLOW),
-    "consistency": flow_map("consistency", 6, target_halflife_images=1_000, renoise=True),
-    "continuous-consistency": flow_map("continuous-consistency", 6, data_std=1.43, derivative="central", renoise=True),
-    "facm": flow_map("facm", 9, derivative="central", renoise=True),
-    "shortcut": flow_map("shortcut", 4.125, target_halflife_images=2_000),
-    "lagrangian": flow_map("lagrangian", 5.5),
-    "lagrangian-from-prior": flow_map("lagrangian", 10, start="prior", data=False, four_steps=False, images=60_000),
-    "eulerian": flow_map("eulerian", 4.5, derivative="central"),
-    "eulerian-ayf": flow_map("eulerian", 4.5, derivative="central", **AYF),
+    "meanflow": flow_map("meanflow", **MEANFLOW),
+    "meanflow-from-data": flow_map("meanflow", velocity="data", teacher=False, **MEANFLOW),
+    "improved-meanflow": flow_map("improved-meanflow", teacher=False, **MEANFLOW),
+    "consistency": flow_map("consistency", target_halflife_images=1_000, renoise=True),
+    "continuous-consistency": flow_map("continuous-consistency", data_std=1.43, derivative="central", renoise=True),
+    "facm": flow_map("facm", derivative="central", renoise=True),
+    "shortcut": flow_map("shortcut", target_halflife_images=2_000),
+    "lagrangian": flow_map("lagrangian"),
+    "lagrangian-from-prior": flow_map("lagrangian", start="prior", data=False, four_steps=False, images=60_000),
+    "eulerian": flow_map("eulerian", derivative="central"),
+    "eulerian-ayf": flow_map("eulerian", derivative="central", **AYF),
 }
 
 # It teaches a velocity, no jumps: one Euler step of it is the yardstick itself, so it is sampled as its paper does.
-FLOW_MATCHING = Proof({"name": "flow-matching"}, 3, teacher=False, steps=32, velocity=True, images=100_000)
+FLOW_MATCHING = Proof({"name": "flow-matching"}, teacher=False, steps=32, velocity=True, images=100_000)
 # Sampled in one step unless said otherwise. Pairs cost the teacher's whole path: one image is worth many of another method.
 POLICY = {"name": "mlp-policy", "num_components": 16, "num_substeps": 32}
 
 GENERATIVE = {
-    "pi-flow-prior": Proof(
-        {"name": "pi-flow", "states": "prior"}, forwards=5, data=False, images=20_000, student=POLICY
-    ),
-    "pi-flow-data": Proof({"name": "pi-flow"}, forwards=5, images=20_000, student=POLICY),
+    "pi-flow-prior": Proof({"name": "pi-flow", "states": "prior"}, data=False, images=20_000, student=POLICY),
+    "pi-flow-data": Proof({"name": "pi-flow"}, images=20_000, student=POLICY),
     # The paper uses dx at four evaluations only. One dx policy from noise ends at 10 to 14 % here.
     "pi-flow-dx": Proof(
         {"name": "pi-flow", "num_segments": 4},
-        forwards=5,
         steps=4,
         images=60_000,
         student={**POLICY, "policy": "dx", "num_components": 10},
-        clip_norm=1.0,  # the paper clips too
+        optimizer={"clip_norm": 1.0},  # the paper clips too
     ),
-    "imm": Proof({"name": "imm"}, forwards=4, teacher=False, four_steps=True),
-    "imm-teacher": Proof({"name": "imm", "velocity": "teacher"}, forwards=5, four_steps=True),
-    "score-distillation-dmd": Proof({"name": "score-distillation"}, forwards=4.6, data=False),
+    "imm": Proof({"name": "imm"}, teacher=False, four_steps=True),
+    "imm-teacher": Proof({"name": "imm", "velocity": "teacher"}, four_steps=True),
+    "score-distillation-dmd": Proof({"name": "score-distillation"}, data=False),
     "score-distillation-vsd": Proof(
-        {"name": "score-distillation", "weighting": "vsd", "critic_updates": 1}, forwards=7, data=False
+        {"name": "score-distillation", "weighting": "vsd", "critic_updates": 1}, data=False
     ),
-    "pairs-endpoint": Proof({"name": "pairs", "solver_steps": 16}, forwards=35, data=False, images=40_000),
+    "pairs-endpoint": Proof({"name": "pairs", "solver_steps": 16}, data=False, images=40_000),
     "pairs-rectified-flow": Proof(
-        {"name": "pairs", "mode": "rectified-flow", "solver_steps": 16},
-        forwards=35,
-        data=False,
-        images=60_000,
-        four_steps=True,
+        {"name": "pairs", "mode": "rectified-flow", "solver_steps": 16}, data=False, images=60_000, four_steps=True
     ),
-    "progressive": Proof({"name": "progressive", "start_steps": 8}, forwards=5, images=100_000),
-    "progressive-prior": Proof(
-        {"name": "progressive", "start_steps": 8, "states": "prior"}, forwards=6.4, data=False, images=60_000
-    ),
+    "progressive": Proof({"name": "progressive", "start_steps": 8}, images=100_000),
+    "progressive-prior": Proof({"name": "progressive", "start_steps": 8, "states": "prior"}, data=False, images=60_000),
 }
 
-PROOFS = {"freeflow-prediction": PREDICTION, "flow-matching": FLOW_MATCHING, **FLOW_MAPS, **GENERATIVE}
+PROOFS = {
+    "freeflow": Proof({"name": "freeflow", "weight_power": 0.0}, images=100_000, data=False),
+    "freeflow-prediction": PREDICTION,
+    "flow-matching": FLOW_MATCHING,
+    **FLOW_MAPS,
+    **GENERATIVE,
+}
 
 
 # Each objective is exact elsewhere; here the engine has to bring one of every kind of role most of the way, in a second or
 # two: images and the share of the Euler step's distance that is left. With a wrong sign it is 1 or more.
 QUICK = {
+    "freeflow": (25_000, 0.3),  # two roles of one step
     "consistency": (25_000, 0.35),  # a target that follows
     "lagrangian-from-prior": (15_000, 0.15),  # a learned weight, a derivative, no data
     "pi-flow-prior": (8_000, 0.2),  # a policy
@@ -232,17 +197,15 @@ QUICK = {
 @pytest.mark.parametrize("name", QUICK)
 def test_a_short_run_comes_near(name, tmp_path, manager):
     images, limit = QUICK[name]
-    outcome = prove(dataclasses.replace(PROOFS[name], images=images), tmp_path / "run", manager, num_samples=1024)
-    assert outcome.ratio <= limit, outcome
+    proof = dataclasses.replace(PROOFS[name], images=images, four_steps=False)
+    (ratio,) = prove(proof, tmp_path / "run", manager, num_samples=1024)
+    assert ratio <= limit
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", PROOFS)
 def test_student_reaches_a_tenth_of_the_teachers_euler_step(name, seed, tmp_path, manager):
-    proof = PROOFS[name]
-    outcome = prove(proof, tmp_path / "run", manager, seed)
-    print(proof.objective["name"], seed, outcome)  # noqa: T201
-    assert outcome.ratio <= LIMIT, outcome
-    if proof.four_steps:
-        assert outcome.four_steps <= LIMIT * outcome.euler, outcome
+    ratios = prove(PROOFS[name], tmp_path / "run", manager, seed)
+    print(name, seed, *(f"{ratio:.2%}" for ratio in ratios))  # noqa: T201
+    assert max(ratios) <= LIMIT

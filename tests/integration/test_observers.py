@@ -1,8 +1,6 @@
 """Observers: what they hear and in which order, however the run ends; and that they cannot change it."""
 
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,42 +30,42 @@ LOOKS = (
 class Ear:
     """Writes down every event, and what holds at that moment."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.heard: list[str] = []
 
     @hookimpl
-    def freeflow_run_started(self, run: RunInfo) -> None:
+    def freeflow_run_started(self, run):
         assert (run.folder / "config.yaml").is_file()
         self.heard.append("started")
 
     @hookimpl
-    def freeflow_step_finished(self, run: RunInfo, progress: Progress, metrics: Any) -> None:
+    def freeflow_step_finished(self, run, progress, metrics):
         assert str(progress.images) in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1]
         self.heard.append(f"step {progress.images}")
 
     @hookimpl
-    def freeflow_checkpoint_saved(self, run: RunInfo, progress: Progress, path: Path) -> None:
+    def freeflow_checkpoint_saved(self, run, progress, path):
         assert (path / "state.json").is_file()
         self.heard.append(f"saved {progress.images}")
 
     @hookimpl
-    def freeflow_evaluation_advanced(self, run: RunInfo, row: str, done: int, total: int) -> None:
+    def freeflow_evaluation_advanced(self, run, row, done, total):
         assert done <= total == 16
         if not self.heard[-1].startswith("evaluating"):
             self.heard.append("evaluating")
 
     @hookimpl
-    def freeflow_evaluation_finished(self, run: RunInfo, progress: Progress, scores: Any) -> None:
+    def freeflow_evaluation_finished(self, run, progress, scores):
         assert all(name.startswith("evaluation/") for name in scores)
         self.heard.append(f"evaluated {progress.images}")
 
     @hookimpl
-    def freeflow_run_finished(self, run: RunInfo, status: str) -> None:
+    def freeflow_run_finished(self, run, status):
         assert status in (run.folder / "run.json").read_text("utf-8")
         self.heard.append(status)
 
 
-def watched(*observers: Any) -> Manager:
+def watched(*observers):
     manager = Manager.load()
     for number, observer in enumerate(observers):
         manager.register(observer, f"observer-{number}")
@@ -99,18 +97,18 @@ def test_the_order_is_the_documented_one(tiny, output):
     ]
 
 
-def poison(run: Run) -> None:
+def poison(run):
     healthy = run.components.objective.losses
 
-    def losses(*arguments: Any) -> Any:
+    def losses(*arguments):
         return {name: Loss(loss.per_sample * float("nan"), {}) for name, loss in healthy(*arguments).items()}
 
-    run.components.objective.losses = losses  # type: ignore[method-assign]
+    run.components.objective.losses = losses
 
 
 class Interrupting:
     @hookimpl
-    def freeflow_step_finished(self, progress: Progress) -> None:
+    def freeflow_step_finished(self, progress):
         signal.raise_signal(signal.SIGINT)
 
 
@@ -140,19 +138,19 @@ class Meddles:
     """Tries everything that an observer can reach."""
 
     @hookimpl
-    def freeflow_run_started(self, run: RunInfo) -> None:
-        run.config["training"]["images"] = 1  # type: ignore[index]
+    def freeflow_run_started(self, run):
+        run.config["training"]["images"] = 1
         torch.manual_seed(99)
         torch.rand(7)
 
     @hookimpl
-    def freeflow_step_finished(self, progress: Progress, metrics: Any) -> None:
-        progress.updates["student"] = 10**6  # type: ignore[index]
+    def freeflow_step_finished(self, progress, metrics):
+        progress.updates["student"] = 10**6
         torch.rand(3)
         metrics["student/loss"] = 0.0  # raises: a read-only copy
 
     @hookimpl
-    def freeflow_run_finished(self) -> None:
+    def freeflow_run_finished(self):
         raise SystemExit(3)
 
 

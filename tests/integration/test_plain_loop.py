@@ -34,8 +34,6 @@ TRAINING = {
 def plain_loop():
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "plain_loop.py"
     spec = importlib.util.spec_from_file_location("plain_loop", path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["plain_loop"] = module
     spec.loader.exec_module(module)

@@ -1,7 +1,6 @@
 """Two processes train as one does, to rounding; and a run may change their number when it goes on."""
 
 import json
-from pathlib import Path
 
 import torch
 from run_helpers import finish, processes
@@ -25,7 +24,7 @@ main()
 """
 
 
-def launch(config: Path, output: Path, *extra: str) -> None:
+def launch(config, output, *extra):
     """``torchrun`` with two processes on the CPU, which note the threads that they leave to the end."""
     script = config.with_name("watched.py")
     script.write_text(WATCHED, "utf-8")
@@ -35,7 +34,7 @@ def launch(config: Path, output: Path, *extra: str) -> None:
         assert "gloo" not in script.with_name(f"threads-{rank}").read_text("utf-8")
 
 
-def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+def weights(folder, name):
     return load_tensors(max((folder / "checkpoints").iterdir()) / f"{name}.safetensors")[0]
 
 

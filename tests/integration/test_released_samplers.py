@@ -1,7 +1,5 @@
 """The published sampler runs of REPA, through the teacher and samplers as a user names them."""
 
-from typing import Any
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +16,7 @@ RUNS = {
 }
 
 
-def guided_evaluations(sampler: str, num_steps: int, guidance: Guidance) -> float:
+def guided_evaluations(sampler, num_steps, guidance):
     """One per slope, two where the step starts inside the interval; Heun's last step has one slope."""
     starts = uniform_grid(num_steps)[:-1]
     inside = (starts >= guidance.low - 1e-12) & (starts <= guidance.high + 1e-12)
@@ -35,7 +33,7 @@ def test_samples_are_the_published_ones(golden, registry, run):
     builder = Builder(registry, torch.device("cpu"), seed=0)
     checkpoint = {"checkpoint": str(golden / "a-repa.pt"), "num_heads": 4}
     teacher = builder.teacher(ComponentChoice(name="sit-repa", options=checkpoint))
-    options: dict[str, Any] = {"state_dtype": "float64"}
+    options = {"state_dtype": "float64"}
     if name == "heun":
         options["final_euler"] = True
     sampler = builder.build("sampler", ComponentChoice(name=name, options=options))

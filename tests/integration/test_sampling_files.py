@@ -14,7 +14,7 @@ from freeflow_core.tools.sample_files.sample import PreparedSamples, SampleReque
 TEACHER = ("--teacher", "digits", "--steps", 4, "--seed", 5)
 
 
-def sample(folder, *arguments: object, model=TEACHER):
+def sample(folder, *arguments, model=TEACHER):
     return freeflow("sample", *model, "--output", folder, *arguments)
 
 

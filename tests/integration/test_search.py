@@ -5,26 +5,24 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from freeflow_core import api
 from freeflow_core.config import ComponentChoice, load_run_config
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.sampling import Generator
-from freeflow_core.interfaces import EvaluationContext, Verifier
+from freeflow_core.interfaces import Verifier
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.search import BestOfN
-from freeflow_core.types import Condition
 
 
 class Brightest(Verifier):
     """The mean of the image."""
 
-    def prepare(self, context: EvaluationContext) -> None:
+    def prepare(self, context):
         pass
 
-    def score(self, images: Tensor, condition: Condition) -> Tensor:
+    def score(self, images, condition):
         return images.double().flatten(1).mean(1)
 
 
@@ -39,7 +37,7 @@ def parts():
     return registry, builder, teacher, student.eval(), codec
 
 
-def generator(parts, sampler: str, steps: int, weight: float = 1.0) -> Generator:
+def generator(parts, sampler, steps, weight=1.0):
     _, builder, teacher, student, codec = parts
     built = builder.build("sampler", ComponentChoice(name=sampler))
     return Generator(built, steps, codec, teacher=teacher, student=student, seed=3, guidance_weight=weight)

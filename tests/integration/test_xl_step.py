@@ -18,7 +18,7 @@ def xl_step(monkeypatch):
     return xl_step
 
 
-def run(xl_step, tmp_path, *arguments: str):
+def run(xl_step, tmp_path, *arguments):
     tiny = ("depth=1", "width=32", "num_heads=2", "patch_size=8", "num_classes=10")
     status = xl_step.main(
         [

@@ -5,7 +5,6 @@ import importlib.util
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,8 +17,6 @@ def site_module():
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"site{name}", DOCS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
@@ -33,7 +30,7 @@ def install(tmp_path, monkeypatch):
     """Leaves what pip would write of a project, a distribution with its entry points; its ``[project]``."""
 
     def write(pyproject):
-        project: dict[str, Any] = tomllib.loads(pyproject.read_text("utf-8"))["project"]
+        project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
         info = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")

@@ -44,11 +44,8 @@ LONG_ONLY = {
     "freeflow teacher check": "integrates the teacher and tries other readings of it",
     "freeflow search": "screens noises and scores them",
 }
-RUN_ELSEWHERE = {
-    "how-to/write-a-plugin.md": "tests/packaging/test_docs.py and test_plugins_new.py",
-    "tutorial/first-plugin.md": "tests/packaging/test_plugins_new.py",
-}
-"""Pages that install packages of their own, with the tests that run their commands."""
+RUN_ELSEWHERE = ("tutorial/first-plugin.md",)
+"""Installs a package of its own: tests/packaging/test_plugins_new.py runs its commands."""
 
 EXIT_CODES = {"freeflow teacher check --config own.yaml --trust": 1}
 """Commands that the page says will fail."""
@@ -68,7 +65,7 @@ _FILE = re.compile(r'^```\w+ title="([^"\s]+\.\w+)"\n(.*?)^```$', re.MULTILINE |
 _ENVIRONMENT = re.compile(r"^((?:[A-Z_]+=\S+ )*)(.*)$", re.DOTALL)
 
 
-def command_blocks(page: Path) -> list[tuple[str, list[str]]]:
+def command_blocks(page):
     """(title, commands) of a page's shell blocks; a command may have gone over several lines."""
     return [
         (title, [line for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")])
@@ -76,7 +73,7 @@ def command_blocks(page: Path) -> list[tuple[str, list[str]]]:
     ]
 
 
-def name_of(page: Path) -> str:
+def name_of(page):
     return page.relative_to(DOCS).as_posix()
 
 
@@ -89,11 +86,11 @@ def test_every_title_of_a_command_block_is_one_of_the_reasons():
             assert title in ("", *REASONS), f"{name_of(page)}: {title!r} above {commands[0]!r} is none of {REASONS}"
 
 
-def is_long(command: str) -> bool:
+def is_long(command):
     return any(part in command for part in LONG_ONLY)
 
 
-def runnable(page: Path, *, long: bool) -> list[str]:
+def runnable(page, *, long):
     """The commands of a page that run in the suite, or in the long test."""
     blocks = [] if name_of(page) in RUN_ELSEWHERE else command_blocks(page)
     return [
@@ -105,7 +102,7 @@ def runnable(page: Path, *, long: bool) -> list[str]:
     ]
 
 
-def scaled(arguments: list[str]) -> list[str]:
+def scaled(arguments):
     """The command with small budgets; later settings win."""
     verb = next(argument for argument in arguments if not argument.startswith("-"))
     if verb not in SMALL or "--dry-run" in arguments:
@@ -119,10 +116,9 @@ def scaled(arguments: list[str]) -> list[str]:
     return [*arguments, *small]
 
 
-def invoke(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def invoke(command, monkeypatch):
     """One command in this process, with small budgets. A failure is shown with what it printed."""
     found = _ENVIRONMENT.match(command)
-    assert found is not None
     for assignment in found[1].split():
         monkeypatch.setenv(*assignment.split("=", 1))
     words = shlex.split(found[2], comments=True)
@@ -149,7 +145,7 @@ def finished_run(tmp_path_factory):
     return folder
 
 
-def prepare(page: Path, folder: Path, run: Path) -> None:
+def prepare(page, folder, run):
     """The files that the page shows, and the runs that it takes for granted."""
     text = page.read_text("utf-8")
     for title, content in _FILE.findall(text):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from run_helpers import TINY
 
 from freeflow_core import api
 
@@ -16,14 +17,7 @@ PAGE = (ROOT / "docs" / "how-to" / "read-the-diagnostics.md").read_text("utf-8")
 def test_every_metric_of_a_run_is_explained(objective, tmp_path, manager):
     config = api.resolve_config(
         "distill",
-        overrides={
-            "teacher": {"name": "gaussian-mixture"},
-            "student": {"name": "mlp", "width": 8, "depth": 1},
-            "objective": objective,
-            "training": {"images": 32, "batch_size": 16},
-            "evaluation": {"enabled": False},
-            "trackers": [],
-        },
+        overrides=TINY | {"objective": objective, "training": {"images": 32, "batch_size": 16}, "trackers": []},
         settings=["objective.check_derivative_every=1"] if objective == "freeflow" else [],
         manager=manager,
     )

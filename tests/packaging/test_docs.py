@@ -5,10 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
@@ -34,13 +32,13 @@ _ENDS = {"|", "||", "&&", ";", ">", ">>", "2>", "&"}
 _HELP = {"--help", "-h"}
 
 
-def blocks(page: Path, language: str) -> dict[str, str]:
+def blocks(page, language):
     """Fenced blocks of a language by title; those without a title by number."""
     found = [m for m in _FENCE.finditer(page.read_text("utf-8")) if m[1] == language]
     return {title or str(number): text for number, (_, title, text) in enumerate(m.groups() for m in found)}
 
 
-def command_lines(shown: bool) -> Iterator[tuple[str, str]]:
+def command_lines(shown):
     """`freeflow ...` lines of the documentation: (page, line). ``shown``: in shell blocks; else mentioned inline."""
     for page in PAGES:
         text = page.read_text("utf-8")
@@ -55,7 +53,7 @@ def command_lines(shown: bool) -> Iterator[tuple[str, str]]:
                 yield str(page.relative_to(ROOT)), stripped
 
 
-def arguments_of(line: str) -> list[str]:
+def arguments_of(line):
     """The arguments after `freeflow`, up to a pipe or redirection; an ellipsis is nobody's argument."""
     tokens = shlex.split(line, comments=True)
     tokens = tokens[3:] if tokens[0] == "python" else tokens[1:]
@@ -64,11 +62,11 @@ def arguments_of(line: str) -> list[str]:
 
 
 @cache
-def command_tree() -> Any:
+def command_tree():
     return typer.main.get_command(build_app(Manager.load()))
 
 
-def leaf_commands(command: Any, path: tuple[str, ...] = ("freeflow",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaf_commands(command, path=("freeflow",)):
     """The root, then every command that does something."""
     children = getattr(command, "commands", {})
     if not children or len(path) == 1:
@@ -77,7 +75,7 @@ def leaf_commands(command: Any, path: tuple[str, ...] = ("freeflow",)) -> Iterat
         yield from leaf_commands(child, (*path, name))
 
 
-def find_command(arguments: list[str]) -> tuple[list[str], Any, list[str]]:
+def find_command(arguments):
     """Path and object of the sub-command, and what follows it. Unknown commands and options fail an assertion."""
     arguments, _ = take_plugin_files(arguments)
     command, path = command_tree(), []
@@ -93,7 +91,7 @@ def find_command(arguments: list[str]) -> tuple[list[str], Any, list[str]]:
     return path, command, rest
 
 
-def parse(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+def parse(arguments):
     """The sub-command and its parameters. Raises click's own errors for wrong or missing values."""
     path, command, rest = find_command(arguments)
     if getattr(command, "commands", None) or _HELP & set(rest):
@@ -101,7 +99,7 @@ def parse(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return path, command.make_context(" ".join(path), rest).params
 
 
-def nav_pages(node: Any) -> Iterator[str]:
+def nav_pages(node):
     if isinstance(node, str):
         yield node
     else:
@@ -168,6 +166,12 @@ def test_every_command_line_parses_and_its_settings_exist(page, line, registry):
     )
 
 
+@pytest.mark.parametrize("line", ["freeflow distil", "freeflow distill --teachr x", "freeflow plugins lst"])
+def test_a_wrong_command_would_be_noticed(line):
+    with pytest.raises(AssertionError):
+        find_command(arguments_of(line))
+
+
 def test_every_command_mentioned_in_passing_exists():
     for page, line in command_lines(shown=False):
         head, *alternatives = line.split("|")
@@ -178,7 +182,7 @@ def test_every_command_mentioned_in_passing_exists():
                 raise AssertionError(f"{page}: {line!r}: {error}") from None
 
 
-def write_blocks(page: Path, folder: Path) -> set[str]:
+def write_blocks(page, folder):
     """All titled blocks of a page as files."""
     written = set()
     for language in ("python", "yaml", "toml"):
@@ -263,7 +267,7 @@ def test_the_observer_of_the_hooks_page_runs(tmp_path):
     assert (result.folder / "stopwatch.txt").read_text("utf-8").startswith("finished after ")
 
 
-def write_toy(folder: Path) -> Path:
+def write_toy(folder):
     """The toy run of the page on many processes."""
     path = folder / "toy.yaml"
     path.write_text(blocks(DOCS / "how-to" / "many-processes.md", "yaml")["toy.yaml"], "utf-8")

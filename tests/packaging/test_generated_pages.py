@@ -1,7 +1,6 @@
 """The reference pages that the site makes from the program leave nothing out."""
 
 import html
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ def generated(site_module):
     return site_module("_generated")
 
 
-def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def settings(model, prefix=""):
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, ComponentChoice):
             yield prefix + name

@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -16,20 +15,19 @@ def notebooks(site_module):
     return site_module("_notebooks")
 
 
-def table(text: str) -> dict[str, tuple[float, float]]:
+def table(text):
     """(energy distance, fidelity) by row of the notebook's last table."""
     rows = re.findall(r"^(\S.*?) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     return {name: (float(energy), float(fidelity)) for name, energy, fidelity in rows}
 
 
-def printed(notebooks: ModuleType, notebook: object) -> str:
-    return "\n".join(text for cell in notebook["cells"] for text in notebooks.outputs(cell, "text/plain"))  # type: ignore[index]
+def printed(notebooks, notebook):
+    return "\n".join(text for cell in notebook["cells"] for text in notebooks.outputs(cell, "text/plain"))
 
 
-def check_story(text: str) -> None:
+def check_story(text):
     """What holds at any budget: errors grow along a jump, and every student has its scores."""
     found = re.search(r"rms distance at .*: \[([^\]]*)\]", text)
-    assert found is not None
     distances = [float(value) for value in found[1].split(",")]
     assert distances[0] < distances[2] < distances[3]
     rows = table(text)
@@ -62,7 +60,6 @@ def test_what_was_kept_is_what_the_text_says(notebooks, path):
     assert rows["correction, quick"][0] == min(energy for energy, _ in rows.values())
     assert rows["correction, quick"][1] > 2 * rows["both"][1]
     shares = re.search(r"shares, correction, 1/4: \[([^\]]*)\]", text)
-    assert shares is not None
     assert sum(float(share) < 0.06 for share in shares[1].split(",")) >= 5
 
 

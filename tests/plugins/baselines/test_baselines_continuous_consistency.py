@@ -10,7 +10,6 @@ from freeflow_baselines.config import ContinuousConsistencyConfig
 from freeflow_baselines.continuous_consistency import ContinuousConsistency, trigflow_tangent
 from freeflow_baselines.shared import TIME_WEIGHT, TimeWeight, weighted_losses
 from objective_helpers import GivenDraws, build, flip_derivatives, losses, models, parameter_gradients, progress
-from torch import Tensor
 
 from freeflow_core.math.flow import logit_normal
 
@@ -18,11 +17,11 @@ ROWS = 256
 PLAIN: dict[str, Any] = {"weighting": "none", "tangent_normalisation": "none", "prior_weight": False}
 
 
-def scm(**options: Any) -> ContinuousConsistency:
+def scm(**options):
     return build(ContinuousConsistency, ContinuousConsistencyConfig(**options))
 
 
-def data(dims: int = 3, rows: int = ROWS) -> Tensor:
+def data(dims=3, rows=ROWS):
     return GivenDraws(rows, seed=4).noise("x", (dims,))
 
 
@@ -62,7 +61,7 @@ def test_tangent_is_trigflows_on_any_network(std, warmup):
         torch.testing.assert_close(g, cos * tangent, rtol=1e-9, atol=1e-11)
 
 
-def residual(sign: float = 1.0, dtype: torch.dtype = torch.float64, **options: Any) -> float:
+def residual(sign=1.0, dtype=torch.float64, **options):
     teacher = gaussian_teacher(sign=sign).to(dtype)
     draws = GivenDraws(ROWS, dtype=dtype)
     found = losses(
@@ -92,7 +91,7 @@ def test_guided_teacher():
     assert found.per_sample.detach().max().sqrt() < 1e-11
 
 
-def gradient_of(student: RandomStudent, at: Any = None, **options: Any) -> Tensor:
+def gradient_of(student, at=None, **options):
     found = losses(scm(**{**PLAIN, **options}), student, gaussian_teacher(3), GivenDraws(ROWS), data(), at=at)[
         "student"
     ]
@@ -147,7 +146,6 @@ def test_learned_weight_settles_at_the_log_of_the_loss_and_keeps_the_roles_apart
     student.zero_grad()
     extra[TIME_WEIGHT].per_sample.mean().backward()
     assert student.second.grad is None
-    assert network.linear.bias.grad is not None
     with torch.no_grad():
         network.linear.bias.fill_(float(square.mean().log()))
     network.zero_grad()

@@ -1,31 +1,29 @@
 """FACM: both tasks vanish at the exact map; the target, the weights and the anchor are the published ones."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import FACMConfig
 from freeflow_baselines.facm import FACM, facm_times
-from objective_helpers import GivenDraws, LocalContext, Spy, build, flip_derivatives, losses, progress
+from objective_helpers import GivenDraws, build, flip_derivatives, losses, spied, step
 
-from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch
 
 ROWS = 256
 
 
-def facm(**options: Any) -> FACM:
+def facm(**options):
     return build(FACM, FACMConfig(**options))
 
 
-def data(dims: int = 3, rows: int = ROWS) -> torch.Tensor:
+def data(dims=3, rows=ROWS):
     return GivenDraws(rows, seed=4).noise("x", (dims,))
 
 
-def worst(sign: float = 1.0, dtype: torch.dtype = torch.float64) -> float:
+def worst(sign=1.0, dtype=torch.float64):
     teacher = gaussian_teacher(sign=sign).to(dtype)
     student = ExactGaussianStudent(teacher).to(dtype)
     found = losses(facm(), student, teacher, GivenDraws(ROWS, dtype=dtype), data(6).to(dtype))["student"]
@@ -61,8 +59,7 @@ def test_the_loss_is_the_published_one():
     # In the authors' time t' = 1 - t: v_bar = v + (1 - t') du/dt', target = F - (1 - t'^p) clamp(F - v_bar),
     # weight cos(pi t' / 2); with v' = -v and du/dt' = -du/dt every sign cancels.
     clock = 1 - t
-    step = (1 - clock.sqrt())[:, None] * (u - (v - t[:, None] * along)).clamp(-1, 1)
-    e = step.square().mean(1)
+    e = ((1 - clock.sqrt())[:, None] * (u - (v - t[:, None] * along)).clamp(-1, 1)).square().mean(1)
     shortcut = torch.cos(clock * math.pi / 2) * e / (e + 1e-3).sqrt()
     cosine = (anchor * v).sum(1) / anchor.norm(dim=1) / v.norm(dim=1)
     expected = shortcut + (anchor - v).square().mean(1) + 1 - cosine
@@ -99,10 +96,9 @@ def test_times_favour_the_noise_as_published():
 
 def test_one_gradient_pass_for_both_tasks_and_one_teacher_call():
     teacher, student = ClassTeacher(), RandomStudent(num_classes=2)
-    wrapped, bare = Spy(student), Spy(student)
+    networks, wrapped, bare = spied(teacher, student)
     x, labels = teacher.data(ROWS)
-    networks = Models({"student": Model(wrapped, bare)}, teacher)
-    found = facm().losses(networks, Batch(x, labels), GivenDraws(ROWS), progress(), LocalContext())["student"]
+    found = step(facm(), networks, GivenDraws(ROWS), Batch(x, labels))["student"]
     ((_, t, s, condition, _),) = wrapped.calls
     assert (s[:ROWS] == 0).all()
     assert torch.equal(s[ROWS:], t[ROWS:])

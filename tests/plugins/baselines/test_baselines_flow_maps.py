@@ -9,19 +9,8 @@ from freeflow_baselines.config import EulerianConfig, LagrangianConfig
 from freeflow_baselines.eulerian import Eulerian
 from freeflow_baselines.lagrangian import Lagrangian
 from freeflow_baselines.shared import TIME_WEIGHT, time_pairs
-from objective_helpers import (
-    GivenDraws,
-    LocalContext,
-    Spy,
-    build,
-    flip_derivatives,
-    losses,
-    parameter_gradients,
-    progress,
-)
-from torch import Tensor
+from objective_helpers import GivenDraws, build, flip_derivatives, losses, parameter_gradients, progress, spied, step
 
-from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.flow import logit_normal
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch
@@ -40,29 +29,27 @@ METHODS = [
 ]
 
 
-def lagrangian(**options: Any) -> Lagrangian:
+def lagrangian(**options):
     return build(Lagrangian, LagrangianConfig(**{**PLAIN, **options}))
 
 
-def eulerian(**options: Any) -> Eulerian:
+def eulerian(**options):
     return build(Eulerian, EulerianConfig(**{**PLAIN, **options}))
 
 
-def objective_of(name: str, **options: Any) -> Any:
+def objective_of(name, **options):
     return (lagrangian if name == "lagrangian" else eulerian)(**options)
 
 
-def data(dims: int = 3, rows: int = ROWS) -> Tensor:
+def data(dims=3, rows=ROWS):
     return GivenDraws(rows, seed=4).noise("x", (dims,))
 
 
-def residual(name: str, sign: float = 1.0, dtype: torch.dtype = torch.float64, **options: Any) -> float:
+def residual(name, sign=1.0, dtype=torch.float64, **options):
     teacher = gaussian_teacher(sign=sign).to(dtype)
     student = ExactGaussianStudent(teacher).to(dtype)
-    found = losses(objective_of(name, **options), student, teacher, GivenDraws(ROWS, dtype=dtype), data(6).to(dtype))[
-        "student"
-    ]
-    return float(found.per_sample.detach().max().sqrt())
+    found = losses(objective_of(name, **options), student, teacher, GivenDraws(ROWS, dtype=dtype), data(6).to(dtype))
+    return float(found["student"].per_sample.detach().max().sqrt())
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
@@ -89,7 +76,7 @@ def test_guided_teacher(name):
     assert found.per_sample.detach().max().sqrt() < 1e-10
 
 
-def setting(student: Any, teacher: Any, config: Any) -> tuple[Tensor, ...]:
+def setting(student, teacher, config):
     """x_t, t, s, and the teacher's velocity, as the objectives draw them."""
     draws = GivenDraws(ROWS)
     t, s, _ = time_pairs(draws, config)
@@ -112,7 +99,7 @@ def test_eulerian_residual_is_that_of_the_flow_map_for_any_network():
         torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
 
 
-def reference_gradient(name: str, gradient: str, student: RandomStudent, teacher: Any) -> Tensor:
+def reference_gradient(name, gradient, student, teacher):
     """The parameters' gradient by reverse over forward mode."""
     config = LagrangianConfig(**PLAIN) if name == "lagrangian" else EulerianConfig(**PLAIN)
     x_t, t, s, v = setting(student, teacher, config)
@@ -159,13 +146,13 @@ def test_ayf_target_is_the_normalised_tangent_with_warmup():
         u, along = torch.func.jvp(lambda a, b: student(a, b, s, None, ones), (x_t, t), (v, ones))
     for images, r in ((0, 0.0), (100, 0.5), (500, 0.99)):
         g = v - u - r * length * along
-        step = torch.where((t > s)[:, None], g / (g.norm(dim=1, keepdim=True) + 0.1), g)
+        target = torch.where((t > s)[:, None], g / (g.norm(dim=1, keepdim=True) + 0.1), g)
         made = eulerian(tangent_normalisation=True, tangent_warmup_fraction=0.2, tangent_warmup_end=0.99)
         found = losses(made, student, teacher, GivenDraws(ROWS), data(), at=progress(images))["student"].per_sample
-        torch.testing.assert_close(found, step.square().mean(1))
+        torch.testing.assert_close(found, target.square().mean(1))
     moved = parameter_gradients(found, student)
     torch.testing.assert_close(
-        moved, parameter_gradients((-2 / 3 * step * student(x_t, t, s, None, ones)).sum(1), student)
+        moved, parameter_gradients((-2 / 3 * target * student(x_t, t, s, None, ones)).sum(1), student)
     )
 
 
@@ -192,15 +179,9 @@ def test_shares_passes_and_roles(name):
         ("derivative" if name == "lagrangian" else "full", ROWS + 2 * ROWS // 4, []),
     ):
         teacher.calls.clear()
-        wrapped, bare = Spy(student), Spy(student)
+        networks, wrapped, bare = spied(teacher, student)
         made = objective_of(name, gradient=gradient, instant_share=0.75)
-        found = made.losses(
-            Models({"student": Model(wrapped, bare)}, teacher),
-            Batch(x, labels),
-            GivenDraws(ROWS),
-            progress(),
-            LocalContext(),
-        )
+        found = step(made, networks, GivenDraws(ROWS), Batch(x, labels))
         ((_, t, s, _, _),) = wrapped.calls
         assert len(t) == rows
         assert int((t[:ROWS] == s[:ROWS]).sum()) == ROWS * 3 // 4
@@ -227,11 +208,8 @@ def test_learned_weighting_takes_the_sum_over_dimensions(name):
 
 def test_from_the_prior_no_data_is_seen_and_conditions_come_from_the_teacher():
     teacher, student = ClassTeacher(), RandomStudent(num_classes=2)
-    wrapped, bare = Spy(student), Spy(student)
-    networks = Models({"student": Model(wrapped, bare)}, teacher)
-    draws = GivenDraws(ROWS)
-    made = lagrangian(start="prior", gradient="target", instant_share=0.75)
-    made.losses(networks, Batch(None, None), draws, progress(), LocalContext())
+    (networks, wrapped, bare), draws = spied(teacher, student), GivenDraws(ROWS)
+    step(lagrangian(start="prior", gradient="target", instant_share=0.75), networks, draws)
     ((x, t, s, condition, _),) = wrapped.calls
     assert torch.equal(x, draws.noise("prior", (3,)))
     assert (t == 1).all()

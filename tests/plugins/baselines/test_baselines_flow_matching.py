@@ -1,7 +1,6 @@
 """Flow matching against Gaussian data, whose velocity, loss floor and gradient are known in closed form."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -9,16 +8,13 @@ from exact_maps import MEAN, STD, gaussian_data
 from freeflow_baselines.config import FlowMatchingConfig
 from freeflow_baselines.flow_matching import FlowMatching
 from objective_helpers import philox, spied, step
-from torch import Tensor
 
 from freeflow_core.math.flow import logit_normal
 from freeflow_core.testing.exact import GaussianStudent
-from freeflow_core.types import Batch, Condition, Loss
+from freeflow_core.types import Batch
 
 
-def train(
-    student: Any, x: Tensor, condition: Condition = None, start: int = 0, **options: Any
-) -> tuple[Loss, tuple[Any, ...]]:
+def train(student, x, condition=None, start=0, **options):
     """The student's loss, and what its wrapped network was asked."""
     models, wrapped, _ = spied(None, student)
     objective = FlowMatching(FlowMatchingConfig(**options))
@@ -28,7 +24,7 @@ def train(
     return loss, call
 
 
-def labelled(num_classes: int | None) -> GaussianStudent:
+def labelled(num_classes):
     student = GaussianStudent(MEAN, STD)
     student.num_classes = num_classes
     return student

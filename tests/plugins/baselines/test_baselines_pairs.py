@@ -1,7 +1,6 @@
 """Regression on pairs of a Gaussian teacher, whose trajectories are known."""
 
 import itertools
-from typing import Any
 
 import freeflow_baselines.pairs as pairs_module
 import pytest
@@ -12,26 +11,25 @@ from freeflow_baselines.pairs import PairRegression, end_point
 from freeflow_toy.config import MLPPolicyStudentConfig
 from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import TeacherSpy, philox, spied, step
-from torch import Tensor, nn
+from torch import nn
 
 from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
-from freeflow_core.types import Condition
 
 
-def objective(**options: Any) -> PairRegression:
+def objective(**options):
     return PairRegression(PairsConfig(**options))
 
 
 class StraightStudent(PlainStudent):
     """The rectified flow of x = mean + std z: straight lines, with the velocity z - x of the z that leads to x_t."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.mean, self.std = nn.Parameter(MEAN.clone()), nn.Parameter(STD.clone())
         self.sample_shape = tuple(MEAN.shape)
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+    def forward(self, x_t, t, s, condition, guidance):
         time = expand_times(t, x_t)
         z = (x_t - (1 - time) * self.mean) / ((1 - time) * self.std + time)
         return z - (self.mean + self.std * z)

@@ -1,49 +1,45 @@
 """Progressive distillation: two half steps in closed form, rounds that follow each other, and a resumed run."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from exact_maps import MEAN, STD, PlainStudent, gaussian_data, teacher_and_student
 from freeflow_baselines.config import ProgressiveConfig
 from freeflow_baselines.progressive import PREVIOUS, Progressive, round_bounds
 from objective_helpers import TeacherSpy, philox, progress, spied, step
-from torch import Tensor, nn
+from run_helpers import TINY
+from torch import nn
 
 from freeflow_core import api
 from freeflow_core.config import load_run_config
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Teacher
 from freeflow_core.math.flow import average_velocity_jump, mean_square
-from freeflow_core.plugin import Manager, Registry
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
-from freeflow_core.types import Batch, Condition
+from freeflow_core.types import Batch
 
 
-def objective(**options: Any) -> Progressive:
+def objective(**options):
     return Progressive(ProgressiveConfig(**options))
 
 
-def in_round(progressive: Progressive, number: int) -> Progressive:
+def in_round(progressive, number):
     progressive.load_state_dict({"round": torch.tensor(number)})
     return progressive
 
 
-def data(num: int, start: int = 0) -> Batch:
+def data(num, start=0):
     return Batch(gaussian_data(num, start), None)
 
 
 class TwoEulerSteps(PlainStudent):
     """The average velocity of two Euler half steps of a teacher, times ``scale`` (trainable)."""
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher):
         super().__init__()
         self.teacher = teacher
         self.sample_shape = teacher.sample_shape
         self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
 
-    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
+    def forward(self, x_t, t, s, condition, guidance):
         middle = (t + s) / 2
         first = self.teacher.velocity(x_t, t, None)
         second = self.teacher.velocity(average_velocity_jump(x_t, first, t, middle), middle, None)
@@ -59,7 +55,6 @@ def test_first_round_two_half_steps_of_the_teacher_are_stationary_and_a_wrong_si
         batch = data(500) if states == "data" else Batch(None, None)
         loss = step(objective(states=states), models, philox(500), batch)["student"]
         loss.per_sample.mean().backward()
-        assert student.scale.grad is not None
         if sign == 1:
             assert loss.per_sample.max() < 1e-24
             assert abs(float(student.scale.grad)) < 1e-12
@@ -166,16 +161,10 @@ def test_lengths_of_rounds():
         objective(start_steps=4, round_images=(100, 200, 300)).transitions(progress(total=300))
 
 
-def run(registry: Registry, manager: Manager, output: Path, *assignments: str, resume: bool = False) -> Any:
-    settings = {
-        "name": "rounds",
-        "teacher": {"name": "gaussian-mixture", "layout": "ring"},
-        "student": {"name": "mlp", "width": 16, "depth": 1},
+def run(registry, manager, output, *assignments, resume=False):
+    settings = TINY | {
         "objective": {"name": "progressive", "states": "prior", "start_steps": 4},
         "training": {"images": 240, "batch_size": 16, "optimizer": {"learning_rate": 1e-2}},
-        "logging": {"every_images": 80},
-        "evaluation": {"enabled": False},
-        "runtime": {"device": "cpu", "threads": 1},
     }
     config = load_run_config(registry, "distill", overrides=settings, assignments=assignments)
     return api.distill(config, output=output, resume=resume, manager=manager)

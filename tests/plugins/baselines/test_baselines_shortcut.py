@@ -1,16 +1,14 @@
 """Shortcut models: halves of the exact map make the whole; sizes, shares and labels by counts; guidance."""
 
-from typing import Any
-
 import freeflow_baselines.shortcut as shortcut_module
+import objective_helpers as helpers
 import torch
 from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
 from freeflow_baselines.config import ShortcutConfig
 from freeflow_baselines.shared import TARGET
 from freeflow_baselines.shortcut import Shortcut, shortcut_times
-from objective_helpers import GivenDraws, LocalContext, Spy, build, losses, progress
+from objective_helpers import GivenDraws, Spy, build, losses
 
-from freeflow_core.interfaces import Model, Models
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch
 
@@ -18,24 +16,22 @@ ROWS = 256
 KEEP = {"label-dropout": torch.ones(ROWS, dtype=torch.float64)}
 
 
-def shortcut(**options: Any) -> Shortcut:
+def shortcut(**options):
     return build(Shortcut, ShortcutConfig(**{"clip": None, **options}))
 
 
-def data(dims: int = 3, rows: int = ROWS) -> torch.Tensor:
+def data(dims=3, rows=ROWS):
     return GivenDraws(rows, seed=4).noise("x", (dims,))
 
 
-def spied(objective: Shortcut, teacher: Any, draws: GivenDraws) -> tuple[Spy, Spy, Any]:
-    student, other = RandomStudent(num_classes=2), RandomStudent(seed=1, num_classes=2)
-    wrapped, target = Spy(student), Spy(other)
-    x, labels = (teacher or ClassTeacher()).data(len(draws.index))
-    networks = Models({"student": Model(wrapped, student), TARGET: Model(target, target)}, teacher)
-    found = objective.losses(networks, Batch(x, labels), draws, progress(), LocalContext())
-    return wrapped, target, found["student"]
+def spied(objective, teacher, draws):
+    target = Spy(RandomStudent(seed=1, num_classes=2))
+    networks, wrapped, _ = helpers.spied(teacher, RandomStudent(num_classes=2), **{TARGET: target})
+    batch = Batch(*(teacher or ClassTeacher()).data(len(draws.index)))
+    return wrapped, target, helpers.step(objective, networks, draws, batch)["student"]
 
 
-def residual(sign: float = 1.0, dtype: torch.dtype = torch.float64) -> float:
+def residual(sign=1.0, dtype=torch.float64):
     teacher = gaussian_teacher(sign=sign).to(dtype)
     student = ExactGaussianStudent(teacher).to(dtype)
     draws = GivenDraws(ROWS, dtype=dtype)

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from itertools import islice, pairwise
 
 import numpy as np
@@ -10,20 +9,19 @@ from freeflow_data.plain import DigitsSource, load_all_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor
 
 NAMES = ("flip", "shift", "rotation")
 DIGITS = load_all_digits()[np.arange(40)].repeat_interleave(4, -1).repeat_interleave(4, -2)
 
 
-def augmented(images: Tensor, *names: str, start: int = 0, **options: object) -> Tensor:
+def augmented(images, *names, start=0, **options):
     outer = {key: options.pop(key) for key in ("seed", "augment_strength") if key in options}
     choices = [{"name": name, **options} for name in names]
     augment = Augmentations(ImageOptions.model_validate({"augment": choices, **outer}))
     return augment(images, torch.arange(start, start + len(images)))
 
 
-def always(value: float, num: int) -> Callable[[str], Tensor]:
+def always(value, num):
     """Every draw is the same number in (0, 1)."""
     return lambda name: torch.full((num,), value, dtype=torch.float64)
 
@@ -93,13 +91,13 @@ def test_a_resumed_source_goes_on_with_the_same_augmented_images():
     whole = [batch.x for batch in islice(DigitsSource(config).batches(0, 50, 0, 1), 30)]
     later = DigitsSource(config).batches(20 * 50, 50, 0, 1)
     for expected, found in zip(whole[20:], islice(later, 10), strict=True):  # into the second epoch of 1200
-        assert torch.equal(expected, found.x)  # type: ignore[arg-type]
+        assert torch.equal(expected, found.x)
 
 
 def test_held_out_and_training_images_are_shown_as_they_are():
     plain, changed = DigitsSource(DigitsConfig()), DigitsSource(DigitsConfig.model_validate({"augment": NAMES}))
-    assert torch.equal(plain.held_out()[0], changed.held_out()[0])  # type: ignore[index]
-    assert torch.equal(plain.training_images()[0], changed.training_images()[0])  # type: ignore[index]
+    assert torch.equal(plain.held_out()[0], changed.held_out()[0])
+    assert torch.equal(plain.training_images()[0], changed.training_images()[0])
 
 
 def test_flip_mirrors_the_share_of_its_strength():

@@ -5,15 +5,12 @@ import torch
 from freeflow_data.config import DigitsConfig, PriorConfig
 from freeflow_data.plain import DigitsSource, PriorSource
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 from freeflow_core.types import Batch
 
 
-def images_and_labels(pair: tuple[Tensor, object] | None) -> tuple[Tensor, Tensor]:
-    assert pair is not None
+def images_and_labels(pair):
     images, labels = pair
-    assert isinstance(labels, Tensor)
     return images, labels
 
 
@@ -43,7 +40,6 @@ def test_default_split_holds_out_597_images_that_training_never_sees():
 
 def test_first_batch_is_pinned():
     batch = next(DigitsSource(DigitsConfig()).batches(0, 64, 0, 1))
-    assert batch.x is not None
     assert hashlib.sha256(batch.x.numpy().tobytes()).hexdigest()[:16] == "ff92224b8106871d"
 
 

@@ -19,18 +19,18 @@ from freeflow_core.errors import ConfigError
 RANDOM = np.random.default_rng(0)
 
 
-def build(path: Path, **options: Any) -> ImageFolderSource:
+def build(path, **options):
     return ImageFolderSource(ImageFolderConfig.model_validate({"path": path, **options}))
 
 
-def paint(path: Path, value: int = 0, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+def paint(path, value=0, size=(8, 8), mode="RGB"):
     """One colour, exact in every format used here."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, (value, value, value) if mode == "RGB" else value).save(path, lossless=True, quality=100)
     return path
 
 
-def noise(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
+def noise(path, size=(32, 32)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(RANDOM.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
     return path
@@ -46,9 +46,9 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
-def everything(source: ImageFolderSource) -> tuple[list[int], Any]:
-    images, labels = source.training_images()  # type: ignore[misc]
-    return images[:, 0, 0, 0].tolist(), labels.tolist() if labels is not None else None  # type: ignore[union-attr]
+def everything(source):
+    images, labels = source.training_images()
+    return images[:, 0, 0, 0].tolist(), labels.tolist() if labels is not None else None
 
 
 def test_sub_folders_are_classes_by_name_at_any_depth(folder):
@@ -64,16 +64,16 @@ def test_batches_hold_the_same_images_whatever_the_threads(folder, workers):
     sources = (build(folder, workers=workers, augment=["shift"]), build(folder, workers=7, augment=["shift"]))
     batches = [list(islice(source.batches(3, 6, 1, 2), 8)) for source in sources]
     for first, second in zip(*batches, strict=True):
-        assert first.x.dtype == torch.uint8  # type: ignore[union-attr]
-        assert torch.equal(first.x, second.x)  # type: ignore[arg-type]
-        assert torch.equal(first.condition, second.condition)  # type: ignore[arg-type]
+        assert first.x.dtype == torch.uint8
+        assert torch.equal(first.x, second.x)
+        assert torch.equal(first.condition, second.condition)
 
 
 def test_threads_end_with_their_iterator(folder):
     stream = build(folder).batches(0, 4, 0, 1)
     next(stream)
     assert any(thread.name.startswith("freeflow-data") for thread in threading.enumerate())
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     gc.collect()
     for thread in threading.enumerate():
         if thread.name.startswith("freeflow-data"):
@@ -219,7 +219,7 @@ def test_the_middle_of_the_longer_side_is_kept(resize):
         assert (cropped[3:-3, 3:-3] > 240).all()
 
 
-def write(path: Path, text: str = "") -> None:
+def write(path, text=""):
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, "utf-8")
 

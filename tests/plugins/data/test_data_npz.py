@@ -1,6 +1,4 @@
 import logging
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), dtype=np.uint8
 LABELS = np.arange(30) % 4
 
 
-def build(path: Path, **options: Any) -> NpzSource:
+def build(path, **options):
     return NpzSource(NpzConfig.model_validate({"path": path, **options}))
 
 
@@ -28,9 +26,9 @@ def test_images_and_labels_come_back_whether_mapped_or_loaded(path, save):
     save(path, arr_0=IMAGES, arr_1=LABELS)
     source = build(path)
     assert (source.image_shape, source.num_classes, source.num_images) == ((3, 6, 5), 4, 30)
-    images, labels = source.training_images()  # type: ignore[misc]
+    images, labels = source.training_images()
     assert torch.equal(images, torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
-    assert labels.tolist() == LABELS.tolist()  # type: ignore[union-attr]
+    assert labels.tolist() == LABELS.tolist()
     assert isinstance(open_array(path, "arr_0"), np.memmap) == (save is np.savez)
 
 
@@ -64,7 +62,7 @@ def test_names_are_options(path):
 def test_layouts(path, shape, layout, expected):
     values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     np.savez(path, x=values)
-    images = build(path, layout=layout).training_images()[0]  # type: ignore[index]
+    images = build(path, layout=layout).training_images()[0]
     assert tuple(images.shape[1:]) == expected
     if expected != (3, 3, 6):
         assert np.array_equal(images.numpy().ravel(), values.ravel())
@@ -79,12 +77,12 @@ def test_labels_out_of_range_and_without_images_are_counted_and_skipped(path, ca
     with caplog.at_level(logging.WARNING, "freeflow"):
         source = build(path, num_classes=4, on_error="skip")
     assert source.num_images == 28
-    images = source.training_images()[0]  # type: ignore[index]
+    images = source.training_images()[0]
     assert torch.equal(images, torch.from_numpy(np.delete(IMAGES, [2, 4], 0)).permute(0, 3, 1, 2))
     assert "7 of 35" in caplog.text
 
 
-def no_images(*shape: int, dtype: type = np.uint8) -> dict[str, np.ndarray]:
+def no_images(*shape, dtype=np.uint8):
     return {"x": np.zeros(shape, dtype)}
 
 

@@ -2,10 +2,9 @@
 
 import json
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
+import run_helpers
 import torch
 from freeflow_data import sd_vae
 from freeflow_data.config import SDVAEConfig
@@ -45,25 +44,25 @@ def folder(tmp_path_factory):
     return path
 
 
-def codec(folder: Path | None, seed: int = 0, weights: Any = None, **options: Any) -> SDVAECodec:
+def codec(folder, seed=0, weights=None, **options):
     context = BuildContext(torch.device("cpu"), seed, lambda *_: None, **({"weights": weights} if weights else {}))
     return SDVAECodec.from_config(SDVAEConfig(checkpoint=folder, **options), context)
 
 
-def latents(number: int, size: int = 8, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def latents(number, size=8, dtype=torch.float32):
     return torch.randn(number, 4, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
-def pictures(number: int, size: int = 16) -> torch.Tensor:
+def pictures(number, size=16):
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (number, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
-def levels_apart(one: torch.Tensor, two: torch.Tensor) -> int:
+def levels_apart(one, two):
     return int((one.int() - two.int()).abs().max())
 
 
-def raw(folder: Path) -> Any:
+def raw(folder):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder).eval()
@@ -103,16 +102,6 @@ def test_half_precision_and_autocast_outside_leave_the_rest_alone(folder):
     assert half.encode(pictures(1)).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert levels_apart(codec(folder).decode(latents(2)), plain) == 0
-
-
-@torch.no_grad()
-def test_results_do_not_depend_on_the_batch(folder):
-    z, images = latents(7), pictures(7)
-    together = codec(folder, decode_batch_size=7)
-    for size in (1, 3):
-        vae = codec(folder, decode_batch_size=size)
-        assert levels_apart(vae.decode(z), together.decode(z)) <= 1
-        torch.testing.assert_close(vae.encode(images), together.encode(images), rtol=1e-4, atol=1e-5)
 
 
 def test_slices_equal_whole_batches_and_tiles_come_close(folder):
@@ -159,7 +148,7 @@ def test_other_images_and_latents_are_refused(folder):
 
 def test_the_published_weights_are_asked_for_at_the_first_image_only(folder, monkeypatch):
     monkeypatch.setattr(sd_vae, "PUBLISHED_CONFIG", TINY)
-    asked: list[str] = []
+    asked = []
 
     def weights(name):
         asked.append(name)
@@ -172,7 +161,7 @@ def test_the_published_weights_are_asked_for_at_the_first_image_only(folder, mon
     assert (asked, vae.is_loaded) == (["sd-vae-ft-ema"], True)
 
 
-def old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def old_names(tensors):
     """As diffusers named the attention's layers when the published files were written."""
     renamed = {}
     for name, tensor in tensors.items():
@@ -182,21 +171,13 @@ def old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def test_the_published_configuration_fits_the_published_file_to_the_byte():
-    """Header and tensors of a safetensors file of this network, under the old names, are as long as the real one."""
-    ensure_torchvision_ops()
+def test_the_published_configuration_has_the_published_number_of_weights():
+    """The published file's 334,643,276 bytes are its header's and four a weight."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
         network = AutoencoderKL.from_config(dict(sd_vae.PUBLISHED_CONFIG))
-    offset, header = 0, {"__metadata__": {"format": "pt"}}
-    for name, tensor in sorted(old_names(network.state_dict()).items()):
-        end = offset + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    assert len(header) == 249
-    length = len(json.dumps(header, separators=(",", ":")))
-    assert 8 + -(-length // 8) * 8 + offset == 334_643_276
+    assert sum(tensor.numel() for tensor in network.state_dict().values()) == 83_653_863
 
 
 def test_files_of_early_diffusers_load(folder, tmp_path):
@@ -207,7 +188,7 @@ def test_files_of_early_diffusers_load(folder, tmp_path):
     assert levels_apart(codec(tmp_path).decode(latents(1)), codec(folder).decode(latents(1))) == 0
 
 
-def damaged(kind: str, folder: Path, tmp_path: Path) -> Path:
+def damaged(kind, folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     weights = (folder / sd_vae.WEIGHTS_FILE).read_bytes()
     if kind == "absent":
@@ -244,22 +225,11 @@ def test_without_diffusers_it_says_what_to_install_before_anything_is_downloaded
         vae.decode(latents(1))
 
 
-LATENT_RUN = {
-    "name": "latents",
-    "teacher": {"name": "gaussian-mixture", "layout": "ring", "sample_shape": [4, 8, 8]},
-    "student": {"name": "mlp", "width": 16, "depth": 1},
-    "objective": {"name": "freeflow"},
-    "training": {"images": 64, "batch_size": 16},
-    "evaluation": {"enabled": False},
-    "runtime": {"device": "cpu", "threads": 1},
-}
-
-
 @pytest.mark.parametrize("there", [True, False])
 def test_it_is_loaded_once_after_training_and_its_lack_costs_the_pictures_alone(
     folder, registry, manager, tmp_path, monkeypatch, there
 ):
-    loaded: list[bool] = []
+    loaded = []
     load = sd_vae.load_autoencoder
     output = tmp_path / "run"
 
@@ -269,7 +239,8 @@ def test_it_is_loaded_once_after_training_and_its_lack_costs_the_pictures_alone(
 
     monkeypatch.setattr("freeflow_data.sd_vae.load_autoencoder", recorded)
     choice = {"name": "sd-vae", "checkpoint": str(folder if there else tmp_path / "nowhere")}
-    config = load_run_config(registry, "distill", overrides={**LATENT_RUN, "codec": choice})
+    teacher = {"name": "gaussian-mixture", "layout": "ring", "sample_shape": [4, 8, 8]}
+    config = load_run_config(registry, "distill", overrides={**run_helpers.TINY, "teacher": teacher, "codec": choice})
     assert api.distill(config, output=output, manager=manager).status == "finished"
     assert loaded[:1] == [True], "the weights were read before training was over"
     assert (len(loaded) == 1) or not there

@@ -3,7 +3,6 @@
 import importlib.resources
 import math
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from freeflow_core.network_file import load_network, save_network
 from freeflow_core.types import NetworkState
 
 
-def build(**options: object) -> SmallVAECodec:
+def build(**options):
     return SmallVAECodec.from_config(
         SmallVAEConfig.model_validate(options), BuildContext(torch.device("cpu"), 0, lambda *_: None)
     )
@@ -41,11 +40,11 @@ def digits():
     return (255 * functional.pad(large, (4, 4, 4, 4))).round().to(torch.uint8)
 
 
-def decibels(one: torch.Tensor, two: torch.Tensor) -> float:
+def decibels(one, two):
     return 10 * math.log10(255**2 / float((one.float() - two.float()).square().mean()))
 
 
-def write_idx(folder: Path, part: str, images: np.ndarray) -> None:
+def write_idx(folder, part, images):
     labels = (np.arange(len(images)) % 10).astype(np.uint8)
     for name, values in (("images-idx3", images), ("labels-idx1", labels)):
         head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
@@ -59,7 +58,7 @@ def test_the_asset_is_small_and_stored_as_float16():
         state, facts = load_network(path, torch.float16)
     assert sum(t.numel() for t in state.tensors.values()) <= 300_000
     assert facts["data"] == "mnist"
-    assert (resource.parent / "mnist-vae.md").is_file()  # type: ignore[attr-defined]
+    assert (resource.parent / "mnist-vae.md").is_file()
 
 
 def test_digits_survive_the_round_trip(codec, digits):

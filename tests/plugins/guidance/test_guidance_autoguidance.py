@@ -5,7 +5,6 @@ import torch
 from freeflow_guidance.autoguidance import AutoguidedTeacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from freeflow_core import api
 from freeflow_core.errors import ConfigError
@@ -14,7 +13,7 @@ from freeflow_core.math.flow import extrapolate
 from freeflow_core.testing.exact import GaussianTeacher
 
 
-def teachers() -> tuple[GaussianTeacher, GaussianTeacher]:
+def teachers():
     mean, std = torch.zeros(2, dtype=torch.float64), torch.tensor([0.5, 1.0], dtype=torch.float64)
     return GaussianTeacher(mean, std), GaussianTeacher(mean, 1.5 * std)
 
@@ -34,7 +33,7 @@ def test_unguided_rows_do_not_reach_the_guide():
     main, guide = teachers()
     seen = []
     velocity = guide.velocity
-    guide.velocity = lambda x, t, c: seen.append(len(x)) or velocity(x, t, c)  # type: ignore[method-assign]
+    guide.velocity = lambda x, t, c: seen.append(len(x)) or velocity(x, t, c)
     teacher = AutoguidedTeacher(main, guide)
     x, t = torch.randn(4, 2, dtype=torch.float64), torch.full((4,), 0.5, dtype=torch.float64)
     teacher.guided_velocity(x, t, None, torch.ones(4))
@@ -57,8 +56,7 @@ def test_by_name_it_samples_and_gives_its_main_weights_to_a_student(tmp_path):
     assert same.evaluations == 2 * plain.evaluations
     wrapped = api.load_teacher("autoguidance", options={"main": "digits", "guide": "digits"})
     state = api.load_teacher("digits").network_state()
-    assert state is not None
-    assert wrapped.network_state().tensors.keys() == state.tensors.keys()  # type: ignore[union-attr]
+    assert wrapped.network_state().tensors.keys() == state.tensors.keys()
 
 
 @given(st.integers(0, 3), st.lists(st.floats(0, 5), min_size=5, max_size=5), st.integers(0, 2**16))
@@ -80,7 +78,7 @@ class TwoChannels(Teacher):
     sample_shape = (2,)
     guidance_channels = 1
 
-    def velocity(self, x_t: Tensor, t: Tensor, condition) -> Tensor:
+    def velocity(self, x_t, t, condition):
         return condition[:, None].expand_as(x_t).to(x_t)
 
     def null_condition(self, condition):

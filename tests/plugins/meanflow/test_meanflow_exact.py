@@ -9,9 +9,7 @@ from freeflow_meanflow.config import ImprovedMeanFlowConfig, MeanFlowConfig
 from freeflow_meanflow.improved import ImprovedMeanFlow
 from freeflow_meanflow.meanflow import MeanFlow
 from objective_helpers import GivenDraws, antithetic, build, losses
-from torch import Tensor
 
-from freeflow_core.interfaces import Teacher
 from freeflow_core.math.flow import linear_interpolate
 from freeflow_core.objective_kit import passes
 
@@ -19,21 +17,19 @@ ROWS = 256
 PLAIN: dict[str, Any] = {"weight_power": 0.0, "instant_share": 0.25}
 
 
-def mean_flow(**options: Any) -> MeanFlow:
+def mean_flow(**options):
     return build(MeanFlow, MeanFlowConfig(**{**PLAIN, **options}))
 
 
-def improved(**options: Any) -> ImprovedMeanFlow:
+def improved(**options):
     return build(ImprovedMeanFlow, ImprovedMeanFlowConfig(**{**PLAIN, **options}))
 
 
-def data_of(teacher: Teacher, rows: int = ROWS) -> Tensor:
-    return teacher.sample_data(GivenDraws(rows, seed=8))  # type: ignore[operator]
+def data_of(teacher, rows=ROWS):
+    return teacher.sample_data(GivenDraws(rows, seed=8))
 
 
-def residual(
-    teacher: Teacher, truth: Teacher | None = None, dtype: torch.dtype = torch.float64, **options: Any
-) -> float:
+def residual(teacher, truth=None, dtype=torch.float64, **options):
     """Root of the largest row's sum of squares, with the student exact for ``truth``."""
     student = ExactGaussianStudent(truth or teacher).to(dtype)
     x = data_of(truth or teacher).to(dtype)
@@ -79,12 +75,12 @@ def test_guided_teacher(options):
     assert other.per_sample.detach().max().sqrt() > 0.1  # the student guides everywhere, the teacher now below 0.3
 
 
-def pairs_of_paths(velocity: Any, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def pairs_of_paths(velocity, x, noise, t):
     mirrored = antithetic(velocity(linear_interpolate(x, noise, t), t), x, noise, t)
     return torch.cat([x, mirrored[0]]), torch.cat([noise, mirrored[1]])
 
 
-def times_of(objective: Any, draws: GivenDraws) -> tuple[Tensor, dict[str, Tensor]]:
+def times_of(objective, draws):
     """t of the first half of the rows, and the time streams repeated for the second."""
     from freeflow_meanflow.step import time_pairs
 

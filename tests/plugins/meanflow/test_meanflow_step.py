@@ -1,7 +1,6 @@
 """One MeanFlow step: who is asked what, by counts; weights, times, options, and independence of the split."""
 
-from typing import Any
-
+import objective_helpers as helpers
 import pytest
 import torch
 from exact_maps import ClassTeacher, RandomStudent
@@ -9,11 +8,9 @@ from freeflow_meanflow.config import ImprovedMeanFlowConfig, MeanFlowConfig
 from freeflow_meanflow.improved import ImprovedMeanFlow
 from freeflow_meanflow.meanflow import MeanFlow
 from freeflow_meanflow.step import time_pairs
-from objective_helpers import GivenDraws, LocalContext, Spy, build, losses, progress
-from pydantic import ValidationError
+from objective_helpers import GivenDraws, build, losses, progress
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import AverageVelocityStudent, Model, Models, StartTimes
 from freeflow_core.math.flow import logit_normal
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch
@@ -21,33 +18,18 @@ from freeflow_core.types import Batch
 ROWS = 64
 
 
-def mean_flow(**options: Any) -> MeanFlow:
+def mean_flow(**options):
     return build(MeanFlow, MeanFlowConfig(**options))
 
 
-def improved(**options: Any) -> ImprovedMeanFlow:
+def improved(**options):
     return build(ImprovedMeanFlow, ImprovedMeanFlowConfig(**options))
 
 
-def spied(objective: Any, teacher: ClassTeacher | None, rows: int = ROWS, **given: Any) -> tuple[Spy, Spy, Any]:
-    student = RandomStudent(num_classes=2)
-    wrapped, bare = Spy(student), Spy(student)
-    x, labels = (teacher or ClassTeacher()).data(rows)
-    networks = Models({"student": Model(wrapped, bare)}, teacher)
-    draws = GivenDraws(rows, given)
-    return wrapped, bare, objective.losses(networks, Batch(x, labels), draws, progress(), LocalContext())["student"]
-
-
-def test_contract(registry):
-    assert registry.component("objective", "meanflow").load_target() is MeanFlow
-    assert registry.component("objective", "improved-meanflow").load_target() is ImprovedMeanFlow
-    for objective, needs_teacher in ((mean_flow(), True), (mean_flow(velocity="data"), False), (improved(), False)):
-        assert objective.needs_data
-        assert objective.needs_teacher is needs_teacher
-        assert objective.requires is AverageVelocityStudent
-        assert objective.start_times is StartTimes.ANY
-        assert not objective.uses_batch_means
-        assert objective.roles(RandomStudent(), None) == {}
+def spied(objective, teacher, rows=ROWS, **given):
+    networks, wrapped, bare = helpers.spied(teacher, RandomStudent(num_classes=2))
+    batch = Batch(*(teacher or ClassTeacher()).data(rows))
+    return wrapped, bare, helpers.step(objective, networks, GivenDraws(rows, given), batch)["student"]
 
 
 def test_one_gradient_pass_one_teacher_call_and_a_derivative_of_the_moving_rows_alone():
@@ -154,26 +136,6 @@ def test_warmup_scales_the_derivative_term():
     torch.testing.assert_close(start, (u - (noise - x)).square().sum(1))
 
 
-@pytest.mark.parametrize("objective", [mean_flow(velocity="data", instant_share=0.5), improved()])
-def test_a_batch_is_the_sum_of_its_parts(objective):
-    student, x = RandomStudent(num_classes=2), GivenDraws(32, seed=2).noise("x", (3,))
-    labels = torch.arange(32) % 2
-    whole = PhiloxDraws(7, torch.arange(32), dtype=torch.float64)
-    full = losses(objective, student, None, whole, x, labels)["student"].per_sample
-    for rows in torch.arange(32).split(8):
-        part = losses(objective, student, None, whole.rows(rows), x[rows], labels[rows])["student"].per_sample
-        torch.testing.assert_close(part, full[rows], rtol=1e-12, atol=1e-14)
-
-
-def test_loss_is_float32_under_bf16_autocast():
-    student = RandomStudent(dtype=torch.float32)
-    x = GivenDraws(ROWS, seed=2, dtype=torch.float32).noise("x", (3,))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = losses(improved(), student, None, GivenDraws(ROWS, dtype=torch.float32), x)["student"]
-    assert found.per_sample.dtype is torch.float32
-    assert all(term.ndim == 0 and not term.requires_grad for term in found.terms.values())
-
-
 def test_what_does_not_fit_is_refused():
     draws = GivenDraws(8)
     with pytest.raises(ConfigError, match="source"):
@@ -183,26 +145,3 @@ def test_what_does_not_fit_is_refused():
         losses(guided, RandomStudent(), None, draws, x)
     with pytest.raises(ConfigError, match="label_dropout=0"):
         losses(plain, RandomStudent(num_classes=2), None, draws, x, {"text": x})
-    with pytest.raises(ConfigError, match="one-sided"):
-        build(MeanFlow, MeanFlowConfig(derivative="one-sided"), "bf16")
-    with pytest.raises(ConfigError, match="one-sided"):
-        build(ImprovedMeanFlow, ImprovedMeanFlowConfig(derivative="one-sided"), "bf16")
-
-
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [
-        (MeanFlowConfig, {"guidance_min": 3.0, "guidance_max": 2.0}),
-        (MeanFlowConfig, {"guidance_interval": (0.6, 0.4)}),
-        (MeanFlowConfig, {"guidance_mixing": 0.5}),
-        (MeanFlowConfig, {"velocity": "data", "guidance_max": 2.0, "label_dropout": 0.0}),
-        (MeanFlowConfig, {"end_scale": 1.0}),
-        (MeanFlowConfig, {"instant_share": 1.0}),
-        (ImprovedMeanFlowConfig, {"guidance_max": 2.0, "label_dropout": 0.0}),
-        (ImprovedMeanFlowConfig, {"guidance_min": 0.0}),
-        (ImprovedMeanFlowConfig, {"velocity": "teacher"}),
-    ],
-)
-def test_options_out_of_range_are_refused(config, options):
-    with pytest.raises(ValidationError):
-        config(**options)

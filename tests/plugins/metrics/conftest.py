@@ -1,36 +1,32 @@
 """What the tests of the evaluators share."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from freeflow_metrics.train_features import make_source
-from torch import Tensor
 
 from freeflow_core.interfaces import BuildContext, Codec, EvaluationBatch, EvaluationContext, Source
-from freeflow_core.types import Batch, Condition
 
 
 class PixelCodec(Codec):
     """uint8 <-> [-1, 1]."""
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images):
         return images.float() / 127.5 - 1
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x):
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class HeldOutSource(Source):
     """Held-out images and nothing else."""
 
-    def __init__(self, images: Tensor | None) -> None:
+    def __init__(self, images):
         self._images = images
 
-    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+    def batches(self, start, batch_size, rank, world_size):
         return iter(())
 
-    def held_out(self) -> tuple[Tensor, Condition] | None:
+    def held_out(self):
         return None if self._images is None else (self._images, None)
 
 

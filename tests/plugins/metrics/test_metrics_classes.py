@@ -62,6 +62,12 @@ def test_one_collapsed_class_shows(spread, digits, score_row):
     assert set(score_row(spread, "teacher", images, labels)) == {"spread"}
 
 
+def test_a_class_of_one_sample_is_left_out(spread, digits, score_row):
+    images = digits.training_images()[0][:9]
+    alone = score_row(spread, "data", images[:8], torch.zeros(8, dtype=torch.int64))
+    assert score_row(spread, "data", images, torch.tensor([0] * 8 + [1])) == alone != {}
+
+
 def test_large_images_are_averaged_first():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 16, 16), generator=generator, dtype=torch.uint8)

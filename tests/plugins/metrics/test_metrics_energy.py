@@ -14,15 +14,15 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import EvaluationBatch
 
 
-def normal(rows: int, dims: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+def normal(rows, dims, seed, shift=0.0, scale=1.0):
     return scale * torch.randn(rows, dims, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + shift
 
 
-def literal(x: torch.Tensor, y: torch.Tensor) -> float:
+def literal(x, y):
     """The definition, pair by pair."""
     across = sum(math.dist(a, b) for a in x.tolist() for b in y.tolist()) / (len(x) * len(y))
 
-    def within(z: torch.Tensor) -> float:
+    def within(z):
         pairs = [(i, j) for i in range(len(z)) for j in range(len(z)) if i != j]
         return sum(math.dist(z[i].tolist(), z[j].tolist()) for i, j in pairs) / len(pairs)
 

@@ -28,13 +28,13 @@ def network():
     return SmallFeatures.packaged()
 
 
-def application() -> typer.Typer:
+def application():
     app = typer.Typer()
     app.command()(main)
     return app
 
 
-def uniform_noise(count: int) -> torch.Tensor:
+def uniform_noise(count):
     return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from freeflow_metrics.config import FidelityConfig
 from freeflow_metrics.fidelity import FidelityEvaluator, derivative_residual
-from torch import Tensor
 
 from freeflow_core.interfaces import EvaluationBatch
 from freeflow_core.math.derivative import DerivativeMethod
@@ -14,18 +13,18 @@ from freeflow_core.types import Guidance
 MEAN, STD = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64), torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 
 
-def noise(count: int = 64) -> Tensor:
+def noise(count=64):
     return torch.randn(count, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def batch(x: Tensor | None = None, reference_x: Tensor | None = None, z: Tensor | None = None) -> EvaluationBatch:
+def batch(x=None, reference_x=None, z=None):
     count = next(len(a) for a in (x, reference_x, z) if a is not None)
     guidance = Guidance(torch.ones(count))
     images = torch.zeros(count, 1, 1, 3, dtype=torch.uint8)
     return EvaluationBatch(images, None, x=x, z=z, reference_x=reference_x, guidance=guidance)
 
 
-def evaluate(context, subject: str, *batches: EvaluationBatch, **options) -> dict[str, float]:
+def evaluate(context, subject, *batches, **options):
     evaluator = FidelityEvaluator(FidelityConfig(**options))
     evaluator.prepare(context)
     evaluator.reset(subject)
@@ -65,7 +64,7 @@ def test_residual_of_a_shifted_student_is_known():
 
 def test_only_the_student_s_row_and_only_the_samples_asked_for(evaluation_context):
     teacher, student = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD)
-    asked: list[int] = []
+    asked = []
     guided = teacher.guided_velocity
     teacher.guided_velocity = lambda x, *a: (asked.append(len(x)), guided(x, *a))[1]
     context = evaluation_context(teacher=teacher, student=student)
@@ -78,8 +77,8 @@ def test_only_the_student_s_row_and_only_the_samples_asked_for(evaluation_contex
 
 
 def test_teacher_is_guided_inside_the_interval_and_student_told_the_weight(evaluation_context):
-    seen: list[tuple[float, list[float]]] = []
-    told: list[list[float]] = []
+    seen = []
+    told = []
     teacher, student = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD)
 
     def guided(x, t, condition, weight):
@@ -99,7 +98,7 @@ def test_teacher_is_guided_inside_the_interval_and_student_told_the_weight(evalu
 def test_the_teacher_is_asked_within_its_time_range():
     teacher = GaussianTeacher(MEAN, STD)
     teacher.time_range = (0.1, 1.0)
-    times: list[float] = []
+    times = []
     velocity = teacher.velocity
     teacher.velocity = lambda x, t, c: (times.append(float(t[0])), velocity(x, t, c))[1]
     derivative_residual(

@@ -15,7 +15,7 @@ from freeflow_core.torchvision_ops import ensure_torchvision_ops
 SCIPY_WITHOUT_DISP = tuple(int(part) for part in scipy.__version__.split(".")[:2]) >= (1, 18)
 
 
-def random_gaussian(seed: int, dim: int, samples: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def random_gaussian(seed, dim, samples=None):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(samples or 3 * dim, dim, generator=generator, dtype=torch.float64)
     x = x @ torch.randn(dim, dim, generator=generator, dtype=torch.float64) + seed

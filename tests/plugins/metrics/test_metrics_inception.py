@@ -12,7 +12,7 @@ from freeflow_metrics.features import InceptionFeatures
 from freeflow_metrics.frechet import FrechetEvaluator, reference_statistics
 from freeflow_metrics.plugin import INCEPTION
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.interfaces import EvaluationBatch
@@ -23,22 +23,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 class StandInLayers(nn.Module):
     """(N, 3, H, W) -> (N, 2048): channel means, repeated with growing factors."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.register_buffer("scale", torch.linspace(0, 1, 2048))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x.mean(dim=(2, 3))[:, :1] + self.scale * x.mean(dim=(2, 3))[:, 2:]
 
 
 class StandInInception(nn.Module):
     """The interface of the TorchScript file that clean-fid reads."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layers = StandInLayers()
 
-    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+    def forward(self, x, return_features=False):
         return self.layers((x - 128) / 128) + 1
 
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def images(channels: int = 3) -> Tensor:
+def images(channels=3):
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (4, channels, 16, 16), generator=generator, dtype=torch.uint8)
 

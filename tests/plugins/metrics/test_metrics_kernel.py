@@ -9,11 +9,11 @@ from freeflow_metrics.distance import KernelEvaluator, kernel_distance
 from freeflow_core.interfaces import EvaluationBatch
 
 
-def draws(seed: int, count: int, shift: float = 0.0) -> torch.Tensor:
+def draws(seed, count, shift=0.0):
     return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
 
 
-def unbiased_mmd(first: torch.Tensor, second: torch.Tensor) -> float:
+def unbiased_mmd(first, second):
     """Binkowski et al. 2018, eq. 4, on whole sets of equal size."""
     m, dim = first.shape
     k = lambda a, b: (a @ b.T / dim + 1) ** 3  # noqa: E731
@@ -36,6 +36,18 @@ def test_depends_on_the_seed_alone_and_leaves_numpy_s_generator_alone():
     np.testing.assert_array_equal(np.random.random(3), expected)
     assert one == kernel_distance(first, second, num_subsets=3, subset_size=20, seed=5)
     assert one != kernel_distance(first, second, num_subsets=3, subset_size=20, seed=6)
+
+
+def test_numpy_s_generator_comes_back_after_an_error_too(monkeypatch):
+    from cleanfid import fid
+
+    monkeypatch.setattr(fid, "kernel_distance", lambda *_, **__: 1 / 0)
+    np.random.seed(7)
+    expected = np.random.random(3)
+    np.random.seed(7)
+    with pytest.raises(ZeroDivisionError):
+        kernel_distance(draws(0, 5), draws(1, 5), num_subsets=1, subset_size=5, seed=5)
+    np.testing.assert_array_equal(np.random.random(3), expected)
 
 
 def test_evaluator_scores_data_and_teacher(digits, evaluation_context, score_row):

@@ -30,8 +30,8 @@ def digits(builder):
     return source, images[:200], labels[:200]
 
 
-def context(source=None) -> EvaluationContext:
-    return EvaluationContext(CPU, codec=None, reference=source)  # type: ignore[arg-type]
+def context(source=None):
+    return EvaluationContext(CPU, codec=None, reference=source)
 
 
 def test_class_probability_prefers_the_class_asked_for(builder, digits):
@@ -61,8 +61,8 @@ def test_centroids_are_those_of_the_real_images_of_a_class(builder, digits):
 
 def test_a_function_ranks(monkeypatch, build_context):
     module = types.ModuleType("my_verifier")
-    module.brightness = lambda images, condition: images.float().flatten(1).mean(1)  # type: ignore[attr-defined]
-    module.total = lambda images, condition: images.sum()  # type: ignore[attr-defined]
+    module.brightness = lambda images, condition: images.float().flatten(1).mean(1)
+    module.total = lambda images, condition: images.sum()
     monkeypatch.setitem(sys.modules, "my_verifier", module)
 
     trusted = dataclasses.replace(build_context, trusted=True)

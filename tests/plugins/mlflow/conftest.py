@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import yaml
@@ -43,11 +42,11 @@ def store_uri(tmp_path_factory):
     return f"sqlite:///{own.as_posix()}"
 
 
-def _make_tables(database: Path) -> Path:
+def _make_tables(database):
     """By two runs at once, as a comparison and its first run do."""
     config = MlflowConfig(uri=f"sqlite:///{database.as_posix()}")
 
-    def open_run(name: str) -> bool:
+    def open_run(name):
         run = RunInfo(name, "distill", database.parent / name, {}, "")
         return MlflowTracker(config).open(run, Journal(run.folder), {}, None)
 

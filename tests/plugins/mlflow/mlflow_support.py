@@ -2,18 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
 
-from freeflow_core.interfaces.journal import Journal
-from freeflow_core.tracking import Sender
 
-
-def record(journal: Journal, steps: range = range(50), sender: Sender | None = None) -> None:
+def record(journal, steps=range(50), sender=None):
     """Metrics, one of them never finite, a picture and a file."""
     written = [journal.add_metrics(step * 64, {"loss": float(step), "odd": float("inf")}) for step in steps]
     picture, table = journal.folder / f"images-{steps.stop}.png", journal.folder / "table.txt"
@@ -24,7 +20,7 @@ def record(journal: Journal, steps: range = range(50), sender: Sender | None = N
             sender.recorded(one)
 
 
-def check_complete(client: Any, run_id: str, steps: int = 50) -> None:
+def check_complete(client, run_id, steps=50):
     """MLflow has what :func:`record` wrote, once."""
     history = client.get_metric_history(run_id, "loss")
     assert sorted((m.step, m.value) for m in history) == [(step * 64, float(step)) for step in range(steps)]
@@ -45,11 +41,11 @@ class Killed(BaseException):
 class Moments:
     """Requests, and writes of the cursor: each is a moment before it happens and one after. Killed at ``die_at``."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.die_at: int | None = None
 
-    def surround(self, action: Callable[..., Any]) -> Callable[..., Any]:
-        def happen(*arguments: Any, **named: Any) -> Any:
+    def surround(self, action):
+        def happen(*arguments, **named):
             self._pass()
             result = action(*arguments, **named)
             self._pass()
@@ -57,7 +53,7 @@ class Moments:
 
         return happen
 
-    def _pass(self) -> None:
+    def _pass(self):
         if self.die_at is not None:
             self.die_at -= 1
             if self.die_at < 0:
@@ -68,58 +64,53 @@ class Moments:
 class Client:
     """The methods of MLflow's client that the tracker calls, on runs in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.runs: list[Any] = []
 
-    def get_experiment_by_name(self, name: str) -> Any:
+    def get_experiment_by_name(self, name):
         return SimpleNamespace(experiment_id="1", lifecycle_stage="active")
 
-    def search_runs(self, experiments: list[str], condition: str, max_results: int) -> list[Any]:
+    def search_runs(self, experiments, condition, max_results):
         found = re.fullmatch(r"tags.`(.+)` = '(.+)'", condition)
-        assert found is not None
         return [run for run in self.runs if run.data.tags.get(found[1]) == found[2]]
 
-    def create_run(self, experiment: str, start: int, tags: dict[str, str], name: str) -> Any:
+    def create_run(self, experiment, start, tags, name):
         info = SimpleNamespace(run_id=f"run-{len(self.runs)}", status="RUNNING")
         data = SimpleNamespace(tags=tags, params={}, metrics={}, rows=[], pictures=[], files=Counter())
         self.runs.append(SimpleNamespace(info=info, data=data))
         return self.runs[-1]
 
-    def update_run(self, run_id: str, status: str) -> None:
+    def update_run(self, run_id, status):
         self._run(run_id).info.status = status
 
-    def set_terminated(self, run_id: str, status: str, time: int) -> None:
+    def set_terminated(self, run_id, status, time):
         self._run(run_id).info.status = status
 
-    def set_tag(self, run_id: str, name: str, value: str) -> None:
+    def set_tag(self, run_id, name, value):
         self._run(run_id).data.tags[name] = value
 
-    def log_batch(
-        self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), synchronous: bool = True
-    ) -> None:
+    def log_batch(self, run_id, metrics=(), params=(), tags=(), synchronous=True):
         data = self._run(run_id).data
         data.rows += metrics
         data.metrics |= {metric.key: metric.value for metric in metrics}
         data.params |= {param.key: param.value for param in params}
         data.tags |= {tag.key: tag.value for tag in tags}
 
-    def get_metric_history(self, run_id: str, name: str) -> list[Any]:
+    def get_metric_history(self, run_id, name):
         return [metric for metric in self._run(run_id).data.rows if metric.key == name]
 
-    def list_artifacts(self, run_id: str, folder: str) -> list[Any]:
+    def list_artifacts(self, run_id, folder):
         return [SimpleNamespace(path=path) for path in self._run(run_id).data.pictures]
 
-    def log_image(
-        self, run_id: str, image: Any, file: None, name: str, step: int, time: int, synchronous: bool
-    ) -> None:
+    def log_image(self, run_id, image, file, name, step, time, synchronous):
         pictures = self._run(run_id).data.pictures
         pictures.append(f"images/{name}+step+{step}+timestamp+{time}+{len(pictures)}.png")
 
-    def log_text(self, run_id: str, text: str, path: str) -> None:
+    def log_text(self, run_id, text, path):
         self._run(run_id).data.files[path] = 1
 
-    def log_artifact(self, run_id: str, path: str) -> None:
+    def log_artifact(self, run_id, path):
         self._run(run_id).data.files[Path(path).name] = 1
 
-    def _run(self, run_id: str) -> Any:
+    def _run(self, run_id):
         return self.runs[int(run_id.removeprefix("run-"))]

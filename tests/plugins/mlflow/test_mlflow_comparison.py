@@ -2,6 +2,7 @@
 
 import pytest
 from mlflow_support import record
+from run_helpers import TINY
 
 PARENT = "mlflow.parentRunId"
 
@@ -42,13 +43,11 @@ def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(client,
     tracker = {"name": "mlflow", "uri": dead_uri, "timeout_seconds": 1, "retries": 0, "flush_seconds": 0.2}
     config = load_compare_config(
         Registry(manager),
-        overrides={
-            "teacher": {"name": "gaussian-mixture", "layout": "ring"},
-            "student": {"name": "mlp", "width": 16, "depth": 1},
+        overrides=TINY
+        | {
             "training": {"images": 64, "batch_size": 16},
             "logging": {"every_images": 16},
             "evaluation": {"num_samples": 16, "reference_steps": 2, "evaluators": ["energy-distance"]},
-            "runtime": {"device": "cpu", "threads": 1},
             "trackers": [tracker],
         },
         comparison={"objectives": ["freeflow-prediction"], "seeds": 1},

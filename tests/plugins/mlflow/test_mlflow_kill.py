@@ -34,7 +34,7 @@ def server(monkeypatch, clock):
     return SimpleNamespace(client=client, moments=moments)
 
 
-def train(journal: Journal, tracker, steps: range, finish: bool = False) -> None:
+def train(journal, tracker, steps, finish=False):
     """Log each step, with a value that is never finite; a picture now and then; send every other step."""
     replay = Replay(tracker, journal.run(), journal)
     (journal.folder / "trackers").mkdir(exist_ok=True)
@@ -51,7 +51,7 @@ def train(journal: Journal, tracker, steps: range, finish: bool = False) -> None
         replay.end("finished", 1.8e9)
 
 
-def check(journal: Journal, client: Client) -> None:
+def check(journal, client):
     (run,) = client.runs
     records = [record for record, _ in journal.metrics()]
     rows = Counter((m.key, m.step) for m in run.data.rows)
@@ -63,7 +63,7 @@ def check(journal: Journal, client: Client) -> None:
     assert run.data.files == {"config.yaml": 1}
 
 
-def moments_of(server, scenario) -> int:
+def moments_of(server, scenario):
     """How many there are, counted by going through them all."""
     server.moments.die_at = many = 10**6
     scenario()

@@ -14,7 +14,7 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.tracking import FOLDER, send_unsent
 
 
-def sync(*arguments: object):
+def sync(*arguments):
     """``freeflow mlflow-sync``; what it raises passes."""
     app = typer.Typer()
     app.command("other")(lambda: None)
@@ -26,7 +26,7 @@ def sync(*arguments: object):
     return result.output
 
 
-def wait_until(condition, seconds: float = 30.0) -> None:
+def wait_until(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -60,7 +60,7 @@ def test_a_dead_server_costs_nothing_and_one_command_sends_all(client, store_uri
 
 
 def test_a_server_that_comes_back_gets_everything_during_the_run(client, make_run, start, monkeypatch):
-    attempts: list[float] = []
+    attempts = []
     up = threading.Event()
     really_open = MlflowTracker.open
 
@@ -115,6 +115,14 @@ def test_a_server_that_hangs_delays_the_end_by_a_bound_only(client, make_run, st
     run = the_run(client, journal)
     assert run.info.status == "KILLED"
     check_complete(client, run.info.run_id)
+
+
+def test_a_run_that_had_no_tracker_can_be_sent_to_an_address(client, store_uri, make_run):
+    journal = make_run()
+    record(journal)
+    assert "Nothing is waiting" in sync(journal.folder)
+    assert "Sent 50 metric values" in sync(journal.folder, "--uri", store_uri)
+    check_complete(client, the_run(client, journal).info.run_id)
 
 
 def test_credentials_are_never_written(make_run, start, dead_uri):

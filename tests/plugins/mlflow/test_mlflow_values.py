@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from freeflow_mlflow.tracker import MAX_PARAMETER, artifact_location, parameters, safe_name, tracking_uri
+from freeflow_mlflow.tracker import MAX_PARAMETER, artifact_location, parameters, safe_name, tracking_uri, view_hint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +21,8 @@ def test_configured_address_then_environment_then_next_to_the_run(tmp_path, monk
     assert tracking_uri("http://configured", run_folder) == "http://configured"
     assert artifact_location(f"sqlite:///{tmp_path}/mlflow.db") == (tmp_path / "mlartifacts").as_uri()
     assert artifact_location("http://server:5000") is None
+    assert view_hint("http://u:p@server/", "1", "r") == "http://***@server/#/experiments/1/runs/r"
+    assert view_hint("sqlite:///a.db", "1", "r") == "mlflow ui --backend-store-uri sqlite:///a.db"
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 
-def ddpm_tables(scaled: bool = False, num: int = 1000) -> tuple[Tensor, Tensor]:
+def ddpm_tables(scaled=False, num=1000):
     """alpha_i and sigma_i by the textbook."""
     if scaled:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, num, dtype=torch.float64) ** 2
@@ -17,7 +16,7 @@ def ddpm_tables(scaled: bool = False, num: int = 1000) -> tuple[Tensor, Tensor]:
     return squared.sqrt(), (1 - squared).sqrt()
 
 
-def path(schedule: str, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def path(schedule, tau):
     """alpha, sigma and their derivatives at the path's own noise time; for ddpm at its steps tau = i / 1000."""
     if schedule == "linear":
         return 1 - tau, tau, -torch.ones_like(tau), torch.ones_like(tau)
@@ -53,7 +52,7 @@ class ExactNetwork:
     mean: tuple[float, ...] = (0.5, -1.0)
     std: tuple[float, ...] = (0.5, 2.0)
 
-    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+    def __call__(self, x, time):
         tau = time.double() / self.time_scale
         tau = 1 - tau if self.direction == "data-at-1" else tau
         a, s, a_rate, s_rate = (value[:, None] for value in path(self.schedule, tau))

@@ -29,7 +29,7 @@ def network(tmp_path, monkeypatch):
     return tmp_path
 
 
-def freeflow(*arguments: str):
+def freeflow(*arguments):
     return CliRunner().invoke(build_app(Manager.load()), list(arguments))
 
 

@@ -30,7 +30,7 @@ COMBINATIONS = [
 ]
 
 
-def convention(prediction: str, schedule: str, direction: str, sign: str, scale: float | None = None) -> Convention:
+def convention(prediction, schedule, direction, sign, scale=None):
     return Convention(
         Prediction(prediction),
         TimeDirection(direction),
@@ -41,12 +41,12 @@ def convention(prediction: str, schedule: str, direction: str, sign: str, scale:
     )
 
 
-def velocity(network, read: Convention, x_t, t):
+def velocity(network, read, x_t, t):
     question = ask(read, x_t, t)
     return velocity_of(read, network(question.x, question.time), x_t, question.t)
 
 
-def case(read: Convention, seed: int, mean=(0.5, -1.0), std=(0.5, 2.0)):
+def case(read, seed, mean=(0.5, -1.0), std=(0.5, 2.0)):
     generator = torch.Generator().manual_seed(seed)
     low, high = read.time_range
     t = low + (high - low) * torch.rand(6, generator=generator, dtype=torch.float64)

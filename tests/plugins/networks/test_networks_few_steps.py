@@ -11,7 +11,7 @@ from freeflow_samplers.config import FewStepConfig
 from freeflow_samplers.flow_map import FewStepSampler
 from networks_support import ExactNetwork
 from test_networks_conversions import convention
-from torch import Tensor, nn
+from torch import nn
 
 from freeflow_core.interfaces import StartTimes
 from freeflow_core.math.flow import uniform_grid
@@ -31,11 +31,11 @@ class ExactMap(nn.Module):
 
     start_times = StartTimes.ANY
 
-    def __init__(self, field) -> None:
+    def __init__(self, field):
         super().__init__()
         self.field = field
 
-    def flow_map(self, x: Tensor, t: Tensor, s: Tensor, condition, guidance) -> Tensor:
+    def flow_map(self, x, t, s, condition, guidance):
         step = (t - s) / 40
         for _ in range(40):
             middle = x - step[:, None] / 2 * self.field(x, t)
@@ -43,7 +43,7 @@ class ExactMap(nn.Module):
         return x
 
 
-def spread(field, steps: int) -> float:
+def spread(field, steps):
     draws = PhiloxDraws(0, torch.arange(ROWS), dtype=torch.float64)
     sampler = FewStepSampler(FewStepConfig(renoise=True))
     unguided = Guidance(torch.ones(ROWS, dtype=torch.float64))

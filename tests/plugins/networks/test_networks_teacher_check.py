@@ -20,7 +20,7 @@ SCALED = [
 ]
 
 
-def teacher_of(network, read: Convention, shape=(2,)) -> OwnNetworkTeacher:
+def teacher_of(network, read, shape=(2,)):
     foreign = ForeignNetwork(network, OwnNetworkOptions(sample_shape=(2,), arguments=("x", "t")), Conditions(), "test")
     return OwnNetworkTeacher(foreign, read, shape)
 
@@ -29,7 +29,7 @@ def examine(teacher, **options):
     return check_built_teacher(teacher, **{"num": 512, "num_steps": 16, "device": CPU, **options})
 
 
-def status(report, name: str) -> str:
+def status(report, name):
     (found,) = [check.status for check in report.checks if check.name == name]
     return found
 
@@ -43,7 +43,7 @@ def test_the_right_convention_passes_and_proposes_nothing(combination):
     assert report.proposals == ()
 
 
-def proposed_field_is_exact(combination, given: Convention) -> None:
+def proposed_field_is_exact(combination, given):
     """The first proposal's field is the exact one: some conventions name the same field, or nearly so."""
     true = convention(*combination)
     report = examine(teacher_of(ExactNetwork(*combination, true.scale), given))

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from exact_maps import ClassTeacher, small_student
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig
 from freeflow_predictor_corrector.correction import corrector_weights
 from freeflow_predictor_corrector.freeflow import FreeFlow, FreeFlowCorrection
-from objective_helpers import GivenDraws
-from predictor_corrector_helpers import NO_DATA, ClassTeacher, SmallStudent, gradients, losses, models, philox, progress
-from torch import Tensor
+from objective_helpers import NO_DATA, GivenDraws, models, parameter_gradients, philox, progress, step
 
 from freeflow_core.interfaces import Context
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
@@ -15,16 +14,16 @@ from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 ONE = torch.ones(1, dtype=torch.float64)
 
 
-def _pair(mean: float, std: float) -> tuple[GaussianStudent, GaussianStudent]:
+def _pair(mean, std):
     """A student whose samples are N(mean, std^2), and the exact velocity of those samples noised."""
     return GaussianStudent(mean * ONE, std * ONE), GaussianStudent(mean * ONE, std * ONE)
 
 
-def _gradient(mean: float, std: float, **options: float) -> dict[str, Tensor]:
+def _gradient(mean, std, **options):
     student, fake = _pair(mean, std)
     objective = FreeFlowCorrection(CorrectionConfig(**options))
-    loss = losses(objective, models(student, GaussianTeacher(0 * ONE, ONE), fake), philox(4000))["student"]
-    return gradients(loss.per_sample.mean(), student)
+    loss = step(objective, models(student, GaussianTeacher(0 * ONE, ONE), fake_velocity=fake), philox(4000))["student"]
+    return dict(zip(("mean", "std"), parameter_gradients(loss.per_sample, student), strict=True))
 
 
 def test_no_gradient_where_student_and_teacher_agree():
@@ -53,8 +52,8 @@ def test_gradient_is_the_exact_kl_gradient(r, a):
     student, fake = _pair(0.0, a)
     teacher = GaussianTeacher(0 * ONE, ONE * teacher_variance**0.5)
     objective = FreeFlowCorrection(CorrectionConfig(r_distribution="uniform"))
-    loss = losses(objective, models(student, teacher, fake), draws)["student"]
-    found = gradients(loss.per_sample.mean(), student)["std"]
+    loss = step(objective, models(student, teacher, fake_velocity=fake), draws)["student"]
+    found = parameter_gradients(loss.per_sample, student)[1:]
 
     exact_a = torch.tensor(a, dtype=torch.float64, requires_grad=True)
     ours, theirs = (1 - r) ** 2 * exact_a**2 + r**2, (1 - r) ** 2 * teacher_variance + r**2
@@ -64,10 +63,12 @@ def test_gradient_is_the_exact_kl_gradient(r, a):
 
 
 def test_fake_velocity_loss_is_flow_matching_on_the_samples():
-    teacher, student, fake = GaussianTeacher(torch.zeros(2).double(), torch.ones(2).double()), *_two_small()
+    teacher, (student, fake) = GaussianTeacher(torch.zeros(2).double(), torch.ones(2).double()), _two_small()
     draws = philox(32)
-    loss = losses(
-        FreeFlowCorrection(CorrectionConfig(guidance_min=2, guidance_max=3)), models(student, teacher, fake), draws
+    loss = step(
+        FreeFlowCorrection(CorrectionConfig(guidance_min=2, guidance_max=3)),
+        models(student, teacher, fake_velocity=fake),
+        draws,
     )["fake_velocity"]
     one, g = torch.ones(32, dtype=torch.float64), 3 - draws.uniform("guidance")
     x = draws.noise("prior", (2,)) - student(draws.noise("prior", (2,)), one, 0 * one, None, g)
@@ -82,15 +83,17 @@ def test_correction_weight_power():
 
     def run(power):
         config = CorrectionConfig(correction_weight_power=power, weight_epsilon=0.02)
-        return losses(FreeFlowCorrection(config), models(student, teacher, fake), philox(6))["student"].per_sample
+        return step(FreeFlowCorrection(config), models(student, teacher, fake_velocity=fake), philox(6))[
+            "student"
+        ].per_sample
 
     ratio = run(0.5) / run(0)
     assert ratio.std() > 0.01
     torch.testing.assert_close(run(1.0) / run(0), ratio**2)
 
 
-def _two_small() -> tuple[SmallStudent, SmallStudent]:
-    return SmallStudent(seed=1), SmallStudent(seed=2)
+def _two_small():
+    return small_student(1), small_student(2)
 
 
 def test_guidance_of_the_corrector_follows_its_profile():
@@ -102,7 +105,7 @@ def test_guidance_of_the_corrector_follows_its_profile():
 
 @pytest.mark.parametrize("mode", ["raw", "weighted", "fixed"])
 def test_lambda_by_formula(mode):
-    teacher, (student, fake) = ClassTeacher(), _two_small()
+    teacher, (student, fake) = ClassTeacher(dims=2), _two_small()
     config = FreeFlowConfig(
         adaptive=mode != "fixed",
         balance="weighted" if mode == "weighted" else "raw",
@@ -112,7 +115,7 @@ def test_lambda_by_formula(mode):
         correction_weight_power=1.0,
         weight_epsilon=0.05,
     )
-    seen: list[Tensor] = []
+    seen = []
 
     class Recording(Context):
         def mean(self, values):
@@ -120,7 +123,7 @@ def test_lambda_by_formula(mode):
             return values.mean()
 
     objective = FreeFlow(config)
-    networks = models(student, teacher, fake)
+    networks = models(student, teacher, fake_velocity=fake)
     terms = objective.losses(networks, NO_DATA, philox(32), progress(), Recording())["student"].terms
     assert objective.uses_batch_means == (mode != "fixed")
     if mode == "fixed":
@@ -142,10 +145,10 @@ def test_lambda_by_formula(mode):
 
 
 def test_correction_rises_with_its_warmup():
-    teacher, (student, fake) = ClassTeacher(), _two_small()
+    teacher, (student, fake) = ClassTeacher(dims=2), _two_small()
     objective = FreeFlow(FreeFlowConfig(correction_warmup_images=100))
-    networks = models(student, teacher, fake)
-    at = {n: losses(objective, networks, philox(8), at=progress(images=n)) for n in (0, 25, 100, 500)}
+    networks = models(student, teacher, fake_velocity=fake)
+    at = {n: step(objective, networks, philox(8), at=progress(images=n)) for n in (0, 25, 100, 500)}
     full = at[100]["student"].terms["balance"]
     assert at[0]["student"].terms["balance"] == 0
     assert torch.all(at[0]["student"].per_sample[6:] == 0)

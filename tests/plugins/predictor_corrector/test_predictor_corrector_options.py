@@ -9,22 +9,19 @@ from freeflow_predictor_corrector.correction import noise_levels
 from freeflow_predictor_corrector.prediction import durations
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from predictor_corrector_helpers import philox
+from objective_helpers import philox
 from pydantic import ValidationError
 
-unit = st.floats(2.0**-54, 1 - 2.0**-53)
-share = st.floats(0, 1)
+DRAWN = {
+    "u": st.lists(st.floats(2.0**-54, 1 - 2.0**-53), min_size=1, max_size=8),
+    "kind": st.sampled_from(["uniform", "logit-normal"]),
+    "location": st.floats(-10, 10),
+    "scale": st.floats(0.01, 10),
+}
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    u=st.lists(unit, min_size=1, max_size=8),
-    kind=st.sampled_from(["uniform", "logit-normal"]),
-    location=st.floats(-10, 10),
-    scale=st.floats(0.01, 10),
-    least=st.floats(0, 0.99),
-    end=share,
-)
+@settings(max_examples=200)
+@given(**DRAWN, least=st.floats(0, 0.99), end=st.floats(0, 1))
 def test_durations_lie_in_their_interval(u, kind, location, scale, least, end):
     config = PredictionConfig(
         duration=kind, duration_location=location, duration_scale=scale, duration_min=least, endpoint_share=end
@@ -38,14 +35,8 @@ def test_durations_lie_in_their_interval(u, kind, location, scale, least, end):
     assert torch.all(d[uniform <= end] == 1)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    u=st.lists(unit, min_size=1, max_size=8),
-    kind=st.sampled_from(["uniform", "logit-normal"]),
-    location=st.floats(-10, 10),
-    scale=st.floats(0.01, 10),
-    ends=st.tuples(st.floats(0, 0.98), st.floats(0.01, 1)).filter(lambda e: e[0] < e[1]),
-)
+@settings(max_examples=200)
+@given(**DRAWN, ends=st.tuples(st.floats(0, 0.98), st.floats(0.01, 1)).filter(lambda e: e[0] < e[1]))
 def test_noise_levels_lie_in_their_interval(u, kind, location, scale, ends):
     config = CorrectionConfig(r_distribution=kind, r_location=location, r_scale=scale, r_low=ends[0], r_high=ends[1])
     r = noise_levels(torch.tensor(u, dtype=torch.float64), config)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from freeflow_samplers.config import FewStepConfig, OneStepConfig, StudentThenTeacherConfig
 from freeflow_samplers.flow_map import FewStepSampler, OneStepSampler, StudentThenTeacherSampler
-from freeflow_toy.config import MLPStudentConfig
+from freeflow_toy.config import MLPPolicyStudentConfig, MLPStudentConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from freeflow_toy.mlp import MLPStudent
+from freeflow_toy.mlp import MLPPolicyStudent, MLPStudent
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, StartTimes
@@ -109,6 +109,15 @@ def test_renoising_jumps_to_data_and_back():
         torch.testing.assert_close(seen[i], x)
     torch.testing.assert_close(samples.x, x)
     assert samples.num_evaluations == 3
+
+
+def test_policy_students_take_few_steps_too():
+    torch.manual_seed(0)
+    config = MLPPolicyStudentConfig(sample_shape=(2,), width=8, depth=1, num_components=2, num_substeps=4)
+    student = MLPPolicyStudent(config).double()
+    samples = few_step().sample(student, noise(), uniform_grid(2), None, unguided())
+    middle = student.flow_map(noise(), times(1.0), times(0.5), None, None)
+    torch.testing.assert_close(samples.x, student.flow_map(middle, times(0.5), times(0.0), None, None).detach())
 
 
 def test_renoising_keeps_the_distribution():

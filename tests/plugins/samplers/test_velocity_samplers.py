@@ -146,29 +146,6 @@ def test_final_euler_changes_the_last_step_alone():
     torch.testing.assert_close(seen[True][3], x - 0.25 * teacher.velocity(x, t, None))
 
 
-@pytest.mark.parametrize("sampler", [euler(), heun(), AdaptiveSampler(AdaptiveConfig())])
-def test_on_step_sees_every_grid_time(sampler):
-    seen, grid = [], torch.tensor([1.0, 0.7, 0.2, 0.0], dtype=F64)
-    guidance = Guidance(torch.full((N,), 1.5, dtype=F64), 0.1, 0.5)
-    label = torch.arange(N) % 2
-    samples = sampler.sample(
-        classes(), noise(), grid, label, guidance, on_step=lambda i, t, x: seen.append((i, float(t), t.ndim, x))
-    )
-    assert [(i, t, ndim) for i, t, ndim, _ in seen] == [(0, 0.7, 0), (1, 0.2, 0), (2, 0.0, 0)]
-    assert torch.equal(seen[-1][3], samples.x)
-    assert torch.equal(sampler.sample(classes(), noise(), grid, label, guidance).x, samples.x)
-
-
-@pytest.mark.parametrize("sampler", [euler(), heun(), heun(final_euler=True)])
-def test_results_do_not_depend_on_the_batch(sampler):
-    teacher, label = classes(), torch.arange(N) % 2
-    guidance = Guidance(torch.linspace(1, 2, N, dtype=F64), 0.2, 0.9)
-    whole = sampler.sample(teacher, noise(), uniform_grid(6), label, guidance).x
-    for rows in (torch.tensor([0]), torch.tensor([7, 3]), torch.arange(5, N)):
-        part = sampler.sample(teacher, noise()[rows], uniform_grid(6), label[rows], guidance.rows(rows)).x
-        torch.testing.assert_close(part, whole[rows], rtol=1e-13, atol=1e-13)
-
-
 class WeightedTeacher(Teacher):
     """A teacher with a weight, which says what precision it computes in."""
 

@@ -48,26 +48,6 @@ def test_nothing_cancels_near_the_diagonal():
         assert error < 200 * h + 1e-12
 
 
-def test_predictor_identity():
-    """u + d du/dd = v(f, 1 - d) for f = z - d u(z, 1, 1 - d), by forward mode."""
-    teacher, student, z = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD), draws(200).noise("z", (3,))
-    d, one = draws(200).uniform("d"), torch.ones(200, dtype=F64)
-    with torch.no_grad():
-        u, du_dd = torch.func.jvp(lambda d: student(z, one, one - d, None, None), (d,), (one,))
-    generating = u + d[:, None] * du_dd
-    assert (generating - teacher.velocity(z - d[:, None] * u, 1 - d, None)).abs().max() < 1e-12
-
-
-def test_meanflow_identity():
-    """u + (t - s) (du/dt + v . grad u) = v, along the path."""
-    teacher, student, x = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN, STD), draws(200).noise("x", (3,))
-    t = draws(200).uniform("t")
-    s = t * draws(200).uniform("s")
-    v = teacher.velocity(x, t, None)
-    u, total = torch.func.jvp(lambda x, t: student(x, t, s, None, None), (x, t), (v, torch.ones_like(t)))
-    torch.testing.assert_close(u + (t - s)[:, None] * total, v, rtol=1e-10, atol=1e-10)
-
-
 def test_wrong_parameters_are_not_the_exact_map_and_have_gradients():
     teacher, student = GaussianTeacher(MEAN, STD), GaussianStudent(MEAN + 0.1, STD * 1.1)
     z, one = draws(16).noise("z", (3,)), torch.ones(16, dtype=F64)

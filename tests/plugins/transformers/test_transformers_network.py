@@ -25,17 +25,11 @@ def test_parameter_names_are_those_of_the_released_checkpoints(make_network):
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_named_sizes_have_the_published_numbers_of_parameters(size, millions):
     # Peebles & Xie 2022, table 4 (patch 2, 1000 classes, latents 4 x 32 x 32, learnt sigma).
-    width, depth = SIZES[size]["width"], SIZES[size]["depth"]
-    per_block = 4 * width * width + 4 * width + 8 * width * width + 5 * width + 6 * width * width + 6 * width
-    rest = 17 * width + 1001 * width + 256 * width + width * width + 2 * width + 2 * width * width + 2 * width
-    rest += 32 * width + 32
-    assert (depth * per_block + rest) / 1e6 == pytest.approx(millions, rel=0.01)
-    if size == "S":
-        config = TransformerConfig(
-            sample_shape=(4, 32, 32), patch_size=2, num_classes=1000, learn_sigma=True, **SIZES[size]
-        )
-        network = DiffusionTransformer(config)
-        assert sum(p.numel() for p in network.parameters()) == depth * per_block + rest
+    config = TransformerConfig(
+        sample_shape=(4, 32, 32), patch_size=2, num_classes=1000, learn_sigma=True, **SIZES[size]
+    )
+    network = DiffusionTransformer(config, device="meta")
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 @torch.no_grad()
@@ -56,21 +50,6 @@ def test_fresh_weights_follow_the_generator_alone(make_network):
     bound = math.sqrt(6 / (24 + 72))
     assert 0.9 * bound < first["blocks.0.attn.qkv.weight"].abs().max() <= bound
     assert first["t_embedder.mlp.0.weight"].std() == pytest.approx(0.02, rel=0.05)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_rows_are_independent(make_network, states, qk_norm):
-    network = make_network(jump=True, guidance=True, qk_norm=qk_norm, dtype=torch.float64)
-    x = states(3, dtype=torch.float64)
-    weights = torch.tensor([1.0, 2.5, 4.0], dtype=torch.float64)
-    order = torch.tensor([2, 0, 1])
-    out = network(x, TIMES, LABELS, 0.5 * TIMES, weights)
-    permuted = network(x[order], TIMES[order], LABELS[order], 0.5 * TIMES[order], weights[order])
-    torch.testing.assert_close(permuted, out[order], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        network(x[1:2], TIMES[1:2], LABELS[1:2], 0.5 * TIMES[1:2], weights[1:2]), out[1:2], rtol=1e-12, atol=1e-12
-    )
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from freeflow_transformers.architecture import SIZES, TransformerConfig
 from freeflow_transformers.released.formats import describe, detect, expected_shapes
 
@@ -12,7 +11,7 @@ from freeflow_core.errors import CheckpointError, ConfigError
 PATH = Path("somewhere/weights.pt")
 
 
-def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors):
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

@@ -1,15 +1,12 @@
 """DiT as a flow teacher: exact algebra on Gaussian data, and the family's own sampler."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from freeflow_transformers.config import DiTTeacherConfig
 from freeflow_transformers.teachers import NetworkTeacher, NoiseTeacher, TransformerTeacher
 from safetensors.torch import load_file
-from torch import Tensor
 
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
@@ -25,7 +22,7 @@ MEAN = torch.tensor([0.4, -1.5, 0.0], dtype=torch.float64)
 STD = torch.tensor([0.3, 2.0, 1.0], dtype=torch.float64)
 
 
-def exact_noise(x_vp: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def exact_noise(x_vp, alpha, sigma):
     """E[e | x_vp] for x ~ N(MEAN, STD^2) and x_vp = alpha x + sigma e."""
     alpha, sigma = expand_times(alpha, x_vp), expand_times(sigma, x_vp)
     return sigma * (x_vp - alpha * MEAN) / (alpha.square() * STD.square() + sigma.square())
@@ -53,7 +50,7 @@ def exact_teacher(make_network, monkeypatch):
     return teacher
 
 
-def exact_field(x: Tensor, t: Tensor) -> Tensor:
+def exact_field(x, t):
     exact = GaussianTeacher(MEAN[:, None, None].expand(3, 2, 2), STD[:, None, None].expand(3, 2, 2))
     return exact.velocity(x, t, None)
 
@@ -87,9 +84,6 @@ def test_sampling_from_one_ends_where_the_exact_flow_does(exact_teacher, registr
     assert (x - exact).norm() / exact.norm() < 0.01
 
 
-# --- the family's own outputs ----------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def dit(golden, registry):
     builder = Builder(registry, torch.device("cpu"), 0)
@@ -100,7 +94,7 @@ def dit(golden, registry):
     return teacher
 
 
-def native_times(steps: Tensor) -> Tensor:
+def native_times(steps):
     """Linear times of the schedule's own steps."""
     tau = steps.double() / 1000
     alpha, sigma = SCHEDULE.alpha(tau), SCHEDULE.sigma(tau)
@@ -118,7 +112,7 @@ def test_the_noise_is_the_familys(golden, dit):
     assert dit.guidance_channels == 3
 
 
-def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sampler: str, name: str) -> float:
+def ddim_error(golden, registry, dit, times, sampler, name):
     """Relative distance from the family's DDIM of ``sampler`` along ``times``, from where DDIM starts."""
     reference = load_file(golden / "a-dit-sampler.safetensors")
     z = reference["z"].double() * torch.hypot(1 - times[0], times[0])
@@ -133,9 +127,6 @@ def ddim_error(golden: Path, registry: Any, dit: NoiseTeacher, times: Tensor, sa
 def test_euler_on_the_native_times_is_ddim(golden, registry, dit):
     hundred = torch.tensor([round(i * 999 / 99) for i in range(100)])
     assert ddim_error(golden, registry, dit, native_times(hundred).flip(0), "euler", "ddim_100") < 1e-5
-
-
-# --- precision and options -------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

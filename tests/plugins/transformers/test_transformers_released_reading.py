@@ -3,14 +3,11 @@
 import argparse
 import os
 import pickle
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from freeflow_transformers.released.reading import read_checkpoint
 from safetensors.torch import save_file
-from torch import Tensor
 
 from freeflow_core.errors import CheckpointError
 from freeflow_core.network_file import save_tensors
@@ -19,7 +16,7 @@ EMA = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
 MODEL = {name: tensor + 1 for name, tensor in EMA.items()}
 
 
-def training_checkpoint(**changes: Any) -> dict[str, Any]:
+def training_checkpoint(**changes):
     """As the training scripts of DiT, SiT and REPA write it."""
     return {
         "model": MODEL,
@@ -31,7 +28,7 @@ def training_checkpoint(**changes: Any) -> dict[str, Any]:
     }
 
 
-def same(found: Any, expected: dict[str, Tensor]) -> bool:
+def same(found, expected):
     return found.keys() == expected.keys() and all(torch.equal(found[name], t) for name, t in expected.items())
 
 
@@ -94,10 +91,10 @@ def test_shapes_alone_need_no_data(tmp_path):
 class Harmful:
     """Unpickling it makes a folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return os.mkdir, (str(self.path),)
 
 

@@ -1,7 +1,6 @@
 """Published FreeFlow students: as students here, and our students in their format."""
 
 import importlib.resources
-from typing import Any
 
 import pytest
 import torch
@@ -11,11 +10,9 @@ from freeflow_transformers.config import (
     FreeFlow512Config,
     FreeFlowSiT256Config,
     FreeFlowStudentConfig,
-    ReleasedStudentConfig,
     SiTRepaTeacherConfig,
     SiTTeacherConfig,
 )
-from freeflow_transformers.network import DiffusionTransformer
 from freeflow_transformers.released.formats import export_released, released_family, released_state_dict
 from freeflow_transformers.released.loading import released_student
 from freeflow_transformers.students import FlowMapTransformer, VelocityTransformer
@@ -35,21 +32,16 @@ ONE = torch.ones(3, dtype=torch.float64)
 PUBLISHED = [FreeFlow256Config, FreeFlowSiT256Config, FreeFlow512Config]
 
 
-def load(
-    context: Any, config: type[ReleasedStudentConfig] = FreeFlowStudentConfig, **options: Any
-) -> FlowMapTransformer:
+def load(context, config=FreeFlowStudentConfig, **options):
     return FlowMapTransformer.from_config(config(**options), context)
 
 
-def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors):
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def jump(student: FlowMapTransformer, z: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
+def jump(student, z, labels, weight):
     return student.flow_map(z, ONE, 0 * ONE, labels, weight * ONE)
-
-
-# --- the published format --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -110,7 +102,7 @@ def test_a_family_that_cannot_be_seen_must_be_named(write_checkpoint, make_conte
 
 @pytest.mark.parametrize("config", PUBLISHED)
 def test_without_a_checkpoint_the_published_weights_are_fetched(write_checkpoint, make_context, config):
-    asked: list[str] = []
+    asked = []
     path = write_checkpoint("freeflow-512")
 
     def weights(name):
@@ -120,6 +112,14 @@ def test_without_a_checkpoint_the_published_weights_are_fetched(write_checkpoint
     student = load(make_context(weights=weights), config, num_heads=3)
     assert asked == [config.published]
     assert student.num_classes == 10
+
+
+def test_every_published_student_has_its_weights(registry):
+    published = {name for name in registry.components("student") if name.startswith("freeflow-")}
+    assert len(published) == len(PUBLISHED)
+    for name in published:
+        assert registry.component("student", name).load_config_class().published == name
+        assert name in registry.weights()
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
@@ -150,12 +150,6 @@ def test_files_that_are_no_published_student(write_checkpoint, released_tensors,
     save_network(tmp_path / "own.safetensors", own.network_state(), {})
     with pytest.raises(CheckpointError, match=r"was written by this project.*--student"):
         load(make_context(), checkpoint=tmp_path / "own.safetensors")
-
-
-# --- going on from one -----------------------------------------------------------------------------------------------
-
-
-# --- export ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["sit", "sit-512", "sit-repa"])
@@ -221,7 +215,7 @@ def test_a_velocity_network_exports_as_a_teacher(make_network, make_context, sta
     ],
 )
 def test_networks_the_format_cannot_hold(make_network, tmp_path, options, problem):
-    network: DiffusionTransformer = make_network(**{"sample_shape": (4, 8, 8), **options})
+    network = make_network(**{"sample_shape": (4, 8, 8), **options})
     state = NetworkState("diffusion-transformer", network.config.model_dump(), network.state_dict())
     with pytest.raises(ConfigError, match=problem):
         export_released(state, tmp_path / "x.pt")
@@ -237,9 +231,6 @@ def test_exports_that_cannot_be_written(trained, tmp_path):
             trained.export(tmp_path / "file" / f"x{suffix}")
     with pytest.raises(ConfigError, match="not a unet"):
         export_released(NetworkState("unet", {}, {}), tmp_path / "x.pt")
-
-
-# --- what names and shapes cannot tell -------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(

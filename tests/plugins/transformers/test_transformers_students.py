@@ -1,5 +1,4 @@
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -10,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freeflow_core.errors import CheckpointError, ConfigError
-from freeflow_core.interfaces import BuildContext, Source, Teacher
-from freeflow_core.network_file import load_network, save_network
+from freeflow_core.interfaces import Source, Teacher
 from freeflow_core.testing.exact import GaussianTeacher
-from freeflow_core.types import Condition, NetworkState
+from freeflow_core.types import NetworkState
 
 LABELS = torch.tensor([0, 4, 5])
 T = torch.tensor([1.0, 0.8, 0.3], dtype=torch.float64)
@@ -22,13 +20,13 @@ T = torch.tensor([1.0, 0.8, 0.3], dtype=torch.float64)
 class ImageSource(Source):
     """Just a shape and a number of classes."""
 
-    def __init__(self, shape: tuple[int, int, int] | None, num_classes: int | None) -> None:
+    def __init__(self, shape, num_classes):
         self.image_shape, self.num_classes = shape, num_classes
 
-    def batches(self, start: int, batch_size: int, rank: int, world_size: int) -> Any:
+    def batches(self, start, batch_size, rank, world_size):
         raise NotImplementedError
 
-    def held_out(self) -> tuple[torch.Tensor, Condition] | None:
+    def held_out(self):
         return None
 
 
@@ -38,22 +36,22 @@ class OtherFamily(Teacher):
     sample_shape = (3, 16, 16)
     num_classes = 7
 
-    def __init__(self, state: NetworkState | None) -> None:
+    def __init__(self, state):
         super().__init__()
         self._state = state
 
-    def velocity(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def velocity(self, x_t, t, condition):
         return x_t
 
-    def network_state(self) -> NetworkState | None:
+    def network_state(self):
         return self._state
 
 
-def flow_map(context: BuildContext, **options: Any) -> FlowMapTransformer:
+def flow_map(context, **options):
     return FlowMapTransformer.from_config(FlowMapTransformerConfig(**options), context)
 
 
-def velocity_field(context: BuildContext, **options: Any) -> VelocityTransformer:
+def velocity_field(context, **options):
     return VelocityTransformer.from_config(VelocityTransformerConfig(**options), context)
 
 
@@ -74,8 +72,7 @@ def test_a_student_starts_as_its_teacher_at_every_end_time_and_guidance(teacher,
 def test_load_report_says_what_was_taken(teacher, make_context):
     student = flow_map(make_context(teacher))
     report = student.load_teacher(teacher)
-    names = set(teacher.network.state_dict())
-    assert set(report.taken) == names
+    assert set(report.taken) == set(teacher.network.state_dict())
     assert set(report.new) == {
         f"{embedder}_embedder.mlp.{layer}.{kind}"
         for embedder in ("dt", "gw")
@@ -83,10 +80,6 @@ def test_load_report_says_what_was_taken(teacher, make_context):
         for kind in ("weight", "bias")
     }
     assert report.left == ()
-    for name, tensor in teacher.network.state_dict().items():
-        own = student.network.state_dict()[name]
-        assert torch.equal(own, tensor)
-        assert own.data_ptr() != tensor.data_ptr()
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
@@ -179,20 +172,6 @@ def test_options_that_contradict_the_teacher_are_listed(teacher, make_context):
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
     assert smaller.load_teacher(teacher).taken == ()
     assert all(torch.equal(before[name], tensor) for name, tensor in smaller.state_dict().items())
-
-
-@pytest.mark.parametrize("kind", [FlowMapTransformer, VelocityTransformer])
-def test_a_student_comes_back_from_its_file(make_network, tmp_path, kind):
-    extra = {"jump": True, "guidance": True} if kind is FlowMapTransformer else {}
-    student = kind(make_network(**extra))
-    save_network(tmp_path / "exact.safetensors", student.network_state(), {})
-    back = kind.from_state(load_network(tmp_path / "exact.safetensors")[0])
-    assert back.network.config == student.network.config
-    assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in student.state_dict().items())
-    save_network(tmp_path / "half.safetensors", student.network_state(), {}, torch.float16)
-    coarse = kind.from_state(load_network(tmp_path / "half.safetensors")[0])
-    for name, tensor in student.state_dict().items():
-        torch.testing.assert_close(coarse.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
 
 
 def test_states_that_are_not_this_students(make_network):

@@ -1,7 +1,5 @@
 """A plugin that brings everything a run configuration needs; nothing of it is ever built."""
 
-from typing import Any
-
 import typer
 
 from freeflow_core.plugin import Component, Preset, hookimpl
@@ -9,47 +7,24 @@ from freeflow_core.plugin import Component, Preset, hookimpl
 NOTHING, RICH = "cli_example.config:Nothing", "cli_example.config:Rich"
 
 
-def _component(name: str, config: str = NOTHING, source: str = "") -> Component:
+def _component(name, config=NOTHING, source=""):
     return Component(name, "cli_example.absent:Absent", config, f"The {name} of the tests.", source)
 
 
-@hookimpl
-def freeflow_teachers() -> list[Component]:
-    return [_component("wise", RICH, "Somebody 1999"), _component("stern")]
+def _offers(*components):
+    return hookimpl(lambda: list(components))
+
+
+freeflow_teachers = _offers(_component("wise", RICH, "Somebody 1999"), _component("stern"))
+freeflow_students = _offers(_component("eager"), _component("lazy"))
+freeflow_objectives = _offers(_component("agree", RICH))
+freeflow_samplers, freeflow_codecs = _offers(_component("heun")), _offers(_component("pixels"))
+freeflow_sources = _offers(_component("prior"), _component("pictures"))
+freeflow_trackers = _offers(_component("mlflow"))
 
 
 @hookimpl
-def freeflow_students() -> list[Component]:
-    return [_component("eager"), _component("lazy")]
-
-
-@hookimpl
-def freeflow_objectives() -> list[Component]:
-    return [_component("agree", RICH)]
-
-
-@hookimpl
-def freeflow_samplers() -> list[Component]:
-    return [_component("heun")]
-
-
-@hookimpl
-def freeflow_codecs() -> list[Component]:
-    return [_component("pixels")]
-
-
-@hookimpl
-def freeflow_sources() -> list[Component]:
-    return [_component("prior"), _component("pictures")]
-
-
-@hookimpl
-def freeflow_trackers() -> list[Component]:
-    return [_component("mlflow")]
-
-
-@hookimpl
-def freeflow_presets() -> list[Preset]:
+def freeflow_presets():
     return [
         Preset("digits", "cli_example:presets/digits.yaml", "distill", "Small.", "score 1.5, measured on a test"),
         Preset("digits", "cli_example:presets/digits-teacher.yaml", "pretrain", "Its teacher."),
@@ -57,8 +32,8 @@ def freeflow_presets() -> list[Preset]:
 
 
 @hookimpl
-def freeflow_commands(app: Any) -> None:
+def freeflow_commands(app):
     @app.command("greet")
-    def greet() -> None:
+    def greet():
         """Say hello."""
         typer.echo("hello from a plugin")
