@@ -62,7 +62,7 @@ def test_files_that_are_no_teacher(make_network, make_context, tmp_path):
     with pytest.raises(CheckpointError, match="does not describe"):
         sit(path, context)
     save_network(path, replace(state, config={**state.config, "sample_shape": [3, 4, 6]}), {})
-    with pytest.raises(CheckpointError, match=r"x_embedder\.proj\.weight is \(24, 2, 2, 2\), expected \(24, 3, 2, 2\)"):
+    with pytest.raises(CheckpointError, match=r"x_embedder\.proj\.weight is \(24, 2, 2, 2\), not \(24, 3, 2, 2\)"):
         sit(path, context)
     save_network(path, replace(state, config={**state.config, "depth": 3}), {})
     with pytest.raises(CheckpointError, match=r"missing: blocks\.2\.adaLN_modulation\.1\.bias"):
