@@ -23,7 +23,7 @@ def load_student(
     """A trained student: from its file, a run's folder, or a published one by name, fetched on first use.
 
     Args:
-        name: a path, or the name of a student that brings weights of its own, such as ``"freeflow-xl-2-256"``.
+        name: a path, or a student with weights of its own, such as ``"freeflow-xl-2-256"``.
         options: of such a student, e.g. ``{"checkpoint": path}``.
 
     Raises:

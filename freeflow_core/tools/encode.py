@@ -34,15 +34,7 @@ _DTYPES: dict[StoredType, torch.dtype] = {"float32": torch.float32, "float16": t
 @final
 @dataclass(frozen=True)
 class Job:
-    """What is encoded, and how: everything that decides the result.
-
-    Args:
-        source, codec: the components, as in a configuration.
-        num_images: images encoded, from the source's first on.
-        shard_size: images a file.
-        flip: encode the mirrored images too.
-        dtype: type that states are stored in.
-    """
+    """Everything that decides the result: ``source`` and ``codec`` as in a configuration, the rest as for `encode`."""
 
     source: Mapping[str, Any]
     codec: Mapping[str, Any]
@@ -169,10 +161,6 @@ class LatentsFolder:
     def shard(self, number: int) -> Path:
         return self.path / f"shard-{number:06d}.safetensors"
 
-    def save(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard, atomically. Raises ``CheckpointError`` when the disk is full."""
-        save_tensors(self.shard(number), tensors, {"first": number * self.job.shard_size})
-
     def complete(self, num_classes: int | None) -> tuple[int, ...]:
         """Look at every shard, sign the folder as complete, and return the shape of its states.
 
@@ -249,7 +237,8 @@ def _encode(
                 if stop.requested and done - before < rows:
                     raise interrupted(before)
                 on_progress(done, total)
-            folder.save(shard, {name: torch.cat(values) for name, values in parts.items()})
+            whole = {name: torch.cat(values) for name, values in parts.items()}
+            save_tensors(folder.shard(shard), whole, {"first": shard * job.shard_size})
             if stop.requested and shard != missing[-1]:
                 raise interrupted(done)
     accelerator.wait_for_everyone()

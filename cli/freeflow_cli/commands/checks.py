@@ -35,13 +35,9 @@ _SHOWN = 3
 def check(
     context: typer.Context,
     teacher: options.TeacherName = None,
-    config: Annotated[
-        Path | None, options.text("--config", "FILE", "File with a section teacher, such as a run's configuration.")
-    ] = None,
+    config: Annotated[Path | None, options.value("FILE", "File with a section teacher, such as a run's.")] = None,
     assignments: Annotated[list[str] | None, options.settings("teacher.X= or codec.X=value.")] = None,
-    num: Annotated[
-        int | None, typer.Option("--num", "-n", min=2, help="Samples; default: 16, and more of small states.")
-    ] = None,
+    num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Default: 16, more of small states.")] = None,
     steps: Annotated[int, typer.Option(min=4, help="Midpoint steps, two passes each.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     output: Annotated[Path, options.folder("Folder for a picture of the samples.")] = Path("teacher-check"),

@@ -44,13 +44,8 @@ def compare(
         str | None, typer.Option(metavar="NAMES", autocompletion=_objectives, help="Objectives, with commas: a,b,c.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each objective; default: 3.")] = None,
-    budget: Annotated[
-        str | None,
-        options.text("--budget", "KIND=N", "images=N or forwards=N of training for every run; default: the preset's."),
-    ] = None,
-    source: Annotated[
-        str | None, options.text("--source", "NAME", "Data for the objectives that train on data.")
-    ] = None,
+    budget: Annotated[str | None, options.value("KIND=N", "images=N or forwards=N; default: the preset's.")] = None,
+    source: Annotated[str | None, options.value("NAME", "Data for the objectives that train on data.")] = None,
     student: options.StudentName = None,
     preset: Annotated[
         str | None,
@@ -59,28 +54,18 @@ def compare(
             "A comparison's preset, or one of distill to start from; without it and --config: digits.",
         ),
     ] = None,
-    config: Annotated[
-        Path | None, options.text("--config", "FILE", "YAML or JSON: settings of the runs, and a section `compare`.")
-    ] = None,
+    config: Annotated[Path | None, options.value("FILE", "Settings of the runs, and a section `compare`.")] = None,
     assignments: Annotated[list[str] | None, options.settings("One setting of all runs, over the presets.")] = None,
     assignments_for: Annotated[
         list[str] | None,
         options.text("--set-for", "OBJECTIVE:KEY=VALUE", "One setting of one objective's runs. Repeatable."),
     ] = None,
-    sweep: Annotated[
-        str | None, options.text("--sweep", "KEY=V1,V2,...", "A setting that takes several values in turn.")
-    ] = None,
-    score: Annotated[
-        str | None, options.text("--score", "NAME", "Score to compare, e.g. fd_data; default: a distance to data.")
-    ] = None,
+    sweep: Annotated[str | None, options.value("KEY=V1,V2,...", "A setting that takes several values in turn.")] = None,
+    score: Annotated[str | None, options.value("NAME", "Score to compare; default: a distance to data.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
-    name: Annotated[
-        str | None, options.text("--name", "NAME", "Names the folder; default: the preset's, or the teacher.")
-    ] = None,
+    name: Annotated[str | None, options.value("NAME", "Names the folder; default: the preset's or teacher's.")] = None,
     output: Annotated[Path | None, options.folder("Folder of the comparison; default: runs/compare-NAME.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure what each objective costs; train and write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure costs; train and write nothing.")] = False,
 ) -> None:
     """Compare objectives on one teacher with one budget. The same command again goes on where it stopped.
 

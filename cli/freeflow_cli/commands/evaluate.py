@@ -64,15 +64,11 @@ def search(
     student: options.TrainedStudent = None,
     teacher: options.TeacherName = None,
     candidates: Annotated[int, typer.Option("--candidates", "-N", min=1, help="Noises screened per sample.")] = 16,
-    verifier: Annotated[
-        str, options.text("--verifier", "NAME", "What ranks them; see freeflow plugins list.")
-    ] = "class-probability",
+    verifier: Annotated[str, options.value("NAME", "Ranks them; see freeflow plugins list.")] = "class-probability",
     sampler: Annotated[str, options.text("--sampler", "NAME", "The teacher's.")] = "heun",
     steps: Annotated[int, typer.Option(min=1, help="The teacher's steps from the best noise.")] = 16,
     guidance_weight: Annotated[float, typer.Option(min=0, help="The teacher's.")] = 1.0,
-    student_guidance: Annotated[
-        float | None, typer.Option(min=0, help="The student's; default: the teacher's.")
-    ] = None,
+    student_guidance: Annotated[float | None, typer.Option(min=0, help="Default: the teacher's.")] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples written.")] = 100,
     compare: Annotated[
         int, typer.Option(min=0, metavar="SEEDS", help="Score it beside guided sampling, on so many seeds.")
@@ -80,9 +76,7 @@ def search(
     seed: options.SampleSeed = 0,
     preset: options.PresetName = None,
     config: options.ConfigFile = None,
-    assignments: Annotated[
-        list[str] | None, options.settings("verifier.X=, sampler.X=, or a setting of the run.")
-    ] = None,
+    assignments: Annotated[list[str] | None, options.settings("verifier.X=, sampler.X=, or a run's setting.")] = None,
     output: Annotated[Path, options.folder("Folder to write.")] = Path("search"),
 ) -> None:
     """Screen noises with the one-step student, rank them, hand the best to the teacher."""

@@ -46,6 +46,11 @@ def text(flag: str, metavar: str, help_text: str, *short: str) -> Any:
     return typer.Option(flag, *short, metavar=metavar, help=help_text)
 
 
+def value(metavar: str, help_text: str) -> Any:
+    """An option named as its parameter is."""
+    return typer.Option(metavar=metavar, help=help_text)
+
+
 def settings(help_text: str) -> Any:
     """The option --set."""
     return text("--set", "KEY=VALUE", f"{help_text} Repeatable.")

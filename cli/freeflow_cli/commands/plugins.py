@@ -135,9 +135,7 @@ def check_plugin(
     assignments: Annotated[
         list[str] | None, options.text("--set", "OPTION=VALUE", "An option of the component. Repeatable.")
     ] = None,
-    teacher: Annotated[
-        str | None, options.text("--teacher", "NAME", "Teacher to put beside a student or an objective.")
-    ] = None,
+    teacher: Annotated[str | None, options.value("NAME", "Teacher to put beside a student or an objective.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="A teacher that is not trained: leave out the direction of time.")
     ] = False,

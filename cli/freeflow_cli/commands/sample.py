@@ -23,12 +23,8 @@ def sample(
     sampler: Annotated[str | None, options.text("--sampler", "NAME", "Default: one-step; for a teacher heun.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: 1; for a teacher 100.")] = None,
     guidance_weight: Annotated[float, typer.Option(min=0, help="1: no guidance.")] = 1.0,
-    guidance_interval: Annotated[
-        str, options.text("--guidance-interval", "LOW,HIGH", "Times in [0, 1] where a teacher is guided.")
-    ] = "0,1",
-    jump_to: Annotated[
-        float, typer.Option(help="Time in (0, 1) where the teacher takes over from the student's jump.")
-    ] = 0.5,
+    guidance_interval: Annotated[str, options.value("LOW,HIGH", "Times in [0, 1] where a teacher is guided.")] = "0,1",
+    jump_to: Annotated[float, typer.Option(help="Time in (0, 1) where the teacher takes over from a jump.")] = 0.5,
     labels: Annotated[
         str,
         options.text(

@@ -45,7 +45,7 @@ def distill(
     """Distil a teacher into a one-step student. Without options: the digits preset, in minutes on a CPU."""
     chosen = {"teacher": teacher, "objective": objective, "student": student, "source": source}
     request = Request("distill", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
-    train(Session.of(context), request, folder=output, resume=resume, dry_run=dry_run)
+    train(Session.of(context), request, output, resume, dry_run)
 
 
 def pretrain(
@@ -63,14 +63,12 @@ def pretrain(
     """Train a teacher from data. Without options: the digits preset, in minutes on a CPU."""
     chosen = {"source": source, "student": student}
     request = Request("pretrain", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
-    train(Session.of(context), request, folder=output, resume=resume, dry_run=dry_run)
+    train(Session.of(context), request, output, resume, dry_run)
 
 
 def show(
     context: typer.Context,
-    command: Annotated[
-        Literal["distill", "pretrain"], typer.Option("--command", help="Whose presets and defaults.")
-    ] = "distill",
+    command: Annotated[Literal["distill", "pretrain"], typer.Option(help="Whose presets and defaults.")] = "distill",
     teacher: options.TeacherName = None,
     objective: options.ObjectiveName = None,
     student: options.StudentName = None,
@@ -89,7 +87,7 @@ def show(
     typer.echo(resolved.model_dump_json(indent=2) if as_json else to_yaml(resolved).rstrip("\n"))
 
 
-def train(session: Session, request: Request, *, folder: Path | None, resume: bool, dry_run: bool) -> None:
+def train(session: Session, request: Request, folder: Path | None, resume: bool, dry_run: bool) -> None:
     """Carry out a training command. The configuration is checked before torch is imported."""
     config = request.load(session)
     from freeflow_core import api

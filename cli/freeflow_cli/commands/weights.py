@@ -36,9 +36,7 @@ def fetch(
     from_file: Annotated[
         Path | None, options.text("--from", "FILE", "Copy this file into the cache, checked, rather than download.")
     ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read cached files again and compare; without a name all of them.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare cached files again; without a name all.")] = False,
     as_json: options.AsJSON = False,
 ) -> None:
     """Fetch published weights into the cache, and print their paths. Without a name: list them.

@@ -98,10 +98,8 @@ class SampleWriter:
     """Writes the samples 0 ... num - 1 into a folder.
 
     Each process draws every ``num_processes``-th block that is not there yet; the main process then makes the final
-    files. Nothing is written before the first block is finished, and no block is ever half there. So a start that
-    fails at once leaves nothing, and one that fails later leaves what the same command goes on from. The processes
-    meet at the start; from then on they tell each other how they fare through the folder, so none waits for one that
-    failed.
+    files. Nothing is written before the first block is finished, and no block is ever half there. The processes meet
+    at the start; from then on they tell each other how they fare through the folder, so none waits for one that failed.
 
     Args:
         describe: everything that decides the samples, as JSON; the next start must bring the same. Called once, on the
