@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from freeflow_cli.main import build_app, take_plugin_files
-from typer.testing import CliRunner
+from freeflow_cli.main import take_plugin_files
+from run_helpers import freeflow, sets
 
 from freeflow_core.plugin import Manager
 
@@ -110,7 +110,7 @@ def scaled(arguments):
     settings = list(SMALL[verb])
     if any(argument.startswith("training.stop_at_images=1") for argument in arguments):
         settings.append("training.stop_at_images=64")
-    small = [part for setting in settings for part in ("--set", setting)]
+    small = sets(*settings)
     if verb == "sample":
         small += ["--num", "4"] + (["--steps", "2"] if "--steps" in arguments else [])
     return [*arguments, *small]
@@ -129,8 +129,7 @@ def invoke(command, monkeypatch):
         return
     assert words[0] == "freeflow", f"cannot run {command!r} here: say in the block's title what it needs"
     arguments, files = take_plugin_files(words[1:])
-    result = CliRunner().invoke(build_app(Manager.load(files)), scaled(arguments))
-    assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
+    result = freeflow(*scaled(arguments), manager=Manager.load(files))
     if target:
         Path(target).write_text(result.stdout, "utf-8")
 
@@ -139,9 +138,7 @@ def invoke(command, monkeypatch):
 def finished_run(tmp_path_factory):
     """What most pages start from: the student of a (tiny) first run."""
     folder = tmp_path_factory.mktemp("first") / "digits-freeflow"
-    small = [part for setting in SHORT for part in ("--set", setting)]
-    result = CliRunner().invoke(build_app(Manager.load()), ["distill", "--output", str(folder), *small])
-    assert result.exit_code == 0, result.output
+    freeflow("distill", "--output", folder, *sets(*SHORT))
     return folder
 
 

@@ -2,11 +2,9 @@ import hashlib
 from itertools import islice
 
 import torch
-from freeflow_data.config import DigitsConfig, PriorConfig
-from freeflow_data.plain import DigitsSource, PriorSource
+from freeflow_data.config import DigitsConfig
+from freeflow_data.plain import DigitsSource
 from sklearn.datasets import load_digits
-
-from freeflow_core.types import Batch
 
 
 def images_and_labels(pair):
@@ -41,10 +39,3 @@ def test_default_split_holds_out_597_images_that_training_never_sees():
 def test_first_batch_is_pinned():
     batch = next(DigitsSource(DigitsConfig()).batches(0, 64, 0, 1))
     assert hashlib.sha256(batch.x.numpy().tobytes()).hexdigest()[:16] == "ff92224b8106871d"
-
-
-def test_prior_gives_nothing_forever():
-    source = PriorSource(PriorConfig())
-    assert not source.has_data
-    assert (source.held_out(), source.training_images(), source.image_shape) == (None, None, None)
-    assert list(islice(source.batches(7, 4, 1, 2), 100)) == [Batch(None, None)] * 100

@@ -4,10 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from freeflow_cli.main import build_app
-from typer.testing import CliRunner
-
-from freeflow_core.plugin import Manager
+from run_helpers import freeflow
 
 SUPPORT = Path(__file__).parent
 
@@ -29,16 +26,11 @@ def network(tmp_path, monkeypatch):
     return tmp_path
 
 
-def freeflow(*arguments):
-    return CliRunner().invoke(build_app(Manager.load()), list(arguments))
-
-
 def test_the_right_convention_passes(network):
-    untrusted = freeflow("teacher", "check", "--config", "net.yaml")
-    assert (untrusted.exit_code, "--trust on the command line" in untrusted.stderr) == (2, True)
+    untrusted = freeflow("teacher", "check", "--config", "net.yaml", exit_code=2)
+    assert "--trust on the command line" in untrusted.stderr
     right = ["--config", "net.yaml", "--set", "teacher.time_direction=data-at-1"]
     result = freeflow("teacher", "check", *right, "--num", "512", "--json", "--trust")
-    assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["right"]
     assert found["proposals"] == []
@@ -47,8 +39,9 @@ def test_the_right_convention_passes(network):
 
 
 def test_a_wrong_convention_fails_and_prints_the_settings_that_mend_it(network):
-    result = freeflow("teacher", "check", "--config", "net.yaml", "--num", "512", "--steps", "16", "--trust")
-    assert result.exit_code == 1
+    result = freeflow(
+        "teacher", "check", "--config", "net.yaml", "--num", "512", "--steps", "16", "--trust", exit_code=1
+    )
     assert "  --set teacher.time_direction=data-at-1   (misses" in result.stdout
     assert result.stdout.count("\nerror") >= 1
     assert "teacher-check/samples.png" in result.stdout
@@ -57,7 +50,6 @@ def test_a_wrong_convention_fails_and_prints_the_settings_that_mend_it(network):
 def test_a_check_of_a_teacher_of_ours_draws_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = freeflow("teacher", "check", "--teacher", "digits", "--steps", "8", "--output", "there", "--json")
-    assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["file"] == "there/samples.png"
     assert (tmp_path / "there" / "samples.png").stat().st_size > 500
 
@@ -72,6 +64,4 @@ def test_a_check_of_a_teacher_of_ours_draws_images(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_checked_is_told(tmp_path, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
-    result = freeflow(*line)
-    assert result.exit_code == 2
-    assert message in result.stderr
+    assert message in freeflow(*line, exit_code=2).stderr

@@ -83,22 +83,6 @@ def test_a_scale_of_thousand_is_recognised(combination):
     assert report.proposals[0].settings.get("time_scale", true.schedule.default_scale) == 1000.0
 
 
-def test_a_mixture_read_backwards_is_recognised(registry):
-    from freeflow_core.config import ComponentChoice
-    from freeflow_core.engine.build import Builder
-
-    mixture = Builder(registry, CPU, 0).teacher(ComponentChoice(name="gaussian-mixture"))
-
-    def network(x, time):
-        return -mixture.velocity(x, 1 - time, None)
-
-    right = convention("velocity", "linear", "data-at-1", "data-minus-noise")
-    assert examine(teacher_of(network, right), search=False).is_right
-    report = examine(teacher_of(network, Convention()))
-    assert not report.is_right
-    assert report.proposals[0].settings == {"time_direction": "data-at-1"}
-
-
 def test_a_teacher_without_options_is_judged_without_proposals():
     class Reversed(Teacher):
         sample_shape = (2,)
