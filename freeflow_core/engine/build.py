@@ -30,6 +30,7 @@ INTERFACES: dict[str, type[Any]] = {
     "evaluator": interfaces.Evaluator,
     "tracker": interfaces.Tracker,
     "verifier": interfaces.Verifier,
+    "distance": interfaces.Distance,
 }
 """The class that a component of each kind is an instance of."""
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
@@ -62,14 +63,21 @@ class Builder:
         self._weights = weights_by_name(registry) if weights is None else weights
 
     def build(
-        self, kind: str, choice: ComponentChoice, *, teacher: Teacher | None = None, source: Source | None = None
+        self,
+        kind: str,
+        choice: ComponentChoice,
+        *,
+        teacher: Teacher | None = None,
+        source: Source | None = None,
+        codec: Codec | None = None,
     ) -> Any:
         """One component, with what it may know of its surroundings."""
         resolved = resolve_choice(self.registry, kind, choice, kind)
         target = self.registry.component(kind, choice.name).load_target()
 
         def nested(kind: str, name: str, options: dict[str, Any]) -> Any:
-            return self.build(kind, ComponentChoice(name=name, options=options), teacher=teacher, source=source)
+            choice = ComponentChoice(name=name, options=options)
+            return self.build(kind, choice, teacher=teacher, source=source, codec=codec)
 
         context = BuildContext(
             self.device,
@@ -80,6 +88,7 @@ class Builder:
             self.precision,
             weights=self._weights,
             trusted=self.registry.manager.trusted,
+            codec=codec,
         )
         built = target.from_config(resolved.options, context)
         expected = INTERFACES.get(kind)
@@ -125,14 +134,14 @@ def build_components(builder: Builder, config: RunConfig) -> Components:
     teacher: Teacher | None = None
     if config.teacher is not None:
         teacher = builder.teacher(config.teacher, source).to(dtype)
-    objective: Objective = builder.build("objective", config.objective, teacher=teacher, source=source)
+    codec: Codec = builder.build("codec", config.codec, teacher=teacher, source=source)
+    objective: Objective = builder.build("objective", config.objective, teacher=teacher, source=source, codec=codec)
     _check_needs(config, objective, source, teacher)
     student: Student = builder.build("student", config.student, teacher=teacher, source=source)
     _check_fit(config, objective, student, teacher, source)
     student.start_times = objective.start_times
     report = student.load_teacher(teacher) if teacher is not None else LoadReport()
     student = student.to(device=builder.device, dtype=dtype)
-    codec: Codec = builder.build("codec", config.codec, teacher=teacher, source=source)
     _check_states(config, student, source, reference, codec)
     if teacher is not None and teacher.codec not in (None, config.codec.name):
         _log.warning(

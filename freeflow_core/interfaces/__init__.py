@@ -2,7 +2,7 @@
 
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.interfaces.build_context import BuildContext
-from freeflow_core.interfaces.codec import Codec
+from freeflow_core.interfaces.codec import Codec, Distance
 from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator, Verifier
 from freeflow_core.interfaces.objective import (
     Context,
@@ -27,6 +27,7 @@ __all__ = [
     "Codec",
     "Context",
     "ConvertibleTeacher",
+    "Distance",
     "EvaluationBatch",
     "EvaluationContext",
     "Evaluator",

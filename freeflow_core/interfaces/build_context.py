@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces.codec import Codec
 from freeflow_core.interfaces.source import Source
 from freeflow_core.interfaces.teacher import Teacher
 
@@ -30,6 +31,7 @@ class BuildContext:
             name, fetched into the cache on first use.
         component: ``component(kind, name, options)`` builds another component, so that no plugin imports another.
         trusted: the user lets this session run code that a configuration names; see :meth:`require_trust`.
+        codec: the run's, for objectives that look at images; or None.
     """
 
     device: torch.device
@@ -40,6 +42,7 @@ class BuildContext:
     precision: str = "float32"
     weights: Callable[[str], Path] = _no_weights
     trusted: bool = False
+    codec: Codec | None = None
 
     def require_trust(self, what: str, action: str) -> None:
         """Call before running code that a configuration names, and before importing or reading any of it.

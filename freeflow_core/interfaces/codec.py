@@ -1,9 +1,10 @@
-"""Images to states and back."""
+"""Images to states and back, and how far images look apart."""
 
 from abc import abstractmethod
 
 from torch import Tensor
 
+from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
 
 
@@ -35,3 +36,21 @@ class Codec(Buildable):
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """uint8 images of states (N, *D)."""
+
+    def decode_with_gradient(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) of the states as floats, [-1, 1] being black to white, neither rounded nor clamped.
+
+        For losses on images: gradients flow to ``x``. Raises ``ConfigError`` where states are no images.
+        """
+        raise ConfigError(f"{type(self).__name__} decodes without gradient, so no loss can look at its images.")
+
+
+class Distance(Buildable):
+    """A perceptual distance for losses, on the device of its :class:`freeflow_core.interfaces.BuildContext`."""
+
+    @abstractmethod
+    def between(self, images: Tensor, others: Tensor) -> Tensor:
+        """(N,) float distances of images (N, C, H, W), floats in [-1, 1]: 0 where they are equal, else above 0.
+
+        Gradients flow to both. Raises ``ConfigError`` for images it was not made for.
+        """

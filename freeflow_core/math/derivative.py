@@ -8,7 +8,7 @@ each row says how far it may go to either side, and rows near an end lean inward
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -84,9 +84,16 @@ def directional_derivative(
 
 @torch.no_grad()
 def line_derivative(
-    function: AlongLine, below: Tensor, above: Tensor, value: Tensor, *, method: DerivativeMethod, step: float
+    function: AlongLine,
+    below: Tensor,
+    above: Tensor,
+    value: Tensor,
+    *,
+    method: DerivativeMethod,
+    step: float,
+    autocast: bool = False,
 ) -> Tensor:
-    """d f / d offset at 0, (N, *D), without gradient, in at least float32.
+    """d f / d offset at 0, (N, *D), without gradient, in at least float32 unless ``autocast``.
 
     Args:
         function: values along each row's line.
@@ -95,6 +102,7 @@ def line_derivative(
         method: forward-mode: exact; central: two passes, error O(step^2) in every row; one-sided: one pass, O(step),
             downwards wherever there is room.
         step: h of the finite differences.
+        autocast: leave forward mode in the autocast it is called in.
 
     Raises:
         ConfigError: one-sided differences under autocast, whose rounding would swamp the difference.
@@ -104,7 +112,7 @@ def line_derivative(
             return _central(function, stencil(below, above, step))
     zeros = torch.zeros(len(below), device=value.device, dtype=value.dtype)
     if method is DerivativeMethod.FORWARD_MODE:
-        with full_precision(value):
+        with nullcontext() if autocast else full_precision(value):
             return directional_derivative(
                 lambda offset: function(offset, None), (zeros,), (zeros + 1,), method=method, step=step
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,3 +54,12 @@ class DerivativeOptions(ComponentConfig):
     gradient pass, which must not run in bf16."""
     derivative_step: float = Field(5e-3, ge=1e-6, le=0.1)
     """Step in time of central and one-sided differences."""
+    derivative_precision: Literal["float32", "run"] = "float32"
+    """forward-mode in a bf16 run: float32: outside autocast; run: in bf16, less exact. Differences are taken in float32
+    in any case."""
+
+
+def defaults_by(values: Any, field: str, defaults: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Raw ``values`` of a configuration, laid over the defaults that belong to what ``field`` has there."""
+    chosen = values.get(field) if isinstance(values, dict) else None
+    return {**defaults[chosen], **values} if isinstance(chosen, str) and chosen in defaults else values

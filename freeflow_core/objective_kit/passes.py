@@ -13,8 +13,9 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Model, Teacher
-from freeflow_core.math.derivative import DerivativeMethod, line_derivative
+from freeflow_core.math.derivative import AlongLine, DerivativeMethod, line_derivative
 from freeflow_core.math.flow import expand_times, like_states
+from freeflow_core.objective_kit.options import DerivativeOptions
 from freeflow_core.types import Condition, index_condition
 
 
@@ -115,7 +116,9 @@ def check_derivative(method: str, context: BuildContext) -> None:
 
 
 @torch.no_grad()
-def path_derivative(model: Model, jumps: Jumps, velocity: Tensor, *, value: Tensor, method: str, step: float) -> Tensor:
+def path_derivative(
+    model: Model, jumps: Jumps, velocity: Tensor, *, value: Tensor, options: DerivativeOptions
+) -> Tensor:
     """d/dt u(x_t, t, s) = velocity . grad_x u + du/dt (Geng et al. 2025, eq. 8), (N, *D): tangent (velocity, 1, 0).
 
     Args:
@@ -123,8 +126,7 @@ def path_derivative(model: Model, jumps: Jumps, velocity: Tensor, *, value: Tens
         jumps: where, with s < t.
         velocity: (N, *D) the direction in x.
         value: (N, *D) u(x_t, t, s), used detached by one-sided differences.
-        method: a value of :class:`freeflow_core.math.derivative.DerivativeMethod`.
-        step: of the finite differences.
+        options: method, step and precision.
     """
 
     def along(offset: Tensor, rows: Tensor | None) -> Tensor:
@@ -132,12 +134,11 @@ def path_derivative(model: Model, jumps: Jumps, velocity: Tensor, *, value: Tens
         x_t = part.x_t + expand_times(offset, part.x_t) * v
         return velocity_without_gradient(model, *part._replace(x_t=x_t, t=part.t.to(offset) + offset))
 
-    below, above = jumps.t - jumps.s, 1 - jumps.t
-    return line_derivative(along, below, above, value, method=DerivativeMethod(method), step=step)
+    return _along_line(along, jumps.t - jumps.s, 1 - jumps.t, value, options)
 
 
 @torch.no_grad()
-def duration_derivative(model: Model, jumps: Jumps, *, value: Tensor, method: str, step: float) -> Tensor:
+def duration_derivative(model: Model, jumps: Jumps, *, value: Tensor, options: DerivativeOptions) -> Tensor:
     """du/dd = -du/ds in the duration d = t - s of a jump from t, at end times within [0, t].
 
     Arguments as for :func:`path_derivative`.
@@ -147,8 +148,12 @@ def duration_derivative(model: Model, jumps: Jumps, *, value: Tensor, method: st
         part = jumps if rows is None else jumps.take(rows)
         return velocity_without_gradient(model, *part._replace(s=part.s.to(offset) - offset))
 
-    below, above = jumps.t - jumps.s, jumps.s
-    return line_derivative(along, below, above, value, method=DerivativeMethod(method), step=step)
+    return _along_line(along, jumps.t - jumps.s, jumps.s, value, options)
+
+
+def _along_line(along: AlongLine, below: Tensor, above: Tensor, value: Tensor, options: DerivativeOptions) -> Tensor:
+    method, autocast = DerivativeMethod(options.derivative), options.derivative_precision == "run"
+    return line_derivative(along, below, above, value, method=method, step=options.derivative_step, autocast=autocast)
 
 
 def take(values: Tensor, rows: Tensor) -> Tensor:

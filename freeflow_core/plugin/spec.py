@@ -64,6 +64,10 @@ class Discovery:
         """Rank candidate samples for best-of-N search."""
 
     @hookspec
+    def freeflow_distances(self) -> Iterable[Component]:
+        """How far images look apart, for losses (:class:`freeflow_core.interfaces.Distance`)."""
+
+    @hookspec
     def freeflow_presets(self) -> Iterable[Preset]:
         """Named, complete run configurations."""
 

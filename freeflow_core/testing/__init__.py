@@ -8,7 +8,7 @@ from freeflow_core.testing.contracts.base import (
     run_contract,
 )
 from freeflow_core.testing.contracts.data import CodecContract, SourceContract
-from freeflow_core.testing.contracts.evaluation import EvaluatorContract, VerifierContract
+from freeflow_core.testing.contracts.evaluation import DistanceContract, EvaluatorContract, VerifierContract
 from freeflow_core.testing.contracts.objective import ObjectiveContract
 from freeflow_core.testing.contracts.sampler import SamplerContract
 from freeflow_core.testing.contracts.student import StudentContract
@@ -25,6 +25,7 @@ CONTRACTS: dict[str, type[ComponentContract]] = {
     "evaluator": EvaluatorContract,
     "tracker": TrackerContract,
     "verifier": VerifierContract,
+    "distance": DistanceContract,
 }
 """The contract of every kind."""
 
@@ -34,6 +35,7 @@ __all__ = [
     "CodecContract",
     "ComponentContract",
     "ContractFailure",
+    "DistanceContract",
     "EvaluatorContract",
     "ObjectiveContract",
     "SamplerContract",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from freeflow_core.config import ComponentConfig, OptimizerConfig
-from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
+from freeflow_core.config import ComponentChoice, ComponentConfig, OptimizerConfig
+from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions, Interval, defaults_by
 
 
 class FlowMatchingConfig(ComponentConfig):
@@ -42,28 +42,70 @@ class UnguidedDataOptions(VelocityOptions):
         return self
 
 
+CONSISTENCY_RECIPES: dict[str, dict[str, Any]] = {
+    "cm": {
+        "neighbour": "grid",
+        "solver": "heun",
+        "start_steps": None,
+        "num_steps": 40,
+        "times": "uniform",
+        "weighting": "none",
+        "distance": "squared",
+        "target_halflife_images": 27_700,
+    },
+    "ict": {"neighbour": "grid", "solver": "heun"},
+    "ect": {},
+}
+"""What a recipe changes of the defaults, which are ECT's."""
+
+
 class ConsistencyConfig(UnguidedDataOptions):
-    """Discrete consistency: neighbours on a trajectory name one end point; teacher step, EMA target.
+    """Discrete consistency: neighbours on a trajectory name one end point; three recipes.
 
-    Defaults are those of the authors' ImageNet 64 run.
-
-    Source: Song et al. 2023, arXiv 2303.01469
+    Source: Song et al. 2023, arXiv 2303.01469; iCT: Song & Dhariwal 2023, arXiv 2310.14189; ECT: Geng et al. 2024,
+    arXiv 2406.14548
     """
 
-    num_steps: int = Field(40, ge=2, le=10_000, description="N: intervals of the time grid (paper: 40; CIFAR-10 18).")
+    recipe: Literal["cm", "ict", "ect"] = "ect"
+    """Sets the options that are not given. cm: Song et al. 2023, their ImageNet 64 run; ict: Song & Dhariwal 2023; ect:
+    Geng et al. 2024."""
+    neighbour: Literal["grid", "mapping"] = "mapping"
+    """Where r lies: grid: the next time of N intervals; mapping: sigma_r / sigma_t as ECT."""
+    num_steps: int = Field(1280, ge=2, le=10_000)
+    """grid: N, intervals of the time grid (iCT: 1280; cm: 40, CIFAR-10 18)."""
+    start_steps: int | None = Field(10, ge=2)
+    """grid: N at first, doubled up to num_steps in equal parts of the run (iCT: 10); null: num_steps throughout."""
     grid: Literal["karras", "uniform"] = "karras"
     """karras: equal steps in sigma^(1/rho), t = sigma / (1 + sigma); uniform: equal in t (ours)."""
     rho: PositiveFloat = Field(7.0, description="karras: exponent of the grid.")
     sigma_min: PositiveFloat = Field(0.002, description="karras: least noise over signal; ours: its time becomes 0.")
     sigma_max: PositiveFloat = 80.0
     """karras: greatest noise over signal; ours: its time becomes 1, where sampling starts."""
-    solver: Literal["heun", "euler"] = Field("heun", description="The teacher's step from t to r, taken in t.")
+    stages: PositiveInt = Field(8, le=20)
+    """mapping: sigma_r = sigma_t (1 - n(sigma_t) / q^stage), the stage rising to this (ECT: 8)."""
+    stage_base: float = Field(2.0, gt=1, description="mapping: q (ECT: 2; ImageNet 64: 4).")
+    times: Literal["uniform", "lognormal"] = "lognormal"
+    """grid: each interval alike often, or as log(sigma) is normal; mapping is lognormal."""
+    time_location: float = Field(-1.1, ge=-10, le=10, description="lognormal: mean of log(sigma) (iCT, ECT: -1.1).")
+    time_scale: PositiveFloat = Field(2.0, le=10, description="lognormal: its deviation (iCT, ECT: 2).")
+    solver: Literal["heun", "euler"] = "euler"
+    """The teacher's step from t to r, taken in t (cm, ict: heun, with which ect diverges: its first steps end at 0)."""
+    weighting: Literal["interval", "none"] = "interval"
+    """interval: 1 / (t - r) (iCT, ECT: of their sigma); none: 1 (cm)."""
     distance: Literal["squared", "huber"] = "squared"
-    """squared: mean square; huber: sqrt(|.|^2 + c^2) - c (Song & Dhariwal 2023)."""
-    huber_constant: PositiveFloat = Field(0.00054, description="c / sqrt(dim) of huber (2310.14189: 0.00054).")
-    target_halflife_images: PositiveFloat | None = 27_700
-    """Half-life of the target network's average (paper: 0.95 a step of 2048 images); null: the student's own current
-    weights (iCT)."""
+    """squared: mean square (cm, and ours with a teacher); huber: sqrt(|.|^2 + c^2) - c (iCT, ECT: the default with
+    velocity: data)."""
+    huber_constant: PositiveFloat = Field(0.00054, description="c / sqrt(dim) of huber (iCT: 0.00054).")
+    target_halflife_images: PositiveFloat | None = None
+    """Half-life of the target network's average (cm: 27,700, 0.95 a step of 2048 images); null: the student's own
+    current weights (iCT, ECT)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_over_recipe(cls, values: Any) -> Any:
+        return defaults_by(
+            defaults_by(values, "recipe", CONSISTENCY_RECIPES), "velocity", {"data": {"distance": "huber"}}
+        )
 
     @model_validator(mode="after")
     def _check_grid(self) -> ConsistencyConfig:
@@ -143,12 +185,8 @@ class ShortcutConfig(VelocityOptions):
 class FlowMapOptions(UnguidedDataOptions, DerivativeOptions):
     """What Lagrangian and Eulerian distillation have in common."""
 
-    instant_share: float = Field(
-        0.75,
-        ge=0,
-        lt=1,
-        description="Share of rows with s = t, which regress u(x_t, t, t) on the velocity (2505.18825).",
-    )
+    instant_share: float = Field(0.75, ge=0, lt=1)
+    """Share of rows with s = t, which regress u(x_t, t, t) on the velocity (2505.18825)."""
     times: Literal["triangle", "duration"] = "triangle"
     """triangle: 0 < s < t < 1 uniform; duration: t - s logit-normal, s uniform below (AYF)."""
     duration_location: float = Field(0.0, ge=-10, le=10, description="duration: mean of logit(t - s) (ours: 0).")
@@ -164,11 +202,19 @@ class LagrangianConfig(FlowMapOptions):
     Source: Boffi et al. 2024, arXiv 2406.07507; Boffi et al. 2025, arXiv 2505.18825
     """
 
+    instant_share: float = Field(0.0, ge=0, lt=1)
+    """Share of rows with s = t, which regress u(x_t, t, t) on the velocity; velocity: data: 0.75 unless given
+    (2505.18825), for then nothing else says what it is."""
     start: Literal["data", "prior"] = "data"
     """data: states on noised data, any t. prior: t = 1 alone, data-free; instant_share is not used."""
     gradient: Literal["derivative", "target"] = "derivative"
     """derivative: the gradient flows through du/ds (paper's LSD), by differences in one gradient pass; target: du/ds is
     part of the target, cheaper."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _instants_from_data(cls, values: Any) -> Any:
+        return defaults_by(values, "velocity", {"data": {"instant_share": 0.75}})
 
     @model_validator(mode="after")
     def _check_start(self) -> LagrangianConfig:
@@ -262,8 +308,23 @@ class IMMConfig(UnguidedDataOptions):
         return self
 
 
-class ScoreDistillationConfig(GuidanceOptions):
+class PairOptions(GuidanceOptions):
+    """How pairs of a noise and the teacher's end point are made and compared."""
+
+    solver: Literal["euler", "heun"] = Field("heun", description="The teacher's method; heun asks it twice a step.")
+    solver_steps: PositiveInt = Field(32, le=10_000)
+    """Its steps, equal in t (ours; the papers' solvers adapt theirs)."""
+    distance: ComponentChoice | None = None
+    """A distance of end points as images, e.g. perceptual or {name: perceptual, features: mnist}: the papers' LPIPS;
+    null: the mean square of states alone."""
+    square_weight: float = Field(0.0, ge=0)
+    """With distance: factor of the mean square that is added (the papers: 0)."""
+
+
+class ScoreDistillationConfig(PairOptions):
     """VSD and DMD: one-step samples follow the teacher's score less their own; without data.
+
+    The options of pairs belong to DMD's regression.
 
     Source: VSD: Wang et al. 2023, arXiv 2305.16213; DMD: Yin et al. 2023, arXiv 2311.18828
     """
@@ -271,6 +332,8 @@ class ScoreDistillationConfig(GuidanceOptions):
     weighting: Literal["dmd", "vsd", "velocity"] = "dmd"
     """Factor of v - v_fake in the sample's gradient. dmd: t over the mean absolute x - x_0(teacher); vsd: sigma^2 (1 -
     t) with sigma^2 = t^2 / (t^2 + (1 - t)^2); velocity: 1 (as FreeFlow's corrector)."""
+    regression_weight: float = Field(0.0, ge=0)
+    """Factor of the regression on the teacher's end points (DMD: 0.25; VSD, DMD2: 0)."""
     critic_updates: PositiveInt = Field(5, le=1000)
     """Updates of the fake velocity to one of the student; 5 as DMD2, 1 as VSD and DMD."""
     time_distribution: Literal["uniform", "edm"] = "uniform"
@@ -278,17 +341,26 @@ class ScoreDistillationConfig(GuidanceOptions):
     in t / (1 - t), as DMD for ImageNet."""
     time_low: float = Field(0.02, ge=0, lt=1, description="Least noise level, as a share of the range.")
     time_high: float = Field(0.98, gt=0, le=1, description="Greatest noise level, as a share of the range.")
+    critic_times: Interval | None = None
+    """The fake velocity's own levels (low, high), drawn apart from the student's, whose turn then costs one more pass
+    (DMD: 0, 1); null: one draw serves both."""
+    critic_weighting: Literal["velocity", "edm"] = "velocity"
+    """The fake velocity's loss: velocity: flow matching's; edm: times (1 - t)^2 + t^2 / sd^2."""
+    data_std: PositiveFloat = Field(0.5, description="critic_weighting: edm: sd, deviation of the data (DMD: 0.5).")
     fake_velocity_optimizer: OptimizerConfig | None = None
     """The fake velocity's own, complete optimizer settings; null: those of the run."""
 
     @model_validator(mode="after")
     def _check_times(self) -> ScoreDistillationConfig:
-        if self.time_low >= self.time_high:
-            raise ValueError(f"time_low={self.time_low:g} must be below time_high={self.time_high:g}")
+        for low, high in ((self.time_low, self.time_high), self.critic_times or (0.0, 1.0)):
+            if low >= high:
+                raise ValueError(f"noise levels must rise, got {low:g} to {high:g}")
+        if self.distance is not None and self.regression_weight == 0:
+            raise ValueError("distance is part of the regression; set regression_weight too")
         return self
 
 
-class PairsConfig(GuidanceOptions):
+class PairsConfig(PairOptions):
     """Knowledge distillation or rectified flow on pairs of noise and the teacher's end point.
 
     Source: Luhman & Luhman 2021, arXiv 2101.02388; Liu et al. 2022, arXiv 2209.03003
@@ -297,9 +369,12 @@ class PairsConfig(GuidanceOptions):
     mode: Literal["endpoint", "rectified-flow"] = "endpoint"
     """endpoint: regress the end point in one jump (knowledge distillation); rectified-flow: regress the straight
     velocity between the two at every time (one reflow)."""
-    solver: Literal["euler", "heun"] = Field("heun", description="The teacher's method; heun asks it twice a step.")
-    solver_steps: PositiveInt = Field(32, le=10_000)
-    """Its steps, equal in t (ours; the papers' solvers adapt theirs)."""
+
+    @model_validator(mode="after")
+    def _check_distance(self) -> PairsConfig:
+        if self.mode == "rectified-flow" and self.distance is not None:
+            raise ValueError("rectified-flow regresses velocities, which are no images; distance needs mode: endpoint")
+        return self
 
 
 class ProgressiveConfig(GuidanceOptions):

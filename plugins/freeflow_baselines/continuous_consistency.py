@@ -16,7 +16,6 @@ from freeflow_baselines.shared import (
     path_velocity,
     ramp,
     rows_from_data,
-    total_derivative,
     weighted_losses,
 )
 from freeflow_core.interfaces.build_context import BuildContext
@@ -25,7 +24,7 @@ from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes,
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import expand_times, logit_normal, mean_square
 from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square
-from freeflow_core.objective_kit.passes import check_derivative, velocity_with_gradient
+from freeflow_core.objective_kit.passes import check_derivative, path_derivative, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
@@ -71,7 +70,7 @@ class ContinuousConsistency(Objective):
         rows = rows_from_data(batch, draws, t, config)
         jumps, v = jumps_to(zero, rows), path_velocity(models, rows, config)
         u = velocity_with_gradient(student, *jumps)
-        du_dt = total_derivative(student, jumps, v, u, config)
+        du_dt = path_derivative(student, jumps, v, value=u, options=config)
         warmup = ramp(progress, config.tangent_warmup_fraction)
         g, rho = trigflow_tangent(u.detach(), v, du_dt, t, config.data_std, warmup)
         per_sample = mean_square(expand_times(rho, u) * (u - u.detach()) - self._step(g))

@@ -15,7 +15,6 @@ from freeflow_baselines.shared import (
     rows_from_data,
     time_pairs,
     time_weight_roles,
-    total_derivative,
     weighted_losses,
 )
 from freeflow_core.interfaces.build_context import BuildContext
@@ -25,7 +24,7 @@ from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import expand_times
 from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square, velocities_with_gradient
-from freeflow_core.objective_kit.passes import Jumps, check_derivative, take, velocity_with_gradient
+from freeflow_core.objective_kit.passes import Jumps, check_derivative, path_derivative, take, velocity_with_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
@@ -36,7 +35,7 @@ class Eulerian(Objective):
     Eulerian map distillation (Boffi et al. 2024, eq. 3.9; 2025). ``gradient``
     says where the gradient flows: through everything (EMD), through d/dt alone (ESD), or through u alone, with the
     derivative part of the target: AYF-EMD (Sabour et al. 2025), whose tangent normalisation and
-    warm-up are options; its autoguidance is not, since a weak teacher is no part of a run.
+    warm-up are options. Its autoguidance is a teacher, ``autoguidance``, with weights from 1 to 3.
 
     Fixed point: the exact map, as MeanFlow's; with velocity: data in the mean over data, not sample by sample.
     Cost with the share m = 1 - ``instant_share`` of moving rows: T + F + B + mJ for target, T + (1 + 2m)(F + B) for
@@ -70,7 +69,7 @@ class Eulerian(Objective):
         part, v_part = jumps.take(moving), take(v, moving)
         if config.gradient == "target":
             u = velocity_with_gradient(student, *jumps)
-            du_dt = total_derivative(student, part, v_part, take(u, moving), config)
+            du_dt = path_derivative(student, part, v_part, value=take(u, moving), options=config)
         else:
             u, du_dt = self._with_gradient(student, jumps, part, v_part, moving)
         on = moving.to(u.device, non_blocking=True)
@@ -106,6 +105,6 @@ class Eulerian(Objective):
         at_zero = take(u, moving)
         derivative = points.apply(at_zero, first, second)
         if config.gradient == "time":
-            total = total_derivative(student, part, v, at_zero, config)
+            total = path_derivative(student, part, v, value=at_zero, options=config)
             derivative = derivative + (total - derivative.detach())
         return u, derivative

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import FACMConfig
-from freeflow_baselines.shared import path_velocity, rows_from_data, total_derivative
+from freeflow_baselines.shared import path_velocity, rows_from_data
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Models, Objective, StartTimes
 from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square, velocities_with_gradient
-from freeflow_core.objective_kit.passes import check_derivative
+from freeflow_core.objective_kit.passes import check_derivative, path_derivative
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 
@@ -58,7 +58,7 @@ class FACM(Objective):
         u, anchor = velocities_with_gradient(student, jumps, jumps_to(t, rows))
 
         # The consistency loss: u moves a share of the way to v - t du/dt.
-        du_dt = total_derivative(student, jumps, v, u, config)
+        du_dt = path_derivative(student, jumps, v, value=u, options=config)
         residual = u.detach() - (v - expand_times(t, u) * du_dt)
         relaxed = expand_times(1 - (1 - t).pow(config.relaxation_power), u)
         target = u.detach() - relaxed * residual.clamp(-config.tangent_clip, config.tangent_clip)

@@ -93,9 +93,7 @@ class Lagrangian(Objective):
         config, part = self._config, jumps.take(moving)
         if config.gradient == "target":
             u = velocity_with_gradient(student, *jumps)
-            method, step = config.derivative, config.derivative_step
-            du_dd = duration_derivative(student, part, value=take(u, moving), method=method, step=step)
-            return u, -du_dd
+            return u, -duration_derivative(student, part, value=take(u, moving), options=config)
         # One gradient pass over all rows and two further points of each moving row: differences carry the gradient,
         # through the wrapped network alone. In bf16 they would be rounding, so this pass runs in full precision.
         points = stencil(below=part.s, above=part.t - part.s, step=config.derivative_step)

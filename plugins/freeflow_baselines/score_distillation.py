@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import copy
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ScoreDistillationConfig
-from freeflow_core.interfaces.objective import Context, Models, Objective, Role
-from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
-from freeflow_core.interfaces.teacher import Teacher
-from freeflow_core.math.flow import expand_times, linear_interpolate, linear_velocity, mean_square, uniform_between
+from freeflow_baselines.pairs import EndPointLoss, end_point, end_point_loss, square_loss
+from freeflow_core.interfaces import (
+    AverageVelocityStudent,
+    BuildContext,
+    Context,
+    Models,
+    Objective,
+    Role,
+    StartTimes,
+    Student,
+    Teacher,
+)
+from freeflow_core.math.flow import (
+    expand_times,
+    like_states,
+    linear_interpolate,
+    linear_velocity,
+    mean_square,
+    uniform_between,
+)
 from freeflow_core.objective_kit.jumps import guided_field, jumps_from_noise, root_mean_square
-from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
+from freeflow_core.objective_kit.passes import Jumps, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 FAKE_VELOCITY = "fake_velocity"
@@ -32,19 +48,28 @@ class ScoreDistillation(Objective):
     student takes its turn once in ``critic_updates`` steps (DMD2's two time scales, Yin et al. 2024).
 
     Fixed point: samples distributed as the teacher's, given an exact fake velocity; which noise leads where is free.
-    Cost: 2F + B a step, and B + T more in a student's turn (4.8F a step with 5 critic updates; B = T = 2F). Known
-    failures: a fake velocity that lags behind; modes lost, since the KL is reverse. Left out: DMD's regression on pairs
-    (the objective ``pairs`` is that term alone), and what makes DMD2: its discriminator on real data, and several steps
-    by backward simulation. Ours: one noising serves both the gradient and the critic.
+    DMD is ``critic_updates: 1``, ``regression_weight: 0.25`` with a perceptual ``distance``, ``critic_times: [0, 1]``
+    and, on EDM's ImageNet, ``critic_weighting`` and ``time_distribution: edm``. Ours: the pairs of its regression start
+    at the batch's own noise, made anew in every turn of the student instead of stored beforehand.
 
-    Random streams: ``prior``, ``guidance``, ``noise-level``, ``noise``.
+    Cost: 2F + B a step, and B + T more in a student's turn (4.8F a step with 5 critic updates; B = T = 2F); F more with
+    ``critic_times``, and the teacher's path with the regression. Known failures: a fake velocity that lags behind;
+    modes lost, since the KL is reverse. Left out is what makes DMD2: its discriminator on real data, and several steps
+    by backward simulation. Ours: without ``critic_times`` one noising serves both the gradient and the critic.
+
+    Random streams: ``prior``, ``guidance``, ``noise-level``, ``noise``; with ``critic_times`` the last two with the
+    prefix ``critic-`` for the critic.
     """
 
     requires = AverageVelocityStudent
     start_times = StartTimes.PRIOR
 
-    def __init__(self, config: ScoreDistillationConfig) -> None:
-        self._config = config
+    def __init__(self, config: ScoreDistillationConfig, regression: EndPointLoss = square_loss) -> None:
+        self._config, self._regression = config, regression
+
+    @classmethod
+    def from_config(cls, config: ScoreDistillationConfig, context: BuildContext) -> Self:
+        return cls(config, end_point_loss(config, context))
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
         return {FAKE_VELOCITY: Role(copy.deepcopy(student), optimizer=self._config.fake_velocity_optimizer)}
@@ -58,20 +83,43 @@ class ScoreDistillation(Objective):
         ask = velocity_with_gradient if students_turn else velocity_without_gradient
         sample = jumps.x_t - ask(student, *jumps)
 
-        # The fake velocity: flow matching on the samples.
-        x, noise = sample.detach(), draws.noise("noise", teacher.sample_shape)
-        t = noise_levels(draws.uniform("noise-level"), config).clamp(*teacher.time_range)
-        x_t = linear_interpolate(x, noise, t)
-        v_fake = velocity_with_gradient(models[FAKE_VELOCITY], x_t, t, t, jumps.condition, jumps.guidance)
-        losses = {FAKE_VELOCITY: Loss(mean_square(v_fake - linear_velocity(x, noise)))}
+        # The samples noised: for the student's gradient, and for the fake velocity, whose level may be another.
+        x = sample.detach()
+
+        def noised(prefix: str, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+            noise = draws.noise(f"{prefix}noise", teacher.sample_shape)
+            t = noise_levels(draws.uniform(f"{prefix}noise-level"), low, high, config.time_distribution)
+            t = t.clamp(*teacher.time_range)
+            return linear_interpolate(x, noise, t), t, noise
+
+        def asked(x_t: Tensor, t: Tensor) -> Jumps:
+            return Jumps(x_t, t, t, jumps.condition, jumps.guidance)
+
+        own = config.critic_times
+        x_t, t, noise = noised("", config.time_low, config.time_high) if own is None else noised("critic-", *own)
+        v_fake = velocity_with_gradient(models[FAKE_VELOCITY], *asked(x_t, t))
+        per_sample = mean_square(v_fake - linear_velocity(x, noise))
+        if config.critic_weighting == "edm":
+            # (sigma^-2 + sd^-2) ||D - x||^2 (Karras et al. 2022) of the denoiser D = x_t - t v, sigma = t / (1 - t).
+            per_sample = per_sample * like_states((1 - t).square() + (t / config.data_std).square(), per_sample)
+        losses = {FAKE_VELOCITY: Loss(per_sample)}
         if not students_turn:
             return losses
 
         # The student: a surrogate whose gradient in the sample is ``gradient`` over the number of dimensions.
+        v_fake = v_fake.detach()
+        if own is not None:
+            x_t, t, _ = noised("", config.time_low, config.time_high)
+            v_fake = velocity_without_gradient(models[FAKE_VELOCITY], *asked(x_t, t))
         v = guided_field(models, x_t, t, jumps, config)
-        gradient = sample_gradient(x, x_t, t, v, v_fake.detach(), config)
+        gradient = sample_gradient(x, x_t, t, v, v_fake, config)
         per_sample = 0.5 * mean_square(sample - (x - gradient))
         terms = {"score_residual": root_mean_square(v_fake - v), "gradient": root_mean_square(gradient)}
+        if config.regression_weight:
+            end = end_point(teacher, jumps.x_t, jumps.condition, jumps.guidance, config)
+            missed = self._regression(sample, end)
+            per_sample = per_sample + config.regression_weight * missed
+            terms["regression_loss"] = missed.detach().mean()
         return {**losses, "student": Loss(per_sample, terms)}
 
 
@@ -101,11 +149,11 @@ def sample_gradient(
     return torch.nan_to_num(time * difference / expand_times(distance, x), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def noise_levels(uniform: Tensor, config: ScoreDistillationConfig) -> Tensor:
+def noise_levels(uniform: Tensor, low: float, high: float, distribution: str) -> Tensor:
     """Noise levels t in (0, 1), (N,) float64 on the host, from ``uniform`` (N,) in (0, 1)."""
-    share = uniform_between(uniform, config.time_low, config.time_high)
-    if config.time_distribution == "uniform":
+    share = uniform_between(uniform, low, high)
+    if distribution == "uniform":
         return share
-    low, high = _SIGMA_MIN ** (1 / _RHO), _SIGMA_MAX ** (1 / _RHO)
-    sigma = (low + share * (high - low)).pow(_RHO)
+    top, bottom = _SIGMA_MAX ** (1 / _RHO), _SIGMA_MIN ** (1 / _RHO)
+    sigma = (bottom + share * (top - bottom)).pow(_RHO)
     return sigma / (1 + sigma)

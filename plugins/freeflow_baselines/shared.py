@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_baselines.config import FlowMapOptions, VelocityOptions
-from freeflow_core.interfaces import Model, Models, Role, Student
+from freeflow_core.interfaces import Models, Role, Student
 from freeflow_core.math.flow import expand_times, like_states, logit_normal
 from freeflow_core.objective_kit.jumps import draw_guidance, guided_field
-from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
-from freeflow_core.objective_kit.passes import Jumps, path_derivative
+from freeflow_core.objective_kit.options import GuidanceOptions
 from freeflow_core.objective_kit.rows import NoisyRows, noisy_rows
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
@@ -31,11 +30,6 @@ def rows_from_data(batch: Batch, draws: Draws, t: Tensor, config: GuidanceOption
 def path_velocity(models: Models, rows: NoisyRows, config: VelocityOptions) -> Tensor:
     """The velocity that ``config`` names at the rows, (N, *D), without gradient."""
     return rows.velocity if config.velocity == "data" else guided_field(models, rows.x_t, rows.t, rows, config)
-
-
-def total_derivative(student: Model, jumps: Jumps, v: Tensor, u: Tensor, config: DerivativeOptions) -> Tensor:
-    """d/dt u(x_t, t, s) along the velocity ``v`` (N, *D), without gradient, where its value is ``u`` (N, *D)."""
-    return path_derivative(student, jumps, v, value=u, method=config.derivative, step=config.derivative_step)
 
 
 @torch.no_grad()

@@ -22,16 +22,15 @@ from freeflow_core.types import Batch, Draws, Guidance, Loss, Progress
 class Shortcut(Objective):
     """Flow matching on most rows, self-consistency on the rest (Frans et al. 2024, eq. 5).
 
-    Flow-matching rows regress u(x_t, t, t) on the velocity, t on the grid of ``base_steps`` M. The others regress
-    u(x_t, t, t-d) on (u1 + u2) / 2, with u1 = u(x_t, t, t-d/2), x' = x_t - d/2 u1, u2 = u(x', t-d/2, t-d) from the
-    averaged network, d = 1, 1/2, ..., 2/M in equal shares and t a multiple of d. Ours: the paper's network knows sizes
-    as tokens and takes the smallest for an instant; here the size is t - s, so the instant is s = t itself.
+    Flow-matching rows regress u(x_t, t, t - 1/M) on the velocity at t, a multiple of the smallest size 1/M, which
+    stands for an instant. The others regress u(x_t, t, t-d) on (u1 + u2) / 2, u1 = u(x_t, t, t-d/2), x' = x_t - d/2 u1,
+    u2 = u(x', t-d/2, t-d) from the averaged network, d = 1, 1/2, ..., 2/M in equal shares and t a multiple of d.
 
     velocity: data guides as the paper does (section 4.3): rows of the smallest d bootstrap from the guided
     velocity, larger ones inherit it, and dropped labels teach the unconditional one. velocity: teacher (ours) takes
     the guided teacher as the flow-matching target, and the bootstrap needs no guidance of its own.
 
-    Fixed point: the exact map, in both kinds of rows (before clipping, and with velocity: data in the mean over data).
+    Fixed point: M Euler steps, O(1/M) from the exact map, before clipping; with velocity: data in the mean over data.
     Cost: F + B + 2F for the ``bootstrap_share``, and T for the others with velocity: teacher. Known failures: the
     error compounds over the doublings, and times off the grid are untrained; sample with powers of two.
 
@@ -102,12 +101,11 @@ class Shortcut(Objective):
 
 
 def shortcut_times(draws: Draws, bootstrap: Tensor, base_steps: int) -> tuple[Tensor, Tensor]:
-    """Times t and step sizes d, (N,) float64 on the host; d is 0 outside the rows ``bootstrap`` (a host index).
+    """Times t and step sizes d, (N,) float64 on the host.
 
-    d = 1, 1/2, ..., 2/M alike often and t = 1 - j d; elsewhere t = 1 - j / M, with j below 1/d and M.
+    In the rows ``bootstrap`` (a host index) d = 1, 1/2, ..., 2/M alike often, 1/M elsewhere; t = 1 - j d, j < 1/d.
     """
-    size = torch.zeros(len(draws.index), dtype=torch.float64)
+    d = torch.full((len(draws.index),), 1 / base_steps, dtype=torch.float64)
     sizes = draws.integers("shortcut-size", int(math.log2(base_steps)))
-    size[bootstrap] = 0.5 ** sizes[bootstrap].double()
-    grid = torch.where(size > 0, size, 1 / base_steps)
-    return 1 - (draws.uniform("grid-index") / grid).floor() * grid, size
+    d[bootstrap] = 0.5 ** sizes[bootstrap].double()
+    return 1 - (draws.uniform("grid-index") / d).floor() * d, d

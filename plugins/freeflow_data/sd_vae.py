@@ -137,7 +137,12 @@ class SDVAECodec(Codec):
                 f"The codec sd-vae decodes latents (N, {channels}, h, w), got {x.dtype} {tuple(x.shape)}. "
                 "A model that works on pixels needs the codec pixels."
             )
-        return torch.cat([self._decode(batch) for batch in torch.split(x, self._config.decode_batch_size)])
+        values = torch.cat([self._decode(batch) for batch in torch.split(x, self._config.decode_batch_size)])
+        return values.mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8)
+
+    def decode_with_gradient(self, x: Tensor) -> Tensor:
+        self.prepare()
+        return self._decode(x)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = images.to(self._device).float().div_(127.5).sub_(1).to(self._dtype)
@@ -150,8 +155,8 @@ class SDVAECodec(Codec):
         # float32 first: latents of a float64 sampler are more than any network here, or an MPS device, can take.
         latents = x.to(self._device, torch.float32) / self._config.scale
         with torch.autocast(self._device.type, enabled=False):
-            values = self._network.decode(latents.to(self._dtype)).sample.float()
-        return values.mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8).to(x.device)
+            values: Tensor = self._network.decode(latents.to(self._dtype)).sample
+        return values.float().to(x.device)
 
 
 def _image_index(images: Tensor) -> Tensor:

@@ -78,7 +78,11 @@ class SmallVAECodec(Codec):
                 f"The codec small-vae decodes latents of shape {self._network.latent_shape}, got {x.dtype} "
                 f"{tuple(x.shape)}. A model that works on pixels needs the codec pixels."
             )
-        return torch.cat([self._decode(part) for part in torch.split(x, self._batch_size)])
+        values = torch.cat([self._decode(part) for part in torch.split(x, self._batch_size)])
+        return values.mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8)
+
+    def decode_with_gradient(self, x: Tensor) -> Tensor:
+        return self._decode(x)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self._device.type, enabled=False):
@@ -90,8 +94,7 @@ class SmallVAECodec(Codec):
     def _decode(self, x: Tensor) -> Tensor:
         latents = x.to(self._device, torch.float32) / self._network.scale[:, None, None]
         with torch.autocast(self._device.type, enabled=False):
-            values = self._network.decode(latents + self._network.shift[:, None, None])
-        return values.mul(127.5).add_(128).clamp_(0, 255).to(torch.uint8).to(x.device)
+            return self._network.decode(latents + self._network.shift[:, None, None]).to(x.device)
 
 
 def packaged_autoencoder() -> SmallAutoencoder:

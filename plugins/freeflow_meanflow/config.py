@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
+from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions, defaults_by
 
 
 class MeanFlowOptions(GuidanceOptions, DerivativeOptions):
@@ -17,7 +17,8 @@ class MeanFlowOptions(GuidanceOptions, DerivativeOptions):
     end_location: float | None = Field(None, ge=-10, le=10)
     """Mean of logit(s), with s held below t; null: two equal draws, sorted (paper; CIFAR-10 code: -4)."""
     end_scale: PositiveFloat | None = Field(None, le=10, description="Deviation of logit(s); null: time_scale.")
-    instant_share: float = Field(0.75, ge=0, lt=1, description="Share of rows with s = t: flow matching.")
+    instant_share: float = Field(0.0, ge=0, lt=1)
+    """Share of rows with s = t: flow matching; velocity: data: 0.75 unless given (paper)."""
     weight_power: float = Field(1.0, ge=0, le=2)
     """p of the weight 1 / (E + c)^p, E the *sum* of squares of a row (paper: 1); 0: none."""
     weight_epsilon: PositiveFloat = Field(1e-2, description="c of the same (code: 0.01; CIFAR-10 0.001).")
@@ -44,6 +45,11 @@ class MeanFlowConfig(MeanFlowOptions):
     effective weight, omega = g (1 - kappa)."""
     derivative_warmup_fraction: float = Field(0.0, ge=0, le=1)
     """Share of the run over which (t - s) du/dt rises from 0 (FastGen; paper: none)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _instants_from_data(cls, values: Any) -> Any:
+        return defaults_by(values, "velocity", {"data": {"instant_share": 0.75}})
 
     @model_validator(mode="after")
     def _check(self) -> MeanFlowConfig:

@@ -113,8 +113,7 @@ class MeanFlowStep(Objective):
         """du/dt (M, *D) along the tangent."""
         if not len(s):
             return tangent
-        method, step = self._options.derivative, self._options.derivative_step
-        return path_derivative(student, jumps_to(s, rows), tangent, value=value, method=method, step=step)
+        return path_derivative(student, jumps_to(s, rows), tangent, value=value, options=self._options)
 
 
 def time_pairs(draws: Draws, config: MeanFlowOptions) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,6 +49,13 @@ class FeatureOptions(ClassifierOptions):
         return self
 
 
+class PerceptualConfig(FeatureOptions):
+    """Distance of activations, unit vectors over channels: LPIPS without learned weights, on any feature network.
+
+    Source: Zhang et al. 2018, arXiv 1801.03924
+    """
+
+
 class FrechetConfig(FeatureOptions):
     """Fréchet distance (FID with Inception features) to held-out data, the teacher, stored statistics.
 

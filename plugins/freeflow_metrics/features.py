@@ -6,7 +6,7 @@ import hashlib
 import importlib.resources
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, final
 
@@ -66,6 +66,13 @@ class FeatureNetwork(ABC):
         Raises ``ConfigError`` for images the network was not made for.
         """
 
+    def layers(self, images: Tensor) -> Sequence[Tensor]:
+        """Activations (N, F_l, ...) of float images (N, C, H, W) in [-1, 1], with gradient.
+
+        Raises ``ConfigError`` as :meth:`features`, and where there is no gradient.
+        """
+        raise ConfigError(f"The features {self.name!r} have no layers to look at with gradient.")
+
 
 @torch.no_grad()
 def batch_features(network: FeatureNetwork, batch: EvaluationBatch) -> Tensor:
@@ -122,10 +129,15 @@ class SmallNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, dim) of images (N, C, H, W) in [-1, 1]."""
-        for layer in (self.conv1, self.conv2, self.conv3):
-            x = functional.gelu(layer(x))
-        features: Tensor = self.embed(x.flatten(1))
+        features: Tensor = self.embed(self.activations(x)[-1].flatten(1))
         return features
+
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """Of the three convolutions, (N, width, h, w) each."""
+        found = [x]
+        for layer in (self.conv1, self.conv2, self.conv3):
+            found.append(functional.gelu(layer(found[-1])))
+        return found[1:]
 
     def logits(self, features: Tensor) -> Tensor:
         """(N, num_classes) logits of features (N, dim)."""
@@ -170,17 +182,24 @@ class SmallFeatures(FeatureNetwork):
         return cls.packaged(options.features) if options.features_file is None else cls.from_file(options.features_file)
 
     def features(self, images: Tensor) -> Tensor:
+        self._check(images, torch.uint8)
+        features: Tensor = self._network(images.to(self._device).float() / 127.5 - 1)
+        return features
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        self._check(images, torch.float32)
+        return self._classifier.activations(images.to(self._device))
+
+    def _check(self, images: Tensor, dtype: torch.dtype) -> None:
         expected = self._classifier.image_shape
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
+        if images.dtype != dtype or tuple(images.shape[1:]) != expected:
             others = ", ".join(name for name in (*ASSETS, "inception") if name != self.name)
             raise ConfigError(
-                f"The features {self.name!r} are for uint8 images of shape {expected}, but these are "
+                f"The features {self.name!r} are for images of shape {expected}, but these are "
                 f"{images.dtype} of shape {tuple(images.shape[1:])}. Choose other features ({others}), e.g. "
                 "features: inception for photographs, or train a network for these images: "
                 "`python -m freeflow_metrics.train_features --help`."
             )
-        features: Tensor = self._network(images.to(self._device).float() / 127.5 - 1)
-        return features
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
@@ -237,6 +256,13 @@ class InceptionFeatures(FeatureNetwork):
             pixels = torch.from_numpy(resized).permute(0, 3, 1, 2)
         features: Tensor = self._network(pixels.to(self._device).float())
         return features.float()
+
+    def layers(self, images: Tensor) -> tuple[Tensor]:
+        """The pooled features alone; resized by torch, since clean-fid's own resizing has no gradient."""
+        pixels = (images.to(self._device) + 1) * 127.5
+        if self._resize is not None:
+            pixels = functional.interpolate(pixels, size=(299, 299), mode="bicubic", antialias=True)
+        return (self._network(pixels.expand(-1, 3, -1, -1)).float(),)
 
 
 def build_features(options: FeatureOptions) -> FeatureNetwork:

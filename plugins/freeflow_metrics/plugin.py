@@ -44,3 +44,9 @@ def freeflow_verifiers() -> Iterable[Component]:
         Component("feature-centroid", ".verifiers:FeatureCentroid", ".config:FeatureCentroidConfig"),
         Component("callable", ".verifiers:CallableVerifier", ".config:CallableVerifierConfig"),
     ]
+
+
+@hookimpl
+def freeflow_distances() -> Iterable[Component]:
+    """For losses."""
+    return [Component("perceptual", ".perceptual:PerceptualDistance", ".config:PerceptualConfig")]

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from freeflow_core.config import OptimizerConfig
-from freeflow_core.objective_kit.options import GuidanceRange, Interval
+from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceRange, Interval
 
 
 class GuidanceConfig(GuidanceRange):
@@ -18,7 +18,7 @@ class GuidanceConfig(GuidanceRange):
     """Offset of the power-law weights 1 / (mean square residual + epsilon) ** power."""
 
 
-class PredictionConfig(GuidanceConfig):
+class PredictionConfig(GuidanceConfig, DerivativeOptions):
     """FreeFlow's prediction alone: the student's own path follows the teacher's field.
 
     Source: Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data, arXiv 2511.19428
@@ -36,8 +36,6 @@ class PredictionConfig(GuidanceConfig):
     derivative: Literal["forward-mode", "central", "one-sided"] = "central"
     """How du/dd is computed: forward-mode is exact; central costs two passes; one-sided costs one and reuses the
     gradient pass, which must not run in bf16."""
-    derivative_step: float = Field(5e-3, ge=1e-6, le=0.1)
-    """Step in time of central and one-sided differences."""
     check_derivative_every: int = Field(0, ge=0)
     """Every so many steps, log the relative error of du/dd against forward mode; 0: never."""
 

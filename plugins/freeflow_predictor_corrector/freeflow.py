@@ -34,6 +34,7 @@ from freeflow_core.math.flow import (
     mean_square,
     uniform_between,
 )
+from freeflow_core.objective_kit.options import DerivativeOptions
 from freeflow_core.objective_kit.passes import (
     Jumps,
     check_derivative,
@@ -140,10 +141,10 @@ class PredictorCorrector(Objective):
         predicted: Prediction | None = None
         if prediction is not None:
             # Delta_G = u + d du/dd - v(f, 1 - d).
-            step, value = prediction.derivative_step, u[:num_ahead]
+            value = u[:num_ahead]
             jumps = Jumps(z[:num_ahead], torch.ones_like(t), t, labels_ahead, g[:num_ahead])
-            derivative = partial(duration_derivative, student, jumps, value=value, step=step)
-            du_dd = derivative(method=prediction.derivative)
+            derivative = partial(duration_derivative, student, jumps, value=value)
+            du_dd = derivative(options=prediction)
             power, epsilon = prediction.weight_power, prediction.weight_epsilon
             predicted = predict(value, du_dd, v[:num_ahead], d[:num_ahead], power=power, epsilon=epsilon)
             per_sample.append(predicted.per_sample)
@@ -152,7 +153,7 @@ class PredictorCorrector(Objective):
             terms["weight_mean"] = predicted.weight.mean()
             every = prediction.check_derivative_every
             if every and progress.step % every == 0:
-                terms["derivative_relative_error"] = relative_error(du_dd, derivative(method="forward-mode"))
+                terms["derivative_relative_error"] = relative_error(du_dd, derivative(options=DerivativeOptions()))
 
         if correction is not None:
             # Delta_N = v_N(x_r, r) - v(x_r, r). One pass of the fake velocity serves both: v_N for the student, and its

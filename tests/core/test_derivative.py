@@ -174,3 +174,6 @@ def test_differences_are_taken_in_full_precision_under_autocast():
             found = line_derivative(function, room, room, torch.zeros(4, 3), method=method, step=5e-3)
         assert seen[-1].dtype is torch.float32
         torch.testing.assert_close(found, (torch.ones(4, 3) @ matrix), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        line_derivative(function, room, room, torch.zeros(4, 3), method=FORWARD, step=5e-3, autocast=True)
+    assert seen[-1].dtype is torch.bfloat16

@@ -132,7 +132,7 @@ FLOW_MAPS = {
     "meanflow": flow_map("meanflow", **MEANFLOW),
     "meanflow-from-data": flow_map("meanflow", velocity="data", teacher=False, **MEANFLOW),
     "improved-meanflow": flow_map("improved-meanflow", teacher=False, **MEANFLOW),
-    "consistency": flow_map("consistency", target_halflife_images=1_000, renoise=True),
+    "consistency": flow_map("consistency", renoise=True),
     "continuous-consistency": flow_map("continuous-consistency", data_std=1.43, derivative="central", renoise=True),
     "facm": flow_map("facm", derivative="central", renoise=True),
     "shortcut": flow_map("shortcut", target_halflife_images=2_000),
@@ -185,7 +185,7 @@ PROOFS = {
 # two: images and the share of the Euler step's distance that is left. With a wrong sign it is 1 or more.
 QUICK = {
     "freeflow": (25_000, 0.3),  # two roles of one step
-    "consistency": (25_000, 0.35),  # a target that follows
+    "consistency": (25_000, 0.35),  # neighbours ever closer
     "lagrangian-from-prior": (15_000, 0.15),  # a learned weight, a derivative, no data
     "pi-flow-prior": (8_000, 0.2),  # a policy
     "score-distillation-dmd": (50_000, 0.15),  # a critic that takes its turns

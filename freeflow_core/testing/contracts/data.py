@@ -170,6 +170,18 @@ class CodecContract(ComponentContract):
         if std is not None:
             self.expect(std.shape == shape and bool((std >= 0).all()), f"deviations {tuple(shape)} >= 0", describe(std))
 
+    def test_decodes_with_gradient(self) -> None:
+        """Floats that decode to the same images, with gradient; or a ``ConfigError``."""
+        codec = self.codec()
+        x = codec.encode(self.pictures(codec)).requires_grad_()
+        try:
+            found = codec.decode_with_gradient(x)
+        except ConfigError as refusal:
+            self.skip(str(refusal))
+        error = float((found.detach().clamp(-1, 1) * 127.5 + 127.5 - codec.decode(x.detach()).float()).abs().max())
+        self.expect(error <= 1, "the images of decode(), to a grey value", f"up to {error:.2g} off")
+        self.expect(found.requires_grad, "images with gradient", "none")
+
     def test_same_image_same_state(self) -> None:
         codec = self.codec()
         images = self.pictures(codec)

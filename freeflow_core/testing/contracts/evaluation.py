@@ -1,4 +1,4 @@
-"""What evaluators and verifiers promise. They look at handwritten digits, which come with freeflow."""
+"""What evaluators, verifiers and distances promise. They look at handwritten digits, which come with freeflow."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import FreeflowError
-from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext, Evaluator, Source, Student, Verifier
+from freeflow_core.interfaces import (
+    Codec,
+    Distance,
+    EvaluationBatch,
+    EvaluationContext,
+    Evaluator,
+    Source,
+    Student,
+    Verifier,
+)
 from freeflow_core.testing.contracts.base import WithTeacher, choose, draws_of
 from freeflow_core.types import Condition, Guidance, describe, index_condition
 
@@ -194,3 +203,38 @@ class VerifierContract(EvaluationScene):
         """The verifier, prepared, and a few images with their conditions."""
         verifier: Verifier = self.build()
         return verifier, *self.real_images(self.prepare(verifier), _FEW)
+
+
+class DistanceContract(EvaluationScene):
+    """Checks of a distance, on handwritten digits unless ``source`` says otherwise."""
+
+    kind: ClassVar[str] = "distance"
+
+    def test_distances_are_0_of_equal_images_and_above_it_of_others(self) -> None:
+        """(N,) floats, the same in a batch of one."""
+        distance, images = self.ready()
+        found = distance.between(images, images.roll(1, 0))
+        self.expect_tensor(found, (_FEW,), "distances")
+        self.expect(bool((found > 0).all()), "distances above 0 of different images", str(found.tolist()))
+        alone = distance.between(images[:1], images[-1:])
+        self.expect_close(alone, found[:1], 1e-3, "a distance that does not depend on the batch")
+        same = float(distance.between(images, images).abs().max())
+        self.expect(same < 1e-3 * float(found.mean()), "0 of equal images", f"{same:.2g}")
+
+    def test_a_step_against_the_gradient_leads_closer(self) -> None:
+        """Gradients flow to the images and point away from the others."""
+        distance, images = self.ready()
+        moved = images.roll(1, 0).requires_grad_()
+        before = distance.between(moved, images).sum()
+        (gradient,) = torch.autograd.grad(before, moved)
+        step = 0.01 * moved.detach().norm() / gradient.norm().clamp_min(1e-12)
+        after = distance.between(moved.detach() - step * gradient, images).sum()
+        self.expect(bool(after < before), "a smaller distance after a small step", f"{after:.4g} from {before:.4g}")
+
+    def ready(self) -> tuple[Distance, Tensor]:
+        """The distance, and images in [-1, 1]."""
+        distance: Distance = self.build()
+        builder = self.builder()
+        codec, reference = builder.build("codec", choose(self.codec)), builder.build("source", choose(self.source))
+        context = EvaluationContext(builder.device, codec, reference=reference)
+        return distance, self.real_images(context, _FEW)[0].float() / 127.5 - 1

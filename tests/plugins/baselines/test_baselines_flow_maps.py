@@ -4,15 +4,24 @@ from typing import Any
 
 import pytest
 import torch
-from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
+from exact_maps import (
+    ClassTeacher,
+    ExactGaussianStudent,
+    ExactGuidedStudent,
+    PlainStudent,
+    RandomStudent,
+    gaussian_teacher,
+)
 from freeflow_baselines.config import EulerianConfig, LagrangianConfig
 from freeflow_baselines.eulerian import Eulerian
 from freeflow_baselines.lagrangian import Lagrangian
 from freeflow_baselines.shared import TIME_WEIGHT, time_pairs
+from freeflow_guidance.autoguidance import AutoguidedTeacher
 from objective_helpers import GivenDraws, build, flip_derivatives, losses, parameter_gradients, progress, spied, step
 
 from freeflow_core.math.flow import logit_normal
 from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.testing.exact import GaussianTeacher
 from freeflow_core.types import Batch
 
 ROWS = 256
@@ -74,6 +83,35 @@ def test_guided_teacher(name):
     made = objective_of(name, gradient="target", guidance_min=1.0, guidance_max=3.0)
     found = losses(made, ExactGuidedStudent(teacher), teacher, GivenDraws(ROWS), x, labels)["student"]
     assert found.per_sample.detach().max().sqrt() < 1e-10
+
+
+class AutoguidedStudent(PlainStudent):
+    """The map of a Gaussian guided by a wider one of zero mean: x_s / x_t = (a_s / a_t)^g (b_s / b_t)^(1-g)."""
+
+    def __init__(self, main, guide):
+        super().__init__()
+        self.stds, self.sample_shape = (main.std, guide.std), main.sample_shape
+        self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x_t, t, s, condition, guidance):
+        main, guide = (
+            0.5 * torch.log(((1 - s) ** 2 * std**2 + s**2) / ((1 - t) ** 2 * std**2 + t**2))
+            for s, t in [(s[:, None], t[:, None])]
+            for std in self.stds
+        )
+        return -torch.expm1(guidance[:, None] * main + (1 - guidance[:, None]) * guide) * x_t / (t - s)[:, None]
+
+
+def test_autoguidance_is_a_teacher_like_any_other():
+    zero, std = torch.zeros(3, dtype=torch.float64), torch.tensor([0.4, 0.8, 1.5], dtype=torch.float64)
+    main, guide = GaussianTeacher(zero, std), GaussianTeacher(zero, 1.5 * std)
+    for teacher, low, high in (
+        (AutoguidedTeacher(main, guide), 0.0, 1e-10),
+        (AutoguidedTeacher(guide, main), 0.1, torch.inf),
+    ):
+        made = eulerian(guidance_min=1.0, guidance_max=3.0, instant_share=0.0)
+        found = losses(made, AutoguidedStudent(main, guide), teacher, GivenDraws(ROWS), data())["student"]
+        assert low <= found.per_sample.detach().max().sqrt() < high
 
 
 def setting(student, teacher, config):
@@ -168,6 +206,13 @@ def test_times():
     torch.testing.assert_close(t - s, logit_normal(draws.uniform("time"), -0.5, 1.2))
     torch.testing.assert_close(s / (1 - (t - s)), draws.uniform("end-time"))
     assert t.max() < 1
+
+
+def test_instants_are_asked_of_data_alone():
+    assert LagrangianConfig().instant_share == 0
+    assert LagrangianConfig(velocity="data").instant_share == 0.75
+    assert LagrangianConfig(velocity="data", instant_share=0.5).instant_share == 0.5
+    assert EulerianConfig().instant_share == 0.75  # it diverges without
 
 
 @pytest.mark.parametrize("name", ["lagrangian", "eulerian"])

@@ -11,8 +11,11 @@ from freeflow_baselines.pairs import PairRegression, end_point
 from freeflow_toy.config import MLPPolicyStudentConfig
 from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import TeacherSpy, philox, spied, step
+from pydantic import ValidationError
 from torch import nn
 
+from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import BuildContext, Codec, Distance
 from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 
@@ -116,3 +119,46 @@ def test_a_policy_student_is_trained_through_its_rolled_policy():
     models, _, _ = spied(GaussianTeacher(MEAN, STD), student)
     step(objective(solver_steps=2), models, philox(4))["student"].per_sample.mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+
+
+class SquareDistance(Distance):
+    """Of images: their mean square."""
+
+    def between(self, images, others):
+        assert not others.requires_grad
+        return mean_square(images - others)
+
+
+class HalvingCodec(Codec):
+    """Images are half the states."""
+
+    def encode(self, images):
+        raise NotImplementedError
+
+    def decode(self, x):
+        raise NotImplementedError
+
+    def decode_with_gradient(self, x):
+        return x / 2
+
+
+def test_a_distance_looks_at_the_codecs_images():
+    asked = []
+
+    def component(kind, name, options):
+        asked.append((kind, name, options))
+        return SquareDistance()
+
+    context = BuildContext(torch.device("cpu"), 0, component, codec=HalvingCodec())
+    models, _, _ = spied(GaussianTeacher(MEAN, STD), GaussianStudent(MEAN + 0.5, STD))
+    plain = step(objective(solver_steps=4), models, philox(8))["student"].per_sample
+    choice = {"name": "perceptual", "features": "mnist"}
+    for weight in (0.0, 2.0):
+        config = PairsConfig(solver_steps=4, distance=choice, square_weight=weight)
+        found = step(PairRegression.from_config(config, context), models, philox(8))["student"].per_sample
+        torch.testing.assert_close(found, (0.25 + weight) * plain)
+    assert asked[0] == ("distance", "perceptual", {"features": "mnist"})
+    with pytest.raises(ConfigError, match="images"):
+        PairRegression.from_config(config, BuildContext(torch.device("cpu"), 0, component))
+    with pytest.raises(ValidationError):
+        PairsConfig(mode="rectified-flow", distance=choice)

@@ -7,7 +7,7 @@ import torch
 from exact_maps import MEAN, STD, teacher_and_student
 from freeflow_baselines.config import ScoreDistillationConfig
 from freeflow_baselines.score_distillation import FAKE_VELOCITY, ScoreDistillation, noise_levels
-from objective_helpers import TeacherSpy, philox, progress, spied, step
+from objective_helpers import Spy, TeacherSpy, philox, progress, spied, step
 
 from freeflow_core.config import OptimizerConfig
 from freeflow_core.interfaces import Model, Models
@@ -80,8 +80,7 @@ def test_published_weights():
     fake = exact_fake(student)
     x, draws = MEAN + 1.3 * STD * philox(32).noise("prior", (3,)), philox(32)
     for weighting in WEIGHTINGS:
-        config = ScoreDistillationConfig(weighting=weighting)
-        t = noise_levels(draws.uniform("noise-level"), config)
+        t = noise_levels(draws.uniform("noise-level"), 0.02, 0.98, "uniform")
         time, noise = t[:, None], draws.noise("noise", (3,))
         x_t = (1 - time) * x + time * noise
         v, v_fake = teacher.velocity(x_t, t, None), fake(x_t, t, t, None, None).detach()
@@ -131,7 +130,7 @@ def test_the_fake_velocity_learns_flow_matching_on_the_samples_alone():
     step(objective(), models, philox(8))["student"].per_sample.mean().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in fake.parameters())
     # Var[n - x | x_t] of N(m, a^2): a^2 / ((1 - t)^2 a^2 + t^2), the least loss there is.
-    t = noise_levels(philox(20_000).uniform("noise-level"), ScoreDistillationConfig())[:, None]
+    t = noise_levels(philox(20_000).uniform("noise-level"), 0.02, 0.98, "uniform")[:, None]
     a = 1.3 * STD
     floor = (a**2 / ((1 - t) ** 2 * a**2 + t**2)).mean()
     assert abs(float(found[FAKE_VELOCITY].per_sample.detach().mean() - floor)) < 0.05
@@ -165,16 +164,52 @@ def test_the_fake_velocity_is_never_guided_but_knows_the_weight():
 
 def test_noise_levels():
     uniform = philox(4000).uniform("noise-level")
-    t = noise_levels(uniform, ScoreDistillationConfig())
+    t = noise_levels(uniform, 0.02, 0.98, "uniform")
     assert t.min() >= 0.02
     assert t.max() <= 0.98
     assert abs(float(t.mean()) - 0.5) < 0.02
-    sigma = noise_levels(torch.tensor([1 - 1e-12, 0.5, 1e-12]).double(), edm := edm_levels())
+    sigma = noise_levels(torch.tensor([1 - 1e-12, 0.5, 1e-12]).double(), 0.02, 0.98, "edm")
     sigma = sigma / (1 - sigma)
     ends = [(0.002 ** (1 / 7) + share * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7 for share in (0.02, 0.5, 0.98)]
     torch.testing.assert_close(sigma, torch.tensor(ends, dtype=torch.float64))
-    assert edm.time_low == 0.02
 
 
-def edm_levels():
-    return ScoreDistillationConfig(time_distribution="edm")
+# -- DMD's options -----------------------------------------------------------------------------------------------------
+
+
+def test_the_critic_has_noise_levels_of_its_own():
+    teacher, student = teacher_and_student()
+    spy, fake = TeacherSpy(teacher), Spy(exact_fake(student))
+    models, _, _ = spied(spy, student, **{FAKE_VELOCITY: fake})
+    models[FAKE_VELOCITY] = Model(fake, fake)
+    shared = step(objective(), models, philox(64))["student"].per_sample
+    found = step(objective(critic_times=(0.5, 1.0)), models, philox(64))
+    assert fake.gradient == [True, True, False]  # shared; the critic's own, and the student's question
+    own = noise_levels(philox(64).uniform("critic-noise-level"), 0.5, 1.0, "uniform")
+    torch.testing.assert_close(fake.calls[1][1], own)
+    assert torch.equal(spy.calls[0][1], spy.calls[1][1])
+    torch.testing.assert_close(found["student"].per_sample, shared)  # an exact critic is exact at every level
+
+
+def test_edms_weight_of_the_critic_is_that_of_its_denoiser():
+    teacher, student = teacher_and_student()
+    fake = GaussianStudent(MEAN + 0.3, STD)
+    models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: fake})
+    draws = philox(64)
+    found = step(objective(critic_weighting="edm", data_std=0.7), models, draws)[FAKE_VELOCITY].per_sample
+    x, noise = MEAN + STD * draws.noise("prior", (3,)), draws.noise("noise", (3,))
+    t = noise_levels(draws.uniform("noise-level"), 0.02, 0.98, "uniform")
+    x_t, sigma = (1 - t[:, None]) * x + t[:, None] * noise, t / (1 - t)
+    denoised = x_t - t[:, None] * fake(x_t, t, t, None, None)
+    torch.testing.assert_close(found, (sigma**-2 + 0.7**-2) * mean_square(denoised - x))
+
+
+def test_the_regression_pulls_samples_to_the_teachers_end_points():
+    options = {"regression_weight": 0.25, "solver_steps": 16}
+    for factor in (1.0, 1.3):
+        teacher, student = teacher_and_student(std=factor * STD)
+        models, _, _ = spied(teacher, student, **{FAKE_VELOCITY: exact_fake(student)})
+        plain, found = (step(objective(**o), models, philox(64))["student"].per_sample for o in ({}, options))
+        z = philox(64).noise("prior", (3,))
+        expected = mean_square((factor - 1) * STD * z)
+        torch.testing.assert_close(4 * (found - plain), expected, atol=1e-2, rtol=0.1)

@@ -34,7 +34,9 @@ def spied(objective, teacher, rows=ROWS, **given):
 
 def test_one_gradient_pass_one_teacher_call_and_a_derivative_of_the_moving_rows_alone():
     teacher = ClassTeacher()
-    wrapped, bare, loss = spied(mean_flow(guidance_min=2.0, guidance_max=2.0, derivative="central"), teacher)
+    wrapped, bare, loss = spied(
+        mean_flow(guidance_min=2.0, guidance_max=2.0, derivative="central", instant_share=0.75), teacher
+    )
     assert [len(call[0]) for call in wrapped.calls] == [ROWS]
     assert wrapped.gradient == [True]
     assert teacher.calls == [2 * ROWS]  # conditional and unconditional, at once
@@ -51,7 +53,7 @@ def test_one_gradient_pass_one_teacher_call_and_a_derivative_of_the_moving_rows_
 
 def test_share_of_instants_and_the_distribution_of_times():
     draws = PhiloxDraws(0, torch.arange(4000))
-    t, s, moving = time_pairs(draws, MeanFlowConfig())
+    t, s, moving = time_pairs(draws, MeanFlowConfig(velocity="data"))
     assert int((t == s).sum()) == 3000
     assert len(moving) == 1000
     assert (s[moving] < t[moving]).all()
@@ -66,6 +68,8 @@ def test_share_of_instants_and_the_distribution_of_times():
     assert (s <= t).all()
     assert torch.equal(s[moving], logit_normal(draws.uniform("end-time"), -4.0, 1.6)[moving])
     assert len(time_pairs(draws, ImprovedMeanFlowConfig())[2]) == 2000
+    assert len(time_pairs(draws, MeanFlowConfig())[2]) == 4000  # the teacher says what the instants are
+    assert len(time_pairs(draws, MeanFlowConfig(velocity="data", instant_share=0.25))[2]) == 3000
 
 
 def test_reduction_is_a_sum_with_the_power_law_weight():

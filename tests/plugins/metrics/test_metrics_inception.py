@@ -13,6 +13,7 @@ from freeflow_metrics.frechet import FrechetEvaluator, reference_statistics
 from freeflow_metrics.plugin import INCEPTION
 from pydantic import ValidationError
 from torch import nn
+from torch.nn import functional
 
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.interfaces import EvaluationBatch
@@ -38,7 +39,7 @@ class StandInInception(nn.Module):
         super().__init__()
         self.layers = StandInLayers()
 
-    def forward(self, x, return_features=False):
+    def forward(self, x, return_features: bool = False):  # TorchScript reads this annotation
         return self.layers((x - 128) / 128) + 1
 
 
@@ -80,6 +81,17 @@ def test_grey_images_are_repeated_to_three_channels(folder):
     torch.testing.assert_close(network.features(grey), network.features(grey.repeat(1, 3, 1, 1)))
     with pytest.raises(ConfigError, match="1 or 3 channels"):
         network.features(images(channels=2))
+
+
+@pytest.mark.parametrize("resize", ["clean", "legacy-tensorflow"])
+def test_pooled_features_have_a_gradient_too(folder, resize):
+    smooth = functional.interpolate(images(channels=1).float()[:, :, :4, :4] / 127.5 - 1, size=16, mode="bilinear")
+    pictures = smooth.requires_grad_()
+    network = InceptionFeatures(folder, resize)
+    (layer,) = network.layers(pictures)
+    expected = network.features(((smooth + 1) * 127.5).round().to(torch.uint8))
+    torch.testing.assert_close(layer, expected, rtol=0.02, atol=0.02)
+    assert torch.autograd.grad(layer.sum(), pictures)[0].abs().max() > 0
 
 
 def test_scores_bear_the_established_names(folder, evaluation_context, score_row, monkeypatch):

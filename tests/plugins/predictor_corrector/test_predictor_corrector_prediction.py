@@ -9,6 +9,7 @@ from freeflow_predictor_corrector.prediction import predict
 from objective_helpers import Spy, models, parameter_gradients, philox, progress, step
 
 from freeflow_core.interfaces import Model
+from freeflow_core.objective_kit.options import DerivativeOptions
 from freeflow_core.objective_kit.passes import Jumps, duration_derivative
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 
@@ -91,7 +92,8 @@ def _derivative(student, z, d, method, step):
     one = torch.ones_like(d)
     value = student(z, one, 1 - d, None, one).detach()
     model = Model(student, student)
-    return duration_derivative(model, Jumps(z, one, 1 - d, None, one), value=value, method=method, step=step)
+    options = DerivativeOptions(derivative=method, derivative_step=step)
+    return duration_derivative(model, Jumps(z, one, 1 - d, None, one), value=value, options=options)
 
 
 EDGES = torch.tensor([1.0, 1.0 - 1e-4, 0.999, 0.5, 0.3, 1e-3, 1e-9], dtype=torch.float64)
