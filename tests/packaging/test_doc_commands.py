@@ -61,7 +61,7 @@ SMALL = {
 """Settings that come last on the line. What the end of a run does is tested elsewhere."""
 
 _BLOCK = re.compile(r'^```(bash|sh|shell|console)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-_FILE = re.compile(r'^```\w+ title="([^"\s]+\.\w+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r'^```\w+ title="([^"\s/]+\.\w+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _ENVIRONMENT = re.compile(r"^((?:[A-Z_]+=\S+ )*)(.*)$", re.DOTALL)
 
 
@@ -143,10 +143,9 @@ def finished_run(tmp_path_factory):
 
 
 def prepare(page, folder, run):
-    """The files that the page shows, and the runs that it takes for granted."""
+    """The files that the page shows beside packages, and the runs that it takes for granted."""
     text = page.read_text("utf-8")
     for title, content in _FILE.findall(text):
-        (folder / title).parent.mkdir(parents=True, exist_ok=True)
         (folder / title).write_text(content, "utf-8")
     for name in ("digits-freeflow", "my-run"):
         if f"runs/{name}" in text and "freeflow distill\n" not in text.split(f"runs/{name}")[0]:
