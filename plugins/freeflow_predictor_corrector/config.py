@@ -95,8 +95,11 @@ class FreeFlowConfig(PredictionConfig, CorrectionConfig):
     correction_share: float = Field(0.25, gt=0, lt=1, description="Share of the batch's rows that do correction.")
     adaptive: bool = True
     """Scale the correction to the prediction's magnitude; false: lambda = balance_strength."""
-    balance: Literal["raw", "weighted"] = "raw"
-    """Adaptive lambda from plain residual norms, or from norms with the power-law weights."""
+    balance: Literal["raw", "weighted", "signal"] = "raw"
+    """Adaptive lambda from plain residual norms, from norms with the power-law weights, or (this project's addition)
+    the latter times the measured share of signal in the correction, at each noise level."""
+    signal_halflife_images: PositiveFloat = 3200
+    """balance: signal: half-life of the averages that the share of signal is measured from."""
     balance_epsilon: PositiveFloat = 1e-3
     """Offset of lambda's denominator, in units of root mean square velocity."""
 

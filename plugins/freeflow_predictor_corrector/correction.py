@@ -43,11 +43,13 @@ class Correction:
         residual: (C, *D) Delta_N = v_N - v, detached.
         norm: (C,) its root mean square over dimensions.
         weight: (C,) power-law weights; all 1 for power 0.
+        agreement: (C,) <Delta_N, (n - x) - v> over dimensions; its mean is that of <Delta_N, true difference>.
     """
 
     residual: Tensor
     norm: Tensor
     weight: Tensor
+    agreement: Tensor
 
     def per_sample(self, u: Tensor, scale: Tensor) -> Tensor:
         """scale w <u, sg(Delta_N)> / dim, (C,): a surrogate; only its gradient scale w Delta_N / dim has a meaning.
@@ -58,11 +60,15 @@ class Correction:
         return scale * self.weight * (u * self.residual).flatten(1).mean(1)
 
 
-def correct(v_n: Tensor, v: Tensor, *, power: float, epsilon: float) -> Correction:
-    """Delta_N = v_N - v, (C, *D), of the fake velocity and the teacher's at the same noisy samples."""
+def correct(v_n: Tensor, v: Tensor, sampled: Tensor, *, power: float, epsilon: float) -> Correction:
+    """Delta_N = v_N - v, (C, *D), of the fake velocity and the teacher's at the same noisy samples.
+
+    ``sampled`` (C, *D) is n - x: given x_r, its mean is the velocity of the student's noised samples itself.
+    """
     residual = v_n.detach() - v
     square = mean_square(residual)
-    return Correction(residual, square.sqrt(), (square + epsilon).pow(-power))
+    agreement = (residual * (sampled - v)).flatten(1).mean(1)
+    return Correction(residual, square.sqrt(), (square + epsilon).pow(-power), agreement)
 
 
 def balance(prediction_norm: Tensor, correction_norm: Tensor, strength: float, epsilon: float) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import partial
 from typing import Self, final
 
@@ -22,6 +23,7 @@ from freeflow_core.interfaces import (
     Objective,
     Role,
     StartTimes,
+    StatefulObjective,
     Student,
     Teacher,
 )
@@ -82,7 +84,9 @@ class PredictorCorrector(Objective):
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Host indices of the prediction rows and of the correction rows."""
 
-    def scale(self, strength: float, predicted: Prediction | None, corrected: Correction, context: Context) -> Tensor:
+    def scale(
+        self, strength: float, predicted: Prediction | None, corrected: Correction, progress: Progress, context: Context
+    ) -> Tensor:
         """lambda, 0-d: the factor of the correction's gradient; here alpha itself."""
         return corrected.norm.new_full((), strength)
 
@@ -160,25 +164,32 @@ class PredictorCorrector(Objective):
             # own flow matching, whose target is n - x. At s = t = r the average velocity is the instantaneous one.
             v_n = velocity_with_gradient(models[FAKE_VELOCITY], x_r, r, r, labels_back, g[num_ahead:])
             losses[FAKE_VELOCITY] = Loss(mean_square(v_n - linear_velocity(x, n)))
-            corrected = correct(
-                v_n, v[num_ahead:], power=correction.correction_weight_power, epsilon=correction.weight_epsilon
-            )
+            power, epsilon = correction.correction_weight_power, correction.weight_epsilon
+            corrected = correct(v_n, v[num_ahead:], linear_velocity(x, n), power=power, epsilon=epsilon)
             # alpha rises from 0 while the fake velocity learns; lambda brings both gradients to one size.
             warmup = correction.correction_warmup_images
             alpha = correction.balance_strength * (min(1.0, progress.images / warmup) if warmup else 1.0)
-            scale = self.scale(alpha, predicted, corrected, context)
+            scale = self.scale(alpha, predicted, corrected, progress, context)
             per_sample.append(corrected.per_sample(u[num_ahead:], scale))
             terms |= {"correction_residual": corrected.norm.mean(), "balance": scale}
+            terms["correction_signal"] = corrected.agreement.mean() / corrected.norm.square().mean().clamp(min=1e-12)
+            if predicted is not None:
+                back, ahead = corrected.norm * corrected.weight * scale, predicted.norm * predicted.weight
+                terms["correction_share"] = back.sum() / (back.sum() + ahead.sum()).clamp(min=1e-12)
         return {"student": Loss(torch.cat(per_sample), terms), **losses}
 
 
 @final
-class FreeFlow(PredictorCorrector):
+class FreeFlow(PredictorCorrector, StatefulObjective):
     """Prediction and correction on one batch: together better than either alone.
 
     lambda = alpha E||Delta_G|| / (E||Delta_N|| + epsilon) scales the correction's gradient to the prediction's;
     E runs over the global batch. It equates the gradients of one row of either kind; the batch's mean then weighs
     the halves by their shares, so that 25 % of rows carry 25 % of the sum (``balance_strength`` changes that).
+
+    ``balance: signal`` multiplies that by rho = E<Delta_N, (n - x) - v> / E||Delta_N||^2, clamped to [0, 1] and taken
+    from moving averages: n - x is an unbiased sample of the velocity that v_N estimates, so rho Delta_N is the least
+    squares estimate of the true difference, and a correction that is all error of the fake velocity fades.
 
     Raises:
         ConfigError: (from ``losses``) a batch too small to hold rows of both kinds.
@@ -188,6 +199,9 @@ class FreeFlow(PredictorCorrector):
         super().__init__(config, config, config)
         self._config = config
         self.uses_batch_means = config.adaptive
+        # Averages of <Delta_N, (n - x) - v> and ||Delta_N||^2: before the present step, and with it.
+        self._before = self._averages = torch.zeros(2)
+        self._images, self._decay = -1, 0.0
 
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
         ahead, back = draws.split(self._config.correction_share)
@@ -200,14 +214,35 @@ class FreeFlow(PredictorCorrector):
             )
         return ahead, back
 
-    def scale(self, strength: float, predicted: Prediction | None, corrected: Correction, context: Context) -> Tensor:
-        if not self._config.adaptive:
-            return super().scale(strength, predicted, corrected, context)
-        assert predicted is not None
+    def scale(
+        self, strength: float, predicted: Prediction | None, corrected: Correction, progress: Progress, context: Context
+    ) -> Tensor:
+        config = self._config
+        if not config.adaptive or predicted is None:
+            return super().scale(strength, predicted, corrected, progress, context)
         ahead, back = predicted.norm, corrected.norm
-        if self._config.balance == "weighted":
+        if config.balance != "raw":
             ahead, back = ahead * predicted.weight, back * corrected.weight
-        return balance(context.mean(ahead), context.mean(back), strength, self._config.balance_epsilon)
+        scale = balance(context.mean(ahead), context.mean(back), strength, config.balance_epsilon)
+        if config.balance == "signal":
+            scale = scale * self._signal(corrected, progress, context)
+        return scale
+
+    def _signal(self, corrected: Correction, progress: Progress, context: Context) -> Tensor:
+        """rho in [0, 1], 0-d; every micro-batch of a step gets the same."""
+        means = torch.stack([context.mean(corrected.agreement), context.mean(corrected.norm.square())])
+        if progress.images != self._images:
+            self._decay = 0.5 ** ((progress.images - self._images) / self._config.signal_halflife_images)
+            self._before, self._images = self._averages.to(means), progress.images
+        self._averages = self._decay * self._before + (1 - self._decay) * means
+        agreement, square = self._averages
+        return (agreement / square.clamp(min=1e-12)).clamp(0, 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"signal": self._averages, "images": torch.tensor(self._images)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._averages, self._images = state["signal"], int(state["images"])
 
 
 @final
