@@ -278,7 +278,7 @@ def _check_run(run: RunConfig) -> None:
         "long they are.": run.training.stop_at_images is not None,
         "There would be nothing to compare: set evaluation.enabled=true and name at least one evaluator, e.g. "
         "--set 'evaluation.evaluators=[energy-distance, fidelity]'.": not run.evaluation.enabled
-        or not run.evaluation.evaluators,
+        or run.evaluation.evaluators == (),
     }
     for problem, found in problems.items():
         if found:

@@ -95,7 +95,8 @@ class EvaluationConfig(Section):
     every_images: PositiveInt | None = Field(None, description="Evaluate the one-step student during training too.")
     num_samples: PositiveInt = Field(1_000, description="Samples per row of the table.")
     batch_size: PositiveInt = Field(250, description="Samples per batch.")
-    evaluators: tuple[ComponentChoice, ...] = Field((), description="Scores to compute, by name.")
+    evaluators: tuple[ComponentChoice, ...] | None = ()
+    """Scores to compute, by name; null: those that fit the states' shape."""
     reference_sampler: ComponentChoice = Field(default_factory=lambda: ComponentChoice(name="heun"))
     """Sampler of the many-step teacher."""
     reference_steps: PositiveInt = Field(100, description="Its steps.")

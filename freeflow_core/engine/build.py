@@ -157,7 +157,7 @@ def _check_needs(config: RunConfig, objective: Objective, source: Source, teache
     if objective.needs_data and not source.has_data:
         raise ConfigError(
             f"The objective {name!r} trains on data, but the source {config.source.name!r} yields none. "
-            "Choose one, for example --set source=digits."
+            f"{_advice(teacher)}"
         )
     if not objective.needs_data and source.has_data:
         raise ConfigError(
@@ -166,6 +166,22 @@ def _check_needs(config: RunConfig, objective: Objective, source: Source, teache
         )
     if objective.needs_teacher and teacher is None:
         raise ConfigError(f"The objective {name!r} needs a teacher. Choose one with --teacher NAME.")
+
+
+def _advice(teacher: Teacher | None) -> str:
+    """Which source to choose."""
+    if teacher is None:
+        return "Choose one with --source NAME; `freeflow plugins --kind source` lists them."
+    states = f"The teacher works on states of shape {tuple(teacher.sample_shape)}"
+    if teacher.codec is None:
+        return (
+            f"{states}: choose a source of such data with --source NAME; `freeflow plugins --kind source` lists them."
+        )
+    return (
+        f"{states}, made of images by the codec {teacher.codec!r}: choose images of yours with --source image-folder "
+        f"--set source.path=FOLDER --set codec={teacher.codec}, or encode them once with `freeflow encode` and choose "
+        "--source latents."
+    )
 
 
 def _check_fit(

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RunConfig
+from freeflow_core.config.run import EvaluationConfig
 from freeflow_core.engine.build import Builder
+from freeflow_core.errors import ConfigError, FreeflowError, PluginError
 from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
-from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator, StartTimes
-from freeflow_core.types import Scores, index_condition
+from freeflow_core.interfaces import (
+    EvaluationBatch,
+    EvaluationContext,
+    Evaluator,
+    StartTimes,
+)
+from freeflow_core.types import Scores, describe, index_condition
+
+_log = logging.getLogger("freeflow")
 
 OnAdvance = Callable[[str, int, int], None]
 
@@ -71,11 +82,21 @@ class Evaluation:
         self._context = context
         self._teacher, self._student = context.teacher, context.student
         self._on_advance: OnAdvance = on_advance or (lambda row, done, total: None)
-        self._evaluators: list[Evaluator] = [builder.build("evaluator", c) for c in self.config.evaluators]
-        for evaluator in self._evaluators:
-            evaluator.prepare(context)
+        network: Any = context.student or context.teacher
+        self._named = build_evaluators(self.config, builder, context, network.sample_shape)
+        self._evaluators = [evaluator for _, evaluator in self._named]
         self._reference: Reference | None = None
         self._shared = SharedRows() if shared is None else shared
+
+    def check(self) -> None:
+        """Score two samples of the student, or of the teacher, so that what does not fit shows before training.
+
+        Raises:
+            ConfigError: an evaluator that refuses such samples.
+            PluginError: one that breaks on them.
+        """
+        sampler = "one-step" if self._student is not None else "euler"
+        check_evaluators(self._named, self._generator(sampler, 1).batch(torch.arange(2)).shown())
 
     def all_rows(self) -> Scores:
         """The whole table, cheapest reading order: data, teacher, then whatever the student can do."""
@@ -178,6 +199,51 @@ class Evaluation:
     def _generator(self, sampler: ComponentChoice | str, num_steps: int) -> Generator:
         choice = ComponentChoice(name=sampler) if isinstance(sampler, str) else sampler
         return make_generator(self.config, self._builder, self._context, choice, num_steps)
+
+
+SMALL_STATE = 4_096
+"""Entries of a state up to which distances between raw states say something."""
+
+
+def fitting_evaluators(shape: Sequence[int]) -> tuple[ComponentChoice, ...]:
+    """What needs no features: for runs whose teacher has no preset that names better ones."""
+    fidelity, energy = ComponentChoice(name="fidelity"), ComponentChoice(name="energy-distance")
+    return (energy, fidelity) if math.prod(shape) <= SMALL_STATE else (fidelity,)
+
+
+def build_evaluators(
+    config: EvaluationConfig, builder: Builder, context: EvaluationContext, shape: Sequence[int]
+) -> list[tuple[str, Evaluator]]:
+    """The evaluators with their names, prepared. Raises ``ConfigError`` for what one of them misses."""
+    chosen = fitting_evaluators(shape) if config.evaluators is None else config.evaluators
+    if config.evaluators is None:
+        _log.info(
+            f"Evaluators that fit states of shape {tuple(shape)}: {', '.join(choice.name for choice in chosen)}. Name "
+            "others with --set 'evaluation.evaluators=[...]'."
+        )
+    evaluators: list[tuple[str, Evaluator]] = [(choice.name, builder.build("evaluator", choice)) for choice in chosen]
+    for _, evaluator in evaluators:
+        evaluator.prepare(context)
+    return evaluators
+
+
+def check_evaluators(evaluators: Iterable[tuple[str, Evaluator]], batch: EvaluationBatch) -> None:
+    """Whether every evaluator takes such samples. Raises ``ConfigError`` or ``PluginError``, with its name."""
+    for name, evaluator in evaluators:
+        try:
+            evaluator.reset(STUDENT)
+            evaluator.update(batch)
+        except FreeflowError as error:
+            raise ConfigError(
+                f"The evaluator {name!r} cannot score samples of this run: {error} Name evaluators that fit with --set "
+                "'evaluation.evaluators=[...]', or null to have them chosen."
+            ) from error
+        except Exception as error:
+            raise PluginError(
+                f"The evaluator {name!r} failed with {type(error).__name__} on the run's first two samples: "
+                f"{' '.join(str(error).split())}. It was given images {describe(batch.images)} and states "
+                f"{describe(batch.x)}."
+            ) from error
 
 
 def _computed(evaluators: Sequence[Evaluator]) -> dict[str, float]:

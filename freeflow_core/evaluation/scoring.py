@@ -66,9 +66,11 @@ class Scoring:
         self.no_images: str | None = None
 
     def prepare(self) -> None:
-        """Build the evaluators now, so that a missing file shows before training and not after it."""
+        """Build the evaluators and try them now, so that what is missing or unfit shows before training, not after."""
         if self.config.evaluation.enabled:
-            self._open_evaluation()
+            evaluation = self._open_evaluation()
+            if self.can_show():
+                evaluation.check()
 
     def can_show(self) -> bool:
         """Whether there is a codec to make images with. Without one training goes on; why is told once, as a warning.

@@ -51,8 +51,7 @@ def noisy_rows(batch: Batch, draws: Draws, t: Tensor, guidance: Tensor) -> Noisy
     """
     if batch.x is None:
         raise ConfigError(
-            "This objective starts from noised data, but the source yields none. Choose a source with data, such as "
-            "--set source=digits."
+            "This objective starts from noised data, but the source yields none. Choose one with --source NAME."
         )
     noise = draws.noise("noise", tuple(batch.x.shape[1:]))
     x = batch.x.to(noise)

@@ -7,6 +7,7 @@ from freeflow_core.weights.cache import (
     cache_folder,
     cache_usage,
     data_size,
+    offline,
     offline_variable,
 )
 from freeflow_core.weights.download import LoggedProgress, TransferOptions
@@ -25,6 +26,7 @@ __all__ = [
     "cache_usage",
     "data_size",
     "describe_origin",
+    "offline",
     "offline_variable",
     "weights_by_name",
 ]

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self, final
 
@@ -46,6 +47,20 @@ def offline_variable() -> str | None:
     if ours:
         return OFFLINE_VARIABLE if ours not in _NO else None
     return "HF_HUB_OFFLINE" if hubs not in _NO else None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within it nothing is fetched: what is not here raises ``DownloadError``."""
+    before = os.environ.get(OFFLINE_VARIABLE)
+    os.environ[OFFLINE_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[OFFLINE_VARIABLE]
+        else:
+            os.environ[OFFLINE_VARIABLE] = before
 
 
 def data_size(num_bytes: int) -> str:

@@ -46,7 +46,7 @@ def freeflow_weights() -> Iterable[WeightFile]:
 def freeflow_presets() -> Iterable[Preset]:
     """Complete runs: the handwritten digits, and the paper's recipes."""
     return [
-        _distill("digits", "Data-free one-step student of the shipped digits teacher, unguided"),
+        _distill("digits", "Data-free one-step student of the shipped digits teacher, unguided", teacher="digits"),
         _distill("digits-guided", "The same with a guided teacher and the guidance weight as an input"),
         _distill(
             "mnist-latent",

@@ -95,6 +95,9 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_PRESET = "digits"
 """What `freeflow distill` and `freeflow pretrain` do without options."""
 
+ANY_TEACHER = "any-teacher"
+"""What `freeflow distill` does for a teacher without a preset of its own."""
+
 CONFIG_NAME = "config.yaml"
 """The configuration in a run's folder, which --resume goes on with."""
 
@@ -129,9 +132,10 @@ class Request:
             saved = self.resume_in / CONFIG_NAME
             file = saved if saved.is_file() else None
         if preset is None and file is None:  # made for the teacher asked for, or named after the source
-            source = self.components.get("source")
-            preset = registry.preset_for(self.command, self.components.get("teacher"))
-            preset = preset or (source if source in registry.presets(self.command) else DEFAULT_PRESET)
+            teacher, source = self.components.get("teacher"), self.components.get("source")
+            other = ANY_TEACHER if teacher is not None and self.command == "distill" else DEFAULT_PRESET
+            preset = registry.preset_for(self.command, teacher)
+            preset = preset or (source if source in registry.presets(self.command) else other)
         return load_run_config(
             registry,
             self.command,

@@ -17,11 +17,13 @@ from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.optimizer import RoleOptimizer
 from freeflow_core.engine.process import choose_device, free_memory, is_available, planned_device_type
 from freeflow_core.engine.state import RoleState, TrainingState, build_state
-from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import Objective
+from freeflow_core.errors import ConfigError, DownloadError
+from freeflow_core.evaluation.scores import build_evaluators, check_evaluators
+from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext, Objective
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.tools.cost.step import PlannedProcess, RolePlan, StepCost, measure_step, size_of
+from freeflow_core.weights import offline
 
 _log = logging.getLogger(__name__)
 _META, _CPU = torch.device("meta"), torch.device("cpu")
@@ -149,8 +151,30 @@ def make_plan(config: RunConfig, registry: Registry, num_processes: int = 1) -> 
         extrapolated_from=found.measured_rows,
         teacher="" if teacher is None else teacher.provenance,
     )
-    warnings = tuple(warnings_for(plan, config, found.components.objective, found.reason))
-    return dataclasses.replace(plan, warnings=warnings)
+    warnings = [*warnings_for(plan, config, found.components.objective, found.reason)]
+    return dataclasses.replace(plan, warnings=(*warnings, *_check_scoring(config, registry, found.components)))
+
+
+def _check_scoring(config: RunConfig, registry: Registry, components: Components) -> Iterator[str]:
+    """Give the evaluators two empty samples, through the codec, as a run does before its first step.
+
+    Raises :class:`ConfigError` for one that does not fit. What cannot be tried without a download is said in a warning.
+    """
+    if not config.evaluation.enabled or config.evaluation.evaluators == ():
+        return
+    builder = Builder(registry, _CPU, config.seed)
+    shape, teacher, index = tuple(components.student.sample_shape), components.teacher, torch.arange(2)
+    condition = teacher.balanced_condition(index) if teacher is not None else None
+    try:
+        with offline():
+            codec: Codec = builder.build("codec", config.codec)
+            x = torch.zeros(2, *shape)
+            context = EvaluationContext(_CPU, codec, reference=components.reference or components.source)
+            images = codec.decode(x) if x.ndim == 4 else x
+            named = build_evaluators(config.evaluation, builder, context, shape)
+            check_evaluators(named, EvaluationBatch(images, condition, index, x=x, z=x))
+    except DownloadError as error:
+        yield f"Whether the evaluators fit was not tried, for a dry run fetches nothing: {error}"
 
 
 def _without_memory(
