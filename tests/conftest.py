@@ -1,5 +1,6 @@
 """Fixtures for all tests. One thread: contended two-thread runs are many times slower."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from freeflow_core.plugin import Manager, Registry
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is fetched or kept for other runs stays among the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FREEFLOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,15 @@ class EvaluationConfig(Section):
     reference_sampler: ComponentChoice = Field(default_factory=lambda: ComponentChoice(name="heun"))
     """Sampler of the many-step teacher."""
     reference_steps: PositiveInt = Field(100, description="Its steps.")
+    floor: bool = Field(
+        True, description="Score the many-step teacher on other noise against itself: the noise floor of the table."
+    )
+    cache: bool = Field(
+        True, description="Keep the many-step teacher's samples in the cache folder, and take them from there."
+    )
+    teacher_samples: str | None = Field(
+        None, description="File with those samples, a path or PACKAGE:PATH; refused when its settings are others."
+    )
     jump_to: float = Field(0.5, gt=0, lt=1, description="Student jump 1 -> s before the teacher takes over.")
     jump_steps: PositiveInt = Field(4, description="Teacher steps after the jump.")
     few_steps: tuple[PositiveInt, ...] = (2, 4)
@@ -152,8 +161,9 @@ def row_title(row: str, evaluation: EvaluationConfig | None = None) -> str:
         jump = f"student jump to t={evaluation.jump_to:g}, then teacher, {_steps(evaluation.jump_steps)}"
     if match := re.fullmatch(r"(\w+?)_(\d+)_steps?", row):
         return f"{match[1].replace('_', ' ')}, {_steps(int(match[2]))}"
-    titles = {"data": "training images (floor)", "teacher": f"teacher, {many}", "student": "student, 1 step"}
-    return (titles | {"student_jump": jump}).get(row, row.replace("_", " "))
+    titles = {"data": "training images (floor)", "teacher_floor": "teacher, other noise (floor)"}
+    titles |= {"teacher": f"teacher, {many}", "student": "student, 1 step", "student_jump": jump}
+    return titles.get(row, row.replace("_", " "))
 
 
 def _steps(count: int) -> str:

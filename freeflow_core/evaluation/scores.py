@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from freeflow_core.config.run import EvaluationConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, PluginError
 from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
+from freeflow_core.evaluation.teacher_samples import TeacherSamples
 from freeflow_core.interfaces import (
     EvaluationBatch,
     EvaluationContext,
@@ -29,7 +30,8 @@ _log = logging.getLogger("freeflow")
 OnAdvance = Callable[[str, int, int], None]
 
 COST_COLUMNS = ("evaluations", "ms_per_image")
-DATA, TEACHER, TEACHER_1, STUDENT, JUMP = "data", "teacher", "teacher_1_step", "student", "student_jump"
+DATA, FLOOR, TEACHER, TEACHER_1 = "data", "teacher_floor", "teacher", "teacher_1_step"
+STUDENT, JUMP = "student", "student_jump"
 
 _FEW_STEP = {
     StartTimes.ANY: ComponentChoice(name="few-step"),
@@ -77,7 +79,7 @@ class Evaluation:
         on_advance: OnAdvance | None = None,
         shared: SharedRows | None = None,
     ) -> None:
-        self.config = config.evaluation
+        self._run, self.config = config, config.evaluation
         self._builder = builder
         self._context = context
         self._teacher, self._student = context.teacher, context.student
@@ -104,7 +106,10 @@ class Evaluation:
         if data := self._shared_row(DATA, self.data_row):
             scores[DATA] = data
         if self._teacher is not None:
-            scores[TEACHER] = dict(self.reference().scores)
+            reference = self.reference()
+            if floor := self._shared.rows.get(FLOOR):
+                scores[FLOOR] = dict(floor)
+            scores[TEACHER] = dict(reference.scores)
             scores[TEACHER_1] = self._shared_row(TEACHER_1, lambda: self.row(TEACHER_1, self._generator("euler", 1)))
         if self._student is not None:
             scores[STUDENT] = self.student_row()
@@ -123,34 +128,57 @@ class Evaluation:
         return self.row(STUDENT, self._generator("one-step", 1))
 
     def reference(self) -> Reference:
-        """The many-step teacher's samples and scores, computed once."""
-        if self._reference is None and self._shared.reference is not None:
-            self._reference = self._shared.reference
-            self._observe(self._reference)
-        if self._reference is None:
-            generator = self._generator(self.config.reference_sampler, self.config.reference_steps)
-            kept: list[SampleBatch] = []
-            unpaired = self._started(TEACHER, paired=False)
-            for batch in generator.batches(0, self.config.num_samples, self.config.batch_size):
-                kept.append(batch)
-                shown = batch.shown()
+        """The many-step teacher's samples and scores, computed once; with them its row on other noise."""
+        if self._reference is not None:
+            return self._reference
+        number, unpaired = self.config.num_samples, self._started(TEACHER, paired=False)
+        if (known := self._shared.reference) is not None:
+            for batch in self._batches(known.x, known.images):
                 for evaluator in unpaired:
-                    evaluator.observe_reference(shown)
-                    evaluator.update(shown)
-                self._on_advance(TEACHER, int(batch.index[-1]) + 1, self.config.num_samples)
-            scores = _cost(kept) | _computed(unpaired)
-            self._reference = Reference(torch.cat([b.x for b in kept]), torch.cat([b.images for b in kept]), scores)
-            self._shared.reference = self._reference
+                    evaluator.observe_reference(batch)
+            self._reference = known
+            return known
+        x, images, cost = self._teacher_samples()
+        for batch in self._batches(x, images):
+            for evaluator in unpaired:
+                evaluator.observe_reference(batch)
+                evaluator.update(batch)
+        self._reference = self._shared.reference = Reference(x[:number], images[:number], cost | _computed(unpaired))
+        if self.config.floor:
+            unpaired = self._started(FLOOR, paired=False)
+            for batch in self._batches(x, images, number):
+                for evaluator in unpaired:
+                    evaluator.update(batch)
+            self._shared.rows[FLOOR] = _computed(unpaired)
         return self._reference
 
-    def _observe(self, reference: Reference) -> None:
-        """Show another evaluation's many-step samples to the evaluators."""
-        for rows in torch.split(torch.arange(len(reference.x)), self.config.batch_size):
+    def _teacher_samples(self) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """End points, images and what they cost; from an earlier run where one has drawn the same.
+
+        ``num_samples`` of them, and as many again for the row on other noise.
+        """
+        assert self._teacher is not None
+        number, size = self.config.num_samples * (2 if self.config.floor else 1), self.config.batch_size
+        first = self._teacher.balanced_condition(torch.arange(min(number, size)))
+        kept = TeacherSamples(self._run, self._teacher, first, number, self._builder.precision)
+        if (found := kept.load()) is not None:
+            x, evaluations = found[0].to(self._context.device), found[1]
+            images = [self._context.codec.decode(part) if x.ndim == 4 else part for part in torch.split(x, size)]
+            return x, torch.cat(images), {"evaluations": evaluations}
+        generator = self._generator(self.config.reference_sampler, self.config.reference_steps)
+        batches: list[SampleBatch] = []
+        for batch in generator.batches(0, number, size):
+            batches.append(batch)
+            self._on_advance(TEACHER, int(batch.index[-1]) + 1, number)
+        cost, x = _cost(batches), torch.cat([batch.x for batch in batches])
+        kept.save(x, cost["evaluations"])
+        return x, torch.cat([batch.images for batch in batches]), cost
+
+    def _batches(self, x: Tensor, images: Tensor, start: int = 0) -> Iterator[EvaluationBatch]:
+        """Samples from ``start`` on, ``num_samples`` of them, as evaluators see them."""
+        for rows in torch.split(torch.arange(start, start + self.config.num_samples), self.config.batch_size):
             condition = self._teacher.balanced_condition(rows) if self._teacher is not None else None
-            batch = EvaluationBatch(images=reference.images[rows], condition=condition, index=rows, x=reference.x[rows])
-            for evaluator in self._evaluators:
-                if not evaluator.paired:
-                    evaluator.observe_reference(batch)
+            yield EvaluationBatch(images[rows], condition, index=rows, x=x[rows])
 
     def data_row(self) -> dict[str, float]:
         """Training images scored like samples: the floor that sampling noise sets. Empty without training images."""
