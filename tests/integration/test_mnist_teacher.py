@@ -44,7 +44,7 @@ def test_it_is_distilled_and_scored_without_the_data_set(tmp_path):
     )
     freeflow("distill", "--teacher", "mnist", "--output", tmp_path / "run", *sets(*settings))
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert set(scores) == {"teacher", "teacher_1_step", "student", "student_jump"}
+    assert set(scores) == {"teacher_floor", "teacher", "teacher_1_step", "student", "student_jump"}
     assert scores["teacher"]["accuracy"] >= 0.75  # four steps, unguided
     assert scores["teacher_1_step"]["fd"] > 2 * scores["teacher"]["fd"]
     assert (tmp_path / "run" / "comparison.png").stat().st_size > 500

@@ -1,0 +1,114 @@
+"""What a table is made of before it is looked at: evaluators that fit, and the teacher's samples, kept and checked."""
+
+import json
+
+import pytest
+import torch
+
+from freeflow_core import api
+from freeflow_core.engine.run import Run
+from freeflow_core.errors import ConfigError, PluginError
+from freeflow_core.evaluation.scoring import Scoring
+from freeflow_core.network_file import load_tensors, save_tensors
+
+SMALL = (
+    *("training.images=32", "evaluation.enabled=true", "evaluation.num_samples=64", "evaluation.batch_size=32"),
+    *("evaluation.reference_steps=4", "evaluation.evaluators=[energy-distance, fidelity]"),
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FREEFLOW_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "teacher-samples"
+
+
+def scores_of(config, output, manager):
+    return Run(config, "distill", manager, output=output, resume=False, scorer=Scoring).execute().scores
+
+
+def timeless(scores):
+    return {row: {k: v for k, v in values.items() if k != "ms_per_image"} for row, values in scores.items()}
+
+
+def test_the_teachers_samples_are_drawn_once(tiny, tmp_path, manager, cache):
+    first = scores_of(tiny(*SMALL), tmp_path / "first", manager)
+    (kept,) = cache.glob("*.safetensors")
+    tensors, metadata = load_tensors(kept)
+    assert tensors["x"].shape == (128, 2)  # and as many again, for the floor
+    again = scores_of(tiny(*SMALL), tmp_path / "again", manager)
+    assert timeless(again) == timeless(first)
+    assert "ms_per_image" not in again["teacher"]
+    # They are the file's, not drawn anew: others in it show.
+    save_tensors(kept, {"x": tensors["x"] + 5}, metadata)
+    assert scores_of(tiny(*SMALL), tmp_path / "moved", manager)["student"]["energy_teacher"] > 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["teacher.radius=1", "evaluation.reference_steps=5", "evaluation.seed=7", "evaluation.reference_sampler=euler"],
+)
+def test_other_settings_have_other_samples(tiny, tmp_path, manager, cache, change):
+    scores_of(tiny(*SMALL), tmp_path / "first", manager)
+    scores_of(tiny(*SMALL, change), tmp_path / "second", manager)
+    first, second = (load_tensors(path)[0]["x"] for path in cache.glob("*.safetensors"))
+    assert not torch.equal(first, second)
+    named = f"evaluation.teacher_samples={next(cache.glob('*.safetensors'))}"
+    outcomes = []
+    for number, settings in enumerate(((), (change,))):
+        try:
+            scores_of(tiny(*SMALL, *settings, named), tmp_path / f"named-{number}", manager)
+            outcomes.append("")
+        except ConfigError as error:
+            outcomes.append(str(error))
+    assert sorted(map(bool, outcomes)) == [False, True]  # its own settings take it, the others refuse it
+    assert change.split("=")[0].split(".")[-1].removeprefix("reference_")[:5] in max(outcomes) or "teacher" in change
+
+
+def test_samples_that_cannot_be_read_are_drawn_anew(tiny, tmp_path, manager, cache):
+    first = scores_of(tiny(*SMALL), tmp_path / "first", manager)
+    (kept,) = cache.glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert timeless(scores_of(tiny(*SMALL), tmp_path / "again", manager)) == timeless(first)
+
+
+def test_nothing_is_kept_when_asked_not_to(tiny, tmp_path, manager, cache):
+    scores = scores_of(tiny(*SMALL, "evaluation.cache=false", "evaluation.floor=false"), tmp_path / "run", manager)
+    assert not cache.exists()
+    assert "teacher_floor" not in scores
+
+
+def test_the_floor_is_the_teacher_against_itself(tiny, tmp_path, manager, cache):
+    settings = (*SMALL, "evaluation.num_samples=2000", "evaluation.batch_size=500", "evaluation.reference_steps=10")
+    scores = scores_of(tiny(*settings), tmp_path / "run", manager)
+    assert abs(scores["teacher_floor"]["energy_teacher"]) < 0.01 < scores["student"]["energy_teacher"]
+
+
+def test_an_evaluator_that_does_not_fit_is_refused_before_the_first_step(tiny, output, manager):
+    config = tiny(*SMALL, "evaluation.evaluators=[frechet]")
+    with pytest.raises(ConfigError, match="frechet"):
+        Run(config, "distill", manager, output=output, resume=False, scorer=Scoring)
+    with pytest.raises(ConfigError, match="frechet"):
+        api.plan(config)
+    assert not (output / "metrics.jsonl").exists() or not json.loads((output / "run.json").read_text()).get("images")
+
+
+def test_an_evaluator_that_breaks_is_named(tiny, output, manager, monkeypatch):
+    from freeflow_metrics.energy import EnergyDistanceEvaluator
+
+    monkeypatch.setattr(EnergyDistanceEvaluator, "update", lambda self, batch: batch.no_such_thing)
+    with pytest.raises(PluginError, match=r"energy-distance.*AttributeError"):
+        Run(tiny(*SMALL), "distill", manager, output=output, resume=False, scorer=Scoring)
+
+
+def test_a_teacher_without_better_ones_gets_evaluators_that_fit(tiny, output, manager):
+    scores = scores_of(tiny(*SMALL, "evaluation.evaluators=null"), output, manager)
+    assert {"energy_teacher", "fidelity_mse"} <= set(scores["student"])
+
+
+def test_a_dry_run_fetches_nothing(registry, manager, monkeypatch):
+    monkeypatch.delenv("FREEFLOW_OFFLINE", raising=False)
+    from freeflow_core.config import load_run_config
+
+    plan = api.plan(load_run_config(registry, "distill", preset="sit-repa-xl2-256"), manager=manager)
+    assert any("sd-vae" in warning for warning in plan.warnings)
