@@ -24,7 +24,7 @@ from freeflow_core.engine.process import choose_device
 from freeflow_core.engine.run import Membership, Run
 from freeflow_core.engine.run_folder import DEFAULT_PARENT
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
-from freeflow_core.evaluation.scores import DATA, TEACHER_1, SharedRows
+from freeflow_core.evaluation.scores import DATA, FLOOR, TEACHER_1, SharedRows
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.files import write_text
 from freeflow_core.interfaces.journal import now
@@ -192,7 +192,7 @@ class Comparison:
         if key not in self._shared:
             alike = manifest.outcomes([run for run in self._runs if run.variant.evaluation_key == key]).values()
             scores = next((found.scores for found in alike if found.status == FINISHED), {})
-            self._shared[key] = SharedRows(rows={row: scores[row] for row in (TEACHER_1, DATA) if row in scores})
+            self._shared[key] = SharedRows(rows={row: scores[row] for row in (TEACHER_1, DATA, FLOOR) if row in scores})
         return self._shared[key]
 
     def _table(self, manifest: Manifest) -> Table:

@@ -13,7 +13,7 @@ from typing import Any, final
 from freeflow_core.config import EvaluationConfig
 from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.report import markdown_table
-from freeflow_core.evaluation.scores import COST_COLUMNS, DATA, STUDENT, TEACHER, TEACHER_1
+from freeflow_core.evaluation.scores import COST_COLUMNS, DATA, FLOOR, STUDENT, TEACHER, TEACHER_1
 from freeflow_core.files import write_text
 from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.manifest import FAILED, FINISHED, Manifest
@@ -193,7 +193,7 @@ def make_table(manifest: Manifest, runs: Sequence[PlannedRun], score: str | None
         steps=steps,
         budget=manifest.settings["budget"] or "the preset's number of images",
         rows=tuple(map(row, variants)),
-        teacher={row: shown[row] for row in (TEACHER, TEACHER_1, DATA) if shown.get(row)},
+        teacher={row: shown[row] for row in (TEACHER, TEACHER_1, FLOOR, DATA) if shown.get(row)},
         errors={name: found.error for name, found in outcomes.items() if found.error is not None},
         evaluation=evaluation,
     )
