@@ -9,7 +9,7 @@ from typing import Any
 
 from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.config.compare import CompareConfig, load_compare_config
-from freeflow_core.config.load import lay_settings, resolve
+from freeflow_core.config.load import DEFAULT_PRESETS, lay_settings, resolve
 from freeflow_core.engine.run import Run, RunResult
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.scoring import Scoring
@@ -46,7 +46,7 @@ def distill(
     """Train a student from a teacher, evaluate it, and write the run folder.
 
     Args:
-        config: a resolved configuration; None to start from ``preset`` (default ``"digits"``).
+        config: a resolved configuration; None to start from ``preset`` (default ``"mnist"``).
         settings: ``a.b=c`` strings laid over it.
         output: run folder; None for ``runs/<name>``.
         resume: go on from the newest checkpoint of ``output`` (or of the newest run of that name).
@@ -151,7 +151,7 @@ def _run(
 ) -> RunResult:
     manager = manager or Manager.load()
     if config is None:
-        config = resolve_config(command, manager=manager, preset=preset or "digits", settings=settings)
+        config = resolve_config(command, manager=manager, preset=preset or DEFAULT_PRESETS[command], settings=settings)
     elif preset is not None:
         raise ConfigError(
             f"Got a complete configuration and also the preset {preset!r}, which would replace it. Give one of the "

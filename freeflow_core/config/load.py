@@ -23,6 +23,10 @@ _KIND_OF_PATH |= {"reference": "source", "trackers": "tracker"}
 _KIND_OF_PATH |= {"evaluation.evaluators": "evaluator", "evaluation.reference_sampler": "sampler"}
 
 
+DEFAULT_PRESETS = {"distill": "mnist", "pretrain": "digits", "compare": "digits"}
+"""What commands do without options."""
+
+
 def load_run_config(
     registry: Registry,
     command: str,

@@ -169,8 +169,10 @@ class Trainer:
         with torch.no_grad():
             for micro, context in zip(micro_batches, passes, strict=True):
                 self._losses(micro, progress, context)
-        local = torch.stack([torch.stack(context.means) for context in passes]).mean(0)
-        return GlobalMeans(self.accelerator, reduce_mean(self.accelerator, local).unbind())
+        asked = passes[0].means
+        local = torch.stack([torch.cat([mean.flatten() for mean in context.means]) for context in passes]).mean(0)
+        parts = torch.split(reduce_mean(self.accelerator, local), [mean.numel() for mean in asked])
+        return GlobalMeans(self.accelerator, [part.view_as(mean) for part, mean in zip(parts, asked, strict=True)])
 
     def _synchronised(self, last: bool) -> ExitStack:
         """Gradients travel between processes with the last micro-batch only."""
@@ -306,7 +308,7 @@ class LocalMeans(Context):
         self.means: list[Tensor] = []
 
     def mean(self, values: Tensor) -> Tensor:
-        self.means.append(values.detach().mean())
+        self.means.append(values.detach().mean(0))
         return self.means[-1]
 
 
@@ -324,7 +326,7 @@ class GlobalMeans(Context):
 
     def mean(self, values: Tensor) -> Tensor:
         if self._known is None:
-            return reduce_mean(self._accelerator, values.detach().mean())
+            return reduce_mean(self._accelerator, values.detach().mean(0))
         self._next += 1
         return self._known[self._next - 1]
 

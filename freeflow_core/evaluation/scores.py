@@ -17,12 +17,7 @@ from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, PluginError
 from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
 from freeflow_core.evaluation.teacher_samples import TeacherSamples
-from freeflow_core.interfaces import (
-    EvaluationBatch,
-    EvaluationContext,
-    Evaluator,
-    StartTimes,
-)
+from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator, StartTimes
 from freeflow_core.types import Scores, describe, index_condition
 
 _log = logging.getLogger("freeflow")

@@ -80,9 +80,9 @@ class Context(ABC):
 
     @abstractmethod
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of ``values`` (n,) over the *global* batch (all processes and micro-batches), detached, 0-d.
+        """Mean of ``values`` (n,) or (n, k) over the rows of the *global* batch (all processes and micro-batches).
 
-        ``values`` must not depend on another ``mean`` of the same step.
+        Detached: 0-d or (k,). ``values`` must not depend on another ``mean`` of the same step.
         """
 
 

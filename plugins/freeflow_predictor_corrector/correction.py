@@ -44,12 +44,14 @@ class Correction:
         norm: (C,) its root mean square over dimensions.
         weight: (C,) power-law weights; all 1 for power 0.
         agreement: (C,) <Delta_N, (n - x) - v> over dimensions; its mean is that of <Delta_N, true difference>.
+        r: (C,) noise levels, on the host.
     """
 
     residual: Tensor
     norm: Tensor
     weight: Tensor
     agreement: Tensor
+    r: Tensor
 
     def per_sample(self, u: Tensor, scale: Tensor) -> Tensor:
         """scale w <u, sg(Delta_N)> / dim, (C,): a surrogate; only its gradient scale w Delta_N / dim has a meaning.
@@ -60,7 +62,7 @@ class Correction:
         return scale * self.weight * (u * self.residual).flatten(1).mean(1)
 
 
-def correct(v_n: Tensor, v: Tensor, sampled: Tensor, *, power: float, epsilon: float) -> Correction:
+def correct(v_n: Tensor, v: Tensor, sampled: Tensor, r: Tensor, *, power: float, epsilon: float) -> Correction:
     """Delta_N = v_N - v, (C, *D), of the fake velocity and the teacher's at the same noisy samples.
 
     ``sampled`` (C, *D) is n - x: given x_r, its mean is the velocity of the student's noised samples itself.
@@ -68,7 +70,7 @@ def correct(v_n: Tensor, v: Tensor, sampled: Tensor, *, power: float, epsilon: f
     residual = v_n.detach() - v
     square = mean_square(residual)
     agreement = (residual * (sampled - v)).flatten(1).mean(1)
-    return Correction(residual, square.sqrt(), (square + epsilon).pow(-power), agreement)
+    return Correction(residual, square.sqrt(), (square + epsilon).pow(-power), agreement, r)
 
 
 def balance(prediction_norm: Tensor, correction_norm: Tensor, strength: float, epsilon: float) -> Tensor:

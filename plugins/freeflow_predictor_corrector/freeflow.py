@@ -13,6 +13,7 @@ from typing import Self, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
@@ -50,6 +51,8 @@ from freeflow_predictor_corrector.correction import Correction, balance, correct
 from freeflow_predictor_corrector.prediction import Prediction, durations, predict
 
 FAKE_VELOCITY = "fake_velocity"
+SIGNAL_LEVELS = 8
+"""Equal parts of [0, 1] by which the signal of the correction is measured."""
 
 
 class PredictorCorrector(Objective):
@@ -87,7 +90,7 @@ class PredictorCorrector(Objective):
     def scale(
         self, strength: float, predicted: Prediction | None, corrected: Correction, progress: Progress, context: Context
     ) -> Tensor:
-        """lambda, 0-d: the factor of the correction's gradient; here alpha itself."""
+        """lambda, 0-d or (C,): the factor of the correction's gradient; here alpha itself."""
         return corrected.norm.new_full((), strength)
 
     @final
@@ -165,13 +168,13 @@ class PredictorCorrector(Objective):
             v_n = velocity_with_gradient(models[FAKE_VELOCITY], x_r, r, r, labels_back, g[num_ahead:])
             losses[FAKE_VELOCITY] = Loss(mean_square(v_n - linear_velocity(x, n)))
             power, epsilon = correction.correction_weight_power, correction.weight_epsilon
-            corrected = correct(v_n, v[num_ahead:], linear_velocity(x, n), power=power, epsilon=epsilon)
+            corrected = correct(v_n, v[num_ahead:], linear_velocity(x, n), r, power=power, epsilon=epsilon)
             # alpha rises from 0 while the fake velocity learns; lambda brings both gradients to one size.
             warmup = correction.correction_warmup_images
             alpha = correction.balance_strength * (min(1.0, progress.images / warmup) if warmup else 1.0)
             scale = self.scale(alpha, predicted, corrected, progress, context)
             per_sample.append(corrected.per_sample(u[num_ahead:], scale))
-            terms |= {"correction_residual": corrected.norm.mean(), "balance": scale}
+            terms |= {"correction_residual": corrected.norm.mean(), "balance": scale.mean()}
             terms["correction_signal"] = corrected.agreement.mean() / corrected.norm.square().mean().clamp(min=1e-12)
             if predicted is not None:
                 back, ahead = corrected.norm * corrected.weight * scale, predicted.norm * predicted.weight
@@ -187,9 +190,10 @@ class FreeFlow(PredictorCorrector, StatefulObjective):
     E runs over the global batch. It equates the gradients of one row of either kind; the batch's mean then weighs
     the halves by their shares, so that 25 % of rows carry 25 % of the sum (``balance_strength`` changes that).
 
-    ``balance: signal`` multiplies that by rho = E<Delta_N, (n - x) - v> / E||Delta_N||^2, clamped to [0, 1] and taken
-    from moving averages: n - x is an unbiased sample of the velocity that v_N estimates, so rho Delta_N is the least
-    squares estimate of the true difference, and a correction that is all error of the fake velocity fades.
+    ``balance: signal`` multiplies that, at each noise level r, by rho(r) = E<Delta_N, (n - x) - v> / E||Delta_N||^2,
+    clamped to [0, 1] and measured by moving averages: n - x is an unbiased sample of the velocity that v_N estimates,
+    so that rho Delta_N is the least squares estimate of the true difference. A correction that is all error of the fake
+    velocity fades: at the start, at levels where it fails, and at the end.
 
     Raises:
         ConfigError: (from ``losses``) a batch too small to hold rows of both kinds.
@@ -199,8 +203,8 @@ class FreeFlow(PredictorCorrector, StatefulObjective):
         super().__init__(config, config, config)
         self._config = config
         self.uses_batch_means = config.adaptive
-        # Averages of <Delta_N, (n - x) - v> and ||Delta_N||^2: before the present step, and with it.
-        self._before = self._averages = torch.zeros(2)
+        # Averages by level of <Delta_N, (n - x) - v> and ||Delta_N||^2: before the present step, and with it.
+        self._before = self._averages = torch.zeros(2, SIGNAL_LEVELS)
         self._images, self._decay = -1, 0.0
 
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -229,14 +233,17 @@ class FreeFlow(PredictorCorrector, StatefulObjective):
         return scale
 
     def _signal(self, corrected: Correction, progress: Progress, context: Context) -> Tensor:
-        """rho in [0, 1], 0-d; every micro-batch of a step gets the same."""
-        means = torch.stack([context.mean(corrected.agreement), context.mean(corrected.norm.square())])
+        """rho (C,) in [0, 1] of the correction rows; every micro-batch of a step has the same averages."""
+        level = (corrected.r * SIGNAL_LEVELS).long().clamp(max=SIGNAL_LEVELS - 1)
+        rows = one_hot(level, SIGNAL_LEVELS).to(corrected.norm, non_blocking=True)
+        parts = torch.stack([corrected.agreement, corrected.norm.square()], 1)
+        means = context.mean((parts[:, :, None] * rows[:, None]).flatten(1)).view(2, SIGNAL_LEVELS)
         if progress.images != self._images:
             self._decay = 0.5 ** ((progress.images - self._images) / self._config.signal_halflife_images)
             self._before, self._images = self._averages.to(means), progress.images
         self._averages = self._decay * self._before + (1 - self._decay) * means
         agreement, square = self._averages
-        return (agreement / square.clamp(min=1e-12)).clamp(0, 1)
+        return rows @ (agreement / square.clamp(min=1e-12)).clamp(0, 1)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"signal": self._averages, "images": torch.tensor(self._images)}

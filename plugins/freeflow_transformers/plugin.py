@@ -49,10 +49,9 @@ def freeflow_presets() -> Iterable[Preset]:
         _distill("digits", "Data-free one-step student of the shipped digits teacher, unguided", teacher="digits"),
         _distill("digits-guided", "The same with a guided teacher and the guidance weight as an input"),
         _distill(
-            "mnist-latent",
-            "Data-free one-step student of the shipped latent teacher of MNIST's digits",
-            teacher="mnist",
+            "mnist", "Data-free one-step student of the shipped latent teacher of MNIST's digits", teacher="mnist"
         ),
+        _distill("mnist-guided", "The same teacher guided inside an interval of times, as the paper's are"),
         _distill(
             "sit-repa-xl2-256", "SiT-XL/2+REPA at 256 pixels to one step; for GPUs", _paper(256, 1.45, 1.37), "sit-repa"
         ),

@@ -12,7 +12,6 @@ from rich.table import Column
 from rich.text import Text
 
 from freeflow_cli.commands import options
-from freeflow_cli.commands.options import DEFAULT_PRESET
 from freeflow_cli.console import (
     make_table,
     mlflow_commands,
@@ -72,12 +71,13 @@ def compare(
     Exit code 1 when a run failed; the others are finished all the same, and the table is written.
     """
     from freeflow_core.config.compare import load_compare_config
+    from freeflow_core.config.load import DEFAULT_PRESETS
 
     session = Session.of(context)
     components = {"teacher": teacher, "source": source, "student": student}
     resolved = load_compare_config(
         session.registry(),
-        preset=preset if preset or config else DEFAULT_PRESET,
+        preset=preset if preset or config else DEFAULT_PRESETS["compare"],
         file=config,
         overrides=options.overrides(components, seed=seed, name=name),
         comparison={

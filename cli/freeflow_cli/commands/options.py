@@ -67,7 +67,7 @@ StudentName = Annotated[str | None, _named("student", "Network to train.")]
 SourceName = Annotated[str | None, _named("source", "Training data.")]
 CodecName = Annotated[str, _named("codec", "What makes latents of the images.")]
 PresetName = Annotated[
-    str | None, presets(["distill", "pretrain"], "Start from this preset; without it and --config: digits.")
+    str | None, presets(["distill", "pretrain"], "Start from this preset; without it and --config: mnist, or digits.")
 ]
 TrainedStudent = Annotated[
     Path | None, text("--run", "PATH", "Folder of a run, a student file, or a published student.", "--student")
@@ -91,9 +91,6 @@ Device = Annotated[
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
-DEFAULT_PRESET = "digits"
-"""What `freeflow distill` and `freeflow pretrain` do without options."""
 
 ANY_TEACHER = "any-teacher"
 """What `freeflow distill` does for a teacher without a preset of its own."""
@@ -126,6 +123,7 @@ class Request:
         A run that is resumed by its folder goes on with the configuration in it, unless another is named.
         """
         from freeflow_core.config import load_run_config
+        from freeflow_core.config.load import DEFAULT_PRESETS
 
         preset, file, registry = self.preset, self.file, session.registry()
         if preset is None and file is None and self.resume_in is not None:
@@ -133,7 +131,7 @@ class Request:
             file = saved if saved.is_file() else None
         if preset is None and file is None:  # made for the teacher asked for, or named after the source
             teacher, source = self.components.get("teacher"), self.components.get("source")
-            other = ANY_TEACHER if teacher is not None and self.command == "distill" else DEFAULT_PRESET
+            other = ANY_TEACHER if teacher is not None and self.command == "distill" else DEFAULT_PRESETS[self.command]
             preset = registry.preset_for(self.command, teacher)
             preset = preset or (source if source in registry.presets(self.command) else other)
         return load_run_config(

@@ -42,7 +42,7 @@ def distill(
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Distil a teacher into a one-step student. Without options: the digits preset, in minutes on a CPU."""
+    """Distil a teacher into a one-step student. Without options: the mnist preset, in minutes on a CPU."""
     chosen = {"teacher": teacher, "objective": objective, "student": student, "source": source}
     request = Request("distill", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
     train(Session.of(context), request, output, resume, dry_run)
