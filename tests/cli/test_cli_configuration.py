@@ -10,9 +10,9 @@ def shown(result):
     return values
 
 
-def test_cli_config_show_defaults_to_the_digits_preset(freeflow):
+def test_cli_config_show_defaults_to_the_mnist_preset(freeflow):
     values = shown(freeflow("config", "show"))
-    assert values["name"] == "digits"
+    assert values["name"] == "mnist"
     assert values["teacher"] == {
         "name": "wise", "power": 0.25, "mode": "near", "limit": None, "names": [], "inner": {"depth": 2}
     }  # fmt: skip

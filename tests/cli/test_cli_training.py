@@ -1,9 +1,9 @@
-def test_cli_distill_without_options_runs_the_digits_preset(freeflow, api, manager):
+def test_cli_distill_without_options_runs_the_mnist_preset(freeflow, api, manager):
     result = freeflow("distill")
     assert result.exit_code == 0, result.output
     ((command, arguments),) = api.calls
     assert command == "distill"
-    assert arguments["config"].name == "digits"
+    assert arguments["config"].name == "mnist"
     assert (arguments["output"], arguments["resume"], arguments["manager"]) == (None, False, manager)
 
 

@@ -20,7 +20,7 @@ SMALL = (
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "run"
     with pytest.warns(UserWarning, match="unreliable"):
-        return folder, freeflow("distill", "--output", folder, *sets(*SMALL, "evaluation.num_samples=40")).output
+        return folder, freeflow("distill", "--preset", "digits", "--output", folder, *sets(*SMALL, "evaluation.num_samples=40")).output
 
 
 def test_it_says_what_it_did(run):
@@ -34,7 +34,7 @@ def test_it_says_what_it_did(run):
 
 def test_the_scores_are_complete_and_count_evaluations(run):
     scores = json.loads((run[0] / "scores.json").read_text())
-    assert set(scores) == {"data", "teacher", "teacher_1_step", "student", "student_jump"}
+    assert set(scores) == {"data", "teacher_floor", "teacher", "teacher_1_step", "student", "student_jump"}
     evaluations = {name: row["evaluations"] for name, row in scores.items() if name != "data"}
     assert evaluations == {"teacher": 8, "teacher_1_step": 1, "student": 1, "student_jump": 9}
     measured = {"fd_data", "fd_teacher", "kd_data", "accuracy", "spread", "fidelity_mse", "derivative_residual"}
@@ -70,7 +70,7 @@ def test_pretrain_writes_a_teacher_that_distils(tmp_path):
     small = sets(*SMALL, "samples.every_images=null", "evaluation.num_samples=30")
     freeflow("pretrain", "--output", tmp_path / "teacher", *small)
     scores = json.loads((tmp_path / "teacher" / "scores.json").read_text())
-    assert set(scores) == {"data", "teacher", "teacher_1_step"}
+    assert set(scores) == {"data", "teacher_floor", "teacher", "teacher_1_step"}
     checkpoint = f"teacher.checkpoint={tmp_path / 'teacher' / 'student.safetensors'}"
     options = sets(*SMALL, checkpoint, "evaluation.enabled=false")
     result = freeflow("distill", "--teacher", "sit", "--output", tmp_path / "student", *options)
@@ -82,7 +82,7 @@ def test_bad_teacher_checkpoints_are_one_paragraph(run, tmp_path, damage):
     path = tmp_path / "teacher.safetensors"
     if damage == "truncated":
         path.write_bytes((run[0] / "student.safetensors").read_bytes()[:1000])
-    options = ("--teacher", "sit", "--output", tmp_path / "run", *sets(*SMALL, f"teacher.checkpoint={path}"))
+    options = ("--preset", "digits", "--teacher", "sit", "--output", tmp_path / "run", *sets(*SMALL, f"teacher.checkpoint={path}"))
     result = freeflow("distill", *options, exit_code=1)
     assert "Error:" in result.output
     assert "Traceback" not in result.output
@@ -92,9 +92,9 @@ def test_bad_teacher_checkpoints_are_one_paragraph(run, tmp_path, damage):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_default_run_reaches_what_the_readme_says(tmp_path):
-    """The README's claims, measured."""
-    freeflow("distill", "--output", tmp_path / "run", "--set", "trackers=[]")
+def test_the_digits_run_reaches_what_its_page_says(tmp_path):
+    """Claims of docs/reference/digits.md, measured."""
+    freeflow("distill", "--preset", "digits", "--output", tmp_path / "run", "--set", "trackers=[]")
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     floor, teacher, student = scores["data"], scores["teacher"], scores["student"]
     assert teacher["fd_data"] <= 3 * floor["fd_data"]

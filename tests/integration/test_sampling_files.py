@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     """A student after a few steps."""
     folder = tmp_path_factory.mktemp("student") / "run"
     settings = ("training.images=128", "evaluation.enabled=false", "runtime.threads=1", "trackers=[]")
-    freeflow("distill", "--output", folder, *sets(*settings))
+    freeflow("distill", "--preset", "digits", "--output", folder, *sets(*settings))
     return folder
 
 

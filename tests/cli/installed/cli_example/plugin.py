@@ -27,6 +27,8 @@ freeflow_trackers = _offers(_component("mlflow"))
 def freeflow_presets():
     return [
         Preset("digits", "cli_example:presets/digits.yaml", "distill", "Small.", "score 1.5, measured on a test"),
+        Preset("mnist", "cli_example:presets/mnist.yaml", "distill", "The default."),
+        Preset("any-teacher", "cli_example:presets/digits.yaml", "distill", "For a teacher without one."),
         Preset("digits", "cli_example:presets/digits-teacher.yaml", "pretrain", "Its teacher."),
     ]
 
