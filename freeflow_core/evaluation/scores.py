@@ -144,7 +144,7 @@ class Evaluation:
             for batch in self._batches(x, images, number):
                 for evaluator in unpaired:
                     evaluator.update(batch)
-            self._shared.rows[FLOOR] = _computed(unpaired)
+            self._shared.rows[FLOOR] = {"evaluations": cost["evaluations"]} | _computed(unpaired)
         return self._reference
 
     def _teacher_samples(self) -> tuple[Tensor, Tensor, dict[str, float]]:

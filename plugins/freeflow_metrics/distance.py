@@ -19,8 +19,8 @@ from freeflow_metrics.features import FeatureNetwork, batch_features, build_feat
 REFERENCE_SUBJECT = "teacher"
 """The many-step teacher's own row: comparing it with itself says nothing, so such scores are left out there."""
 
-_BLOCK_ELEMENTS = 2**24
-"""Entries of the largest block of differences held at once: 128 MiB of float64."""
+_BLOCK_ELEMENTS = 2**19
+"""Entries of the largest block of differences held at once: 4 MiB of float64, which a cache holds."""
 
 
 class Kept(Protocol):

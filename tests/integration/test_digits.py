@@ -20,7 +20,9 @@ SMALL = (
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "run"
     with pytest.warns(UserWarning, match="unreliable"):
-        return folder, freeflow("distill", "--preset", "digits", "--output", folder, *sets(*SMALL, "evaluation.num_samples=40")).output
+        return folder, freeflow(
+            "distill", "--preset", "digits", "--output", folder, *sets(*SMALL, "evaluation.num_samples=40")
+        ).output
 
 
 def test_it_says_what_it_did(run):
@@ -36,7 +38,7 @@ def test_the_scores_are_complete_and_count_evaluations(run):
     scores = json.loads((run[0] / "scores.json").read_text())
     assert set(scores) == {"data", "teacher_floor", "teacher", "teacher_1_step", "student", "student_jump"}
     evaluations = {name: row["evaluations"] for name, row in scores.items() if name != "data"}
-    assert evaluations == {"teacher": 8, "teacher_1_step": 1, "student": 1, "student_jump": 9}
+    assert evaluations == {"teacher_floor": 8, "teacher": 8, "teacher_1_step": 1, "student": 1, "student_jump": 9}
     measured = {"fd_data", "fd_teacher", "kd_data", "accuracy", "spread", "fidelity_mse", "derivative_residual"}
     assert scores["student"].keys() >= measured
     assert scores["teacher_1_step"]["fidelity_mse"] > 0
@@ -82,7 +84,15 @@ def test_bad_teacher_checkpoints_are_one_paragraph(run, tmp_path, damage):
     path = tmp_path / "teacher.safetensors"
     if damage == "truncated":
         path.write_bytes((run[0] / "student.safetensors").read_bytes()[:1000])
-    options = ("--preset", "digits", "--teacher", "sit", "--output", tmp_path / "run", *sets(*SMALL, f"teacher.checkpoint={path}"))
+    options = (
+        "--preset",
+        "digits",
+        "--teacher",
+        "sit",
+        "--output",
+        tmp_path / "run",
+        *sets(*SMALL, f"teacher.checkpoint={path}"),
+    )
     result = freeflow("distill", *options, exit_code=1)
     assert "Error:" in result.output
     assert "Traceback" not in result.output
