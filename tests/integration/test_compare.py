@@ -256,7 +256,9 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
 
 def test_a_sweep_trains_data_free_objectives_once_and_draws_them_flat(watched, folder):
     manager, watcher = watched
-    config = comparison(manager, "shortcut", "freeflow", seeds=1, sweep="source.std=0.1,0.5")
+    config = comparison(
+        manager, "shortcut", "freeflow", seeds=1, sweep="source.std=0.1,0.5", assignments=("evaluation.cache=false",)
+    )
     result = api.compare(config, output=folder, manager=manager)
     assert (result.status, result.failed) == ("finished", {})
     assert [(row.name, row.value) for row in result.table.rows] == [

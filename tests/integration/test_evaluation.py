@@ -94,7 +94,7 @@ def test_an_evaluator_that_does_not_fit_is_refused_before_the_first_step(tiny, o
 
 
 def test_an_evaluator_that_breaks_is_named(tiny, output, manager, monkeypatch):
-    from freeflow_metrics.energy import EnergyDistanceEvaluator
+    from freeflow_metrics.distance import EnergyDistanceEvaluator
 
     monkeypatch.setattr(EnergyDistanceEvaluator, "update", lambda self, batch: batch.no_such_thing)
     with pytest.raises(PluginError, match=r"energy-distance.*AttributeError"):

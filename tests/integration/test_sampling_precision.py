@@ -52,7 +52,7 @@ def test_the_run_its_scores_and_what_comes_later(precision, seen, manager, tmp_p
     settings = (*SMALL, f"runtime.precision={precision}", "objective.derivative=forward-mode")
     config = api.resolve_config("distill", preset="digits", settings=settings, manager=manager)
     result = api.distill(config, output=tmp_path / "run", manager=manager)
-    assert set(result.scores) == {"data", "teacher", "teacher_1_step", "student", "student_jump"}
+    assert set(result.scores) == {"data", "teacher_floor", "teacher", "teacher_1_step", "student", "student_jump"}
     assert seen == EXPECTED[precision]
     seen.clear()
     api.evaluate(config, student=tmp_path / "run", manager=manager)
