@@ -39,8 +39,18 @@ def freeflow_presets() -> Iterable[Preset]:
     """Teachers trained from these sources, and what becomes of students whose data are not the teacher's."""
     presets = (
         ("mnist", "pretrain", "pretrain-mnist", "A SiT of MNIST's digits, 28x28 in patches of 4, by flow matching"),
-        ("mnist-pixels", "distill", "mnist-pixels", "Data-free one-step student of the teacher that `pretrain --preset mnist` makes"),
-        ("mnist-pixels", "compare", "compare-mnist-pixels", "Six objectives on the MNIST teacher with equally many network passes"),
+        (
+            "mnist-pixels",
+            "distill",
+            "mnist-pixels",
+            "Data-free one-step student of the teacher that `pretrain --preset mnist` makes",
+        ),
+        (
+            "mnist-pixels",
+            "compare",
+            "compare-mnist-pixels",
+            "Six objectives on the MNIST teacher with equally many network passes",
+        ),
         ("fashion-mnist", "pretrain", "pretrain-fashion-mnist", "A SiT of Fashion-MNIST's clothes, likewise"),
         (
             "mismatch",
