@@ -19,7 +19,7 @@ class LocalContext(Context):
     """Means over the rows at hand."""
 
     def mean(self, values):
-        return values.detach().mean()
+        return values.detach().mean(0)
 
 
 class GivenDraws(Draws):

@@ -163,16 +163,16 @@ def test_the_signal_is_the_share_of_the_residual_that_is_true(r, fake_std):
     """Linear fields v = k x_r: E<Delta_N, true difference> / E Delta_N^2 is (k_S - k) / (k_F - k), at every level."""
     std, teacher_std = 0.6, 1.0
 
-    def slope(deviation: float) -> float:
+    def slope(deviation):
         return (r - (1 - r) * deviation**2) / ((1 - r) ** 2 * deviation**2 + r**2)
 
     z = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     n = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     given = {"prior": z[:, None], "correction-noise": n[:, None], "noise-level": torch.full_like(z, 1 - r)}
     student, _ = _pair(0.0, std)
-    networks = models(student, GaussianTeacher(0 * ONE, teacher_std * ONE), _pair(0.0, fake_std)[0])
+    networks = models(student, GaussianTeacher(0 * ONE, teacher_std * ONE), fake_velocity=_pair(0.0, fake_std)[0])
     objective = FreeFlowCorrection(CorrectionConfig(r_distribution="uniform"))
-    found = losses(objective, networks, GivenDraws(4, given))["student"].terms["correction_signal"]
+    found = step(objective, networks, GivenDraws(4, given))["student"].terms["correction_signal"]
     expected = (slope(std) - slope(teacher_std)) / (slope(fake_std) - slope(teacher_std))
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
@@ -180,28 +180,28 @@ def test_the_signal_is_the_share_of_the_residual_that_is_true(r, fake_std):
 @pytest.mark.parametrize(("fake_std", "share"), [(0.6, 1.0), (1.4, 0.0)])
 def test_a_correction_without_signal_fades_and_a_true_one_stays(fake_std, share):
     """A fake velocity that knows the student's samples, and one that points away from the truth."""
-    networks = models(_pair(0.0, 0.6)[0], GaussianTeacher(0 * ONE, ONE), _pair(0.0, fake_std)[0])
+    networks = models(_pair(0.0, 0.6)[0], GaussianTeacher(0 * ONE, ONE), fake_velocity=_pair(0.0, fake_std)[0])
 
-    def scale(mode: str) -> float:
-        found = losses(FreeFlow(FreeFlowConfig(balance=mode)), networks, philox(4000))
+    def scale(mode):
+        found = step(FreeFlow(FreeFlowConfig(balance=mode)), networks, philox(4000))
         return float(found["student"].terms["balance"])
 
     assert scale("signal") == pytest.approx(share * scale("weighted"), rel=0.2, abs=0.02 * scale("weighted"))
 
 
 def test_the_signal_is_averaged_over_steps_and_survives_a_checkpoint():
-    networks = models(_pair(0.0, 0.6)[0], GaussianTeacher(0 * ONE, ONE), _pair(0.0, 0.3)[0])
+    networks = models(_pair(0.0, 0.6)[0], GaussianTeacher(0 * ONE, ONE), fake_velocity=_pair(0.0, 0.3)[0])
     config = FreeFlowConfig(balance="signal", signal_halflife_images=100)
 
-    def scale(objective: FreeFlow, step: int) -> Tensor:
-        at = progress(step=step, images=64 * step)
-        return losses(objective, networks, philox(64, start=64 * step), at=at)["student"].terms["balance"]
+    def scale(objective, number):
+        at = progress(step=number, images=64 * number)
+        return step(objective, networks, philox(64, start=64 * number), at=at)["student"].terms["balance"]
 
     whole, first, second = FreeFlow(config), FreeFlow(config), FreeFlow(config)
-    expected = [scale(whole, step) for step in range(4)]
+    expected = [scale(whole, number) for number in range(4)]
     assert torch.equal(scale(whole, 3), expected[3])  # another micro-batch of the same step changes nothing
-    for step in range(2):
-        scale(first, step)
+    for number in range(2):
+        scale(first, number)
     second.load_state_dict(first.state_dict())
-    assert [scale(second, step) for step in (2, 3)] == expected[2:]
+    assert [scale(second, number) for number in (2, 3)] == expected[2:]
     assert not torch.equal(scale(FreeFlow(config), 3), expected[3])
