@@ -67,8 +67,8 @@ TEACHERS: dict[str, tuple[str | None, dict[str, Any], float, tuple[int, int]]] =
     "mixture-64-guided": (None, vectors(scattered(64, 16, 8), 192, 2.0), 2.0, (204_800, 819_200)),
     "digits": ("digits", {}, 1.0, (28_800, 115_200)),
     "digits-guided": ("digits-guided", {}, 2.5, (28_800, 115_200)),
-    "mnist": ("mnist-latent", {"evaluation": {"guidance_weight": 1.0}}, 1.0, (28_800, 115_200)),
-    "mnist-guided": ("mnist-latent", {}, 1.5, (28_800, 115_200)),
+    "mnist": ("mnist", {}, 1.25, (28_800, 115_200)),
+    "mnist-guided": ("mnist-guided", {}, 1.5, (28_800, 115_200)),
 }
 POWERS = (0.0, 0.5, 1.0)
 VARIANTS: dict[str, dict[str, Any]] = {

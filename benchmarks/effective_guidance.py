@@ -31,7 +31,7 @@ LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @torch.no_grad()
 def effective_guidance(
-    name: str, weight: float, num: int, steps: int, repeats: int, seed: int
+    name: str, guidance: tuple[float, float, float], num: int, steps: int, repeats: int, seed: int
 ) -> list[tuple[float, float]]:
     """(r, g*) for each noise level."""
     manager = Manager.load()
@@ -43,7 +43,9 @@ def effective_guidance(
         builder.build("codec", ComponentChoice(name="pixels")),
         teacher=teacher,
         seed=seed,
-        guidance_weight=weight,
+        guidance_weight=guidance[0],
+        guidance_low=guidance[1],
+        guidance_high=guidance[2],
     )
     batch = generator.batch(torch.arange(num))
     condition = teacher.balanced_condition(batch.index)
@@ -70,16 +72,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="digits")
     parser.add_argument("--guidance-weight", type=float, default=2.5)
+    parser.add_argument("--guidance-low", type=float, default=0.0, help="guided for t in [low, high]")
+    parser.add_argument("--guidance-high", type=float, default=1.0)
     parser.add_argument("--num", type=int, default=2000, help="guided samples")
     parser.add_argument("--steps", type=int, default=30, help="Heun steps")
     parser.add_argument("--repeats", type=int, default=4, help="noise draws per sample and level")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     weight = options.guidance_weight
-    print(f"teacher {options.teacher} guided at {weight:g}: best-fitting guidance of its noised samples")
+    interval = f"[{options.guidance_low:g}, {options.guidance_high:g}]"
+    print(
+        f"teacher {options.teacher} guided at {weight:g} for t in {interval}: best-fitting guidance of its noised samples"
+    )
     print("     r      g*       c")
+    guidance = (weight, options.guidance_low, options.guidance_high)
     for level, best in effective_guidance(
-        options.teacher, weight, options.num, options.steps, options.repeats, options.seed
+        options.teacher, guidance, options.num, options.steps, options.repeats, options.seed
     ):
         print(f"{level:6.2f} {best:7.3f} {(best - 1) / (weight - 1):7.3f}")
 
