@@ -138,7 +138,7 @@ def invoke(command, monkeypatch):
 def finished_run(tmp_path_factory):
     """What most pages start from: the student of a (tiny) first run."""
     folder = tmp_path_factory.mktemp("first") / "digits-freeflow"
-    freeflow("distill", "--output", folder, *sets(*SHORT))
+    freeflow("distill", "--preset", "digits", "--output", folder, *sets(*SHORT))
     return folder
 
 
