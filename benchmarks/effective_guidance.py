@@ -81,9 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     weight = options.guidance_weight
     interval = f"[{options.guidance_low:g}, {options.guidance_high:g}]"
-    print(
-        f"teacher {options.teacher} guided at {weight:g} for t in {interval}: best-fitting guidance of its noised samples"
-    )
+    print(f"{options.teacher} guided at {weight:g} for t in {interval}: guidance that fits its noised samples best")
     print("     r      g*       c")
     guidance = (weight, options.guidance_low, options.guidance_high)
     for level, best in effective_guidance(
