@@ -95,7 +95,7 @@ class FreeFlowConfig(PredictionConfig, CorrectionConfig):
     correction_share: float = Field(0.25, gt=0, lt=1, description="Share of the batch's rows that do correction.")
     adaptive: bool = True
     """Scale the correction to the prediction's magnitude; false: lambda = balance_strength."""
-    balance: Literal["raw", "weighted", "signal"] = "raw"
+    balance: Literal["raw", "weighted", "signal"] = "signal"
     """Adaptive lambda from plain residual norms, from norms with the power-law weights, or (this project's addition)
     the latter times the measured share of signal in the correction, at each noise level."""
     signal_halflife_images: PositiveFloat = 3200
