@@ -71,6 +71,7 @@ class PlainLoop:
         self.rows = config.training.batch_size
         self.num_prediction = self.rows - math.floor(self.rows * options.correction_share + 1e-9)
         self.images = 0
+        self._signal = torch.zeros(8, 2)
         self._weights: list[Tensor] = list(student.parameters())
         self._average: list[Tensor] = list(self.ema.parameters())
         adam = config.training.optimizer
@@ -124,9 +125,17 @@ class PlainLoop:
             square_n = delta_n.square().flatten(1).mean(1)
             weight_n = (square_n + o.weight_epsilon) ** -o.correction_weight_power
             norm_g, norm_n = square_g.sqrt(), square_n.sqrt()
-            if o.balance == "weighted":
+            if o.balance != "raw":
                 norm_g, norm_n = weight_g * norm_g, weight_n * norm_n
             balance = o.balance_strength * norm_g.mean() / (norm_n.mean() + o.balance_epsilon)
+            if o.balance == "signal":
+                # rho = <Delta_N, (n - x) - v> / Delta_N^2, averaged in eight parts of the noise levels.
+                true = (delta_n * (draws.n - x[P:] - v[P:])).flatten(1).mean(1)
+                level, decay = (draws.r * 8).long(), 0.5 ** (self.rows / o.signal_halflife_images)
+                means = torch.zeros(8, 2).to(z).index_add_(0, level, torch.stack([true, square_n], 1)) / len(r)
+                self._signal = decay * self._signal.to(z) + (1 - decay) * means
+                rho = self._signal[:, 0] / self._signal[:, 1].clamp(min=1e-12)
+                balance = balance * rho.clamp(0, 1)[level]
             # All means run over the dimensions of a state and the rows of the batch.
             for_student = torch.cat([_column(weight_g, z) * delta_g, _column(balance * weight_n, z) * delta_n])
             for_fake = 2 * (v_n - (draws.n - x[P:])) / v_n.numel()

@@ -88,7 +88,13 @@ class PredictorCorrector(Objective):
         """Host indices of the prediction rows and of the correction rows."""
 
     def scale(
-        self, strength: float, predicted: Prediction | None, corrected: Correction, progress: Progress, context: Context
+        self,
+        strength: float,
+        predicted: Prediction | None,
+        corrected: Correction,
+        draws: Draws,
+        progress: Progress,
+        context: Context,
     ) -> Tensor:
         """lambda, 0-d or (C,): the factor of the correction's gradient; here alpha itself."""
         return corrected.norm.new_full((), strength)
@@ -172,7 +178,7 @@ class PredictorCorrector(Objective):
             # alpha rises from 0 while the fake velocity learns; lambda brings both gradients to one size.
             warmup = correction.correction_warmup_images
             alpha = correction.balance_strength * (min(1.0, progress.images / warmup) if warmup else 1.0)
-            scale = self.scale(alpha, predicted, corrected, progress, context)
+            scale = self.scale(alpha, predicted, corrected, draws, progress, context)
             per_sample.append(corrected.per_sample(u[num_ahead:], scale))
             terms |= {"correction_residual": corrected.norm.mean(), "balance": scale.mean()}
             terms["correction_signal"] = corrected.agreement.mean() / corrected.norm.square().mean().clamp(min=1e-12)
@@ -205,7 +211,7 @@ class FreeFlow(PredictorCorrector, StatefulObjective):
         self.uses_batch_means = config.adaptive
         # Averages by level of <Delta_N, (n - x) - v> and ||Delta_N||^2: before the present step, and with it.
         self._before = self._averages = torch.zeros(2, SIGNAL_LEVELS)
-        self._images, self._decay = -1, 0.0
+        self._images = -1
 
     def split(self, draws: Draws) -> tuple[Tensor, Tensor]:
         ahead, back = draws.split(self._config.correction_share)
@@ -219,29 +225,35 @@ class FreeFlow(PredictorCorrector, StatefulObjective):
         return ahead, back
 
     def scale(
-        self, strength: float, predicted: Prediction | None, corrected: Correction, progress: Progress, context: Context
+        self,
+        strength: float,
+        predicted: Prediction | None,
+        corrected: Correction,
+        draws: Draws,
+        progress: Progress,
+        context: Context,
     ) -> Tensor:
         config = self._config
         if not config.adaptive or predicted is None:
-            return super().scale(strength, predicted, corrected, progress, context)
+            return super().scale(strength, predicted, corrected, draws, progress, context)
         ahead, back = predicted.norm, corrected.norm
         if config.balance != "raw":
             ahead, back = ahead * predicted.weight, back * corrected.weight
         scale = balance(context.mean(ahead), context.mean(back), strength, config.balance_epsilon)
         if config.balance == "signal":
-            scale = scale * self._signal(corrected, progress, context)
+            scale = scale * self._signal(corrected, draws.batch_size, progress, context)
         return scale
 
-    def _signal(self, corrected: Correction, progress: Progress, context: Context) -> Tensor:
+    def _signal(self, corrected: Correction, batch_size: int, progress: Progress, context: Context) -> Tensor:
         """rho (C,) in [0, 1] of the correction rows; every micro-batch of a step has the same averages."""
         level = (corrected.r * SIGNAL_LEVELS).long().clamp(max=SIGNAL_LEVELS - 1)
         rows = one_hot(level, SIGNAL_LEVELS).to(corrected.norm, non_blocking=True)
         parts = torch.stack([corrected.agreement, corrected.norm.square()], 1)
         means = context.mean((parts[:, :, None] * rows[:, None]).flatten(1)).view(2, SIGNAL_LEVELS)
         if progress.images != self._images:
-            self._decay = 0.5 ** ((progress.images - self._images) / self._config.signal_halflife_images)
             self._before, self._images = self._averages.to(means), progress.images
-        self._averages = self._decay * self._before + (1 - self._decay) * means
+        decay = 0.5 ** (batch_size / self._config.signal_halflife_images)
+        self._averages = decay * self._before + (1 - decay) * means
         agreement, square = self._averages
         return rows @ (agreement / square.clamp(min=1e-12)).clamp(0, 1)
 

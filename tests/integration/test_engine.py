@@ -42,6 +42,8 @@ def test_a_non_finite_step_reaches_no_weights_and_is_raised_at_the_next_reading(
     objective.losses = healthy
     after = run.state.tensors()
     for name, files in before.items():
+        if name == "objective":  # averages of what it measured, not weights
+            continue
         for key, value in files.items():
             assert torch.equal(value, after[name][key]), f"{name} {key} was touched"
     with pytest.raises(NonFiniteError, match=f"{role}/loss"):

@@ -107,6 +107,7 @@ def distance(network, other):
     [
         {"derivative": "one-sided", "weight_power": 0.5, "balance": "weighted"},
         {"derivative": "central", "weight_power": 1.0, "balance": "raw", "balance_strength": 0.5},
+        {"derivative": "one-sided", "balance": "signal", "signal_halflife_images": 20.0},
         {"derivative": "central", "derivative_step": 0.1},  # wide enough that rows near both ends lean inwards
         {"derivative": "one-sided", "derivative_step": 0.1, "correction_weight_power": 0.5, "balance": "weighted"},
     ],

@@ -66,7 +66,7 @@ def test_joint_step_is_prediction_on_its_rows_and_correction_on_its_own():
     teacher, student, fake = ClassTeacher(dims=2), small_student(1), small_student(2)
     networks, draws = models(student, teacher, fake_velocity=fake), philox(16)
     options = {"guidance_max": 3.0}
-    whole = step(FreeFlow(FreeFlowConfig(**options)), networks, draws)
+    whole = step(FreeFlow(FreeFlowConfig(balance="weighted", **options)), networks, draws)
     ahead = step(FreeFlowPrediction(PredictionConfig(**options)), networks, draws)
     back = step(FreeFlowCorrection(CorrectionConfig(**options)), networks, draws)
     first, last = draws.split(0.25)
