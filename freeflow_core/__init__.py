@@ -3,8 +3,6 @@
 Importing this package does not import torch; the names below are loaded on first use.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

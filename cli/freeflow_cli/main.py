@@ -1,7 +1,5 @@
 """Entry point of the ``freeflow`` command: options, errors as paragraphs, the log. No torch."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

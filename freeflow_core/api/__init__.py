@@ -5,8 +5,6 @@
 >>> result.scores["student"]                              # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 from freeflow_core.api.checking import TeacherCheck, check_teacher
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
 from freeflow_core.api.scoring import evaluate, search

@@ -1,7 +1,5 @@
 """Whether a teacher is read as its network means it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trained and published networks: fetched, loaded, exported."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A student and its teacher after training: scored as at the end of a run, or searched with."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Training: a configuration resolved, planned and run; one objective, or several on one teacher."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From configuration to objects, each checked against the interface of its kind."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The full training state on disk, one folder a checkpoint, complete or absent."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ A run asks its teacher and its student once, on a few rows and without gradient,
 here is part of a later step; what a step's losses must be, the trainer says.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Writes the journal of a run, and tells observers and trackers, who cannot stop or change training."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AdamW on the fused path, which clips and skips a non-finite step on the device; averages of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import final
 

@@ -1,7 +1,5 @@
 """This process: its device, precision and memory, the others of its run, and how it is stopped."""
 
-from __future__ import annotations
-
 import atexit
 import gc
 import signal

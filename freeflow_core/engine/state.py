@@ -1,7 +1,5 @@
 """Networks, optimizers and averages of all roles: everything a checkpoint must hold."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Sample grids and the comparison picture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

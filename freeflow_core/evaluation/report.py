@@ -1,7 +1,5 @@
 """``report.md``: what was run, what came out, and what to do next."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 from freeflow_core.config import RunConfig

@@ -1,7 +1,5 @@
 """Samples by index: the noise and the condition of sample i are a function of (seed, i) alone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

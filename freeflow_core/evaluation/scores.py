@@ -1,7 +1,5 @@
 """The table at the end of a run: one row per way of sampling, scored by every evaluator."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pictures, scores and the report of a run. Everything here happens on the main process."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping

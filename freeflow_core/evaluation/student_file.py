@@ -1,7 +1,5 @@
 """A trained student as one file: weights, the component that rebuilds it, and what it was trained for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The many-step teacher's samples, kept between runs: a student is scored against the same ones every time."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -5,8 +5,6 @@ float32. A difference at the end of an interval would ask a network for times it
 each row says how far it may go to either side, and rows near an end lean inwards, at the same order of error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Jumps of a student from data or noise, several asked for in one pass; the teacher's guided field beside."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

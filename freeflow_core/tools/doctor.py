@@ -1,7 +1,5 @@
 """``freeflow doctor``: what is installed, what works, and what to do about the rest."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,7 +1,5 @@
 """``freeflow encode``: states of all images of a source, computed once by a codec and kept in a folder of shards."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping

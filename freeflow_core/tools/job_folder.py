@@ -1,7 +1,5 @@
 """The folder of a job that can be gone on with, and the file in it that says what the job is."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Consistency models in discrete time: two neighbours on one trajectory must name the same end point."""
 
-from __future__ import annotations
-
 import math
 from typing import final
 

@@ -1,7 +1,5 @@
 """Consistency models in continuous time (sCM): the end point must not move along a trajectory."""
 
-from __future__ import annotations
-
 import math
 from typing import Self, final
 

@@ -1,7 +1,5 @@
 """Eulerian distillation: the end point must not move when the start slides along its trajectory."""
 
-from __future__ import annotations
-
 from typing import Self, final
 
 from torch import Tensor

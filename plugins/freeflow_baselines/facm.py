@@ -1,7 +1,5 @@
 """Flow-anchored consistency: a continuous consistency loss, held in place by flow matching on the same network."""
 
-from __future__ import annotations
-
 import math
 from typing import Self, final
 

@@ -1,7 +1,5 @@
 """Flow matching: the instantaneous velocity, learnt from data."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """Inductive moment matching: jumps from t and from r < t to s must lead to the same distribution."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """Lagrangian distillation: the end point, as the end time moves on, must follow the velocity there."""
 
-from __future__ import annotations
-
 from typing import Self, final
 
 import torch

@@ -1,7 +1,5 @@
 """Training on pairs: a noise, and where the teacher's trajectory takes it."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Self, TypeAlias, final

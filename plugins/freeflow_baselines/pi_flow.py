@@ -1,7 +1,5 @@
 """pi-Flow: the network emits a policy, which must answer as the teacher on the states it leads to."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

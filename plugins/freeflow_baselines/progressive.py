@@ -1,7 +1,5 @@
 """Progressive distillation: round by round, one step of the student replaces two of its predecessor."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import final

@@ -1,7 +1,5 @@
 """Score distillation: the distribution of one-step samples is pulled to the teacher's, at every noise level."""
 
-from __future__ import annotations
-
 import copy
 from typing import Self, final
 

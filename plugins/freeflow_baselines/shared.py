@@ -1,7 +1,5 @@
 """What the objectives here share: rows, the field to follow, averaged targets, times, a learned weight of time."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

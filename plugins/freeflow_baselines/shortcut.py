@@ -1,7 +1,5 @@
 """Shortcut models: one step must equal two steps of half its size."""
 
-from __future__ import annotations
-
 import math
 from typing import final
 

@@ -1,7 +1,5 @@
 """Random changes to training images, one after the other, each a function of (seed, image number) alone."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One image file, by Pillow: what it says of itself, and its pixels in the wanted size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A folder of image files: listed, labelled and checked before training starts, decoded when they are asked for."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Classes of the images in a folder: from the sub-folders' names, or from a file."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterable, Mapping

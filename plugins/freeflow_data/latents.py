@@ -1,7 +1,5 @@
 """States that ``freeflow encode`` made beforehand, so that training needs neither the codec nor the images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal, final

@@ -1,7 +1,5 @@
 """MNIST, and the data sets that come in the same four idx files: a magic number, the sizes, then the bytes."""
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Images from an .npz file, such as the samples that evaluation suites exchange."""
 
-from __future__ import annotations
-
 import struct
 import zipfile
 import zlib

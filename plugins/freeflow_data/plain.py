@@ -1,7 +1,5 @@
 """What needs no file and no network: the prior alone, scikit-learn's digits, and pixels as states."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import final

@@ -1,7 +1,5 @@
 """Sources and codecs that ship with freeflow."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

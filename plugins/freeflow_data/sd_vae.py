@@ -1,7 +1,5 @@
 """Stable Diffusion's autoencoder, diffusers' AutoencoderKL, as a codec. Nothing in its files is executed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

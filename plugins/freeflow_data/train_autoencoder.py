@@ -3,8 +3,6 @@
 Trained on the training images alone, so that held-out images stay unseen by what encodes and decodes them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

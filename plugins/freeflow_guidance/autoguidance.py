@@ -1,7 +1,5 @@
 """A teacher that is guided by a weaker version of itself."""
 
-from __future__ import annotations
-
 from typing import Self, final
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Options. No torch here."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from freeflow_core.config.component import ComponentChoice, ComponentConfig

@@ -1,7 +1,5 @@
 """What this plugin offers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, hookimpl

@@ -1,7 +1,5 @@
 """Improved MeanFlow: the tangent is the network's own velocity, so that no label noise enters the derivative."""
 
-from __future__ import annotations
-
 import math
 from typing import final
 

@@ -1,7 +1,5 @@
 """MeanFlow, from a teacher's velocity or from data."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """Registers MeanFlow and improved MeanFlow."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, hookimpl

@@ -1,7 +1,5 @@
 """One training step: one gradient pass, one derivative of the rows with s < t, one question for the velocity."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self, final

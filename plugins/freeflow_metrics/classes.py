@@ -1,7 +1,5 @@
 """What samples show of the classes they were asked to be: whether they are right, and whether they still differ."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """Distances between sets of samples: what such evaluators share, the energy distance, the kernel distance."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar, final

@@ -1,7 +1,5 @@
 """Faithfulness to the teacher: sample by sample, and along the student's own jumps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

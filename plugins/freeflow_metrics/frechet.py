@@ -1,7 +1,5 @@
 """Fréchet distances between Gaussians fitted to features."""
 
-from __future__ import annotations
-
 import warnings
 import zipfile
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 With them a run is scored against images that are not there: `reference_statistics` of the evaluator `frechet`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """A perceptual distance on whatever network turns images into features."""
 
-from __future__ import annotations
-
 from typing import Self, final
 
 import torch

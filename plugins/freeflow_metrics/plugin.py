@@ -1,7 +1,5 @@
 """Evaluators (Fréchet, kernel and energy distance, accuracy, spread, fidelity to the teacher) and verifiers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, WeightFile, hookimpl

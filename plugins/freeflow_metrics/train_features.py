@@ -3,8 +3,6 @@
 Trained on the training split of a source alone, so that held-out images stay unseen by what scores them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

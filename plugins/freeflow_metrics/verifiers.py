@@ -1,7 +1,5 @@
 """Verifiers: what best-of-N search ranks its candidates by."""
 
-from __future__ import annotations
-
 import pkgutil
 from collections.abc import Callable
 from typing import Any, Self, final

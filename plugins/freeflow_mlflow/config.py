@@ -1,7 +1,5 @@
 """Options of the MLflow tracker."""
 
-from __future__ import annotations
-
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from freeflow_core.config.component import ComponentConfig

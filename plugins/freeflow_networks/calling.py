@@ -1,7 +1,5 @@
 """One call of somebody else's network: its conditions, its arguments as it wants them, its answer like the state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, final

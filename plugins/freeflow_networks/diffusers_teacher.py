@@ -3,8 +3,6 @@
 Nothing in the folder is executed, and nothing is fetched.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Self, final

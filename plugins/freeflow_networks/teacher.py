@@ -1,7 +1,5 @@
 """Anybody's network, imported, made or read from a file, with the convention that the user states: a teacher."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

@@ -1,7 +1,5 @@
 """The correction: the distribution of the student's samples is pulled to the teacher's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

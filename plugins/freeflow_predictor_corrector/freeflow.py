@@ -3,8 +3,6 @@
 Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data (2025). The README has the formulas in words.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping

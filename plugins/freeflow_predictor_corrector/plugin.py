@@ -1,7 +1,5 @@
 """Registers FreeFlow's objectives: prediction, correction, and their union."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, Preset, hookimpl

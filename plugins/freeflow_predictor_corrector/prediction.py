@@ -1,7 +1,5 @@
 """The prediction: the student's own path from the prior must follow the teacher's field."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

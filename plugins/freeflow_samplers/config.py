@@ -1,7 +1,5 @@
 """Options of the samplers. No torch here."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt

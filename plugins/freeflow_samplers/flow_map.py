@@ -1,7 +1,5 @@
 """Samplers that jump with a student's flow map, alone or before the teacher."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import final

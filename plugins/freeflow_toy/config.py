@@ -1,7 +1,5 @@
 """Options of the toy teacher and student. No torch here."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal, Self
 

@@ -1,7 +1,5 @@
 """A Gaussian mixture: its exact velocity, where that leads, and exact samples of it as data."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Students of vector states: one residual MLP, smooth in every input, that gives an average velocity or a policy."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Self, final
 

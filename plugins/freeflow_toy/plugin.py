@@ -1,7 +1,5 @@
 """What this plugin offers."""
 
-from __future__ import annotations
-
 from freeflow_core.plugin import Component, hookimpl
 
 freeflow_api = "1"

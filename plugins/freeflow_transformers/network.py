@@ -1,7 +1,5 @@
 """The diffusion transformer: embeddings, blocks whose normalisation is modulated by them (adaLN-Zero), final layer."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Hooks of the transformers plugin."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from freeflow_core.plugin import Component, Preset, WeightFile, hookimpl

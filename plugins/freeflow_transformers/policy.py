@@ -1,7 +1,5 @@
 """A transformer that emits a policy: its last layer, and the student (pi-Flow: Chen et al. 2025)."""
 
-from __future__ import annotations
-
 import math
 from typing import Self, final
 

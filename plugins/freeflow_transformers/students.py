@@ -1,7 +1,5 @@
 """The transformer as a student: a flow map, or a velocity field to become a teacher; and the size it gets."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, final

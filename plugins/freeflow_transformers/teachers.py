@@ -1,7 +1,5 @@
 """Teachers made of one diffusion transformer, which predicts a velocity, or the noise."""
 
-from __future__ import annotations
-
 import importlib.resources
 from pathlib import Path
 from typing import Self, final

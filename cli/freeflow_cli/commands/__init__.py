@@ -1,7 +1,5 @@
 """One file a concept. Nothing here imports torch before a command needs it."""
 
-from __future__ import annotations
-
 import typer
 
 from freeflow_cli.commands import checks, compare, evaluate, plugins, plugins_new, sample, training, weights

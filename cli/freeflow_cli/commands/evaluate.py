@@ -1,7 +1,5 @@
 """``freeflow evaluate`` and ``search``: a trained student scored again, or screening noises for its teacher."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

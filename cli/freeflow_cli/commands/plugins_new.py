@@ -1,7 +1,5 @@
 """``freeflow plugins new``: the beginning of a plugin, an installable package with one small component that works."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.resources
 import importlib.util

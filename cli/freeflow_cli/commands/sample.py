@@ -1,7 +1,5 @@
 """``freeflow sample`` and ``encode``: images of a student or teacher, and latents of a source, as files."""
 
-from __future__ import annotations
-
 import shlex
 from contextlib import closing
 from pathlib import Path

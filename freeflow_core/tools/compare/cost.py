@@ -1,7 +1,5 @@
 """What a step of an objective costs, measured on steps that are thrown away, and what a budget buys at that cost."""
 
-from __future__ import annotations
-
 import gc
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The plan of runs: what each objective trains, with which student and data, and which values of a sweep concern it."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

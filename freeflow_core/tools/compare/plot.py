@@ -1,7 +1,5 @@
 """The figure of a comparison: score over cost, or over a swept setting. matplotlib is loaded when one is made."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The tensors are on the CPU for every device planned for: only there does autocas
 another device would do otherwise (its attention kernel, its autocast rules) is imitated here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final

@@ -1,7 +1,5 @@
 """The plan of a run, as numbers: from a step on fake tensors, or, where that fails, on a few real rows."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping

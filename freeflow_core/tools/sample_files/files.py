@@ -1,7 +1,5 @@
 """Samples on disk: cut into blocks that are finished one by one, and what they make in the end."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

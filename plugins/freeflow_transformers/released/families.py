@@ -5,8 +5,6 @@ are left out where neither is the case. A file whose name could not be confirmed
 repository.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, final

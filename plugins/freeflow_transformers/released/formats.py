@@ -1,7 +1,5 @@
 """The published formats: what a checkpoint is, from the names and shapes of its tensors alone; and how to write one."""
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From the options of a published teacher or student to its network: read, detect, check against what was asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

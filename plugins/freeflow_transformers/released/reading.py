@@ -1,7 +1,5 @@
 """Checkpoint files of any of the formats in use, as named tensors. Loading never executes what a file says."""
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import re
