@@ -39,6 +39,6 @@ def test_a_configuration_and_a_preset_exclude_each_other(manager, started):
     assert not started
 
 
-def test_without_either_it_is_the_digits(manager, started):
+def test_without_either_it_is_the_default_preset(manager, started):
     api.distill(settings=["seed=7"], manager=manager)
-    assert (started[0][1].name, started[0][1].seed) == ("digits-freeflow", 7)
+    assert (started[0][1].name, started[0][1].seed) == ("mnist-freeflow", 7)
