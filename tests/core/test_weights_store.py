@@ -54,6 +54,7 @@ def place_by_hand(store, weight, data):
 def test_the_folder_is_the_users_choice(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("FREEFLOW_CACHE", raising=False)
     if sys.platform == "linux":
         assert cache_folder() == tmp_path / "xdg" / "freeflow"
     monkeypatch.setenv("FREEFLOW_CACHE", "~/here")
