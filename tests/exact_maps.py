@@ -4,7 +4,7 @@ import copy
 
 import torch
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from objective_helpers import NUM_CLASSES, TeacherSpy, philox
+from objective_helpers import NUM_CLASSES, GivenDraws, TeacherSpy, losses, philox
 from torch import Tensor, nn
 
 from freeflow_core.interfaces import AverageVelocityStudent, Teacher
@@ -162,3 +162,26 @@ class RandomStudent(PlainStudent):
 def small_student(seed=0, dtype=torch.float64):
     """In the plane, of two classes."""
     return RandomStudent(2, seed, dtype, NUM_CLASSES)
+
+
+def normal_data(dims=3, rows=256):
+    """Data that no teacher knows: residuals of an exact map vanish at any state."""
+    return GivenDraws(rows, seed=4).noise("x", (dims,))
+
+
+def at_exact_map(objective, sign=1.0, dtype=torch.float64, student=None):
+    """The student's loss at the exact map of a Gaussian teacher, which ``sign`` -1 turns around."""
+    teacher = gaussian_teacher(sign=sign).to(dtype)
+    network = (student or ExactGaussianStudent(teacher)).to(dtype)
+    return losses(objective, network, teacher, GivenDraws(256, dtype=dtype), normal_data(6).to(dtype))["student"]
+
+
+def at_guided_map(objective):
+    """The student's loss at the exact map of two guided classes."""
+    teacher = ClassTeacher()
+    return losses(objective, ExactGuidedStudent(teacher), teacher, GivenDraws(256), *teacher.data(256))["student"]
+
+
+def largest(loss):
+    """Root of the largest row."""
+    return float(loss.per_sample.detach().max().sqrt())

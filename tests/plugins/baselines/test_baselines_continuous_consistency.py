@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
+from exact_maps import RandomStudent, at_exact_map, at_guided_map, gaussian_teacher, largest, normal_data
 from freeflow_baselines.config import ContinuousConsistencyConfig
 from freeflow_baselines.continuous_consistency import ContinuousConsistency, trigflow_tangent
 from freeflow_baselines.shared import TIME_WEIGHT, TimeWeight, weighted_losses
@@ -21,17 +21,13 @@ def scm(**options):
     return build(ContinuousConsistency, ContinuousConsistencyConfig(**options))
 
 
-def data(dims=3, rows=ROWS):
-    return GivenDraws(rows, seed=4).noise("x", (dims,))
-
-
 @pytest.mark.parametrize("std", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
 def test_tangent_is_trigflows_on_any_network(std, warmup):
     """-cos^2 (sd F - dx'/dtau) - r [cos sin x' + sd J_F(cos sin dx', cos sin)], with F made from u, by forward mode."""
     student, teacher = RandomStudent(), gaussian_teacher(3)
     t = logit_normal(GivenDraws(ROWS).uniform("t"), 0.0, 1.5)
-    x_t, ones = data(), torch.ones(ROWS, dtype=torch.float64)
+    x_t, ones = normal_data(), torch.ones(ROWS, dtype=torch.float64)
 
     def f(x, t):
         return x - t[:, None] * student(x, t, 0 * t, None, ones)
@@ -62,12 +58,7 @@ def test_tangent_is_trigflows_on_any_network(std, warmup):
 
 
 def residual(sign=1.0, dtype=torch.float64, **options):
-    teacher = gaussian_teacher(sign=sign).to(dtype)
-    draws = GivenDraws(ROWS, dtype=dtype)
-    found = losses(
-        scm(**{**PLAIN, **options}), ExactGaussianStudent(teacher).to(dtype), teacher, draws, data(6).to(dtype)
-    )
-    return float(found["student"].per_sample.detach().max().sqrt())
+    return largest(at_exact_map(scm(**{**PLAIN, **options}), sign, dtype))
 
 
 def test_the_exact_map_has_no_tangent():
@@ -75,6 +66,7 @@ def test_the_exact_map_has_no_tangent():
     assert residual(dtype=torch.float32) < 1e-5
     assert residual(derivative="central", derivative_step=1e-4) < 1e-5
     assert residual(weighting="learned", tangent_normalisation="norm", prior_weight=True) < 1e-9
+    assert largest(at_guided_map(scm(**PLAIN, guidance_min=2.5, guidance_max=2.5))) < 1e-11
 
 
 def test_wrong_signs_show(monkeypatch):
@@ -83,16 +75,8 @@ def test_wrong_signs_show(monkeypatch):
     assert residual() > 0.1
 
 
-def test_guided_teacher():
-    teacher = ClassTeacher()
-    x, labels = teacher.data(ROWS)
-    made = scm(**PLAIN, guidance_min=2.5, guidance_max=2.5)
-    found = losses(made, ExactGuidedStudent(teacher), teacher, GivenDraws(ROWS), x, labels)["student"]
-    assert found.per_sample.detach().max().sqrt() < 1e-11
-
-
 def gradient_of(student, at=None, **options):
-    found = losses(scm(**{**PLAIN, **options}), student, gaussian_teacher(3), GivenDraws(ROWS), data(), at=at)[
+    found = losses(scm(**{**PLAIN, **options}), student, gaussian_teacher(3), GivenDraws(ROWS), normal_data(), at=at)[
         "student"
     ]
     return parameter_gradients(found.per_sample, student)
@@ -104,7 +88,7 @@ def test_gradient_is_that_of_f_towards_the_normalised_tangent(kind):
     student, teacher = RandomStudent(), gaussian_teacher(3)
     draws = GivenDraws(ROWS)
     t = logit_normal(draws.uniform("time"), -1.0, 1.4)
-    x_t = (1 - t)[:, None] * data() + t[:, None] * draws.noise("noise", (3,))
+    x_t = (1 - t)[:, None] * normal_data() + t[:, None] * draws.noise("noise", (3,))
     v, ones = teacher.velocity(x_t, t, None), torch.ones_like(t)
     u, along = torch.func.jvp(lambda a, b: student(a, b, 0 * b, None, ones), (x_t, t), (v, ones))
     g, rho = trigflow_tangent(u.detach(), v, along.detach(), t, 0.5, 1.0)
@@ -129,8 +113,10 @@ def test_warmup_begins_with_flow_matching_and_ends_with_the_whole_tangent():
 def test_prior_weight_is_one_over_sigma():
     student, teacher, draws = RandomStudent(), gaussian_teacher(3), GivenDraws(ROWS)
     t = logit_normal(draws.uniform("time"), -1.0, 1.4)
-    plain = losses(scm(**PLAIN), student, teacher, draws, data())["student"].per_sample
-    weighted = losses(scm(**{**PLAIN, "prior_weight": True}), student, teacher, draws, data())["student"].per_sample
+    plain = losses(scm(**PLAIN), student, teacher, draws, normal_data())["student"].per_sample
+    weighted = losses(scm(**{**PLAIN, "prior_weight": True}), student, teacher, draws, normal_data())[
+        "student"
+    ].per_sample
     torch.testing.assert_close(weighted, plain * (1 - t) / t)
 
 
@@ -138,7 +124,7 @@ def test_learned_weight_settles_at_the_log_of_the_loss_and_keeps_the_roles_apart
     student, network = RandomStudent(), TimeWeight(1.5).double()
     t, s = GivenDraws(ROWS).uniform("t"), GivenDraws(ROWS).uniform("s")
     assert torch.equal(network(t, s), torch.full((ROWS,), 1.5, dtype=torch.float64))
-    square = (data() * student.second.sum()).square().sum(1) + 0.1
+    square = (normal_data() * student.second.sum()).square().sum(1) + 0.1
     weighted, extra = weighted_losses(models(student, **{TIME_WEIGHT: network}), square, t, s)
     torch.testing.assert_close(weighted, math.exp(-1.5) * square)
     weighted.mean().backward()

@@ -7,10 +7,13 @@ import torch
 from exact_maps import (
     ClassTeacher,
     ExactGaussianStudent,
-    ExactGuidedStudent,
     PlainStudent,
     RandomStudent,
+    at_exact_map,
+    at_guided_map,
     gaussian_teacher,
+    largest,
+    normal_data,
 )
 from freeflow_baselines.config import EulerianConfig, LagrangianConfig
 from freeflow_baselines.eulerian import Eulerian
@@ -50,15 +53,8 @@ def objective_of(name, **options):
     return (lagrangian if name == "lagrangian" else eulerian)(**options)
 
 
-def data(dims=3, rows=ROWS):
-    return GivenDraws(rows, seed=4).noise("x", (dims,))
-
-
 def residual(name, sign=1.0, dtype=torch.float64, **options):
-    teacher = gaussian_teacher(sign=sign).to(dtype)
-    student = ExactGaussianStudent(teacher).to(dtype)
-    found = losses(objective_of(name, **options), student, teacher, GivenDraws(ROWS, dtype=dtype), data(6).to(dtype))
-    return float(found["student"].per_sample.detach().max().sqrt())
+    return largest(at_exact_map(objective_of(name, **options), sign, dtype))
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
@@ -78,11 +74,8 @@ def test_wrong_signs_show(name, options, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
 def test_guided_teacher(name):
-    teacher = ClassTeacher()
-    x, labels = teacher.data(ROWS)
     made = objective_of(name, gradient="target", guidance_min=1.0, guidance_max=3.0)
-    found = losses(made, ExactGuidedStudent(teacher), teacher, GivenDraws(ROWS), x, labels)["student"]
-    assert found.per_sample.detach().max().sqrt() < 1e-10
+    assert largest(at_guided_map(made)) < 1e-10
 
 
 class AutoguidedStudent(PlainStudent):
@@ -110,7 +103,7 @@ def test_autoguidance_is_a_teacher_like_any_other():
         (AutoguidedTeacher(guide, main), 0.1, torch.inf),
     ):
         made = eulerian(guidance_min=1.0, guidance_max=3.0, instant_share=0.0)
-        found = losses(made, AutoguidedStudent(main, guide), teacher, GivenDraws(ROWS), data())["student"]
+        found = losses(made, AutoguidedStudent(main, guide), teacher, GivenDraws(ROWS), normal_data())["student"]
         assert low <= found.per_sample.detach().max().sqrt() < high
 
 
@@ -118,7 +111,7 @@ def setting(student, teacher, config):
     """x_t, t, s, and the teacher's velocity, as the objectives draw them."""
     draws = GivenDraws(ROWS)
     t, s, _ = time_pairs(draws, config)
-    x_t = (1 - t)[:, None] * data() + t[:, None] * draws.noise("noise", (3,))
+    x_t = (1 - t)[:, None] * normal_data() + t[:, None] * draws.noise("noise", (3,))
     return x_t, t, s, teacher.velocity(x_t, t, None)
 
 
@@ -133,7 +126,7 @@ def test_eulerian_residual_is_that_of_the_flow_map_for_any_network():
     # d/dt X(x_t, t, s) + v . grad X, at s = t rows v - u.
     expected = torch.func.jvp(jump, (x_t, t), (v, ones))[1].square().mean(1)
     for options, limit in (({"gradient": "target"}, 1e-10), ({"gradient": "full", "derivative_step": 1e-4}, 1e-5)):
-        found = losses(eulerian(**options), student, teacher, GivenDraws(ROWS), data())["student"].per_sample
+        found = losses(eulerian(**options), student, teacher, GivenDraws(ROWS), normal_data())["student"].per_sample
         torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
 
 
@@ -166,7 +159,7 @@ def reference_gradient(name, gradient, student, teacher):
 def test_gradient_flows_where_the_option_says(name, gradient):
     student, teacher = RandomStudent(), gaussian_teacher(3)
     made = objective_of(name, gradient=gradient, derivative_step=1e-4)
-    found = losses(made, student, teacher, GivenDraws(ROWS), data())["student"].per_sample
+    found = losses(made, student, teacher, GivenDraws(ROWS), normal_data())["student"].per_sample
     mine = parameter_gradients(found, student)
     expected = reference_gradient(name, gradient, student, teacher)
     assert (mine - expected).norm() < 1e-5 * expected.norm()
@@ -186,7 +179,9 @@ def test_ayf_target_is_the_normalised_tangent_with_warmup():
         g = v - u - r * length * along
         target = torch.where((t > s)[:, None], g / (g.norm(dim=1, keepdim=True) + 0.1), g)
         made = eulerian(tangent_normalisation=True, tangent_warmup_fraction=0.2, tangent_warmup_end=0.99)
-        found = losses(made, student, teacher, GivenDraws(ROWS), data(), at=progress(images))["student"].per_sample
+        found = losses(made, student, teacher, GivenDraws(ROWS), normal_data(), at=progress(images))[
+            "student"
+        ].per_sample
         torch.testing.assert_close(found, target.square().mean(1))
     moved = parameter_gradients(found, student)
     torch.testing.assert_close(
@@ -242,8 +237,8 @@ def test_shares_passes_and_roles(name):
 @pytest.mark.parametrize("name", ["lagrangian", "eulerian"])
 def test_learned_weighting_takes_the_sum_over_dimensions(name):
     student, teacher, draws = RandomStudent(), gaussian_teacher(3), GivenDraws(ROWS)
-    plain = losses(objective_of(name), student, teacher, draws, data())
-    learned = losses(objective_of(name, weighting="learned"), student, teacher, draws, data())
+    plain = losses(objective_of(name), student, teacher, draws, normal_data())
+    learned = losses(objective_of(name, weighting="learned"), student, teacher, draws, normal_data())
     assert plain.keys() == {"student"}
     assert learned.keys() == {"student", TIME_WEIGHT}
     torch.testing.assert_close(learned["student"].per_sample, plain["student"].per_sample)  # exp(-log 3) of the sum
@@ -266,11 +261,13 @@ def test_from_the_prior_no_data_is_seen_and_conditions_come_from_the_teacher():
 def test_self_distillation_uses_its_own_velocity_at_the_end_point():
     teacher = gaussian_teacher()
     student, draws = ExactGaussianStudent(teacher), GivenDraws(ROWS)
-    found = losses(lagrangian(velocity="data", gradient="target"), student, None, draws, data(6))["student"].per_sample
+    found = losses(lagrangian(velocity="data", gradient="target"), student, None, draws, normal_data(6))[
+        "student"
+    ].per_sample
     moving, instant = draws.split(0.25)
     assert found[moving].detach().max().sqrt() < 1e-12  # the exact map, although no teacher said so
     t = time_pairs(draws, LagrangianConfig(**PLAIN))[0][instant]
-    x, noise = data(6)[instant], draws.noise("noise", (6,))[instant]
+    x, noise = normal_data(6)[instant], draws.noise("noise", (6,))[instant]
     x_t = (1 - t)[:, None] * x + t[:, None] * noise
     torch.testing.assert_close(found[instant], (student(x_t, t, t, None, None) - (noise - x)).square().mean(1))
 
@@ -278,7 +275,7 @@ def test_self_distillation_uses_its_own_velocity_at_the_end_point():
 @pytest.mark.parametrize("gradient", ["full", "time"])
 def test_differences_with_gradient_run_in_full_precision_under_autocast(gradient):
     student, teacher = RandomStudent(dtype=torch.float32), gaussian_teacher(3).float()
-    draws, x = GivenDraws(ROWS, dtype=torch.float32), data().float()
+    draws, x = GivenDraws(ROWS, dtype=torch.float32), normal_data().float()
     plain = losses(eulerian(gradient=gradient), student, teacher, draws, x)["student"].per_sample
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = losses(eulerian(gradient=gradient), student, teacher, draws, x)["student"].per_sample

@@ -3,7 +3,16 @@
 import freeflow_baselines.shortcut as shortcut_module
 import objective_helpers as helpers
 import torch
-from exact_maps import ClassTeacher, ExactGaussianStudent, PlainStudent, RandomStudent, gaussian_teacher
+from exact_maps import (
+    ClassTeacher,
+    ExactGaussianStudent,
+    PlainStudent,
+    RandomStudent,
+    at_exact_map,
+    gaussian_teacher,
+    largest,
+    normal_data,
+)
 from freeflow_baselines.config import ShortcutConfig
 from freeflow_baselines.shared import TARGET
 from freeflow_baselines.shortcut import Shortcut, shortcut_times
@@ -18,10 +27,6 @@ KEEP = {"label-dropout": torch.ones(ROWS, dtype=torch.float64)}
 
 def shortcut(**options):
     return build(Shortcut, ShortcutConfig(**{"clip": None, **options}))
-
-
-def data(dims=3, rows=ROWS):
-    return GivenDraws(rows, seed=4).noise("x", (dims,))
 
 
 def spied(objective, teacher, draws):
@@ -48,12 +53,9 @@ class EulerStudent(PlainStudent):
         return self.scale.to(x_t) * (x_t - x) / (t - s)[:, None]
 
 
-def residual(sign=1.0, dtype=torch.float64, student=EulerStudent, base_steps=16):
-    teacher = gaussian_teacher().to(dtype)
-    network = student(teacher, base_steps) if student is EulerStudent else student(teacher)
-    made, draws = shortcut(bootstrap_share=0.5, base_steps=base_steps), GivenDraws(ROWS, dtype=dtype)
-    found = losses(made, network.to(dtype), gaussian_teacher(sign=sign).to(dtype), draws, data(6).to(dtype))["student"]
-    return float(found.per_sample.detach().max().sqrt())
+def residual(sign=1.0, dtype=torch.float64, exact=None, base_steps=16):
+    network = EulerStudent(gaussian_teacher(), base_steps) if exact is None else exact
+    return largest(at_exact_map(shortcut(bootstrap_share=0.5, base_steps=base_steps), sign, dtype, network))
 
 
 def test_the_map_of_so_many_euler_steps_is_the_fixed_point():
@@ -63,7 +65,7 @@ def test_the_map_of_so_many_euler_steps_is_the_fixed_point():
 
 
 def test_the_exact_map_is_kept_up_to_the_smallest_size():
-    coarse, fine = (residual(student=ExactGaussianStudent, base_steps=n) for n in (64, 256))
+    coarse, fine = (residual(exact=ExactGaussianStudent(gaussian_teacher()), base_steps=n) for n in (64, 256))
     assert 3 < coarse / fine < 5
 
 
@@ -118,7 +120,7 @@ def test_shares_and_passes():
 
 
 def test_clipping_of_target_and_mid_state():
-    student, teacher, x = RandomStudent(), gaussian_teacher(3), 3 * data()
+    student, teacher, x = RandomStudent(), gaussian_teacher(3), 3 * normal_data()
     draws = GivenDraws(ROWS)
     rows = draws.split(0.5)[1]
     t, d = shortcut_times(draws, rows, 128)

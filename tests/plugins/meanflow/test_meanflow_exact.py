@@ -4,7 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from exact_maps import ClassTeacher, ExactGaussianStudent, ExactGuidedStudent, RandomStudent, gaussian_teacher
+from exact_maps import (
+    ClassTeacher,
+    ExactGaussianStudent,
+    ExactGuidedStudent,
+    RandomStudent,
+    at_exact_map,
+    at_guided_map,
+    gaussian_teacher,
+    largest,
+)
 from freeflow_meanflow.config import ImprovedMeanFlowConfig, MeanFlowConfig
 from freeflow_meanflow.improved import ImprovedMeanFlow
 from freeflow_meanflow.meanflow import MeanFlow
@@ -29,50 +38,37 @@ def data_of(teacher, rows=ROWS):
     return teacher.sample_data(GivenDraws(rows, seed=8))
 
 
-def residual(teacher, truth=None, dtype=torch.float64, **options):
-    """Root of the largest row's sum of squares, with the student exact for ``truth``."""
-    student = ExactGaussianStudent(truth or teacher).to(dtype)
-    x = data_of(truth or teacher).to(dtype)
-    found = losses(mean_flow(**options), student, teacher.to(dtype), GivenDraws(ROWS, dtype=dtype), x)
-    return float(found["student"].per_sample.detach().max().sqrt())
+def residual(sign=1.0, dtype=torch.float64, **options):
+    return largest(at_exact_map(mean_flow(**options), sign, dtype))
 
 
-def test_residual_of_the_exact_map_is_rounding():
-    assert residual(gaussian_teacher()) < 1e-12
-    assert residual(gaussian_teacher(), dtype=torch.float32) < 1e-5
+def test_residual_of_the_exact_map_is_rounding_and_a_wrong_sign_of_the_teacher_shows():
+    assert residual() < 1e-12
+    assert residual(dtype=torch.float32) < 1e-5
+    assert residual(sign=-1) > 0.1
 
 
 @pytest.mark.parametrize(
     ("step", "limit", "method"), [(1e-4, 3e-6, "central"), (5e-3, 1e-2, "central"), (1e-4, 1e-2, "one-sided")]
 )
 def test_differences_come_close(step, limit, method):
-    assert residual(gaussian_teacher(), derivative=method, derivative_step=step) < limit
-
-
-def test_a_wrong_sign_of_the_teacher_shows():
-    assert residual(gaussian_teacher(sign=-1), gaussian_teacher()) > 0.1
+    assert residual(derivative=method, derivative_step=step) < limit
 
 
 @pytest.mark.parametrize("end", [None, -2.0])
 def test_a_wrong_sign_of_the_derivative_shows(monkeypatch, end):
-    assert residual(gaussian_teacher(), end_location=end) < 1e-12
+    assert residual(end_location=end) < 1e-12
     right = passes.line_derivative
     monkeypatch.setattr(passes, "line_derivative", lambda *a, **k: -right(*a, **k))
-    assert residual(gaussian_teacher(), end_location=end) > 0.1
+    assert residual(end_location=end) > 0.1
 
 
 @pytest.mark.parametrize("options", [{"guidance_min": 2.5, "guidance_max": 2.5}, {"guidance_max": 4.0}])
 def test_guided_teacher(options):
-    teacher = ClassTeacher()
-    x, labels = teacher.data(ROWS)
-    draws = GivenDraws(ROWS)
-    exact = losses(mean_flow(**options), ExactGuidedStudent(teacher), teacher, draws, x, labels)["student"]
-    assert exact.per_sample.detach().max().sqrt() < 1e-11
-    unguided = losses(mean_flow(), ExactGuidedStudent(teacher), teacher, draws, x, labels)["student"]
-    assert unguided.per_sample.detach().max().sqrt() < 1e-11
-    wide = {**options, "guidance_interval": (0.0, 0.3)}
-    other = losses(mean_flow(**wide), ExactGuidedStudent(teacher), teacher, draws, x, labels)["student"]
-    assert other.per_sample.detach().max().sqrt() > 0.1  # the student guides everywhere, the teacher now below 0.3
+    assert largest(at_guided_map(mean_flow(**options))) < 1e-11
+    assert largest(at_guided_map(mean_flow())) < 1e-11
+    below = mean_flow(**options, guidance_interval=(0.0, 0.3))
+    assert largest(at_guided_map(below)) > 0.1  # the student guides everywhere, the teacher now below 0.3
 
 
 def pairs_of_paths(velocity, x, noise, t):

@@ -118,17 +118,6 @@ def test_derivative_check_is_logged_at_its_interval():
     assert 1e-6 < on["derivative_relative_error"] < 0.05
 
 
-def test_bf16_autocast_keeps_losses_in_float32():
-    teacher = GaussianTeacher(MEAN[:2].float(), STD[:2].float())
-    student = small_student(dtype=torch.float32)
-    networks = models(student, teacher)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = step(FreeFlowPrediction(PredictionConfig()), networks, philox(8, dtype=torch.float32))["student"]
-        assert student(*[torch.zeros(1, 2)], *[torch.zeros(1)] * 2, None, torch.zeros(1)).dtype == torch.bfloat16
-    assert loss.per_sample.dtype == torch.float32
-    assert all(term.dtype == torch.float32 and term.ndim == 0 for term in loss.terms.values())
-
-
 def test_teacher_is_asked_within_its_own_times():
     teacher = ClassTeacher(dims=2)
     teacher.time_range = (0.2, 0.7)
