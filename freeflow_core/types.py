@@ -144,6 +144,10 @@ class Loss:
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+Losses: TypeAlias = dict[str, Loss]
+"""Losses by role."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """``x`` (N, *D) at the grid's last time, and network evaluations per sample (guided ones count two)."""

@@ -1,54 +1,32 @@
 """The abstract pieces. One class a file, no numerics."""
 
-from freeflow_core.interfaces.build import Buildable
-from freeflow_core.interfaces.build_context import BuildContext
-from freeflow_core.interfaces.codec import Codec, Distance
-from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator, Verifier
-from freeflow_core.interfaces.objective import (
-    Context,
-    Model,
-    Models,
-    Objective,
-    ObjectiveInRounds,
-    Role,
-    StatefulObjective,
-    Transition,
-)
-from freeflow_core.interfaces.sampler import FlowMapSampler, HybridSampler, Sampler, VelocitySampler
-from freeflow_core.interfaces.source import Source, block_starts
-from freeflow_core.interfaces.student import AverageVelocityStudent, Policy, PolicyStudent, StartTimes, Student
-from freeflow_core.interfaces.teacher import ConvertibleTeacher, Teacher
-from freeflow_core.interfaces.tracker import Tracker
-
-__all__ = [
-    "AverageVelocityStudent",
-    "BuildContext",
-    "Buildable",
-    "Codec",
-    "Context",
-    "ConvertibleTeacher",
-    "Distance",
-    "EvaluationBatch",
-    "EvaluationContext",
-    "Evaluator",
-    "FlowMapSampler",
-    "HybridSampler",
-    "Model",
-    "Models",
-    "Objective",
-    "ObjectiveInRounds",
-    "Policy",
-    "PolicyStudent",
-    "Role",
-    "Sampler",
-    "Source",
-    "StartTimes",
-    "StatefulObjective",
-    "Student",
-    "Teacher",
-    "Tracker",
-    "Transition",
-    "VelocitySampler",
-    "Verifier",
-    "block_starts",
-]
+from freeflow_core.interfaces.build import Buildable as Buildable
+from freeflow_core.interfaces.build_context import BuildContext as BuildContext
+from freeflow_core.interfaces.codec import Codec as Codec
+from freeflow_core.interfaces.codec import Distance as Distance
+from freeflow_core.interfaces.evaluator import EvaluationBatch as EvaluationBatch
+from freeflow_core.interfaces.evaluator import EvaluationContext as EvaluationContext
+from freeflow_core.interfaces.evaluator import Evaluator as Evaluator
+from freeflow_core.interfaces.evaluator import Verifier as Verifier
+from freeflow_core.interfaces.objective import Context as Context
+from freeflow_core.interfaces.objective import Model as Model
+from freeflow_core.interfaces.objective import Models as Models
+from freeflow_core.interfaces.objective import Objective as Objective
+from freeflow_core.interfaces.objective import ObjectiveInRounds as ObjectiveInRounds
+from freeflow_core.interfaces.objective import Role as Role
+from freeflow_core.interfaces.objective import StatefulObjective as StatefulObjective
+from freeflow_core.interfaces.objective import Transition as Transition
+from freeflow_core.interfaces.sampler import FlowMapSampler as FlowMapSampler
+from freeflow_core.interfaces.sampler import HybridSampler as HybridSampler
+from freeflow_core.interfaces.sampler import Sampler as Sampler
+from freeflow_core.interfaces.sampler import VelocitySampler as VelocitySampler
+from freeflow_core.interfaces.source import Source as Source
+from freeflow_core.interfaces.source import block_starts as block_starts
+from freeflow_core.interfaces.student import AverageVelocityStudent as AverageVelocityStudent
+from freeflow_core.interfaces.student import Policy as Policy
+from freeflow_core.interfaces.student import PolicyStudent as PolicyStudent
+from freeflow_core.interfaces.student import StartTimes as StartTimes
+from freeflow_core.interfaces.student import Student as Student
+from freeflow_core.interfaces.teacher import ConvertibleTeacher as ConvertibleTeacher
+from freeflow_core.interfaces.teacher import Teacher as Teacher
+from freeflow_core.interfaces.tracker import Tracker as Tracker

@@ -12,7 +12,7 @@ from freeflow_core.errors import PluginError
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.interfaces.student import StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Losses, Progress
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ class Objective(Buildable):
         return {}
 
     @abstractmethod
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         """All roles' losses of one step, so that shared passes are done once. A role left out is not updated."""
 
 

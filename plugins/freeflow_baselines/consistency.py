@@ -7,17 +7,8 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ConsistencyConfig
-from freeflow_baselines.shared import TARGET, averaged_target, rows_from_data, solver_step
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    Context,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-)
+from freeflow_baselines.shared import TARGET, VelocityObjective, averaged_target, rows_from_data, solver_step
+from freeflow_core.interfaces import Context, Models, Role, StartTimes, Student, Teacher
 from freeflow_core.math.flow import (
     average_velocity_jump,
     like_states,
@@ -29,11 +20,11 @@ from freeflow_core.math.flow import (
 from freeflow_core.objective_kit.jumps import guided_field, root_mean_square
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.objective_kit.rows import NoisyRows
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 
 @final
-class Consistency(Objective):
+class Consistency(VelocityObjective):
     """min E w d(f(x_t, t), sg f_target(x_r, r)) with f(x, t) = x - t u(x, t, 0), at neighbouring times r < t.
 
     Consistency distillation (Song et al. 2023, eq. 7 and algorithm 2): x_r is one step of the
@@ -51,20 +42,13 @@ class Consistency(Objective):
     Random streams: ``noise``, ``guidance``, ``grid-index`` (uniform times) or ``time``.
     """
 
-    needs_data = True
-    requires = AverageVelocityStudent
     start_times = StartTimes.ANY_TO_DATA
-
-    def __init__(self, config: ConsistencyConfig) -> None:
-        self._config = config
-        self.needs_teacher = config.velocity == "teacher"
+    _config: ConsistencyConfig
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
         return averaged_target(student, self._config.target_halflife_images)
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         student, target = models["student"], models.get(TARGET, models["student"])
         t, r = neighbours(draws, progress.fraction, self._config)
         zero = torch.zeros_like(t)

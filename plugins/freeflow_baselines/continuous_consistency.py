@@ -1,7 +1,7 @@
 """Consistency models in continuous time (sCM): the end point must not move along a trajectory."""
 
 import math
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -10,24 +10,24 @@ from freeflow_baselines.config import ContinuousConsistencyConfig
 from freeflow_baselines.shared import (
     TIME_WEIGHT,
     TimeWeight,
+    VelocityObjective,
     normalised,
     path_velocity,
     ramp,
     rows_from_data,
     weighted_losses,
 )
-from freeflow_core.interfaces.build_context import BuildContext
-from freeflow_core.interfaces.objective import Context, Models, Objective, Role
-from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
+from freeflow_core.interfaces.objective import Context, Models, Role
+from freeflow_core.interfaces.student import StartTimes, Student
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import expand_times, logit_normal, mean_square
 from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square
-from freeflow_core.objective_kit.passes import check_derivative, path_derivative, velocity_with_gradient
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.objective_kit.passes import path_derivative, velocity_with_gradient
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 
 @final
-class ContinuousConsistency(Objective):
+class ContinuousConsistency(VelocityObjective):
     """min E e^-w(t) / sigma ||F_theta - sg(F + g)||^2 / dim + w(t), g the normalised tangent (Lu & Song 2024, sCM).
 
     algorithm 1 and eq. 8. F is TrigFlow's network; ours predicts u, and f = x - t u(x, t, 0) is the
@@ -42,26 +42,14 @@ class ContinuousConsistency(Objective):
     Random streams: ``time``, ``noise``, ``guidance``.
     """
 
-    needs_data = True
-    requires = AverageVelocityStudent
     start_times = StartTimes.ANY_TO_DATA
-
-    def __init__(self, config: ContinuousConsistencyConfig) -> None:
-        self._config = config
-        self.needs_teacher = config.velocity == "teacher"
-
-    @classmethod
-    def from_config(cls, config: ContinuousConsistencyConfig, context: BuildContext) -> Self:
-        check_derivative(config.derivative, context)
-        return cls(config)
+    _config: ContinuousConsistencyConfig
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
         """The learned weight of each time (the paper's adaptive weighting w(t))."""
         return {TIME_WEIGHT: Role(TimeWeight(0.0))} if self._config.weighting == "learned" else {}
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         t = logit_normal(draws.uniform("time"), config.time_location, config.time_scale)
         zero = torch.zeros_like(t)

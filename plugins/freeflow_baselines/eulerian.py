@@ -1,33 +1,29 @@
 """Eulerian distillation: the end point must not move when the start slides along its trajectory."""
 
-from typing import Self, final
+from typing import final
 
 from torch import Tensor
 
 from freeflow_baselines.config import EulerianConfig
 from freeflow_baselines.shared import (
+    FlowMapObjective,
     normalised,
     path_velocity,
     ramp,
-    reduced,
     rows_from_data,
     time_pairs,
-    time_weight_roles,
     weighted_losses,
 )
-from freeflow_core.interfaces.build_context import BuildContext
-from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role
-from freeflow_core.interfaces.student import AverageVelocityStudent, Student
-from freeflow_core.interfaces.teacher import Teacher
+from freeflow_core.interfaces.objective import Context, Model, Models
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import expand_times
 from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square, velocities_with_gradient
-from freeflow_core.objective_kit.passes import Jumps, check_derivative, path_derivative, take, velocity_with_gradient
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.objective_kit.passes import Jumps, path_derivative, take, velocity_with_gradient
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 
 @final
-class Eulerian(Objective):
+class Eulerian(FlowMapObjective):
     """min E || dX(x_t, t, s)/dt + v . grad_x X ||^2, whose residual is v - u - (t - s) du/dt, du/dt a total derivative.
 
     Eulerian map distillation (Boffi et al. 2024, eq. 3.9; 2025). ``gradient``
@@ -42,24 +38,9 @@ class Eulerian(Objective):
     Random streams: ``time``, ``end-time``, ``noise``, ``guidance``.
     """
 
-    needs_data = True
-    requires = AverageVelocityStudent
+    _config: EulerianConfig
 
-    def __init__(self, config: EulerianConfig) -> None:
-        self._config = config
-        self.needs_teacher = config.velocity == "teacher"
-
-    @classmethod
-    def from_config(cls, config: EulerianConfig, context: BuildContext) -> Self:
-        check_derivative(config.derivative, context)
-        return cls(config)
-
-    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        return time_weight_roles(student, self._config)
-
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         t, s, moving = time_pairs(draws, config)
         rows = rows_from_data(batch, draws, t, config)
@@ -80,7 +61,7 @@ class Eulerian(Objective):
             if config.tangent_normalisation:
                 step = step.index_copy(0, on, normalised(step[on], config.tangent_constant))
             difference = step + u.detach() - u
-        weighted, extra = weighted_losses(models, reduced(difference, config), t, s)
+        weighted, extra = weighted_losses(models, self.squares(difference), t, s)
         return {"student": Loss(weighted, {"eulerian_residual": root_mean_square(tangent)}), **extra}
 
     def _with_gradient(

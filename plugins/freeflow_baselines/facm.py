@@ -1,22 +1,22 @@
 """Flow-anchored consistency: a continuous consistency loss, held in place by flow matching on the same network."""
 
 import math
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from freeflow_baselines.config import FACMConfig
-from freeflow_baselines.shared import path_velocity, rows_from_data
-from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Context, Models, Objective, StartTimes
+from freeflow_baselines.shared import VelocityObjective, path_velocity, rows_from_data
+from freeflow_core.interfaces import Context, Models, StartTimes
 from freeflow_core.math.flow import expand_times, mean_square
 from freeflow_core.objective_kit.jumps import jumps_to, root_mean_square, velocities_with_gradient
-from freeflow_core.objective_kit.passes import check_derivative, path_derivative
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.objective_kit.passes import path_derivative
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 
 @final
-class FACM(Objective):
+class FACM(VelocityObjective):
     """A consistency loss at s = 0 plus a flow-matching anchor at s = t (Peng et al. 2025).
 
     The published objective (section 3.2; losses.py of the authors' code) in our times. The consistency target is
@@ -32,22 +32,10 @@ class FACM(Objective):
     Random streams: ``time``, ``noise``, ``guidance``.
     """
 
-    needs_data = True
-    requires = AverageVelocityStudent
     start_times = StartTimes.ANY_TO_DATA
+    _config: FACMConfig
 
-    def __init__(self, config: FACMConfig) -> None:
-        self._config = config
-        self.needs_teacher = config.velocity == "teacher"
-
-    @classmethod
-    def from_config(cls, config: FACMConfig, context: BuildContext) -> Self:
-        check_derivative(config.derivative, context)
-        return cls(config)
-
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         t = facm_times(draws.uniform("time"), config.time_location, config.time_scale)
         zero = torch.zeros_like(t)

@@ -8,7 +8,7 @@ from freeflow_baselines.config import FlowMatchingConfig
 from freeflow_core.interfaces import AverageVelocityStudent, Context, Models, Objective
 from freeflow_core.math.flow import logit_normal, mean_square
 from freeflow_core.objective_kit.rows import drop_labels, noisy_rows
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 
 @final
@@ -30,9 +30,7 @@ class FlowMatching(Objective):
     def __init__(self, config: FlowMatchingConfig) -> None:
         self._config = config
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         t = draws.uniform("time")
         if config.time_distribution == "logit-normal":

@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import IMMConfig
+from freeflow_baselines.shared import VelocityObjective
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import AverageVelocityStudent, Context, Models, Objective
+from freeflow_core.interfaces import Context, Models
 from freeflow_core.math.flow import average_velocity_jump, expand_times, like_states, linear_interpolate
 from freeflow_core.objective_kit.jumps import draw_guidance, guided_field
 from freeflow_core.objective_kit.passes import velocity_with_gradient, velocity_without_gradient
 from freeflow_core.objective_kit.rows import drop_labels, noisy_rows
-from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
+from freeflow_core.types import Batch, Condition, Draws, Loss, Losses, Progress
 
 
 @final
-class IMM(Objective):
+class IMM(VelocityObjective):
     """min E w(t) MMD^2( X(x_t, t, s), sg X(x_r, r, s) ) over groups of rows that share the times s <= r < t.
 
     Inductive moment matching (Zhou et al. 2025, section 4 and algorithm 1): x_r is the same sample
@@ -33,16 +34,9 @@ class IMM(Objective):
     Random streams: ``time`` and ``end-time`` of each group's first row, ``noise``, ``guidance``, ``label-dropout``.
     """
 
-    needs_data = True
-    requires = AverageVelocityStudent
+    _config: IMMConfig
 
-    def __init__(self, config: IMMConfig) -> None:
-        self._config = config
-        self.needs_teacher = config.velocity == "teacher"
-
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         leaders = self._leaders(draws)
         t = leaders.uniform("time") * config.time_high

@@ -1,16 +1,14 @@
 """Lagrangian distillation: the end point, as the end time moves on, must follow the velocity there."""
 
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from freeflow_baselines.config import LagrangianConfig
-from freeflow_baselines.shared import reduced, rows_from_data, time_pairs, time_weight_roles, weighted_losses
-from freeflow_core.interfaces.build_context import BuildContext
-from freeflow_core.interfaces.objective import Context, Model, Models, Objective, Role
-from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
-from freeflow_core.interfaces.teacher import Teacher
+from freeflow_baselines.shared import FlowMapObjective, rows_from_data, time_pairs, weighted_losses
+from freeflow_core.interfaces.objective import Context, Model, Models
+from freeflow_core.interfaces.student import StartTimes
 from freeflow_core.math.derivative import full_precision, stencil
 from freeflow_core.math.flow import average_velocity_jump, expand_times
 from freeflow_core.objective_kit.jumps import (
@@ -22,17 +20,16 @@ from freeflow_core.objective_kit.jumps import (
 )
 from freeflow_core.objective_kit.passes import (
     Jumps,
-    check_derivative,
     duration_derivative,
     take,
     velocity_with_gradient,
     velocity_without_gradient,
 )
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 
 @final
-class Lagrangian(Objective):
+class Lagrangian(FlowMapObjective):
     """min E || dX(x_t, t, s)/ds - v(X(x_t, t, s), s) ||^2, with s = t rows || u(x_t, t, t) - v(x_t, t) ||^2.
 
     Lagrangian map distillation (Boffi et al. 2024, eq. 3.6) and self-distillation (Boffi et al.
@@ -46,25 +43,14 @@ class Lagrangian(Objective):
     Random streams: ``time``, ``end-time``, ``noise`` (or ``prior``), ``guidance``.
     """
 
-    requires = AverageVelocityStudent
+    _config: LagrangianConfig
 
     def __init__(self, config: LagrangianConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self.needs_data = config.start == "data"
-        self.needs_teacher = config.velocity == "teacher"
         self.start_times = StartTimes.ANY if self.needs_data else StartTimes.PRIOR
 
-    @classmethod
-    def from_config(cls, config: LagrangianConfig, context: BuildContext) -> Self:
-        check_derivative(config.derivative, context)
-        return cls(config)
-
-    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        return time_weight_roles(student, self._config)
-
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         own: Tensor | None = None  # the samples' own velocities, for self-distillation
         if self.needs_data:
@@ -83,7 +69,7 @@ class Lagrangian(Objective):
         else:
             v = self._own_velocity(student, jumps, x_s, moving, own)
         difference = along - v
-        weighted, extra = weighted_losses(models, reduced(difference, config), jumps.t, jumps.s)
+        weighted, extra = weighted_losses(models, self.squares(difference), jumps.t, jumps.s)
         return {"student": Loss(weighted, {"lagrangian_residual": root_mean_square(difference)}), **extra}
 
     def _velocity_and_derivative(self, student: Model, jumps: Jumps, moving: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from freeflow_core.interfaces import (
 from freeflow_core.math.flow import linear_interpolate, linear_velocity, mean_square, uniform_grid
 from freeflow_core.objective_kit.jumps import jumps_from_noise, raw_output, root_mean_square
 from freeflow_core.objective_kit.passes import Jumps, teacher_velocity, velocity_with_gradient
-from freeflow_core.types import Batch, Condition, Draws, Guidance, Loss, Progress
+from freeflow_core.types import Batch, Condition, Draws, Guidance, Loss, Losses, Progress
 
 EndPointLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``(end, x) -> (N,)``, with gradient in ``end`` (N, *D)."""
@@ -59,9 +59,7 @@ class PairRegression(Objective):
     def from_config(cls, config: PairsConfig, context: BuildContext) -> Self:
         return cls(config, end_point_loss(config, context))
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         student = models["student"]
         jumps = jumps_from_noise(models, batch, draws, self._config)
         x = end_point(models.teacher, jumps.x_t, jumps.condition, jumps.guidance, self._config)

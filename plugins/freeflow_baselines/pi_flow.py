@@ -19,7 +19,7 @@ from freeflow_core.objective_kit.jumps import (
     root_mean_square,
 )
 from freeflow_core.objective_kit.passes import Jumps
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 
 @final
@@ -50,9 +50,7 @@ class PiFlow(Objective):
         self.needs_data = config.states == "data"
         self.start_times = StartTimes.PRIOR if config.num_segments == 1 else StartTimes.ANY
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         network: PolicyStudent = student.bare
         segments = self._from_data(models, batch, draws) if self.needs_data else self._from_noise(models, batch, draws)

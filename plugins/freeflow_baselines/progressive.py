@@ -16,7 +16,7 @@ from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import average_velocity_jump, like_states, mean_square
 from freeflow_core.objective_kit.jumps import guided_field, jumps_from_noise, jumps_to, root_mean_square
 from freeflow_core.objective_kit.passes import Jumps, velocity_with_gradient, velocity_without_gradient
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 PREVIOUS = "previous"
 
@@ -55,9 +55,7 @@ class Progressive(ObjectiveInRounds):
         """The student as the round before left it; not asked in the first."""
         return {PREVIOUS: Role(copy.deepcopy(student), trainable=False)}
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         step = 1 / self.num_steps
         t = (draws.integers("grid-index", self.num_steps) + 1).double() / self.num_steps
         middle, s = t - step / 2, t - step

@@ -29,7 +29,7 @@ from freeflow_core.math.flow import (
 )
 from freeflow_core.objective_kit.jumps import guided_field, jumps_from_noise, root_mean_square
 from freeflow_core.objective_kit.passes import Jumps, velocity_with_gradient, velocity_without_gradient
-from freeflow_core.types import Batch, Draws, Loss, Progress
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 FAKE_VELOCITY = "fake_velocity"
 _RHO, _SIGMA_MIN, _SIGMA_MAX = 7.0, 0.002, 80.0
@@ -72,9 +72,7 @@ class ScoreDistillation(Objective):
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
         return {FAKE_VELOCITY: Role(copy.deepcopy(student), optimizer=self._config.fake_velocity_optimizer)}
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, teacher, student = self._config, models.teacher, models["student"]
         jumps = jumps_from_noise(models, batch, draws, config)
         students_turn = (progress.step + 1) % config.critic_updates == 0

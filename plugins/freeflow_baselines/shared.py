@@ -3,21 +3,39 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from freeflow_baselines.config import FlowMapOptions, VelocityOptions
-from freeflow_core.interfaces import Models, Role, Student
+from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Models, Objective, Role, Student, Teacher
 from freeflow_core.math.flow import expand_times, like_states, logit_normal
 from freeflow_core.objective_kit.jumps import draw_guidance, guided_field
-from freeflow_core.objective_kit.options import GuidanceOptions
+from freeflow_core.objective_kit.options import DerivativeOptions, GuidanceOptions
+from freeflow_core.objective_kit.passes import check_derivative
 from freeflow_core.objective_kit.rows import NoisyRows, noisy_rows
 from freeflow_core.types import Batch, Draws, Loss, Progress
 
 TARGET, TIME_WEIGHT = "target", "time_weight"
 _FREQUENCIES = 8
+
+
+class VelocityObjective(Objective):
+    """Base: trains average velocities on noised data, after the teacher's velocity or the data's own."""
+
+    needs_data = True
+    requires = AverageVelocityStudent
+
+    def __init__(self, config: VelocityOptions) -> None:
+        self._config: Any = config
+        self.needs_teacher = config.velocity == "teacher"
+
+    @classmethod
+    def from_config(cls, config: VelocityOptions, context: BuildContext) -> Self:
+        if isinstance(config, DerivativeOptions):
+            check_derivative(config.derivative, context)
+        return super().from_config(config, context)
 
 
 def rows_from_data(batch: Batch, draws: Draws, t: Tensor, config: GuidanceOptions) -> NoisyRows:
@@ -98,13 +116,6 @@ class TimeWeight(nn.Module):
         return result
 
 
-def time_weight_roles(student: Student, config: FlowMapOptions) -> dict[str, Role]:
-    """The learned weight of each pair of times, if it is asked for."""
-    if config.weighting == "none":
-        return {}
-    return {TIME_WEIGHT: Role(TimeWeight(math.log(math.prod(student.sample_shape))))}
-
-
 def weighted_losses(models: Models, per_sample: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, dict[str, Loss]]:
     """exp(-w) L with gradient for the student, and the weight's own loss exp(-w) sg(L) + w.
 
@@ -120,7 +131,17 @@ def weighted_losses(models: Models, per_sample: Tensor, t: Tensor, s: Tensor) ->
     return torch.exp(-w.detach()) * per_sample, {TIME_WEIGHT: Loss(torch.exp(-w) * at + w)}
 
 
-def reduced(difference: Tensor, config: FlowMapOptions) -> Tensor:
-    """(N,) squares: a sum over dimensions where a learned weight balances it, else a mean."""
-    square = difference.square().flatten(1)
-    return square.sum(1) if config.weighting == "learned" else square.mean(1)
+class FlowMapObjective(VelocityObjective):
+    """Base of the objectives whose pairs of times (t, s) may have a learned weight."""
+
+    _config: FlowMapOptions
+
+    def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
+        if self._config.weighting == "none":
+            return {}
+        return {TIME_WEIGHT: Role(TimeWeight(math.log(math.prod(student.sample_shape))))}
+
+    def squares(self, difference: Tensor) -> Tensor:
+        """(N,): a sum over dimensions where a learned weight balances it, else a mean."""
+        square = difference.square().flatten(1)
+        return square.sum(1) if self._config.weighting == "learned" else square.mean(1)

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from freeflow_baselines.config import ShortcutConfig
-from freeflow_baselines.shared import TARGET, averaged_target, rows_from_data
-from freeflow_core.interfaces import AverageVelocityStudent, Context, Model, Models, Objective, Role, Student, Teacher
+from freeflow_baselines.shared import TARGET, VelocityObjective, averaged_target, rows_from_data
+from freeflow_core.interfaces import Context, Model, Models, Role, Student, Teacher
 from freeflow_core.math.flow import average_velocity_jump, extrapolate, mean_square
 from freeflow_core.objective_kit.jumps import guided_field, jumps_to, root_mean_square, velocities_with_gradient
 from freeflow_core.objective_kit.passes import Jumps, own_velocities, take
 from freeflow_core.objective_kit.rows import drop_labels
-from freeflow_core.types import Batch, Draws, Guidance, Loss, Progress
+from freeflow_core.types import Batch, Draws, Guidance, Loss, Losses, Progress
 
 
 @final
-class Shortcut(Objective):
+class Shortcut(VelocityObjective):
     """Flow matching on most rows, self-consistency on the rest (Frans et al. 2024, eq. 5).
 
     Flow-matching rows regress u(x_t, t, t - 1/M) on the velocity at t, a multiple of the smallest size 1/M, which
@@ -35,20 +35,13 @@ class Shortcut(Objective):
     Random streams: ``shortcut-size``, ``grid-index``, ``noise``, ``guidance``, ``label-dropout``.
     """
 
-    needs_data = True
-    requires = AverageVelocityStudent
-
-    def __init__(self, config: ShortcutConfig) -> None:
-        self._config = config
-        self.needs_teacher = config.velocity == "teacher"
+    _config: ShortcutConfig
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
         """The averaged network that gives bootstrap targets."""
         return averaged_target(student, self._config.target_halflife_images)
 
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         config, student = self._config, models["student"]
         matching, bootstrap = draws.split(config.bootstrap_share)
         t, d = shortcut_times(draws, bootstrap, config.base_steps)

@@ -18,7 +18,7 @@ from freeflow_core.objective_kit.passes import (
     velocity_with_gradient,
 )
 from freeflow_core.objective_kit.rows import NoisyRows, drop_labels, noisy_rows
-from freeflow_core.types import Batch, Draws, Guidance, Loss, Progress
+from freeflow_core.types import Batch, Draws, Guidance, Loss, Losses, Progress
 from freeflow_meanflow.config import MeanFlowOptions
 
 
@@ -80,9 +80,7 @@ class MeanFlowStep(Objective):
         return 1.0
 
     @final
-    def losses(
-        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
-    ) -> dict[str, Loss]:
+    def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         student, options = models["student"], self._options
         t, s, moving = time_pairs(draws, options)
         rows = noisy_rows(batch, draws, t, self.draw_guidance(draws))

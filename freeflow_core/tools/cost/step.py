@@ -143,10 +143,6 @@ def _fixed_memory(memory: MemoryTracker, name: str, role: RoleState) -> RolePlan
     weights = memory.assign(f"{name} weights", _tensors(role.network))
     average = memory.assign(f"{name} average", _tensors(role.ema)) if role.ema is not None else 0
     moments = 0
-
-    def follow(parameter: Tensor) -> None:  # torch takes what a hook returns for a gradient
-        memory.assign(f"{name} gradients", [] if parameter.grad is None else [parameter.grad])
-
     if role.optimizer is not None:
         nothing = torch.zeros(())
         for parameter in role.optimizer.parameters:
@@ -154,7 +150,7 @@ def _fixed_memory(memory: MemoryTracker, name: str, role: RoleState) -> RolePlan
         role.optimizer.step(0.0, nothing, nothing)
         moments = memory.assign(f"{name} optimizer", role.optimizer.state_dict().values())
 
-        def follow(parameter: Tensor) -> None:
+        def follow(parameter: Tensor) -> None:  # torch takes what a hook returns for a gradient
             memory.assign(f"{name} gradients", [] if parameter.grad is None else [parameter.grad])
 
         for parameter in role.optimizer.parameters:
