@@ -3,7 +3,9 @@
 import copy
 
 import torch
+from freeflow_toy.config import MLPPolicyStudentConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
+from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import NUM_CLASSES, GivenDraws, TeacherSpy, losses, philox
 from torch import Tensor, nn
 
@@ -162,6 +164,12 @@ class RandomStudent(PlainStudent):
 def small_student(seed=0, dtype=torch.float64):
     """In the plane, of two classes."""
     return RandomStudent(2, seed, dtype, NUM_CLASSES)
+
+
+def policy_student(sample_shape=(3,), **options):
+    """A small network that emits policies; equal options, equal weights."""
+    torch.manual_seed(0)
+    return MLPPolicyStudent(MLPPolicyStudentConfig(sample_shape=sample_shape, **options)).double()
 
 
 def normal_data(dims=3, rows=256):

@@ -1,7 +1,6 @@
 """``freeflow fetch``: listing, fetching, verifying, and what it says when something is wrong."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from freeflow_cli.main import build_app
@@ -79,18 +78,6 @@ def test_cli_fetch_several_and_the_list_after(freeflow, declared, server):
     assert [entry["name"] for entry in shown] == ["one"]
     assert shown[0]["path"] == str(WeightStore().path(declared["one"]))
     assert (shown[0]["cached"], shown[0]["size"], shown[0]["sha256"]) == (True, 5000, sha256(BODY))
-
-
-def test_cli_fetch_lists_a_file_of_the_hugging_face_cache(freeflow, declared, tmp_path):
-    declared["hub"] = replace(declared["hub"], size=len(BODY))
-    model = tmp_path / "hub" / "models--somebody--model"
-    (model / "refs").mkdir(parents=True)
-    (model / "refs" / "main").write_text("c" * 40)
-    file = model / "snapshots" / ("c" * 40) / "last.pt"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(BODY)
-    (shown,) = json.loads(freeflow("--list", "hub", "--json").stdout)
-    assert (shown["cached"], shown["path"], shown["size"]) == (True, str(file), 5000)
 
 
 def test_cli_fetch_from_a_local_file(freeflow, declared, tmp_path):

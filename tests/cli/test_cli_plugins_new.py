@@ -38,20 +38,9 @@ def test_new_writes_an_installable_package(freeflow, here):
     result = freeflow("plugins", "new", "my-flow", "--kind", "teacher")
     assert result.exit_code == 0
     files = {path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()}
-    assert files == {
-        f"my-flow/{name}"
-        for name in (
-            "pyproject.toml",
-            "README.md",
-            ".gitignore",
-            "example.yaml",
-            "my_flow/__init__.py",
-            "my_flow/plugin.py",
-            "my_flow/config.py",
-            "my_flow/teacher.py",
-            "tests/test_contract.py",
-        )
-    }
+    modules = [f"my_flow/{name}.py" for name in ("__init__", "plugin", "config", "teacher")]
+    expected = ["pyproject.toml", "README.md", ".gitignore", "example.yaml", *modules, "tests/test_contract.py"]
+    assert files == {f"my-flow/{name}" for name in expected}
     project = tomllib.loads((here / "my-flow/pyproject.toml").read_text())
     assert project["project"]["name"] == "my-flow"
     assert project["project"]["entry-points"] == {"freeflow": {"my-flow": "my_flow.plugin"}}

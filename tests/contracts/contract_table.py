@@ -3,7 +3,6 @@
 A component that is not named here is built from its defaults; one that then cannot be built fails its contract.
 """
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_files import save_autoencoder, write_mnist
 from torch import nn
 
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
@@ -53,11 +53,7 @@ def _images(number, seed=0):
 
 
 def mnist(folder):
-    for part, size in (("train", 40), ("t10k", 20)):
-        images, labels = _images(size, seed=size), (np.arange(size) % 10).astype(np.uint8)
-        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
-            head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-            (folder / f"{part}-{name}-ubyte").write_bytes(head + values.tobytes())
+    write_mnist(folder, train=_images(40), t10k=_images(20, seed=1))
     return Case({"path": str(folder)})
 
 
@@ -83,15 +79,7 @@ def latents(folder):
 
 
 def sd_vae(folder):
-    ensure_torchvision_ops()
-    diffusers = pytest.importorskip("diffusers")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        diffusers.AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=32,
-        ).save_pretrained(folder)  # fmt: skip
-    return Case({"checkpoint": str(folder)}, {"tolerance": None})
+    return Case({"checkpoint": str(save_autoencoder(folder))}, {"tolerance": None})
 
 
 def released_student(folder):

@@ -1,7 +1,5 @@
 """What a step costs: rows counted on real steps, the period of update ratios, and what a budget buys."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -17,45 +15,6 @@ from freeflow_core.tools.compare.cost import Cost, images_for, measure_cost, rep
 from freeflow_core.tools.cost.step import Rows, counted_rows
 
 SMALL = TINY | {"objective": {"name": "freeflow-prediction"}, "training": {"images": 1000, "batch_size": 16}}
-
-ALTERNATING = '''
-import copy
-import torch
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import Objective, Role
-from freeflow_core.plugin import Component, hookimpl
-from freeflow_core.types import Loss
-
-class Config(ComponentConfig):
-    """No options."""
-
-class Alternating(Objective):
-    """The critic learns in every step, the student in every third."""
-
-    def __init__(self, config):
-        pass
-
-    def roles(self, student, teacher):
-        return {"critic": Role(copy.deepcopy(student)), "scale": Role(torch.nn.Linear(1, 1))}
-
-    def losses(self, models, batch, draws, progress, context):
-        z = draws.noise("prior", (2,))
-        ends = torch.ones(len(z)), torch.zeros(len(z))
-        scale = models["scale"].wrapped(z[:, :1])[:, 0]
-        losses = {
-            "critic": Loss(models["critic"].wrapped(z, *ends, batch.condition, None).square().mean(1)),
-            "scale": Loss(scale.square()),
-        }
-        if progress.step % 3 == 2:
-            with torch.no_grad():
-                models.teacher.velocity(z, ends[0], batch.condition)
-            losses["student"] = Loss(models["student"].wrapped(z, *ends, batch.condition, None).square().mean(1))
-        return losses
-
-@hookimpl
-def freeflow_objectives():
-    return [Component("alternating", "freeflow_file_alternating:Alternating", "freeflow_file_alternating:Config", "x")]
-'''
 
 
 def tiny(registry, *assignments, **overrides):
@@ -136,16 +95,16 @@ def test_the_cost_of_known_objectives(registry, objective, source, forwards):
     assert student < cost.peak_memory < 50_000_000
 
 
-def test_networks_that_take_turns_are_averaged_over_whole_cycles(tmp_path):
-    file = Path(tmp_path / "alternating.py")
-    file.write_text(ALTERNATING)
-    registry = Registry(Manager.load([file]))
-    cost = measure_cost(tiny(registry, objective="alternating"), registry)
-    assert set(cost.rows) == {"critic", "student", "teacher"}, "a weighting of two numbers is no network pass"
-    assert cost.rows["critic"] == Rows(gradient=1)
-    assert cost.rows["student"].gradient == pytest.approx(1 / 3)
-    assert cost.rows["teacher"].plain == pytest.approx(1 / 3)
-    assert cost.forwards_per_image == pytest.approx(3 + 1 + 1 / 3)
+def test_networks_that_take_turns_are_averaged_over_whole_cycles(registry):
+    cost = measure_cost(tiny(registry, objective={"name": "score-distillation", "critic_updates": 3}), registry)
+    third = pytest.approx(1 / 3)
+    assert cost.rows["fake_velocity"] == Rows(gradient=1)
+    assert cost.rows["student"] == Rows(plain=pytest.approx(2 / 3), gradient=third)
+    assert cost.rows["teacher"] == Rows(plain=third)
+    assert cost.forwards_per_image == pytest.approx(3 + 1 + 2 / 3 + 1 / 3)
+    parts = {"objective": "lagrangian", "source": "gaussian-mixture", "student": {"name": "mlp", "width": 256}}
+    weighted = measure_cost(tiny(registry, codec="states", **parts), registry)
+    assert set(weighted.rows) == {"student", "teacher"}, "a weighting of two numbers is no network pass"
 
 
 def test_measuring_draws_nothing_that_training_would_miss(registry, tmp_path):

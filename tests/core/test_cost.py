@@ -8,6 +8,7 @@ import torch
 from freeflow_toy.config import GaussianMixtureConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
 from plugin_helpers import plugin
+from run_helpers import TINY_SIT
 from torch import nn
 
 from freeflow_core import api
@@ -21,15 +22,13 @@ MIB = 2**20
 
 
 SMALL: dict[str, Any] = {
-    "teacher": {
-        "name": "sit", "initialise": "random", "depth": 1, "width": 32, "num_heads": 2, "patch_size": 8, "num_classes": 10
-    },
+    "teacher": TINY_SIT,
     "reference": None,
     "evaluation": {"enabled": False, "evaluators": []},
     "trackers": [],
     "runtime": {"device": "cpu"},
     "training": {"batch_size": 8},
-}  # fmt: skip
+}
 """One block, 16 tokens: a plan in a second."""
 
 

@@ -272,14 +272,16 @@ def test_an_outdated_plugin_is_refused_with_both_versions_named(install):
     install("dist-new", "new", offering("n", f"freeflow_api = {newer!r}"))
     install("dist-unimportable", "unimportable", "freeflow_api = '9'\nfrom freeflow_core.plugin import Nonexistent\n")
     install("dist-exits", "exits", "raise SystemExit(3)\n")
+    install("dist-broken", "broken", "raise ValueError('out\\nof order')\n")
     manager = Manager.load()
     problems = {p.name: p.problem for p in manager.problems}
-    assert set(problems) == {"new", "unimportable", "exits"}
+    assert set(problems) == {"new", "unimportable", "exits", "broken"}
     for name, needed in (("new", newer), ("unimportable", "9")):
         assert f"version {needed} of the plugin API, and this freeflow has version {api_version()}" in problems[name]
         assert "\n" not in problems[name]
     assert "Nonexistent" in problems["unimportable"]
     assert "ends the program" in problems["exits"]
+    assert problems["broken"] == "ValueError: out of order"
     assert "n" not in Registry(manager).components("objective")
 
 

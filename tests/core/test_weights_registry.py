@@ -1,11 +1,14 @@
 """Weights as plugins declare them, and as components get them."""
 
 import pytest
+import torch
 from plugin_helpers import plugin
 from weights_server import Answer, sha256
 
+from freeflow_core import api
 from freeflow_core.errors import PluginError
-from freeflow_core.plugin import Manager, Registry, WeightFile
+from freeflow_core.interfaces import Teacher
+from freeflow_core.plugin import Component, Manager, Registry, WeightFile
 
 ONE = WeightFile("sit-xl-2-256", "SiT-XL/2.", "SiT.pt", url="https://example.org/SiT.pt")
 
@@ -41,22 +44,10 @@ def test_every_declared_weight_says_enough(registry):
         assert weight.url or weight.repository or weight.source, f"nobody can find the weights {name}"
 
 
-_PLUGIN = '''
-from freeflow_core.config import ComponentConfig
-from freeflow_core.interfaces import Teacher
-from freeflow_core.plugin import Component, WeightFile, hookimpl
-
-
-class Config(ComponentConfig):
-    """No options."""
-
-
 class FromFile(Teacher):
     """A velocity read from published weights."""
 
     def __init__(self, path):
-        import torch
-
         super().__init__()
         self.register_buffer("slope", torch.load(path, weights_only=True)["slope"])
         self.sample_shape = (2,)
@@ -69,37 +60,20 @@ class FromFile(Teacher):
         return self.slope * x_t
 
 
-HERE = "freeflow_file_publisher"
-
-
-@hookimpl
-def freeflow_teachers():
-    return [Component("from-file", f"{{HERE}}:FromFile", f"{{HERE}}:Config", "Reads published weights.")]
-
-
-@hookimpl
-def freeflow_weights():
-    return [WeightFile("published", "One number.", "slope.pt", url="{url}", sha256="{sha256}")]
-'''
-
-
 @pytest.fixture
 def publisher(tmp_path, weights_cache, server):
-    """All plugins, and a one-file plugin whose weights lie on a loopback server."""
-    import torch
-
+    """All plugins, and one whose weights lie on a loopback server."""
     torch.save({"slope": torch.tensor(3.0)}, tmp_path / "slope.pt")
     body = (tmp_path / "slope.pt").read_bytes()
-    file = tmp_path / "publisher.py"
-    file.write_text(_PLUGIN.format(url=server.serve("/slope.pt", Answer(body)), sha256=sha256(body)), "utf-8")
-    return Manager.load([file])
+    url = server.serve("/slope.pt", Answer(body))
+    weights = [WeightFile("published", "One number.", "slope.pt", url=url, sha256=sha256(body))]
+    teacher = Component("from-file", f"{__name__}:FromFile", "freeflow_data.config:PriorConfig", "Reads weights.")
+    manager = Manager.load()
+    manager.register(plugin(teachers=[teacher], weights=weights), "publisher")
+    return manager
 
 
 def test_a_teacher_fetches_on_first_use_and_says_so(publisher, server, caplog):
-    import torch
-
-    from freeflow_core import api
-
     with caplog.at_level("INFO", logger="freeflow"):
         for _ in range(2):
             teacher = api.load_teacher("from-file", manager=publisher)
@@ -112,8 +86,6 @@ def test_a_teacher_fetches_on_first_use_and_says_so(publisher, server, caplog):
 
 
 def test_the_doctor_knows_the_cache(publisher, weights_cache, monkeypatch):
-    from freeflow_core import api
-
     def line():
         (check,) = (check for check in api.diagnose(Manager()) if check.name == "weights cache")
         assert check.status == "ok"

@@ -6,13 +6,8 @@ import pytest
 from run_helpers import freeflow, sets
 
 SMALL = (
-    "training.images=256",
-    "logging.every_images=64",
-    "evaluation.num_samples=60",
-    "evaluation.batch_size=30",
-    "evaluation.reference_steps=4",
-    "runtime.threads=1",
-    "trackers=[]",
+    *("training.images=256", "logging.every_images=64", "evaluation.num_samples=60", "evaluation.batch_size=30"),
+    *("evaluation.reference_steps=4", "runtime.threads=1", "trackers=[]"),
 )
 
 

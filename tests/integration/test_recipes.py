@@ -31,17 +31,9 @@ def test_a_recipe_is_planned_without_weights_device_or_memory(preset, monkeypatc
 @pytest.mark.parametrize("preset", RECIPES)
 def test_a_recipe_takes_steps_on_a_small_network_of_the_same_format(preset, tmp_path):
     settings = (
-        "teacher.initialise=random",
-        "teacher.size=S",
-        "training.images=8",
-        "training.batch_size=4",
-        "runtime.device=cpu",
-        "runtime.precision=float32",
-        "evaluation.enabled=false",
-        "samples.every_images=null",
-        "codec=pixels",
-        "logging.every_images=4",
-        "trackers=[]",
+        *("teacher.initialise=random", "teacher.size=S", "training.images=8", "training.batch_size=4", "trackers=[]"),
+        *("runtime.device=cpu", "runtime.precision=float32", "evaluation.enabled=false", "samples.every_images=null"),
+        *("codec=pixels", "logging.every_images=4"),
     )
     config = api.resolve_config("distill", preset=preset, settings=settings)
     result = api.distill(config, output=tmp_path / "run")

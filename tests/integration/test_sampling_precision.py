@@ -8,16 +8,9 @@ from freeflow_core import api
 from freeflow_core.evaluation.sampling import Generator
 
 SMALL = (
-    "training.images=16",
-    "training.batch_size=8",
-    "evaluation.num_samples=10",
-    "evaluation.batch_size=10",
-    "evaluation.reference_steps=2",
-    "evaluation.jump_steps=1",
-    "evaluation.evaluators=[spread]",
-    "samples.per_class=1",
-    "runtime.device=cpu",
-    "trackers=[]",
+    *("training.images=16", "training.batch_size=8", "evaluation.num_samples=10", "evaluation.batch_size=10"),
+    *("evaluation.reference_steps=2", "evaluation.jump_steps=1", "evaluation.evaluators=[spread]"),
+    *("samples.per_class=1", "runtime.device=cpu", "trackers=[]"),
 )
 
 

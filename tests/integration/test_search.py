@@ -77,27 +77,14 @@ def test_every_evaluation_is_counted_and_one_candidate_is_plain_sampling(parts):
 
 def test_what_is_written_can_be_read_and_compared(parts, tmp_path):
     registry = parts[0]
-    config = load_run_config(
-        registry,
-        "distill",
-        preset="digits",
-        overrides={"runtime": {"device": "cpu"}},
-        assignments=("evaluation.num_samples=60", "evaluation.batch_size=60", "evaluation.evaluators=[kernel]"),
-    )
+    settings = ("evaluation.num_samples=60", "evaluation.batch_size=60", "evaluation.evaluators=[kernel]")
+    config = load_run_config(registry, "distill", preset="digits", assignments=(*settings, "runtime.device=cpu"))
     student = tmp_path / "student.safetensors"
     from freeflow_core.evaluation.student_file import save_student
 
     save_student(student, config, parts[3], 0)
-    result = api.search(
-        config,
-        student=student,
-        candidates=2,
-        steps=2,
-        sampler="euler",
-        num=12,
-        compare_seeds=2,
-        output=tmp_path / "out",
-    )
+    options = {"candidates": 2, "steps": 2, "sampler": "euler", "num": 12, "compare_seeds": 2}
+    result = api.search(config, student=student, output=tmp_path / "out", **options)
     arrays = np.load(result.files["samples"])
     assert arrays["arr_0"].shape == (12, 8, 8, 1)
     assert arrays["arr_1"].tolist() == [i % 10 for i in range(12)]

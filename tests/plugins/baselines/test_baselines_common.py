@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact_maps import ClassTeacher, RandomStudent
-from freeflow_toy.config import MLPPolicyStudentConfig
-from freeflow_toy.mlp import MLPPolicyStudent
+from exact_maps import ClassTeacher, RandomStudent, policy_student
 from objective_helpers import build, losses
 from pydantic import ValidationError
 
@@ -84,9 +82,7 @@ def found(variant, draws, rows, dtype=torch.float64, teacher=None):
     x, labels = (part[rows] for part in ClassTeacher().data(32))
     student = RandomStudent(num_classes=2, dtype=dtype)
     if variant.requires is PolicyStudent:
-        torch.manual_seed(0)
-        size = {"width": 16, "depth": 1, "num_components": 4, "num_substeps": 8}
-        student = MLPPolicyStudent(MLPPolicyStudentConfig(sample_shape=(3,), num_classes=2, **size)).to(dtype)
+        student = policy_student(num_classes=2, width=16, depth=1, num_components=4, num_substeps=8).to(dtype)
     data = (x.to(dtype), labels) if variant.data else (None, None)
     return losses(variant.build(), student, teacher if variant.teacher else None, draws, *data)
 

@@ -89,10 +89,7 @@ def test_roles_and_gradients():
     roles = consistency(target_halflife_images=1234).roles(student, None)
     assert roles.keys() == {TARGET}
     role = roles[TARGET]
-    assert not role.trainable
-    assert not role.ema
-    assert role.follows == "student"
-    assert role.follow_halflife_images == 1234
+    assert (role.trainable, role.ema, role.follows, role.follow_halflife_images) == (False, False, "student", 1234)
     assert role.network is not student
     assert consistency(target_halflife_images=None).roles(student, None) == {}
     assert ConsistencyConfig().target_halflife_images is None

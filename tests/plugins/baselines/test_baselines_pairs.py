@@ -5,11 +5,9 @@ import itertools
 import freeflow_baselines.pairs as pairs_module
 import pytest
 import torch
-from exact_maps import MEAN, STD, PlainStudent, teacher_and_student
+from exact_maps import MEAN, STD, PlainStudent, policy_student, teacher_and_student
 from freeflow_baselines.config import PairsConfig
 from freeflow_baselines.pairs import PairRegression, end_point
-from freeflow_toy.config import MLPPolicyStudentConfig
-from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import TeacherSpy, philox, spied, step
 from pydantic import ValidationError
 from torch import nn
@@ -113,9 +111,7 @@ def test_guidance_is_decided_at_each_steps_start():
 
 
 def test_a_policy_student_is_trained_through_its_rolled_policy():
-    torch.manual_seed(0)
-    config = MLPPolicyStudentConfig(sample_shape=(3,), width=8, depth=1, num_components=2, num_substeps=4)
-    student = MLPPolicyStudent(config).double()
+    student = policy_student(width=8, depth=1, num_components=2, num_substeps=4)
     models, _, _ = spied(GaussianTeacher(MEAN, STD), student)
     step(objective(solver_steps=2), models, philox(4))["student"].per_sample.mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())

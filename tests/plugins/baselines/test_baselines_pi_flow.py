@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from exact_maps import MEAN, PlainStudent, gaussian_data
+from exact_maps import MEAN, PlainStudent, gaussian_data, policy_student
 from freeflow_baselines.config import PiFlowConfig
 from freeflow_baselines.pi_flow import PiFlow, segment_bounds
-from freeflow_toy.config import MLPPolicyStudentConfig
-from freeflow_toy.mlp import MLPPolicyStudent
 from objective_helpers import NO_DATA, TeacherSpy, philox, spied, step
 from torch import nn
 
@@ -57,9 +55,7 @@ def batch_for(states, num, start=0):
 
 
 def mlp(**options):
-    torch.manual_seed(0)
-    config = MLPPolicyStudentConfig(sample_shape=(3,), width=16, depth=2, num_components=4, num_substeps=16, **options)
-    return MLPPolicyStudent(config).double()
+    return policy_student(width=16, depth=2, num_components=4, num_substeps=16, **options)
 
 
 @pytest.mark.parametrize("states", ["data", "prior"])

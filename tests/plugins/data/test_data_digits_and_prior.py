@@ -7,15 +7,10 @@ from freeflow_data.plain import DigitsSource
 from sklearn.datasets import load_digits
 
 
-def images_and_labels(pair):
-    images, labels = pair
-    return images, labels
-
-
 def test_digits_are_grey_levels_scaled_and_rounded():
     source, original = DigitsSource(DigitsConfig(held_out=0)), load_digits()
     assert source.held_out() is None
-    images, labels = images_and_labels(source.training_images())
+    images, labels = source.training_images()
     levels = {v: round(v * 255 / 16) for v in range(17)}
     expected = torch.tensor([levels[int(v)] for v in original.images.ravel()], dtype=torch.uint8)
     assert torch.equal(images, expected.reshape(1797, 1, 8, 8))
@@ -25,11 +20,11 @@ def test_digits_are_grey_levels_scaled_and_rounded():
 def test_default_split_holds_out_597_images_that_training_never_sees():
     source = DigitsSource(DigitsConfig())
     assert (source.has_data, source.image_shape, source.num_classes) == (True, (1, 8, 8), 10)
-    held, held_labels = images_and_labels(source.held_out())
-    train, train_labels = images_and_labels(source.training_images())
+    held, held_labels = source.held_out()
+    train, train_labels = source.training_images()
     assert (len(held), len(train)) == (597, 1200)
     key = torch.cat([torch.cat([held, train]).flatten(1), torch.cat([held_labels, train_labels])[:, None].byte()], 1)
-    everything, labels = images_and_labels(DigitsSource(DigitsConfig(held_out=0)).training_images())
+    everything, labels = DigitsSource(DigitsConfig(held_out=0)).training_images()
     whole = torch.cat([everything.flatten(1), labels[:, None].byte()], 1)
     assert sorted(map(bytes, key.numpy())) == sorted(map(bytes, whole.numpy()))
     visited = torch.cat([b.x for b in islice(source.batches(0, 100, 0, 1), 12) if b.x is not None])

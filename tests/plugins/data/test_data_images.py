@@ -25,8 +25,7 @@ def numbered(size=SIZE, seed=0, labels=True):
 def blocks(source, start, batch_size, rank, world, num):
     found = []
     for batch in islice(source.batches(start, batch_size, rank, world), num):
-        assert batch.x.shape == (batch_size, 3, 2, 2)
-        assert batch.x.dtype == torch.uint8
+        assert (batch.x.shape, batch.x.dtype) == ((batch_size, 3, 2, 2), torch.uint8)
         rows = batch.x[:, 0, 0, 0].long()
         assert torch.equal(batch.condition, rows + 100)  # labels stay with their images
         found.append(rows.tolist())

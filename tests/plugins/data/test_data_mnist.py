@@ -1,6 +1,5 @@
 import gzip
 import logging
-import struct
 from itertools import islice
 
 import numpy as np
@@ -8,14 +7,11 @@ import pytest
 import torch
 from freeflow_data.config import MNISTConfig
 from freeflow_data.mnist import MNISTSource, read_idx
+from tiny_files import idx, write_mnist
 
 from freeflow_core.errors import ConfigError
 
 PARTS = {"train": 40, "t10k": 20}
-
-
-def idx(values):
-    return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 def images_of(part):
@@ -26,9 +22,7 @@ def images_of(part):
 @pytest.fixture
 def folder(tmp_path):
     """Four small files; image i shows the value i (plus 100 in the test part) and has the class i % 10."""
-    for part, size in PARTS.items():
-        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images_of(part)))
-        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(size, dtype=np.uint8) % 10))
+    write_mnist(tmp_path, **{part: images_of(part) for part in PARTS})
     return tmp_path
 
 
@@ -38,8 +32,7 @@ def build(folder, **options):
 
 def shown(pair):
     images, labels = pair
-    assert images.dtype == torch.uint8
-    assert images.shape[1:] == (1, 6, 5)
+    assert (images.dtype, images.shape[1:]) == (torch.uint8, (1, 6, 5))
     numbers = images[:, 0, 0, 0].long()
     assert torch.equal(labels, numbers % 100 % 10)
     return numbers.tolist()

@@ -4,44 +4,25 @@ import json
 import sys
 
 import pytest
-import run_helpers
 import torch
 from freeflow_data import sd_vae
 from freeflow_data.config import SDVAEConfig
 from freeflow_data.sd_vae import SDVAECodec
+from run_helpers import TINY
 from safetensors.torch import load_file, save_file
+from tiny_files import save_autoencoder
 
 from freeflow_core import api
 from freeflow_core.config import load_run_config
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext
-from freeflow_core.torchvision_ops import ensure_torchvision_ops
 
 pytest.importorskip("diffusers")
-
-TINY = {
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "latent_channels": 4,
-    "sample_size": 32,
-}
-"""Halves the sides once; tiles are 32 pixels, 16 latents."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The tiny autoencoder in the diffusers layout."""
-    ensure_torchvision_ops()
-    from diffusers import AutoencoderKL
-
-    path = tmp_path_factory.mktemp("vae")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoencoderKL(**TINY).save_pretrained(path)
-    return path
+    return save_autoencoder(tmp_path_factory.mktemp("vae"))
 
 
 def codec(folder, seed=0, weights=None, **options):
@@ -147,7 +128,7 @@ def test_other_images_and_latents_are_refused(folder):
 
 
 def test_the_published_weights_are_asked_for_at_the_first_image_only(folder, monkeypatch):
-    monkeypatch.setattr(sd_vae, "PUBLISHED_CONFIG", TINY)
+    monkeypatch.setattr(sd_vae, "PUBLISHED_CONFIG", json.loads((folder / "config.json").read_text()))
     asked = []
 
     def weights(name):
@@ -240,7 +221,7 @@ def test_it_is_loaded_once_after_training_and_its_lack_costs_the_pictures_alone(
     monkeypatch.setattr("freeflow_data.sd_vae.load_autoencoder", recorded)
     choice = {"name": "sd-vae", "checkpoint": str(folder if there else tmp_path / "nowhere")}
     teacher = {"name": "gaussian-mixture", "layout": "ring", "sample_shape": [4, 8, 8]}
-    config = load_run_config(registry, "distill", overrides={**run_helpers.TINY, "teacher": teacher, "codec": choice})
+    config = load_run_config(registry, "distill", overrides={**TINY, "teacher": teacher, "codec": choice})
     assert api.distill(config, output=output, manager=manager).status == "finished"
     assert loaded[:1] == [True], "the weights were read before training was over"
     assert (len(loaded) == 1) or not there

@@ -2,9 +2,7 @@
 
 import importlib.resources
 import math
-import struct
 
-import numpy as np
 import pytest
 import torch
 import typer
@@ -12,6 +10,7 @@ from freeflow_data.config import SmallVAEConfig
 from freeflow_data.small_vae import ASSET, SmallAutoencoder, SmallVAECodec
 from freeflow_data.train_autoencoder import main, train
 from sklearn.datasets import load_digits
+from tiny_files import write_mnist
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -42,13 +41,6 @@ def digits():
 
 def decibels(one, two):
     return 10 * math.log10(255**2 / float((one.float() - two.float()).square().mean()))
-
-
-def write_idx(folder, part, images):
-    labels = (np.arange(len(images)) % 10).astype(np.uint8)
-    for name, values in (("images-idx3", images), ("labels-idx1", labels)):
-        head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-        (folder / f"{part}-{name}-ubyte").write_bytes(head + values.tobytes())
 
 
 def test_the_asset_is_small_and_stored_as_float16():
@@ -123,8 +115,7 @@ def test_training_depends_on_its_arguments_alone(digits):
 
 
 def test_the_command_writes_a_codec_whose_states_have_unit_deviation(tmp_path, digits):
-    for part in ("train", "t10k"):
-        write_idx(tmp_path, part, digits[:, 0].numpy())
+    write_mnist(tmp_path, train=digits[:, 0].numpy(), t10k=digits[:, 0].numpy())
     app = typer.Typer()
     app.command()(main)
     output = tmp_path / "own.safetensors"

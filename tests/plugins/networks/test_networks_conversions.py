@@ -31,14 +31,9 @@ COMBINATIONS = [
 
 
 def convention(prediction, schedule, direction, sign, scale=None):
-    return Convention(
-        Prediction(prediction),
-        TimeDirection(direction),
-        Sign(sign) if prediction in SIGNED else None,
-        named_schedule(schedule),
-        schedule,
-        scale,
-    )
+    own = Sign(sign) if prediction in SIGNED else None
+    named = named_schedule(schedule)
+    return Convention(Prediction(prediction), TimeDirection(direction), own, named, schedule, scale)
 
 
 def velocity(network, read, x_t, t):

@@ -140,8 +140,7 @@ def by_hand(teacher, folders, name, x, t, labels, guidance=None):
 @torch.no_grad()
 def test_a_teacher_answers_as_diffusers_does(build, folders, name, options, shape, guidance):
     teacher = build(name, **options)
-    assert teacher.sample_shape == shape
-    assert teacher.num_classes == NUM
+    assert (teacher.sample_shape, teacher.num_classes) == (shape, NUM)
     x, t, labels = states(shape)
     expected = by_hand(
         teacher, folders, name.split("-")[0], x, t, labels, None if guidance is None else torch.tensor([guidance])

@@ -29,9 +29,8 @@ def test_durations_lie_in_their_interval(u, kind, location, scale, least, end):
     uniform = torch.tensor(u, dtype=torch.float64)
     d = durations(uniform, config)
     assert d.dtype == torch.float64
-    assert d.min() >= least
+    assert least <= d.min() <= d.max() <= 1
     assert d.min() > 0
-    assert d.max() <= 1
     assert torch.all(d[uniform <= end] == 1)
 
 
@@ -40,9 +39,8 @@ def test_durations_lie_in_their_interval(u, kind, location, scale, least, end):
 def test_noise_levels_lie_in_their_interval(u, kind, location, scale, ends):
     config = CorrectionConfig(r_distribution=kind, r_location=location, r_scale=scale, r_low=ends[0], r_high=ends[1])
     r = noise_levels(torch.tensor(u, dtype=torch.float64), config)
-    assert r.min() >= ends[0]
+    assert ends[0] <= r.min() <= r.max() <= ends[1] + 1e-15
     assert r.min() > 0
-    assert r.max() <= ends[1] + 1e-15
 
 
 def test_distributions_have_their_shares():

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from exact_maps import policy_student
 from freeflow_samplers.config import FewStepConfig, OneStepConfig, StudentThenTeacherConfig
 from freeflow_samplers.flow_map import FewStepSampler, OneStepSampler, StudentThenTeacherSampler
-from freeflow_toy.config import MLPPolicyStudentConfig, MLPStudentConfig
+from freeflow_toy.config import MLPStudentConfig
 from freeflow_toy.gaussian_mixture import GaussianMixtureTeacher
-from freeflow_toy.mlp import MLPPolicyStudent, MLPStudent
+from freeflow_toy.mlp import MLPStudent
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, StartTimes
@@ -112,9 +113,7 @@ def test_renoising_jumps_to_data_and_back():
 
 
 def test_policy_students_take_few_steps_too():
-    torch.manual_seed(0)
-    config = MLPPolicyStudentConfig(sample_shape=(2,), width=8, depth=1, num_components=2, num_substeps=4)
-    student = MLPPolicyStudent(config).double()
+    student = policy_student((2,), width=8, depth=1, num_components=2, num_substeps=4)
     samples = few_step().sample(student, noise(), uniform_grid(2), None, unguided())
     middle = student.flow_map(noise(), times(1.0), times(0.5), None, None)
     torch.testing.assert_close(samples.x, student.flow_map(middle, times(0.5), times(0.0), None, None).detach())
@@ -137,14 +136,8 @@ def test_renoising_needs_draws():
 def test_hybrid_is_one_exact_jump_and_then_the_teacher(then, per_step):
     teacher, seen = GaussianTeacher(MEAN, STD), []
     grid = jump_grid(0.5, 400)
-    samples = hybrid(then=then).sample(
-        (prior_student(), teacher),
-        noise(),
-        grid,
-        None,
-        unguided(),
-        on_step=lambda i, t, x: seen.append((i, float(t), x)),
-    )
+    pair, note = (prior_student(), teacher), lambda i, t, x: seen.append((i, float(t), x))
+    samples = hybrid(then=then).sample(pair, noise(), grid, None, unguided(), on_step=note)
     torch.testing.assert_close(seen[0][2], teacher.exact_flow_map(noise(), times(1.0), times(0.5)), rtol=0, atol=1e-13)
     assert [(i, t) for i, t, _ in seen] == list(enumerate(grid[1:].tolist()))
     accuracy = 2e-2 if then == "euler" else 1e-4

@@ -27,9 +27,7 @@ def test_layouts():
     assert {tuple(row) for row in grid.means[:, :2].tolist()} == {(a, b) for a in (-3, 0, 3) for b in (-3, 0, 3)}
     assert (grid.sample_shape, grid.num_classes, bool(grid.means[:, 2:].any())) == ((1, 2, 2), 3, False)
     assert teacher(layout="single", sample_shape=(1,), radius=1).means.tolist() == [[1.0]]
-    assert ring.sample_shape == (2,)
-    assert ring.num_classes is None
-    assert ring.means.shape == (8, 2)
+    assert (ring.sample_shape, ring.num_classes, ring.means.shape) == ((2,), None, (8, 2))
     torch.testing.assert_close(ring.means.norm(dim=1), torch.full((8,), 2.0).double())
     gaps = (ring.means - ring.means.roll(1, 0)).norm(dim=1)
     torch.testing.assert_close(gaps, torch.full_like(gaps, 4 * math.sin(math.pi / 8)))
@@ -70,8 +68,7 @@ def test_bad_options_say_what_is_wrong(options, message):
 
 def test_student_takes_its_shape_from_the_teacher():
     student = MLPStudent.from_config(MLPStudentConfig(), context(teacher(sample_shape=(2, 3), num_classes=4)))
-    assert student.sample_shape == (2, 3)
-    assert student.num_classes == 4
+    assert (student.sample_shape, student.num_classes) == ((2, 3), 4)
     with pytest.raises(ConfigError, match="sample_shape"):
         MLPStudent.from_config(MLPStudentConfig(), context())
     explicit = MLPStudent.from_config(MLPStudentConfig(sample_shape=(5,), num_classes=2), context())

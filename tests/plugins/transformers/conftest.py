@@ -7,23 +7,16 @@ from freeflow_transformers.teachers import TransformerTeacher
 
 from freeflow_core.interfaces import BuildContext
 
+SMALL = {"sample_shape": (2, 4, 6), "patch_size": 2, "width": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+
 
 @pytest.fixture
 def make_network():
     """Small networks; ``random=True`` fills every parameter, so that no layer is still zero."""
 
     def make(*, random=True, seed=0, dtype=torch.float32, **options):
-        values = {
-            "sample_shape": (2, 4, 6),
-            "patch_size": 2,
-            "width": 24,
-            "depth": 2,
-            "num_heads": 3,
-            "num_classes": 5,
-            **options,
-        }
         generator = torch.Generator().manual_seed(seed)
-        network = DiffusionTransformer(TransformerConfig(**values), generator).to(dtype)
+        network = DiffusionTransformer(TransformerConfig(**{**SMALL, **options}), generator).to(dtype)
         if random:
             with torch.no_grad():
                 for parameter in network.parameters():

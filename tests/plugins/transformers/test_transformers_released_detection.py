@@ -37,14 +37,9 @@ def test_families_that_fit(released_tensors, family, possible):
     ("size", "patch_size", "resolution"), [("S", 8, 256), ("B", 4, 512), ("L", 2, 256), ("XL", 2, 512)]
 )
 def test_every_named_architecture_is_recognised(size, patch_size, resolution):
-    side = resolution // 8
-    architecture = TransformerConfig(
-        sample_shape=(4, side, side),
-        patch_size=patch_size,
-        num_classes=1000,
-        learn_sigma=resolution == 256,
-        **SIZES[size],
-    )
+    shape, learn_sigma = (4, resolution // 8, resolution // 8), resolution == 256
+    options = {"patch_size": patch_size, "num_classes": 1000, "learn_sigma": learn_sigma, **SIZES[size]}
+    architecture = TransformerConfig(sample_shape=shape, **options)
     detected = detect(expected_shapes(architecture), PATH)
     assert detected.architecture == architecture
     assert f"(size {size})" in describe(detected.architecture)

@@ -233,10 +233,6 @@ def test_exports_that_cannot_be_written(trained, tmp_path):
         export_released(NetworkState("unet", {}, {}), tmp_path / "x.pt")
 
 
-@pytest.mark.skipif(
-    not importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET).is_file(),
-    reason="the digits weights are not part of this checkout",
-)
 def test_a_trained_student_read_as_the_other_familys_is_refused(make_context, tmp_path):
     with importlib.resources.as_file(importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET)) as file:
         state, _ = load_network(file)

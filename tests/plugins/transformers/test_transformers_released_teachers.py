@@ -284,10 +284,6 @@ def test_no_student_starts_from_a_noise_predicting_teacher(write_checkpoint, tea
         FlowMapTransformer(student.network).load_teacher(teacher)
 
 
-@pytest.mark.skipif(
-    not importlib.resources.files("freeflow_transformers").joinpath(DIGITS_ASSET).is_file(),
-    reason="the digits weights are not part of this checkout",
-)
 @torch.no_grad()
 def test_a_trained_network_read_with_the_opposite_convention_is_refused(make_context, tmp_path):
     """The shipped digits teacher, stripped of what it says of itself: time from data to noise, noise - data."""

@@ -87,8 +87,7 @@ def test_a_student_is_like_its_teacher_unless_asked(make_network, make_context):
     network = make_network(learn_sigma=True, qk_norm=True, mlp_ratio=2.0, null_class=False)
     student = flow_map(make_context(TransformerTeacher(network)))
     assert student.network.config == network.config.model_copy(update={"jump": True, "guidance": True})
-    assert student.sample_shape == (2, 4, 6)
-    assert student.num_classes == 5
+    assert (student.sample_shape, student.num_classes) == ((2, 4, 6), 5)
     unguided = flow_map(make_context(TransformerTeacher(make_network(num_classes=0))))
     assert not unguided.network.config.guidance
     assert unguided.num_classes is None

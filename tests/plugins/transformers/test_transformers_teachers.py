@@ -55,18 +55,15 @@ def test_files_that_are_no_teacher(make_network, make_context, tmp_path):
     save_tensors(path, {"encoder.weight": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"holds no diffusion transformer.*encoder\.weight"):
         sit(path, context)
-    save_network(path, replace(state, family="toy-mlp"), {})
-    with pytest.raises(CheckpointError, match=r"family 'toy-mlp'; expected 'diffusion-transformer'"):
-        sit(path, context)
-    save_network(path, replace(state, config={**state.config, "num_heads": 7}), {})
-    with pytest.raises(CheckpointError, match="does not describe"):
-        sit(path, context)
-    save_network(path, replace(state, config={**state.config, "sample_shape": [3, 4, 6]}), {})
-    with pytest.raises(CheckpointError, match=r"x_embedder\.proj\.weight is \(24, 2, 2, 2\), not \(24, 3, 2, 2\)"):
-        sit(path, context)
-    save_network(path, replace(state, config={**state.config, "depth": 3}), {})
-    with pytest.raises(CheckpointError, match=r"missing: blocks\.2\.adaLN_modulation\.1\.bias"):
-        sit(path, context)
+    for family, changes, message in (
+        ("toy-mlp", {}, r"family 'toy-mlp'; expected 'diffusion-transformer'"),
+        (state.family, {"num_heads": 7}, "does not describe"),
+        (state.family, {"sample_shape": [3, 4, 6]}, r"weight is \(24, 2, 2, 2\), not \(24, 3, 2, 2\)"),
+        (state.family, {"depth": 3}, r"missing: blocks\.2\.adaLN_modulation\.1\.bias"),
+    ):
+        save_network(path, replace(state, family=family, config=state.config | changes), {})
+        with pytest.raises(CheckpointError, match=message):
+            sit(path, context)
 
 
 def test_a_student_is_no_teacher(make_network, make_context, tmp_path):
