@@ -107,7 +107,7 @@ class EvaluationConfig(Section):
         True, description="Keep the many-step teacher's samples in the cache folder, and take them from there."
     )
     teacher_samples: str | None = Field(
-        None, description="File with those samples, a path or PACKAGE:PATH; refused when its settings are others."
+        None, description="File with such samples, a path or PACKAGE:PATH; taken where its settings are the run's."
     )
     jump_to: float = Field(0.5, gt=0, lt=1, description="Student jump 1 -> s before the teacher takes over.")
     jump_steps: PositiveInt = Field(4, description="Teacher steps after the jump.")

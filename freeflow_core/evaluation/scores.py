@@ -152,8 +152,7 @@ class Evaluation:
         """
         assert self._teacher is not None
         number, size = self.config.num_samples * (2 if self.config.floor else 1), self.config.batch_size
-        first = self._teacher.balanced_condition(torch.arange(min(number, size)))
-        kept = TeacherSamples(self._run, self._teacher, first, number, self._builder.precision)
+        kept = TeacherSamples(self._run, self._teacher, number, self._builder.precision)
         if (found := kept.load()) is not None:
             x, evaluations = found[0].to(self._context.device), found[1]
             images = [self._context.codec.decode(part) if x.ndim == 4 else part for part in torch.split(x, size)]

@@ -10,6 +10,9 @@ from freeflow_metrics.features import SmallFeatures
 from freeflow_transformers.config import MNISTTeacherConfig
 from run_helpers import freeflow, sets
 
+from freeflow_core.config import load_run_config
+from freeflow_core.engine.build import Builder
+from freeflow_core.evaluation.teacher_samples import TeacherSamples
 from freeflow_core.network_file import load_network
 
 
@@ -48,3 +51,25 @@ def test_it_is_distilled_and_scored_without_the_data_set(tmp_path):
     assert scores["teacher"]["accuracy"] >= 0.75  # four steps, unguided
     assert scores["teacher_1_step"]["fd"] > 2 * scores["teacher"]["fd"]
     assert (tmp_path / "run" / "comparison.png").stat().st_size > 500
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_default_run_reaches_what_the_readme_says(tmp_path):
+    """The README's claims, measured."""
+    freeflow("distill", "--output", tmp_path / "run", "--set", "trackers=[]")
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    teacher, student = scores["teacher"], scores["student"]
+    assert student["fd"] <= 2 * teacher["fd"]
+    assert student["accuracy"] >= teacher["accuracy"] - 0.01
+    assert 0.9 <= student["spread_ratio"] <= 1.1
+    assert scores["teacher_1_step"]["fd"] >= 20 * teacher["fd"]
+
+
+def test_its_samples_ship_for_the_default_run(registry):
+    """The preset's settings are those that the samples were drawn with; the weights in the key are the asset's."""
+    config = load_run_config(registry, "distill", preset="mnist")
+    teacher = Builder(registry, torch.device("cpu"), 0).teacher(config.teacher)
+    kept = TeacherSamples(config, teacher, 2 * config.evaluation.num_samples, "float32").load()
+    assert kept is not None
+    assert kept[0].shape == (4000, 4, 8, 8)
