@@ -56,7 +56,6 @@ class TeacherReport:
 
     @property
     def is_right(self) -> bool:
-        """No finding is an error."""
         return not any(check.status == "error" for check in self.checks)
 
 

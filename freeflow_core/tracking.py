@@ -76,7 +76,6 @@ class Replay:
             ) from error
 
     def is_complete(self) -> bool:
-        """Whether the tracker has everything, the end of the run included."""
         rest = (*self._journal.metrics(self._metrics), *self._journal.artifacts(self._artifacts))
         return not rest and self._status is not None and self._stands()
 
@@ -95,7 +94,6 @@ class Replay:
             raise
 
     def end(self, status: str, time: float) -> None:
-        """After :meth:`send`."""
         self._tracker.finish(status, time)
         self._status = status
         self.save()
@@ -165,7 +163,6 @@ class Sender:
         self._thread.start()
 
     def recorded(self, record: Record) -> None:
-        """The journal has one more."""
         self._waiting += len(record.values) if isinstance(record, Metrics) else 0
         if self._waiting >= self._tracker.buffer_metrics:
             self._wake.set()

@@ -62,7 +62,6 @@ class Guidance:
         return torch.where((t >= self.low) & (t <= self.high), weight, torch.ones_like(weight))
 
     def rows(self, rows: Tensor) -> Guidance:
-        """The guidance of the chosen rows."""
         return Guidance(self.weight[rows], self.low, self.high)
 
 

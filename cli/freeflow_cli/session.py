@@ -36,7 +36,6 @@ class Session:
         return session
 
     def add_commands(self, app: typer.Typer) -> None:
-        """Let each plugin add its commands; one that fails costs one warning line."""
         for implementation in self.manager.hook.freeflow_commands.get_hookimpls():
             arguments = {"app": app} if "app" in implementation.argnames else {}
             try:

@@ -117,10 +117,8 @@ class ComparisonConfig(Section):
 
     objectives: tuple[str, ...] = Field((), description="Objectives, by name.")
     seeds: PositiveInt = Field(3, description="Runs of each objective: the seeds seed, seed + 1, ...")
-    budget: Budget | None = None
-    """images=N or forwards=N of training; null: the base run's training.images."""
-    settings_for: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Settings of single objectives, by their names."""
+    budget: Budget | None = Field(None, description="images=N or forwards=N of training; null: the base run's length.")
+    settings_for: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Settings of single objectives.")
     sweep: SweepConfig | None = Field(None, description="A setting that takes several values, each with all seeds.")
     score: str | None = None
     """Score that is compared; null: the first distance to data, else to the teacher."""
@@ -155,7 +153,6 @@ class CompareConfig:
         return self.comparison.sweep.values if self.comparison.sweep else (None,)
 
     def to_yaml(self) -> str:
-        """Everything that was asked for, as one document."""
         own = self.comparison.model_dump(mode="json") | {"budget": str(self.comparison.budget or "") or None}
         values = {"name": self.name, SECTION: own, "base": dict(self.base), "settings": dict(self.settings)}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

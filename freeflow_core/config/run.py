@@ -31,8 +31,7 @@ class EMAConfig(Section):
     """Exponential moving average of the weights, by half-life in images (Karras et al., EDM, appendix F)."""
 
     halflife_images: PositiveInt = Field(500_000, description="Images after which an old weight counts half.")
-    rampup_ratio: float | None = Field(0.05, gt=0)
-    """The half-life is at most this share of the images seen; null: no ramp."""
+    rampup_ratio: float | None = Field(0.05, gt=0, description="At most this share of the images seen; null: no ramp.")
 
 
 class TrainingConfig(Section):
@@ -48,7 +47,6 @@ class TrainingConfig(Section):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in the whole run."""
         return -(-self.images // self.batch_size)
 
 

@@ -99,7 +99,6 @@ class Builder:
         return built
 
     def teacher(self, choice: ComponentChoice, source: Source | None = None) -> Teacher:
-        """A teacher on the device, frozen."""
         teacher: Teacher = self.build("teacher", choice, source=source)
         if teacher.provenance and self.device.type != "meta":
             _log.info(f"Teacher: {teacher.provenance}.")

@@ -38,7 +38,6 @@ class Checkpoints:
         return sorted(p for p in self.folder.iterdir() if _NAME.match(p.name) and (p / _STATE_FILE).is_file())
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
         found = self.all()
         return found[-1] if found else None
 

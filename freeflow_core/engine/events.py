@@ -33,7 +33,6 @@ class Events:
         self.journal = Journal(run.folder)
 
     def started(self) -> None:
-        """The first step is about to be taken."""
         for tracker in self._trackers if self._active else ():
             try:
                 self._senders.append(Sender(tracker, self._run, self.journal))
@@ -42,30 +41,24 @@ class Events:
         self._observe("freeflow_run_started", run=self._run)
 
     def stepped(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """A logging interval has passed."""
         self._measured(progress, metrics)
         self._observe("freeflow_step_finished", run=self._run, progress=progress, metrics=_frozen(metrics))
 
     def advanced(self, row: str, done: int, total: int) -> None:
-        """An evaluation has scored ``done`` of ``total`` samples of a row."""
         self._observe("freeflow_evaluation_advanced", run=self._run, row=row, done=done, total=total)
 
     def evaluated(self, progress: Progress, scores: Mapping[str, float]) -> None:
-        """An evaluation is complete."""
         self._measured(progress, scores)
         self._observe("freeflow_evaluation_finished", run=self._run, progress=progress, scores=_frozen(scores))
 
     def pictured(self, name: str, path: Path, images_seen: int) -> None:
-        """A picture was made."""
         if self._active:
             self._recorded(self.journal.add_picture(images_seen, name, path))
 
     def saved(self, progress: Progress, path: Path) -> None:
-        """A checkpoint is complete."""
         self._observe("freeflow_checkpoint_saved", run=self._run, progress=progress, path=path)
 
     def filed(self, path: Path) -> None:
-        """A file is worth keeping."""
         if self._active:
             self._recorded(self.journal.add_file(self._images, path))
 

@@ -84,7 +84,6 @@ class RoleOptimizer:
         self.forget()
 
     def forget(self) -> None:
-        """Drop gradients without an update."""
         for p in self.parameters:
             p.grad = None
 

@@ -297,7 +297,6 @@ class Run:
         self.trainer.restart_clock()
 
     def _conclude(self, status: str) -> RunResult:
-        """Student file, scores, pictures, report."""
         scores: Scores = {}
         self.scoring.save_student(self.state.images)
         if self.scoring.can_show():

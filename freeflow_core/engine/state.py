@@ -54,7 +54,6 @@ class TrainingState:
     step: int = 0
 
     def models(self, components: Components) -> Models:
-        """The roles as an objective sees them."""
         models = {name: Model(role.wrapped, role.network, role.ema) for name, role in self.roles.items()}
         return Models(models, components.teacher)
 

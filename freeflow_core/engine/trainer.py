@@ -64,7 +64,6 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """Where training stands."""
         updates = {name: role.updates for name, role in self.state.roles.items()}
         return Progress(self.state.images, self.state.step, self.config.training.images, updates)
 
@@ -211,7 +210,6 @@ class Trainer:
             first += size
 
     def _encoded(self, batch: Batch, dtype: torch.dtype) -> Batch:
-        """A source's batch as states on the device."""
         source, expected = self.config.source.name, tuple(self.components.student.sample_shape)
         if batch.x is None:
             raise PluginError(f"The source {source!r} yielded a batch without data.")
@@ -321,7 +319,6 @@ class GlobalMeans(Context):
         self._next = 0
 
     def restart(self) -> None:
-        """Before each micro-batch."""
         self._next = 0
 
     def mean(self, values: Tensor) -> Tensor:
@@ -345,7 +342,6 @@ class Meter:
 
     @property
     def pending(self) -> bool:
-        """Whether steps were taken since the last reading."""
         return bool(self._counts)
 
     def add(self, values: Mapping[str, Tensor], skipped: Tensor) -> None:

@@ -73,7 +73,6 @@ class Journal:
         self._status_file = folder / "run.json"
 
     def status(self) -> dict[str, Any]:
-        """What :meth:`write_status` wrote so far; empty when there is nothing."""
         try:
             status: dict[str, Any] = json.loads(self._status_file.read_text("utf-8"))
         except (OSError, ValueError):

@@ -52,8 +52,7 @@ class DerivativeOptions(ComponentConfig):
     derivative: Literal["forward-mode", "central", "one-sided"] = "forward-mode"
     """forward-mode: exact, math attention; central: two passes, fused attention; one-sided: one pass, reuses the
     gradient pass, which must not run in bf16."""
-    derivative_step: float = Field(5e-3, ge=1e-6, le=0.1)
-    """Step in time of central and one-sided differences."""
+    derivative_step: float = Field(5e-3, ge=1e-6, le=0.1, description="Step in time of either kind of differences.")
     derivative_precision: Literal["float32", "run"] = "float32"
     """forward-mode in a bf16 run: float32: outside autocast; run: in bf16, less exact. Differences are taken in float32
     in any case."""

@@ -200,7 +200,6 @@ class Manager:
 
     @property
     def hook(self) -> Any:
-        """pluggy's hook relay: ``manager.hook.freeflow_run_started(run=...)``."""
         return self._pluggy.hook
 
     def collect(self, hook_name: str) -> list[tuple[LoadedPlugin, Any]]:

@@ -95,7 +95,6 @@ class Registry:
         return tuple(line for offers in every for line in offers.warnings)
 
     def components(self, kind: str) -> Mapping[str, Component]:
-        """All components of one kind, by name."""
         return self._components[kind].items
 
     def component(self, kind: str, name: str) -> Component:
@@ -107,7 +106,6 @@ class Registry:
         return self._components[kind].find(name)[0]
 
     def presets(self, command: str) -> Mapping[str, Preset]:
-        """All presets for ``distill``, ``pretrain`` or ``compare``, by name."""
         return self._presets[command].items
 
     def preset(self, command: str, name: str) -> Preset:
@@ -119,7 +117,6 @@ class Registry:
         return self._presets[command].find(name)[0]
 
     def weights(self) -> Mapping[str, WeightFile]:
-        """All published weights, by name."""
         return self._weights.items
 
     def weight(self, name: str) -> WeightFile:
@@ -132,7 +129,6 @@ class Registry:
         return names[0] if len(names) == 1 else None
 
     def preset_text(self, preset: Preset) -> str:
-        """The YAML text of a preset, read from the plugin's package."""
         package, _, path = preset.resource.partition(":")
         try:
             return importlib.resources.files(package).joinpath(path).read_text("utf-8")

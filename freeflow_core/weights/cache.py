@@ -145,7 +145,6 @@ class Facts(BaseModel, frozen=True):
             return None
 
     def write(self, path: Path) -> None:
-        """Replace the file atomically."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
 

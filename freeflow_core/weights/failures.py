@@ -153,7 +153,6 @@ def _host(url: str) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error, then what caused it, down to the first cause."""
     found: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in found:

@@ -18,8 +18,7 @@ class FlowMatchingConfig(ComponentConfig):
 
     time_distribution: Literal["uniform", "logit-normal"] = "uniform"
     """Distribution of t: uniform (SiT) or logit-normal (Stable Diffusion 3)."""
-    time_location: float = Field(0.0, ge=-10, le=10)
-    """logit-normal: mean of logit(t); above 0 favours noise, below 0 data."""
+    time_location: float = Field(0.0, ge=-10, le=10, description="logit-normal: mean of logit(t); above 0: more noise.")
     time_scale: PositiveFloat = Field(1.0, le=10, description="logit-normal: standard deviation of logit(t).")
     label_dropout: float = Field(0.1, ge=0, le=1)
     """Share of labels replaced by the null class, which classifier-free guidance needs; 0: none."""
@@ -71,8 +70,7 @@ class ConsistencyConfig(UnguidedDataOptions):
     Geng et al. 2024."""
     neighbour: Literal["grid", "mapping"] = "mapping"
     """Where r lies: grid: the next time of N intervals; mapping: sigma_r / sigma_t as ECT."""
-    num_steps: int = Field(1280, ge=2, le=10_000)
-    """grid: N, intervals of the time grid (iCT: 1280; cm: 40, CIFAR-10 18)."""
+    num_steps: int = Field(1280, ge=2, le=10_000, description="grid: N, intervals (iCT: 1280; cm: 40, CIFAR-10 18).")
     start_steps: int | None = Field(10, ge=2)
     """grid: N at first, doubled up to num_steps in equal parts of the run (iCT: 10); null: num_steps throughout."""
     grid: Literal["karras", "uniform"] = "karras"
@@ -120,10 +118,8 @@ class ContinuousConsistencyConfig(UnguidedDataOptions, DerivativeOptions):
     Source: Lu and Song 2024, arXiv 2410.11081
     """
 
-    time_location: float = Field(-1.0, ge=-10, le=10)
-    """Mean of log(sigma), sigma = t / (1 - t) (paper: -1)."""
-    time_scale: PositiveFloat = Field(1.4, le=10)
-    """Its deviation (paper: 1.4 on CIFAR-10, 1.6 ImageNet 64)."""
+    time_location: float = Field(-1.0, ge=-10, le=10, description="Mean of log(sigma), sigma = t / (1 - t) (paper).")
+    time_scale: PositiveFloat = Field(1.4, le=10, description="Its deviation (paper: CIFAR-10 1.4, ImageNet 64 1.6).")
     data_std: PositiveFloat = Field(0.5, description="sigma_d: deviation of the data that TrigFlow scales by.")
     tangent_warmup_fraction: float = Field(0.025, ge=0, le=1)
     """Share of the run over which the tangent's unstable part rises from 0 (paper: 10k of 400k steps)."""
@@ -145,8 +141,7 @@ class FACMConfig(UnguidedDataOptions, DerivativeOptions):
 
     time_location: float = Field(-0.8, ge=-10, le=10, description="Mean of log(a), t = 2/pi atan(a) (paper: -0.8).")
     time_scale: PositiveFloat = Field(1.6, le=10, description="Its deviation (paper: 1.6).")
-    relaxation_power: float = Field(0.5, gt=0, le=4)
-    """p: the target moves the share 1 - (1 - t)^p of the way (paper: 0.5)."""
+    relaxation_power: float = Field(0.5, gt=0, le=4, description="p: the target moves by 1 - (1 - t)^p (paper: 0.5).")
     tangent_clip: PositiveFloat = Field(1.0, description="The step of the target is clamped to this (paper: 1).")
     weight_power: float = Field(0.5, ge=0, le=2)
     """Consistency loss e / (e + c)^power, e a mean (paper: 0.5)."""
@@ -261,8 +256,7 @@ class PiFlowConfig(GuidanceOptions):
     """Network evaluations of a whole sample; the segments cover [0, 1]. The paper: 1, 2, 4."""
     final_segment_scale: float = Field(1.0, gt=0, le=1)
     """Length of the segment at the data over that of the others; 0.5 for text-to-image."""
-    num_states: PositiveInt = Field(2, le=64)
-    """States of a path at which the teacher is imitated; 4 for FLUX."""
+    num_states: PositiveInt = Field(2, le=64, description="States of a path where the teacher is imitated; 4 for FLUX.")
     component_dropout: float = Field(0.05, ge=0, lt=1)
     """Share of the mixture's components left out while states are reached, for exploration; 0.1 for text-to-image.
     Policies without components ignore it."""
@@ -280,8 +274,7 @@ class IMMConfig(UnguidedDataOptions):
     velocity: Literal["teacher", "data"] = "data"
     """How the state at r follows from that at t: data: the same sample and noise at r, without a teacher, as published;
     teacher: one Euler step of the (guided) teacher, ours."""
-    group_size: int = Field(4, ge=1, le=256)
-    """M, rows that share times and are compared; 1: a consistency loss."""
+    group_size: int = Field(4, ge=1, le=256, description="M, rows that share times and are compared; 1: consistency.")
     statistic: Literal["v", "u"] = "v"
     """v: all pairs, as published, whose mean is not 0 at the solution; u: pairs of different rows only, which is
     unbiased but noisier (ours; needs group_size >= 2)."""
@@ -289,8 +282,7 @@ class IMMConfig(UnguidedDataOptions):
     gap_exponent: float = Field(12.0, ge=1, le=30)
     """k: r lies 2^-k of the greatest noise-to-data ratio t / (1 - t) below t's own; 15 for CIFAR-10."""
     gap_min: float = Field(1e-4, ge=0, lt=0.1, description="t - r is at least this where s allows it.")
-    weight_offset: float = Field(4.0, ge=-20, le=20)
-    """b of the weight sigmoid(b - log SNR); 5 for CIFAR-10."""
+    weight_offset: float = Field(4.0, ge=-20, le=20, description="b of the weight sigmoid(b - log SNR); CIFAR-10: 5.")
     weight_power: float = Field(1.0, ge=0, le=4, description="a of the weight's factor (1 - t)^a; 1 or 2.")
     kernel_scale: PositiveFloat = 1.0
     """Width of the kernel exp(-|x - y| / (scale (t - s) dim)). The paper's is the noise's deviation, which is 1
@@ -298,8 +290,7 @@ class IMMConfig(UnguidedDataOptions):
     label_kernel: Literal["any", "same"] = "any"
     """any: rows of a group are compared whatever their labels, as published; same: only rows with equal labels (ours,
     for few classes and large groups)."""
-    label_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of labels replaced by the null class; without a teacher only."""
+    label_dropout: float = Field(0.1, ge=0, le=1, description="Share of labels dropped; without a teacher only.")
 
     @model_validator(mode="after")
     def _check_groups(self) -> IMMConfig:
@@ -317,8 +308,7 @@ class PairOptions(GuidanceOptions):
     distance: ComponentChoice | None = None
     """A distance of end points as images, e.g. perceptual or {name: perceptual, features: mnist}: the papers' LPIPS;
     null: the mean square of states alone."""
-    square_weight: float = Field(0.0, ge=0)
-    """With distance: factor of the mean square that is added (the papers: 0)."""
+    square_weight: float = Field(0.0, ge=0, description="With distance: factor of the mean square added (papers: 0).")
 
 
 class ScoreDistillationConfig(PairOptions):
@@ -395,7 +385,6 @@ class ProgressiveConfig(GuidanceOptions):
 
     @property
     def num_rounds(self) -> int:
-        """Rounds from ``start_steps`` to ``final_steps``."""
         return (self.start_steps // self.final_steps).bit_length()
 
     @model_validator(mode="after")

@@ -46,7 +46,6 @@ class ContinuousConsistency(VelocityObjective):
     _config: ContinuousConsistencyConfig
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        """The learned weight of each time (the paper's adaptive weighting w(t))."""
         return {TIME_WEIGHT: Role(TimeWeight(0.0))} if self._config.weighting == "learned" else {}
 
     def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:

@@ -10,18 +10,9 @@ from torch import Tensor
 from freeflow_baselines.config import PairOptions, PairsConfig
 from freeflow_baselines.shared import solver_step
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    Context,
-    Distance,
-    Model,
-    Models,
-    Objective,
-    StartTimes,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces import BuildContext, Distance, Teacher
+from freeflow_core.interfaces.objective import Context, Model, Models, Objective
+from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
 from freeflow_core.math.flow import linear_interpolate, linear_velocity, mean_square, uniform_grid
 from freeflow_core.objective_kit.jumps import jumps_from_noise, raw_output, root_mean_square
 from freeflow_core.objective_kit.passes import Jumps, teacher_velocity, velocity_with_gradient

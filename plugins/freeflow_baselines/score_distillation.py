@@ -8,17 +8,9 @@ from torch import Tensor
 
 from freeflow_baselines.config import ScoreDistillationConfig
 from freeflow_baselines.pairs import EndPointLoss, end_point, end_point_loss, square_loss
-from freeflow_core.interfaces import (
-    AverageVelocityStudent,
-    BuildContext,
-    Context,
-    Models,
-    Objective,
-    Role,
-    StartTimes,
-    Student,
-    Teacher,
-)
+from freeflow_core.interfaces import BuildContext, Teacher
+from freeflow_core.interfaces.objective import Context, Models, Objective, Role
+from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes, Student
 from freeflow_core.math.flow import (
     expand_times,
     like_states,

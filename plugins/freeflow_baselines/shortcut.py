@@ -38,7 +38,6 @@ class Shortcut(VelocityObjective):
     _config: ShortcutConfig
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:
-        """The averaged network that gives bootstrap targets."""
         return averaged_target(student, self._config.target_halflife_images)
 
     def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:

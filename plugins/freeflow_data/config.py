@@ -48,8 +48,7 @@ class SDVAEConfig(ComponentConfig):
     dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="Precision of the autoencoder alone.")
     decode_batch_size: PositiveInt = Field(8, description="Images decoded, or encoded, at once.")
     slicing: bool = Field(False, description="One image at a time inside each batch: least memory for exact results.")
-    tiling: bool = False
-    """Images larger than 256 pixels in blended tiles: less memory, colours may shift a little."""
+    tiling: bool = Field(False, description="Images above 256 pixels in blended tiles: less memory, colours may shift.")
 
 
 class AugmentationConfig(ComponentConfig):
@@ -69,8 +68,7 @@ class AugmentationConfig(ComponentConfig):
 class ImageOptions(ComponentConfig):
     """What all sources of images have in common: their order, and what is done to training images."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
-    """Order in which training images are visited, and draws of the augmentations."""
+    seed: int = Field(0, ge=0, lt=2**63, description="Order of the training images, and draws of the augmentations.")
     split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
     augment: tuple[AugmentationConfig, ...] = ()
     """Augmentations of training images, in order: flip, shift, rotation."""
@@ -84,8 +82,7 @@ class DigitsConfig(ImageOptions):
     Source: scikit-learn load_digits; UCI 80, Alpaydin and Kaynak 1998
     """
 
-    held_out: int = Field(597, ge=0)
-    """Images kept from training, each class in proportion; 0: train on all 1797."""
+    held_out: int = Field(597, ge=0, description="Images kept from training, each class in proportion; 0: none.")
 
 
 class FileOptions(ImageOptions):
@@ -112,8 +109,7 @@ class FashionMNISTConfig(MNISTConfig):
     Source: Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747
     """
 
-    path: Path = Path("data/fashion-mnist")
-    """Folder with the four idx files, compressed (.gz) or not."""
+    path: Path = Field(Path("data/fashion-mnist"), description="Folder with the four idx files, plain or .gz.")
 
 
 class NpzConfig(FileOptions):
@@ -155,9 +151,7 @@ class LatentsConfig(ComponentConfig):
     """States that `freeflow encode` computed with a codec; training needs neither images nor codec."""
 
     path: Path = Field(description="Folder written by `freeflow encode`.")
-    sample: bool = True
-    """Draw each latent from its posterior anew, where the codec has one; false: its mean."""
-    flip: bool | None = None
-    """Take the mirrored copy of every other image at random; null: when there are copies."""
+    sample: bool = Field(True, description="Draw each latent anew where the codec has a posterior; false: its mean.")
+    flip: bool | None = Field(None, description="Take mirrored copies at random; null: when there are copies.")
     seed: int = Field(0, ge=0, lt=2**63, description="Order of the latents, and draws of copy and posterior.")
     on_error: OnError = Field("refuse", description="Missing or damaged shards: refuse the folder, or skip them.")

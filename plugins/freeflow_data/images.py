@@ -144,7 +144,6 @@ class Images:
         return self.read(self.rows[chosen])
 
     def take(self, chosen: Rows) -> Images:
-        """Those in the places ``chosen``, in their order."""
         labels = None if self.labels is None else self.labels[torch.from_numpy(chosen)]
         return Images(self.read, self.shape, self.rows[chosen], labels)
 

@@ -67,7 +67,6 @@ class SDVAECodec(Codec):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are in memory."""
         return self._network is not None
 
     def prepare(self) -> None:

@@ -72,7 +72,6 @@ class MeanFlowStep(Objective):
         """
 
     def dropout(self) -> float:
-        """Share of labels replaced by the null class."""
         return self._options.label_dropout
 
     def warmup(self, progress: Progress) -> float:

@@ -69,7 +69,6 @@ class ClassSpread:
         self._sums: dict[int, Tensor] = {}  # (3, pixels): how many, their sum, their squares' sum
 
     def update(self, images: Tensor, labels: Tensor | None) -> None:
-        """Take in uint8 images (N, C, H, W) and their labels (N,), or None for one class in all."""
         pixels = images.detach().cpu().double()
         height, width = (min(side, self._max_side) for side in pixels.shape[-2:])
         if (height, width) != pixels.shape[-2:]:

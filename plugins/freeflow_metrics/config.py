@@ -75,8 +75,7 @@ class KernelConfig(FeatureOptions):
 
     num_subsets: PositiveInt = Field(100, description="Subsets averaged over.")
     subset_size: int = Field(1_000, ge=2, description="Samples per subset; at most those there are.")
-    max_samples: int = Field(50_000, ge=2)
-    """Features kept in memory per row: the first of them, by sample order."""
+    max_samples: int = Field(50_000, ge=2, description="Features kept in memory per row, by sample order.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the subsets, the same for every row.")
 
 

@@ -94,7 +94,6 @@ class PointBuffer:
         self.count = 0
 
     def update(self, points: Tensor) -> None:
-        """Take in points (N, F)."""
         kept = points[: self._capacity - self.count]
         if len(kept):
             self._parts.append(kept)

@@ -55,7 +55,6 @@ class FeatureNetwork(ABC):
         self._device = torch.device("cpu")
 
     def to(self, device: torch.device) -> None:
-        """Move the network."""
         self._network.to(device)
         self._device = device
 

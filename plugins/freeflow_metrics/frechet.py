@@ -53,7 +53,6 @@ class RunningMoments:
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
 
     def update(self, points: Tensor) -> None:
-        """Take in features (N, F)."""
         if not len(points):
             return
         points = points.detach().cpu().double()

@@ -20,8 +20,7 @@ class ConventionOptions(ComponentConfig):
     prediction: Literal["data", "noise", "velocity", "v-prediction", "score"] = "velocity"
     """What it estimates of x_own = alpha x + sigma n: x, n, the path's derivative, alpha n - sigma x (Salimans & Ho),
     or grad log p."""
-    time_direction: Literal["data-at-0", "data-at-1"] = "data-at-0"
-    """Which end of the network's own time is data."""
+    time_direction: Literal["data-at-0", "data-at-1"] = Field("data-at-0", description="Where its own time has data.")
     sign: Literal["noise-minus-data", "data-minus-noise"] | None = None
     """Where a velocity or v-prediction points; null: as the network's time runs, so noise-minus-data with data-at-0."""
     schedule: ScheduleName = Field("linear", description="The path of the network's own states.")
@@ -140,6 +139,5 @@ class DiffusersTeacherConfig(ComponentConfig):
     L, D) and negative_pooled_prompt_embeds (1, P) for guidance."""
     latent_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of the latents; null: as config.json says, else 128 x 128."""
-    guidance_embedding: float = Field(3.5, ge=0)
-    """What a guidance-distilled FLUX is fed as its guidance; others take none."""
+    guidance_embedding: float = Field(3.5, ge=0, description="What a guidance-distilled FLUX is fed as its guidance.")
     dtype: DType | None = Field(None, description="The network's; null: as stored, and 32 bits follow the run.")

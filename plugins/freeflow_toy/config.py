@@ -40,19 +40,16 @@ class GaussianMixtureConfig(ComponentConfig):
 
     @property
     def dimension(self) -> int:
-        """Entries of one state."""
         return math.prod(self.sample_shape)
 
     @property
     def num_components(self) -> int:
-        """Components of the mixture."""
         if self.layout == "custom":
             return len(self.means or ())
         return 1 if self.layout == "single" else self.num_modes
 
     @property
     def component_labels(self) -> tuple[int, ...] | None:
-        """Class of each component, or None when unconditional."""
         if self.labels is None and self.num_classes is not None:
             return tuple(index % self.num_classes for index in range(self.num_components))
         return self.labels

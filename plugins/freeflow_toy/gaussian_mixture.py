@@ -109,7 +109,6 @@ class GaussianMixtureTeacher(Teacher):
         return _mean(logits, -self._from_eigen(y / variance)).reshape(x_t.shape).to(x_t.dtype)
 
     def log_density(self, x_t: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
-        """log p_t(x_t | c), (N,)."""
         x, t = self._flat(x_t, t)
         logits = self._components(x, t, condition)[2]
         return logits.logsumexp(1) - 0.5 * x.shape[1] * math.log(2 * math.pi)

@@ -68,7 +68,6 @@ class MLPTrunk(Student):
         return student
 
     def features(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
-        """The head's (N, num_outputs) numbers."""
         x = x_t.flatten(1)
         weight = torch.ones_like(t) if guidance is None else guidance
         inputs = [x]

@@ -72,8 +72,7 @@ class TransformerConfig(StoredOptions):
     jump: bool = Field(False, description="Takes the duration d = t - s of a jump as an input.")
     guidance: bool = Field(False, description="Takes the guidance weight as an input.")
     qk_norm: bool = Field(False, description="LayerNorm over each head's queries and keys.")
-    time_direction: TimeDirection = "data-at-0"
-    """The network's own time; data-at-1: it is fed 1 - t."""
+    time_direction: TimeDirection = Field("data-at-0", description="Its own time; data-at-1: it is fed 1 - t.")
     sign: Sign = Field("noise-minus-data", description="Direction of its velocity; data-minus-noise: it is negated.")
     prediction: Prediction = Field("velocity", description="What the first C channels are.")
 
@@ -104,7 +103,6 @@ class TransformerConfig(StoredOptions):
 
     @property
     def out_channels(self) -> int:
-        """Channels of the raw output: C, or 2C with ``learn_sigma``."""
         return self.channels * (2 if self.learn_sigma else 1)
 
     @property

@@ -66,10 +66,8 @@ class PolicyOptions(StoredOptions):
     """gm: a Gaussian mixture of the data point; dx: the data point as a function of time."""
     num_components: PositiveInt | None = None
     """Components of gm (paper: 32; 8 for text-to-image), or points of dx (10); null: 32 and 10."""
-    initial_std: PositiveFloat = 0.05
-    """gm: deviation of a component at the start, in units of velocity."""
-    mean_noise: float = Field(0.05, ge=0, le=1)
-    """gm: deviation by which the components' velocities differ at the start."""
+    initial_std: PositiveFloat = Field(0.05, description="gm: deviation of a component at the start, as a velocity.")
+    mean_noise: float = Field(0.05, ge=0, le=1, description="gm: by how much the components differ at the start.")
     std_width: PositiveInt = Field(1024, description="gm: hidden units of the layer that predicts the deviation.")
     shift: PositiveFloat = 1.0
     """Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau); 3.2 for
@@ -78,7 +76,6 @@ class PolicyOptions(StoredOptions):
 
     @property
     def components(self) -> int:
-        """K."""
         return self.num_components or (10 if self.policy == "dx" else 32)
 
 

@@ -142,7 +142,6 @@ class PolicyTransformer(PolicyStudent):
 
     @property
     def head(self) -> PolicyHead:
-        """The network's last layer."""
         head = self.network.get_submodule(_HEAD)
         assert isinstance(head, PolicyHead)
         return head

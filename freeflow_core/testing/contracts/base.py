@@ -130,7 +130,6 @@ class ComponentContract:
         return first
 
     def fail(self, expected: str, came: str, advice: str = "") -> NoReturn:
-        """Fail with a message that names the component."""
         text = f"The {self.kind} {self.component!r}: expected {expected}; got {came}."
         raise ContractFailure(f"{text} {advice}".rstrip())
 
@@ -139,13 +138,11 @@ class ComponentContract:
         raise unittest.SkipTest(reason)
 
     def config(self) -> ComponentConfig:
-        """The validated options."""
         choice = resolve_choice(self._registry(), self.kind, self._choice(), self.kind)
         assert isinstance(choice.options, ComponentConfig)
         return choice.options
 
     def build(self, device: str = "cpu", teacher: Teacher | None = None) -> Any:
-        """The component, built as a run would build it."""
         return self.builder(device).build(self.kind, self._choice(), teacher=teacher)
 
     def builder(self, device: str = "cpu", precision: str = "float32") -> Builder:
@@ -194,7 +191,6 @@ class WithTeacher(ComponentContract):
     teacher_options: ClassVar[Mapping[str, Any]] = {}
 
     def teachers(self) -> Sequence[Choice]:
-        """The teachers to try, by name with their options."""
         return TEACHERS if self.teacher is None else ((self.teacher, self.teacher_options),)
 
     def first_that_fits(self, choices: Iterable[ChoiceT], make: Callable[[ChoiceT], _T]) -> _T:
@@ -208,7 +204,6 @@ class WithTeacher(ComponentContract):
         raise refusals[0]
 
     def build_teacher(self, choice: Choice, device: str = "cpu") -> Teacher:
-        """One of them, frozen."""
         return self.builder(device).teacher(choose(*choice)).float()
 
 

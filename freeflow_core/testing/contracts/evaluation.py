@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import FreeflowError
-from freeflow_core.interfaces import (
-    Codec,
-    Distance,
-    EvaluationBatch,
-    EvaluationContext,
-    Evaluator,
-    Source,
-    Student,
-    Verifier,
-)
+from freeflow_core.interfaces import Source, Student
+from freeflow_core.interfaces.codec import Codec, Distance
+from freeflow_core.interfaces.evaluator import EvaluationBatch, EvaluationContext, Evaluator, Verifier
 from freeflow_core.testing.contracts.base import WithTeacher, choose, draws_of
 from freeflow_core.types import Condition, Guidance, describe, index_condition
 
@@ -69,7 +62,6 @@ class EvaluationScene(WithTeacher):
         return found[0][chosen], index_condition(found[1], chosen)
 
     def batch(self, context: EvaluationContext, rows: Tensor, *, paired: bool) -> EvaluationBatch:
-        """The chosen rows of the images, with states, noise and, for paired evaluators, reference states near them."""
         images, condition = self.real_images(context)
         x = context.codec.encode(images)
         draws = draws_of(len(x))
@@ -144,7 +136,6 @@ class EvaluatorContract(EvaluationScene):
     def row(
         self, evaluator: Evaluator, context: EvaluationContext, *parts: Tensor, subject: str = "student"
     ) -> dict[str, float]:
-        """Scores of a row whose batches hold the given samples."""
         evaluator.reset(subject)
         for rows in parts:
             evaluator.update(self.batch(context, rows, paired=evaluator.paired))

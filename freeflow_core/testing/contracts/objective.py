@@ -19,16 +19,8 @@ from freeflow_core.engine.checkpoint import Checkpoints
 from freeflow_core.engine.state import TrainingState, build_state
 from freeflow_core.engine.trainer import LocalMeans, MicroBatch, Trainer, check_losses
 from freeflow_core.errors import ConfigError, FreeflowError
-from freeflow_core.interfaces import (
-    Model,
-    Models,
-    Objective,
-    ObjectiveInRounds,
-    PolicyStudent,
-    Role,
-    StartTimes,
-    Student,
-)
+from freeflow_core.interfaces.objective import Model, Models, Objective, ObjectiveInRounds, Role
+from freeflow_core.interfaces.student import PolicyStudent, StartTimes, Student
 from freeflow_core.testing.contracts.base import Choice, WithTeacher, draws_of, same
 from freeflow_core.testing.exact import GaussianStudent, GaussianTeacher
 from freeflow_core.tools.cost.step import PlannedProcess
@@ -51,12 +43,10 @@ class Scene:
     trainer: Trainer
 
     def networks(self) -> dict[str, nn.Module]:
-        """The roles' networks and the teacher."""
         found: dict[str, nn.Module] = {name: role.network for name, role in self.state.roles.items()}
         return found if self.components.teacher is None else found | {"teacher": self.components.teacher}
 
     def train(self, steps: int) -> Scene:
-        """So many steps; itself."""
         for _ in range(steps):
             self.trainer.step()
         return self
@@ -245,13 +235,11 @@ class ObjectiveContract(WithTeacher):
         return self.first_that_fits(self.teachers(), beside)
 
     def objective(self, teacher: Choice | None = None, precision: str = "float32") -> Objective:
-        """The objective by itself, built beside a teacher."""
         beside = self.build_teacher(teacher or self.teachers()[0])
         built: Objective = self.builder(precision=precision).build("objective", self._choice(), teacher=beside)
         return built
 
     def _settings(self, teacher: Choice, accumulation: int, precision: str) -> dict[str, Any]:
-        """The configuration of a tiny run."""
         objective, (name, options) = self.objective(teacher), teacher
         digits = name == "digits"
         source: Mapping[str, Any] = {"name": "prior"}

@@ -82,7 +82,6 @@ class TrackerContract(ComponentContract):
                 self.fail("no error", f"{type(error).__name__}: {error}")
 
     def tracker(self) -> Tracker:
-        """The tracker."""
         built: Tracker = self.build()
         return built
 

@@ -83,7 +83,6 @@ class Row:
 
     @property
     def forwards_per_image(self) -> float | None:
-        """Network passes of a step, in forward passes of one row, over the batch."""
         return self.cost and self.cost.forwards_per_image
 
     @property
@@ -92,12 +91,10 @@ class Row:
 
     @property
     def training_forwards(self) -> float | None:
-        """Of a whole run."""
         return self.cost and self.images and self.images * self.cost.forwards_per_image
 
     @property
     def training_seconds(self) -> float | None:
-        """Of training steps alone, in a whole run."""
         return self.images_per_second and self.images and self.images / self.images_per_second.mean
 
 

@@ -84,7 +84,6 @@ class RolePlan:
 
     @property
     def memory(self) -> int:
-        """Bytes of all parts together."""
         return self.weights + self.gradients + self.optimizer + self.average
 
 

@@ -48,7 +48,6 @@ class Family:
 
     @property
     def convention(self) -> dict[str, str]:
-        """As :class:`TransformerConfig` has it."""
         return {"time_direction": self.time_direction, "sign": self.sign, "prediction": self.prediction}
 
 

@@ -134,7 +134,6 @@ def _published_name(config: ReleasedTeacherConfig, family: Family) -> str:
 
 
 def _unread_network(config: ReleasedTeacherConfig, family: Family, context: BuildContext) -> DiffusionTransformer:
-    """Random weights, or shapes alone."""
     backbone = SIZES[config.size or "XL"]
     if config.depth is not None and config.width is not None:
         heads = config.num_heads or named_heads(config.depth, config.width)

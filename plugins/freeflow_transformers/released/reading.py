@@ -32,7 +32,6 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
