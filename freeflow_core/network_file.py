@@ -88,9 +88,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(metadata or {})})
             temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error}. Free some space or choose another folder."
-        ) from error
+        raise CheckpointError(f"{path} cannot be written: {error}. Free some space or use another folder.") from error
 
 
 def load_tensors(path: Path, *, shapes_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -59,8 +59,7 @@ class RuntimeConfig(Section):
     activation_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: the same gradients with a fraction of the memory, for
     about one more forward pass."""
-    compile: bool = False
-    """torch.compile the gradient passes of the trained networks; worth it on a GPU."""
+    compile: bool = Field(False, description="torch.compile the gradient passes of trained networks; for GPUs.")
     threads: PositiveInt | None = Field(None, description="CPU threads; null leaves torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
 

@@ -63,7 +63,6 @@ class Events:
             self._recorded(self.journal.add_file(self._images, path))
 
     def finished(self, status: str) -> None:
-        """Always last."""
         for sender in self._senders:
             sender.finish(status)
         self._observe("freeflow_run_finished", run=self._run, status=status)

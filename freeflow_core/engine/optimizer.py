@@ -88,7 +88,6 @@ class RoleOptimizer:
             p.grad = None
 
     def reset(self) -> None:
-        """Forget the moments, for a new round."""
         self._moments = None
         self._count.zero_()
 

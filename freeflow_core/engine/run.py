@@ -217,7 +217,6 @@ class Run:
         return given
 
     def _load_latest(self) -> None:
-        """Go on from the newest checkpoint, or from the start when the run never wrote one."""
         latest = self.folder.checkpoints.latest()
         if latest is not None:
             self.folder.checkpoints.load(latest, self.state)

@@ -249,9 +249,7 @@ def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingStat
     trainable = [name for name, role in state.roles.items() if role.optimizer is not None]
     returned = f"The objective {objective!r} returned"
     if not isinstance(losses, Mapping):
-        raise PluginError(
-            f"{returned} {describe(losses)}; expected a dict of one Loss a role, such as {{'student': ...}}."
-        )
+        raise PluginError(f"{returned} {describe(losses)}; expected one Loss a role, such as {{'student': ...}}.")
     if not losses:
         raise PluginError(f"{returned} no loss; expected one for {STUDENT!r} or a role.")
     for role, loss in losses.items():

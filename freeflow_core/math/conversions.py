@@ -87,7 +87,6 @@ class Convention:
 
     @property
     def scale(self) -> float:
-        """``time_scale``, or the schedule's own."""
         return self.schedule.default_scale if self.time_scale is None else self.time_scale
 
     @property

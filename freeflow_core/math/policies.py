@@ -163,5 +163,4 @@ def shifted_time(raw: Tensor, shift: float) -> Tensor:
 
 
 def _full(values: Tensor) -> Tensor:
-    """At least float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

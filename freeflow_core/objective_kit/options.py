@@ -29,7 +29,6 @@ class GuidanceRange(ComponentConfig):
 
     @property
     def guided(self) -> bool:
-        """Whether any weight differs from 1."""
         return (self.guidance_min, self.guidance_max) != (1.0, 1.0)
 
 
@@ -52,10 +51,9 @@ class DerivativeOptions(ComponentConfig):
     derivative: Literal["forward-mode", "central", "one-sided"] = "forward-mode"
     """forward-mode: exact, math attention; central: two passes, fused attention; one-sided: one pass, reuses the
     gradient pass, which must not run in bf16."""
-    derivative_step: float = Field(5e-3, ge=1e-6, le=0.1, description="Step in time of either kind of differences.")
+    derivative_step: float = Field(5e-3, ge=1e-6, le=0.1, description="Step in time of the differences.")
     derivative_precision: Literal["float32", "run"] = "float32"
-    """forward-mode in a bf16 run: float32: outside autocast; run: in bf16, less exact. Differences are taken in float32
-    in any case."""
+    """forward-mode in a bf16 run: float32: outside autocast; run: in bf16, less exact. Differences: always float32."""
 
 
 def defaults_by(values: Any, field: str, defaults: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -50,9 +50,7 @@ def noisy_rows(batch: Batch, draws: Draws, t: Tensor, guidance: Tensor) -> Noisy
     Raises ``ConfigError``: a batch without data.
     """
     if batch.x is None:
-        raise ConfigError(
-            "This objective starts from noised data, but the source yields none. Choose one with --source NAME."
-        )
+        raise ConfigError("This objective starts from noised data, but the source yields none. Choose a --source NAME.")
     noise = draws.noise("noise", tuple(batch.x.shape[1:]))
     x = batch.x.to(noise)
     x_t = linear_interpolate(x, noise, like_states(t, x))

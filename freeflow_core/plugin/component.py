@@ -11,18 +11,7 @@ from typing import Any
 
 from freeflow_core.errors import PluginError
 
-KINDS = (
-    "teacher",
-    "student",
-    "objective",
-    "sampler",
-    "codec",
-    "source",
-    "evaluator",
-    "tracker",
-    "verifier",
-    "distance",
-)
+KINDS = "teacher", "student", "objective", "sampler", "codec", "source", "evaluator", "tracker", "verifier", "distance"
 """Every kind of component; the hook for a kind is ``freeflow_<kind>s`` (``freeflow_codecs``, ...)."""
 
 PRESET_COMMANDS = ("distill", "pretrain", "compare")

@@ -190,7 +190,6 @@ class Manager:
 
     @property
     def plugins(self) -> tuple[LoadedPlugin, ...]:
-        """All plugins found, loaded or not."""
         return (*self._registered.values(), *self._left_out)
 
     @property

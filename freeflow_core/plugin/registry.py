@@ -46,9 +46,7 @@ class Offers(Generic[Item]):
             if first[0].distribution == OWN_DISTRIBUTION or all(plugin == first[0] for plugin in others):
                 self._taken[name] = first
                 for plugin in others:
-                    why = (
-                        "it offers two" if plugin == first[0] else f"plugin {first[0]} has it, and built-in names stay"
-                    )
+                    why = "it offers two" if plugin == first[0] else f"plugin {first[0]} has it; built-in names stay"
                     self.warnings.append(f"plugin {plugin}: its {kind} {name!r} is left out: {why}. Rename it.")
                 continue
             names = dict.fromkeys(str(plugin) for plugin, _ in claims)
@@ -60,7 +58,6 @@ class Offers(Generic[Item]):
 
     @property
     def items(self) -> Mapping[str, Item]:
-        """What can be had, in order of name."""
         return MappingProxyType({name: item for name, (_, item) in sorted(self._taken.items())})
 
     def find(self, name: str, listed_by: str = "freeflow plugins list") -> tuple[LoadedPlugin, Item]:

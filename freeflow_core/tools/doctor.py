@@ -335,7 +335,6 @@ def check_storage() -> Iterator[Check]:
 
 
 def _writable(name: str, folder: Path, shown: str, otherwise: Status, remedy: str) -> Check:
-    """Whether ``folder``, or the one that it would be made in, can be written and has room."""
     there = _existing(folder)
     try:
         with tempfile.NamedTemporaryFile(dir=there):

@@ -173,6 +173,5 @@ class Remote(Facts):
         return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
 
     def contradicts(self, other: Remote) -> bool:
-        """Whether the two cannot be the same version."""
         names = ("size", "etag", "last_modified")
         return any(len({getattr(self, name), getattr(other, name)} - {None}) > 1 for name in names)

@@ -219,7 +219,6 @@ class Download:
         return Remote(url=url, size=size, etag=etag, last_modified=last_modified, sha256=sha256), start
 
     def _size(self) -> int | None:
-        """Bytes of the whole file, as the server says, else as published."""
         return (self._remote.size if self._remote is not None else None) or self._weight.size
 
     def _report(self) -> None:

@@ -62,9 +62,7 @@ def address_of(weight: WeightFile) -> tuple[str, dict[str, str]]:
     if weight.url is not None:
         return weight.url, {}
     if weight.repository is None:
-        raise DownloadError(
-            f"The weights {weight.name!r} have no direct link, so nothing can fetch them for you: {by_hand(weight)}."
-        )
+        raise DownloadError(f"The weights {weight.name!r} have no direct link to fetch: {by_hand(weight)}.")
     from huggingface_hub import hf_hub_url
 
     endpoint, headers = _hub()

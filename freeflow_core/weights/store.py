@@ -135,8 +135,7 @@ class WeightStore:
         return place.file
 
     def add(self, weight: WeightFile, source: Path, *, on_progress: OnProgress | None = None) -> Path:
-        """Copy a file that the user has got by other means into the cache; ``DownloadError`` unless it is the published
-        one."""
+        """Copy a file got by other means into the cache; ``DownloadError`` unless it is the published one."""
         place = Place.of(weight, self.folder)
         source = Path(os.path.abspath(os.path.expanduser(source)))
         if (size := file_size(source)) is None:

@@ -66,8 +66,7 @@ class ConsistencyConfig(UnguidedDataOptions):
     """
 
     recipe: Literal["cm", "ict", "ect"] = "ect"
-    """Sets the options that are not given. cm: Song et al. 2023, their ImageNet 64 run; ict: Song & Dhariwal 2023; ect:
-    Geng et al. 2024."""
+    """Sets what is not given. cm: Song et al. 2023, ImageNet 64; ict: Song & Dhariwal 2023; ect: Geng et al. 2024."""
     neighbour: Literal["grid", "mapping"] = "mapping"
     """Where r lies: grid: the next time of N intervals; mapping: sigma_r / sigma_t as ECT."""
     num_steps: int = Field(1280, ge=2, le=10_000, description="grid: N, intervals (iCT: 1280; cm: 40, CIFAR-10 18).")
@@ -91,12 +90,10 @@ class ConsistencyConfig(UnguidedDataOptions):
     weighting: Literal["interval", "none"] = "interval"
     """interval: 1 / (t - r) (iCT, ECT: of their sigma); none: 1 (cm)."""
     distance: Literal["squared", "huber"] = "squared"
-    """squared: mean square (cm, and ours with a teacher); huber: sqrt(|.|^2 + c^2) - c (iCT, ECT: the default with
-    velocity: data)."""
+    """squared: mean square (cm; ours with a teacher); huber: sqrt(|.|^2 + c^2) - c (iCT, ECT; default from data)."""
     huber_constant: PositiveFloat = Field(0.00054, description="c / sqrt(dim) of huber (iCT: 0.00054).")
     target_halflife_images: PositiveFloat | None = None
-    """Half-life of the target network's average (cm: 27,700, 0.95 a step of 2048 images); null: the student's own
-    current weights (iCT, ECT)."""
+    """Half-life of the target network's average (cm: 27,700); null: the student's current weights (iCT, ECT)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -143,8 +140,7 @@ class FACMConfig(UnguidedDataOptions, DerivativeOptions):
     time_scale: PositiveFloat = Field(1.6, le=10, description="Its deviation (paper: 1.6).")
     relaxation_power: float = Field(0.5, gt=0, le=4, description="p: the target moves by 1 - (1 - t)^p (paper: 0.5).")
     tangent_clip: PositiveFloat = Field(1.0, description="The step of the target is clamped to this (paper: 1).")
-    weight_power: float = Field(0.5, ge=0, le=2)
-    """Consistency loss e / (e + c)^power, e a mean (paper: 0.5)."""
+    weight_power: float = Field(0.5, ge=0, le=2, description="Consistency loss e / (e + c)^power (paper: 0.5).")
     weight_epsilon: PositiveFloat = Field(1e-3, description="c of the same (paper: 1e-3).")
     anchor_weight: float = Field(1.0, ge=0, description="Weight of the flow-matching anchor (paper: 1); 0: collapses.")
     cosine_weight: float = Field(1.0, ge=0, description="Weight of the anchor's 1 - cosine over channels (paper: 1).")
@@ -162,11 +158,9 @@ class ShortcutConfig(VelocityOptions):
     bootstrap_share: float = Field(0.125, gt=0, lt=1)
     """Share of rows that learn one step from two of half its size (code: 1/8)."""
     clip: PositiveFloat | None = Field(4.0, description="Targets and mid states are clamped to +-clip (code: 4); null.")
-    label_dropout: float = Field(0.1, ge=0, le=1)
-    """velocity: data: share of labels replaced by the null class (paper: 0.1)."""
+    label_dropout: float = Field(0.1, ge=0, le=1, description="velocity: data: share of labels dropped (paper: 0.1).")
     target_halflife_images: PositiveFloat | None = 177_000
-    """Half-life of the averaged network that gives targets (code: 0.999 a step of 256 images); null: the student's own
-    current weights."""
+    """Half-life of the network that gives targets (code: 0.999 a step of 256); null: the student's own weights."""
 
     @model_validator(mode="after")
     def _check_steps(self) -> ShortcutConfig:
@@ -187,8 +181,7 @@ class FlowMapOptions(UnguidedDataOptions, DerivativeOptions):
     duration_location: float = Field(0.0, ge=-10, le=10, description="duration: mean of logit(t - s) (ours: 0).")
     duration_scale: PositiveFloat = Field(1.0, le=10, description="duration: deviation of logit(t - s) (ours: 1).")
     weighting: Literal["learned", "none"] = "learned"
-    """learned: exp(-w(t, s)) L + w(t, s), L a sum, with a small network w beside the student (2505.18825); none: L a
-    mean."""
+    """learned: exp(-w(t, s)) L + w(t, s), L a sum, with a small network w (2505.18825); none: L a mean."""
 
 
 class LagrangianConfig(FlowMapOptions):
@@ -285,8 +278,7 @@ class IMMConfig(UnguidedDataOptions):
     weight_offset: float = Field(4.0, ge=-20, le=20, description="b of the weight sigmoid(b - log SNR); CIFAR-10: 5.")
     weight_power: float = Field(1.0, ge=0, le=4, description="a of the weight's factor (1 - t)^a; 1 or 2.")
     kernel_scale: PositiveFloat = 1.0
-    """Width of the kernel exp(-|x - y| / (scale (t - s) dim)). The paper's is the noise's deviation, which is 1
-    here."""
+    """Width of the kernel exp(-|x - y| / (scale (t - s) dim)). The paper's: the noise's deviation, here 1."""
     label_kernel: Literal["any", "same"] = "any"
     """any: rows of a group are compared whatever their labels, as published; same: only rows with equal labels (ours,
     for few classes and large groups)."""
@@ -303,8 +295,7 @@ class PairOptions(GuidanceOptions):
     """How pairs of a noise and the teacher's end point are made and compared."""
 
     solver: Literal["euler", "heun"] = Field("heun", description="The teacher's method; heun asks it twice a step.")
-    solver_steps: PositiveInt = Field(32, le=10_000)
-    """Its steps, equal in t (ours; the papers' solvers adapt theirs)."""
+    solver_steps: PositiveInt = Field(32, le=10_000, description="Its steps, equal in t (ours; the papers' adapt).")
     distance: ComponentChoice | None = None
     """A distance of end points as images, e.g. perceptual or {name: perceptual, features: mnist}: the papers' LPIPS;
     null: the mean square of states alone."""
@@ -374,8 +365,7 @@ class ProgressiveConfig(GuidanceOptions):
     """
 
     start_steps: int = Field(16, ge=1, le=2**16)
-    """Steps of the student in the first round, a power of two; the teacher then takes twice as many. Ours: the paper
-    starts at 1024 or 8192."""
+    """The student's steps in the first round, a power of two, half the teacher's. Ours; the paper: 1024 or 8192."""
     final_steps: int = Field(1, ge=1, le=2**16, description="Steps of the student in the last round, a power of two.")
     round_images: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
     """Length of each round in images, one number a round; the last goes on to the end of the run. null: equal shares of

@@ -48,7 +48,6 @@ class Progressive(ObjectiveInRounds):
 
     @property
     def num_steps(self) -> int:
-        """N of the current round."""
         return self._config.start_steps >> self._round
 
     def roles(self, student: Student, teacher: Teacher | None) -> dict[str, Role]:

@@ -49,10 +49,8 @@ class Shortcut(VelocityObjective):
         plain, doubled = jumps.take(matching), jumps.take(bootstrap)
         if config.velocity == "data":
             # Unguided rows: the network learns its own guidance in the bootstrap.
-            labels, _ = drop_labels(
-                plain.condition, student.bare.num_classes, config.label_dropout, draws.rows(matching)
-            )
-            plain = plain._replace(condition=labels, guidance=torch.ones_like(plain.guidance))
+            kept, _ = drop_labels(plain.condition, student.bare.num_classes, config.label_dropout, draws.rows(matching))
+            plain = plain._replace(condition=kept, guidance=torch.ones_like(plain.guidance))
             velocity = take(rows.velocity, matching)
         else:
             velocity = guided_field(models, plain.x_t, plain.t, plain, config)

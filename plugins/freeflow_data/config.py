@@ -72,8 +72,7 @@ class ImageOptions(ComponentConfig):
     split_seed: int = Field(0, ge=0, lt=2**63, description="Which images are held out; keep it to compare runs.")
     augment: tuple[AugmentationConfig, ...] = ()
     """Augmentations of training images, in order: flip, shift, rotation."""
-    augment_strength: float = Field(1.0, ge=0, le=1)
-    """Multiplies the strength of every augmentation; 0: none, bit for bit."""
+    augment_strength: float = Field(1.0, ge=0, le=1, description="Factor of every strength; 0: none, bit for bit.")
 
 
 class DigitsConfig(ImageOptions):
@@ -136,10 +135,9 @@ class ImageFolderConfig(FileOptions):
     folders, where there are any."""
     num_classes: PositiveInt | None = Field(None, description="Number of classes; null: as many as the labels name.")
     size: PositiveInt | None = None
-    """Side in pixels to resize and crop to; null: as they are, all of one size."""
+    """Side in pixels to resize and crop to; null: as they are, alike."""
     resize: Resize = "adm"
-    """How the shorter side becomes `size` before the centre crop; adm: halving with a box filter, then bicubic, as
-    ADM's ImageNet."""
+    """How the shorter side becomes `size` before the centre crop; adm: halved by a box filter, then bicubic (ADM)."""
     channels: Literal[1, 3] | None = Field(None, description="1: grey, 3: colour; null: grey when all images are.")
     check: Literal["headers", "decode", "none"] = "headers"
     """What is looked at before training: every file's header and end, every pixel, or the first image."""

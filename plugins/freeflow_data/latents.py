@@ -106,7 +106,6 @@ class LatentsFolder:
         return result
 
     def condition(self, rows: Rows) -> Condition:
-        """Labels of the rows, as the source that was encoded gave them."""
         names = [name for name in self._shards[0] if name.split(".")[0] == _LABELS]
         if names == [_LABELS]:
             return self.take(_LABELS, rows)

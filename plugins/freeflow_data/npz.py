@@ -66,9 +66,7 @@ def channels_last(array: npt.NDArray[Any], layout: str, what: str) -> npt.NDArra
         return array[..., None]
     last, second = shape[3] in (1, 3), shape[1] in (1, 3)
     if layout == "auto" and last and second:
-        raise ConfigError(
-            f"{what} is {shape}: its channels may be second or last. Say which: source.layout=nchw or nhwc."
-        )
+        raise ConfigError(f"{what} is {shape}: channels second or last? Say which: source.layout=nchw or nhwc.")
     if layout == "nchw" or (layout == "auto" and second):
         array, shape = array.transpose(0, 2, 3, 1), (shape[0], *shape[2:], shape[1])
     if shape[3] not in (1, 3):
@@ -88,7 +86,6 @@ def _choose(path: Path, names: list[str], asked: str | None, usual: tuple[str, .
 
 
 def _labelled(labels: npt.NDArray[Any], num_images: int, config: NpzConfig, what: str) -> tuple[Rows, Tensor]:
-    """The rows that can be used, and their labels."""
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise ConfigError(
             f"{what} is {labels.dtype} {labels.shape}. Expected one integer label an image, ({num_images},); one-hot "

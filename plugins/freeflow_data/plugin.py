@@ -37,25 +37,15 @@ def freeflow_presets() -> Iterable[Preset]:
     """Teachers trained from these sources, and what becomes of students whose data are not the teacher's."""
     presets = (
         ("mnist", "pretrain", "pretrain-mnist", "A SiT of MNIST's digits, 28x28 in patches of 4, by flow matching"),
-        (
-            "mnist-pixels",
-            "distill",
-            "mnist-pixels",
-            "Data-free one-step student of the teacher that `pretrain --preset mnist` makes",
-        ),
+        ("mnist-pixels", "distill", "mnist-pixels", "Data-free one-step student of the MNIST teacher in pixels"),
         (
             "mnist-pixels",
             "compare",
             "compare-mnist-pixels",
-            "Six objectives on the MNIST teacher with equally many network passes",
+            "Six objectives on that teacher with equally many network passes",
         ),
         ("fashion-mnist", "pretrain", "pretrain-fashion-mnist", "A SiT of Fashion-MNIST's clothes, likewise"),
-        (
-            "mismatch",
-            "compare",
-            "compare-mismatch",
-            "Data-based objectives on ever more augmented data, beside FreeFlow",
-        ),
+        ("mismatch", "compare", "compare-mismatch", "Data-based objectives on more and more augmented data"),
     )
     return [
         Preset(name, f"freeflow_data:presets/{file}.yaml", command=command, summary=summary)

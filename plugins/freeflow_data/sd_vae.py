@@ -176,9 +176,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype, device: torch.device) -> nn
         with torch.device("meta"):  # no weights are initialised: no time, and nothing drawn from torch's generator
             network: nn.Module = autoencoder_class().from_config(dict(config))
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"diffusers cannot build an AutoencoderKL from {path / 'config.json'}: {error}."
-        ) from error
+        raise CheckpointError(f"diffusers builds no AutoencoderKL from {path / 'config.json'}: {error}.") from error
     check_tensors(network.state_dict(), tensors, f"autoencoder in {weights}")
     network.load_state_dict(tensors, assign=True)
     return network.to(device).eval().requires_grad_(False)

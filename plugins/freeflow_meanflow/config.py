@@ -22,8 +22,7 @@ class MeanFlowOptions(GuidanceOptions, DerivativeOptions):
     weight_power: float = Field(1.0, ge=0, le=2)
     """p of the weight 1 / (E + c)^p, E the *sum* of squares of a row (paper: 1); 0: none."""
     weight_epsilon: PositiveFloat = Field(1e-2, description="c of the same (code: 0.01; CIFAR-10 0.001).")
-    label_dropout: float = Field(0.1, ge=0, le=1)
-    """velocity: data: share of labels replaced by the null class (paper: 0.1)."""
+    label_dropout: float = Field(0.1, ge=0, le=1, description="velocity: data: share of labels dropped (paper: 0.1).")
 
     @model_validator(mode="after")
     def _check_common(self) -> MeanFlowOptions:

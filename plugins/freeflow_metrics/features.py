@@ -161,7 +161,6 @@ class SmallFeatures(FeatureNetwork):
 
     @classmethod
     def packaged(cls, name: str = "digits") -> SmallFeatures:
-        """The network that comes with the plugin under ``name``, a key of :data:`ASSETS`."""
         with importlib.resources.as_file(importlib.resources.files("freeflow_metrics") / ASSETS[name]) as path:
             return cls(load_network(path)[0], name)
 

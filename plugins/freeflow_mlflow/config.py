@@ -22,10 +22,9 @@ class MlflowConfig(ComponentConfig):
     flush_seconds: PositiveFloat = Field(10.0, description="Seconds after which they are sent in any case.")
     timeout_seconds: PositiveInt = 10
     """Seconds a request may wait for the server; MLFLOW_HTTP_REQUEST_TIMEOUT, when set, wins."""
-    retries: int = Field(1, ge=0, le=10)
-    """Repeats of a failed request; MLFLOW_HTTP_REQUEST_MAX_RETRIES, when set, wins."""
+    retries: int = Field(1, ge=0, le=10, description="Repeats of a request; MLFLOW_HTTP_REQUEST_MAX_RETRIES wins.")
     finish_seconds: PositiveFloat = 60.0
     """Longest wait at the end of a run for what is still to be sent; the rest can be sent later."""
     log_artifacts: bool = True
-    """Send files (student, tables, report). Images and config.yaml are always sent."""
+    """Send files (student, tables, report). Images and config.yaml go anyway."""
     telemetry: bool = Field(False, description="Let MLflow report its use to its makers.")

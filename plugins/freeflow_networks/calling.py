@@ -75,9 +75,7 @@ def read_embeddings(path: Path, expected: tuple[str, ...] = ()) -> Conditions:
     lengths = {len(rows) if rows.ndim else 0 for rows in positive.values()}
     if len(lengths) != 1 or 0 in lengths:
         shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in sorted(positive.items()))
-        raise ConfigError(
-            f"{path} must hold tensors with one row a condition, equally many in each; got {shapes or 'none'}."
-        )
+        raise ConfigError(f"{path} must hold tensors of equally many rows, one a condition; got {shapes or 'none'}.")
     num = lengths.pop()
     if not negative:
         return Conditions(num, None, positive)
@@ -97,9 +95,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"The embeddings {path} cannot be read: {error}. Expected an .npz of plain arrays."
-            ) from error
+            raise ConfigError(f"The embeddings {path} cannot be read: {error}. Expected plain arrays.") from error
     if path.suffix != ".safetensors":
         raise ConfigError(f"The embeddings {path} are of an unknown kind; expected a .safetensors or .npz file.")
     return load_tensors(path)[0]

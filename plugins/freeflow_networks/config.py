@@ -18,8 +18,7 @@ class ConventionOptions(ComponentConfig):
     """How a network is asked, and what its answer means. `freeflow teacher check` says whether they fit."""
 
     prediction: Literal["data", "noise", "velocity", "v-prediction", "score"] = "velocity"
-    """What it estimates of x_own = alpha x + sigma n: x, n, the path's derivative, alpha n - sigma x (Salimans & Ho),
-    or grad log p."""
+    """What it estimates of x_own = alpha x + sigma n: x, n, the path's derivative, alpha n - sigma x, or grad log p."""
     time_direction: Literal["data-at-0", "data-at-1"] = Field("data-at-0", description="Where its own time has data.")
     sign: Literal["noise-minus-data", "data-minus-noise"] | None = None
     """Where a velocity or v-prediction points; null: as the network's time runs, so noise-minus-data with data-at-0."""
@@ -47,9 +46,7 @@ class ConventionOptions(ComponentConfig):
         if self.sign is not None and self.prediction not in ("velocity", "v-prediction"):
             raise ValueError(f"sign is for velocities; a prediction of the {self.prediction} takes output_scale=-1")
         if self.prediction == "velocity" and discrete:
-            raise ValueError(
-                "a schedule of discrete steps has no velocity; Stable Diffusion's is prediction=v-prediction"
-            )
+            raise ValueError("discrete steps have no velocity; Stable Diffusion's is prediction=v-prediction")
         if self.schedule == "ve" and self.time_direction != "data-at-0":
             raise ValueError("schedule=ve feeds the network sigma, which is 0 at data; leave time_direction out")
         if self.output_scale == 0:
@@ -108,10 +105,9 @@ class CallableTeacherConfig(OwnNetworkOptions):
     """Any importable function or module, with its convention as options; needs --trust."""
 
     network: str = Field(pattern=r"^([A-Za-z_][\w.]*|.*\.py):[A-Za-z_][\w.]*$")
-    """module:name or file.py:name of a function (x, t, condition), a torch module, or a class or factory that makes one
-    of them."""
+    """module:name or file.py:name of a function (x, t, condition), a torch module, or a class or factory of one."""
     options: dict[str, Any] | None = None
-    """Arguments that make the network; a class is called without any when null."""
+    """Arguments that make the network; null: a class is called without any."""
     weights: Path | None = None
     """State dict for a torch module: .safetensors, or .pt and .pth read without running code."""
 

@@ -60,9 +60,7 @@ class DiffusersTeacher(KeepsDtype, Teacher):
         patch_size, largest = (2, None) if self._is_flux else (config.patch_size, config.pos_embed_max_size)
         if any(side % patch_size for side in size) or (largest is not None and max(size) // patch_size > largest):
             limit = "" if largest is None else f" and at most {largest * patch_size}"
-            raise ConfigError(
-                f"teacher.latent_size={size} must be of multiples of {patch_size}{limit} for this transformer."
-            )
+            raise ConfigError(f"teacher.latent_size={size} must be multiples of {patch_size}{limit} for this network.")
 
     @classmethod
     def from_config(cls, config: DiffusersTeacherConfig, context: BuildContext) -> Self:
@@ -193,9 +191,7 @@ def _class_name(file: Path) -> str:
         config: dict[str, Any] = json.loads(file.read_text("utf-8"))
         name = str(config["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{file} does not say what it describes ({error}); expected one written by diffusers."
-        ) from error
+        raise ConfigError(f"{file} does not say what it describes ({error}); expected one by diffusers.") from error
     if name not in SUPPORTED:
         raise ConfigError(
             f"{file} describes a {name}; the teacher diffusers-transformer reads {' and '.join(SUPPORTED)}. Another "

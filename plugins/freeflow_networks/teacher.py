@@ -53,9 +53,7 @@ def make_callable(config: CallableTeacherConfig) -> Callable[..., Any]:
         )
     if config.weights is not None:
         if not isinstance(found, nn.Module):
-            raise ConfigError(
-                f"teacher.weights is for torch modules, and {config.network} is a {type(found).__name__}."
-            )
+            raise ConfigError(f"teacher.weights is for torch modules; {config.network} is a {type(found).__name__}.")
         tensors = _read_weights(config.weights)
         check_tensors(found.state_dict(), tensors, f"state dict in {config.weights}")
         found.load_state_dict(tensors)
@@ -65,9 +63,7 @@ def make_callable(config: CallableTeacherConfig) -> Callable[..., Any]:
 def load_program(path: Path) -> nn.Module:
     """A program saved by ``torch.export.save`` (``.pt2``) or ``torch.jit.save``. Raises ``CheckpointError``."""
     if not path.is_file():
-        raise CheckpointError(
-            f"There is no file {path}. Expected a program saved by torch.export.save or torch.jit.save."
-        )
+        raise CheckpointError(f"No file {path}. Expected a program saved by torch.export.save or torch.jit.save.")
     exported = path.suffix == ".pt2"
     try:
         if exported:

@@ -77,9 +77,7 @@ class GaussianMixtureConfig(ComponentConfig):
         for name in ("stds", "covariances", "weights", "labels"):
             value = getattr(self, name)
             if value is not None and len(value) != self.num_components:
-                raise ValueError(
-                    f"{name} has {len(value)} entries, expected one for each of {self.num_components} components"
-                )
+                raise ValueError(f"{name} has {len(value)} entries, expected one a component ({self.num_components})")
         for name in ("means", "covariances"):
             for index, entries in enumerate(getattr(self, name) or ()):
                 if len(entries) != self.dimension:
@@ -90,9 +88,7 @@ class GaussianMixtureConfig(ComponentConfig):
         if self.labels is not None and self.num_classes is not None:
             raise ValueError("labels and num_classes both say which class a component has; give one of them")
         if self.num_classes is not None and self.num_classes > self.num_components:
-            raise ValueError(
-                f"num_classes={self.num_classes} exceeds the {self.num_components} components; every class needs one"
-            )
+            raise ValueError(f"num_classes={self.num_classes} exceeds the {self.num_components} components")
         return self
 
 

@@ -72,9 +72,7 @@ class GaussianMixtureTeacher(Teacher):
             spread = stds.double().reshape(K, -1)
             variances = (spread * spread.abs()).expand_as(self.means).clone()  # a negative std stays visible
         if not bool((variances > 0).all()):
-            raise ConfigError(
-                "Every component of a Gaussian mixture needs positive stds or a positive definite covariance."
-            )
+            raise ConfigError("Every component of a mixture needs positive stds or a positive definite covariance.")
         self.register_buffer("variances", variances)
         self.register_buffer("basis", basis)
         self._set_classes(torch.ones(K) if weights is None else weights, labels)
@@ -323,7 +321,6 @@ class MixtureSource(Source):
         return (Batch(*self._rows("training", first, batch_size)) for first in starts)
 
     def held_out(self) -> tuple[Tensor, Condition] | None:
-        """Float states (M, *D) and their labels, or None without any."""
         return self._rows("held-out", 0, self._num_held_out) if self._num_held_out else None
 
     def _rows(self, purpose: str, start: int, count: int) -> tuple[Tensor, Condition]:

@@ -98,7 +98,6 @@ class TransformerConfig(StoredOptions):
 
     @property
     def channels(self) -> int:
-        """C, channels of a state and of a velocity."""
         return self.sample_shape[0]
 
     @property

@@ -22,8 +22,7 @@ class TransformerOptions(ComponentConfig):
     """Channels of a token, a multiple of 4 and of num_heads; null: as the teacher, else 128."""
     num_heads: PositiveInt | None = Field(None, description="Attention heads; null: as the teacher, else 4.")
     patch_size: PositiveInt | None = None
-    """Side of a patch, a divisor of both sides of a state; null: as the teacher, else the smallest from 2 up that gives
-    at most 256 tokens."""
+    """Divides both sides of a state; null: the teacher's, else the least from 2 up with at most 256 tokens."""
     mlp_ratio: PositiveFloat | None = None
     """Hidden units of a block's MLP over its width; null: as the teacher, else 4."""
     qk_norm: bool | None = Field(None, description="LayerNorm over queries and keys; null: as the teacher, else false.")
@@ -70,8 +69,7 @@ class PolicyOptions(StoredOptions):
     mean_noise: float = Field(0.05, ge=0, le=1, description="gm: by how much the components differ at the start.")
     std_width: PositiveInt = Field(1024, description="gm: hidden units of the layer that predicts the deviation.")
     shift: PositiveFloat = 1.0
-    """Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau); 3.2 for
-    text-to-image."""
+    """Substeps, and the points of dx, are equal in tau, t = shift tau / (1 + (shift - 1) tau); text-to-image: 3.2."""
     num_substeps: PositiveInt = Field(128, description="Substeps of the policy's path per unit of tau.")
 
     @property
@@ -90,8 +88,7 @@ class PublishedOptions(ComponentConfig):
     """Where the weights of a published network come from, and what a file does not tell."""
 
     checkpoint: Path | None = None
-    """Weights (.safetensors, .pt or .pth, a training checkpoint included); null: the published ones, fetched on first
-    use."""
+    """Weights (.safetensors, .pt or .pth, training checkpoints too); null: the published ones, fetched on first use."""
     weights: Literal["ema", "model"] | None = None
     """Which weights of a training checkpoint; null: ema where there is one, else model."""
     num_heads: PositiveInt | None = None
@@ -104,19 +101,16 @@ class ReleasedTeacherConfig(PublishedOptions):
     family: ClassVar[FamilyName]
 
     initialise: Literal["checkpoint", "random"] = "checkpoint"
-    """random: the family's architecture with random weights, to try a recipe or measure its cost without a
-    checkpoint."""
+    """random: the family's architecture with random weights, to try a recipe or its cost without a checkpoint."""
     size: SizeName | None = Field(None, description="S, B, L or XL; checked against the checkpoint; null: XL.")
     depth: PositiveInt | None = Field(None, description="Blocks, for a size of one's own; checked likewise.")
     width: PositiveInt | None = Field(None, description="Channels of a token, likewise.")
     patch_size: Literal[2, 4, 8] | None = Field(None, description="Side of a patch; checked likewise; null: 2.")
     resolution: Literal[256, 512] | None = None
     """Pixels of the decoded images, 8 to a latent; checked likewise; null: 256."""
-    num_classes: PositiveInt | None = None
-    """Classes, without the null class; checked likewise; null: 1000."""
+    num_classes: PositiveInt | None = Field(None, description="Classes, without the null class; likewise; null: 1000.")
     guidance_channels: PositiveInt | Literal["all"] | None = None
-    """How many channels guidance applies to, from the first; the others keep the conditional velocity. null: as the
-    family's own sampler."""
+    """Channels that guidance applies to, from the first; the others stay conditional. null: as the family's sampler."""
 
     @property
     def convention(self) -> dict[str, str]:
@@ -142,8 +136,7 @@ class SiTTeacherConfig(ReleasedTeacherConfig):
     family: ClassVar[FamilyName] = "sit"
 
     time_direction: TimeDirection | None = None
-    """Which end of the network's own time is data; null: as `pretrain` stored it, else data-at-1 for sit, data-at-0 for
-    sit-repa."""
+    """Where its own time has data; null: as `pretrain` stored it, else data-at-1 for sit, data-at-0 for sit-repa."""
     sign: Sign | None = None
     """Direction of its velocity; null: as `pretrain` stored it, else data-minus-noise for sit, noise-minus-data for
     sit-repa."""

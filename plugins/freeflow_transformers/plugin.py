@@ -46,9 +46,7 @@ def freeflow_presets() -> Iterable[Preset]:
     return [
         _distill("digits", "Data-free one-step student of the shipped digits teacher, unguided", teacher="digits"),
         _distill("digits-guided", "The same with a guided teacher and the guidance weight as an input"),
-        _distill(
-            "mnist", "Data-free one-step student of the shipped latent teacher of MNIST's digits", teacher="mnist"
-        ),
+        _distill("mnist", "Data-free one-step student of the shipped latent teacher of MNIST digits", teacher="mnist"),
         _distill("mnist-guided", "The same teacher guided inside an interval of times, as the paper's are"),
         _distill(
             "sit-repa-xl2-256", "SiT-XL/2+REPA at 256 pixels to one step; for GPUs", _paper(256, 1.45, 1.37), "sit-repa"

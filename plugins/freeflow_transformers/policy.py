@@ -63,7 +63,6 @@ class PolicyHead(nn.Module):
         return images.reshape(num * self.num_images, tokens, -1)
 
     def velocities(self, output: Tensor) -> Tensor:
-        """(N, K, C, H, W) of the images (N, num_images C, H, W)."""
         velocities = output[:, : self.components * self.channels]
         return velocities.reshape(-1, self.components, self.channels, *output.shape[2:])
 

@@ -55,7 +55,6 @@ class NetworkTeacher(Teacher):
         return torch.full_like(condition, self.network.config.num_classes)
 
     def network_state(self) -> NetworkState:
-        """The network with its convention; a student that starts from it takes both over."""
         return transformer_state(self.network)
 
 

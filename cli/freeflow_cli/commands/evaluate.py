@@ -24,9 +24,7 @@ def evaluate(
 ) -> None:
     """Score a student, or a teacher alone, as the end of a run does. A run folder brings its own configuration."""
     if student is None and teacher is None:
-        raise ConfigError(
-            "Nothing to evaluate. Give --run PATH (the folder of a run, or a student file) or --teacher NAME."
-        )
+        raise ConfigError("Nothing to evaluate. Give --run PATH (a run's folder, or a student file) or --teacher NAME.")
     session = Session.of(context)
     if config is None and preset is None and student is not None:
         config = saved_config(student)
@@ -51,9 +49,7 @@ def saved_config(student: Path) -> Path:
         )
     file = (student if student.is_dir() else student.parent) / CONFIG_NAME
     if not file.is_file():
-        raise ConfigError(
-            f"There is no {file}, so what to measure is unknown. Name it with --preset NAME or --config FILE."
-        )
+        raise ConfigError(f"There is no {file}, so what to measure is unknown. Give --preset NAME or --config FILE.")
     return file
 
 

@@ -29,8 +29,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 def check_name(name: str, kind: str, registry: Registry) -> None:
-    """Raise :class:`ConfigError` unless ``name`` is of the form ``my-flow``, and nobody's: Python's, a package's, a
-    plugin's."""
+    """Raise ``ConfigError`` unless ``name`` is like ``my-flow``, and nobody's: Python's, a package's, a plugin's."""
     if not _NAME.fullmatch(name) or len(name) > MAX_LENGTH:
         separated = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name)
         proposed = re.sub(r"[^a-z0-9]+", "-", separated.lower()).strip("-")[:MAX_LENGTH].strip("-")
@@ -124,9 +123,7 @@ def new_plugin(
 ) -> None:
     """Write an installable package with a small component that works, to start from."""
     if kind not in KINDS:
-        raise ConfigError(
-            f"No package can be written for the kind {kind!r}.{suggest(kind, KINDS)} Known: {', '.join(KINDS)}."
-        )
+        raise ConfigError(f"No package for the kind {kind!r}.{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
     check_name(name, kind, Session.of(context).registry())
     folder = Path(name) if output is None else output
     files = package_files(name, kind)

@@ -44,9 +44,7 @@ def sample(
 ) -> None:
     """Draw samples from the student of a run or file, or from a teacher. Stopped early, the same command goes on."""
     if student is None and teacher is None:
-        raise ConfigError(
-            "Nothing to sample from. Give --run PATH (the folder of a run, or a student file) or --teacher NAME."
-        )
+        raise ConfigError("Nothing to sample from. Give --run PATH (a run's folder or student file) or --teacher NAME.")
     session = Session.of(context)
     session.registry(teacher=teacher, sampler=sampler)
     if not 0 < jump_to < 1:

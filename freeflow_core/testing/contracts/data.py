@@ -189,7 +189,6 @@ class CodecContract(ComponentContract):
         self.expect_close(codec.encode(images[2:3]), first[2:3], 1e-3, "a state that does not depend on its batch")
 
     def codec(self) -> Codec:
-        """The codec, with its networks loaded."""
         built: Codec = self.build()
         try:
             built.prepare()

@@ -53,7 +53,6 @@ class EvaluationScene(WithTeacher):
         return context
 
     def real_images(self, context: EvaluationContext, rows: int = _ROWS) -> tuple[Tensor, Condition]:
-        """Held-out images, or training images where none are held out."""
         assert context.reference is not None
         found = context.reference.held_out() or context.reference.training_images()
         if found is None:

@@ -216,9 +216,7 @@ class ObjectiveContract(WithTeacher):
             return
         noise = float(at_solution.std(0).norm()) / len(at_solution) ** 0.5
         left = max(float(at_solution.mean(0).norm()) - 3 * noise, 0.0) / size
-        expected = (
-            "a small gradient at the exact flow map, against that of a student whose mean and deviation are 0.1 off"
-        )
+        expected = "a small gradient at the exact flow map, against that of a student 0.1 off in mean and deviation"
         advice = "Look for a wrong sign or time, or a missing factor. Set stationary = False for another solution."
         self.expect(left < 0.25, expected, f"{left:.2g} of it", advice)
 

@@ -168,7 +168,6 @@ class StudentContract(NetworkContract, WithTeacher):
         return student
 
     def _pair(self, device: str = "cpu") -> tuple[Student, Teacher | None]:
-        """The student and the first teacher it takes, or none at all."""
 
         def beside(choice: Choice | None) -> tuple[Student, Teacher | None]:
             teacher = None if choice is None else self.build_teacher(choice, device)

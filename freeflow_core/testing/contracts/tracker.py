@@ -86,7 +86,6 @@ class TrackerContract(ComponentContract):
         return built
 
     def replay(self, journal: Journal) -> Replay:
-        """A new tracker on ``journal``, as in a new process."""
         return Replay(self.tracker(), journal.run(), journal)
 
 

@@ -134,7 +134,6 @@ class Manifest:
         return found
 
     def _outcome(self, run: PlannedRun) -> Outcome:
-        """The folder of a finished run has its scores, or it counts as unfinished."""
         folder, scores = RunFolder(run.folder), {}
         with suppress(OSError, ValueError):
             scores = json.loads(folder.scores_file.read_text("utf-8"))

@@ -279,7 +279,6 @@ def _markdown(table: Table, runs: Sequence[PlannedRun], picture: Path | None) ->
 
 
 def _passes(table: Table) -> list[tuple[str, str]]:
-    """A line for each objective; one for each of its rows where a sweep changes the passes."""
     texts: dict[str, dict[str, str]] = {}  # by objective, then by row
     for row in table.rows:
         if row.cost is not None:

@@ -200,7 +200,6 @@ def _without_memory(
 
 
 def _converted(role: RoleState, fake: FakeTensors) -> RoleState:
-    """A role built on the meta device, with tensors that a step can be taken on."""
     for network in (role.network, role.ema):
         if network is not None:
             fake.convert(network)

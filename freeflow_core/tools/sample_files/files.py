@@ -114,7 +114,6 @@ class Parts:
             (self.folder / f"failed-{rank}.txt").write_text(reason, "utf-8")
 
     def failure(self) -> str | None:
-        """The note of a process that failed, if there is one."""
         for note in sorted(self.folder.glob("failed-*.txt")):
             return f"process {note.stem.removeprefix('failed-')} failed: {note.read_text('utf-8').strip()}"
         return None
@@ -159,7 +158,6 @@ class SampleFormat(ABC):
         """Make the final files of all finished blocks. Raises ``OSError`` when the disk is full."""
 
     def missing(self, folder: Path, num: int) -> set[str]:
-        """Names of final files that are not there; an empty file counts as none."""
         try:
             present = {entry.name for entry in os.scandir(folder) if entry.stat().st_size}
         except FileNotFoundError:

@@ -177,9 +177,7 @@ def export_released(state: NetworkState, path: Path) -> str:
             with replacing(path) as temporary:
                 torch.save(tensors, temporary)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error}. Free some space or choose another folder."
-        ) from error
+        raise CheckpointError(f"{path} cannot be written: {error}. Free some space or use another folder.") from error
     kind = "FreeFlow student" if architecture.jump else "velocity network"
     return f"{kind} with the convention of {family}, {len(tensors)} tensors"
 

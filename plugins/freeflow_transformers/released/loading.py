@@ -254,9 +254,7 @@ def load_student_network(config: ReleasedStudentConfig, context: BuildContext) -
         path = context.weights(config.published)
     checkpoint = read_checkpoint(path, config.weights, shapes_only=shapes_only)
     if "family" in checkpoint.metadata:
-        raise CheckpointError(
-            f"{path} was written by this project, not in the published format. Use it as it is: --student {path}."
-        )
+        raise CheckpointError(f"{path} was written by this project. Use it as it is: --student {path}.")
     stored: Mapping[str, Any] = checkpoint.metadata.get(RELEASED_METADATA, {})
     architecture = released_student(
         checkpoint.shapes,

@@ -48,9 +48,7 @@ def read_checkpoint(path: Path, entry: Entry | None = None, *, shapes_only: bool
         CheckpointError: missing, damaged or foreign files, pickles that hold code, and entries that are not there.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint file {path}. Check the path; expected a .safetensors, .pt or .pth file."
-        )
+        raise CheckpointError(f"There is no checkpoint {path}; expected a .safetensors, .pt or .pth file.")
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:9] == b"{":
@@ -96,9 +94,7 @@ def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: 
     name = entry or present[0]
     strays = [key for key, value in content[name].items() if not isinstance(value, Tensor)]
     if strays:
-        raise CheckpointError(
-            f"The entry {name} of {path} holds more than tensors: {listed(strays)}. Expected a state dict."
-        )
+        raise CheckpointError(f"The entry {name} of {path} holds more than tensors: {listed(strays)}.")
     return Checkpoint(path, f"training checkpoint, entry {name}", _without_prefixes(content[name], path))
 
 

@@ -154,9 +154,9 @@ def test_truncated_files_are_one_clear_error(tmp_path, kind, kept):
 
 
 def test_missing_and_foreign_files(tmp_path):
-    with pytest.raises(CheckpointError, match="There is no checkpoint file"):
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
         read_checkpoint(tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="There is no checkpoint file"):
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
         read_checkpoint(tmp_path)
     (tmp_path / "x.pt").write_text("<!doctype html><html>404</html>")
     with pytest.raises(CheckpointError, match="neither a safetensors file nor a PyTorch checkpoint"):
