@@ -113,7 +113,9 @@ def lay_settings(values: Mapping[str, Any], settings: Iterable[str], *, closed: 
     for text in settings:
         layer = parse_assignment(text)
         if closed and (unknown := sorted(layer.keys() - laid.keys())):
-            raise ConfigError(f"--set {text!r}: there is no {unknown[0]!r} here. Settings of: {', '.join(laid)}.")
+            raise ConfigError(
+                f"--set {text!r}: there is no {unknown[0]!r} here. Settings start with: {', '.join(laid)}."
+            )
         laid = merge(laid, layer)
     return laid
 

@@ -38,12 +38,7 @@ def freeflow_presets() -> Iterable[Preset]:
     presets = (
         ("mnist", "pretrain", "pretrain-mnist", "A SiT of MNIST's digits, 28x28 in patches of 4, by flow matching"),
         ("mnist-pixels", "distill", "mnist-pixels", "Data-free one-step student of the MNIST teacher in pixels"),
-        (
-            "mnist-pixels",
-            "compare",
-            "compare-mnist-pixels",
-            "Six objectives on that teacher with equally many network passes",
-        ),
+        ("mnist-pixels", "compare", "compare-mnist-pixels", "Six objectives on the MNIST teacher, equal passes"),
         ("fashion-mnist", "pretrain", "pretrain-fashion-mnist", "A SiT of Fashion-MNIST's clothes, likewise"),
         ("mismatch", "compare", "compare-mismatch", "Data-based objectives on more and more augmented data"),
     )

@@ -70,7 +70,7 @@ def test_settings_are_laid_one_after_the_other():
     laid = lay_settings(values, ["sampler.steps=4", "codec.tiling=true", "sampler.steps=5"], closed=True)
     assert laid == {"sampler": {"name": "heun", "steps": 5}, "codec": {"tiling": True}}
     assert values == {"sampler": {"name": "heun", "steps": 3}, "codec": {}}
-    with pytest.raises(ConfigError, match=r"no 'teacher' here. Settings of: sampler, codec\."):
+    with pytest.raises(ConfigError, match=r"no 'teacher' here. Settings start with: sampler, codec\."):
         lay_settings(values, ["teacher.size=S"], closed=True)
     assert lay_settings(values, ["teacher.size=S"])["teacher"] == {"size": "S"}
 
