@@ -75,7 +75,7 @@ def read_embeddings(path: Path, expected: tuple[str, ...] = ()) -> Conditions:
     lengths = {len(rows) if rows.ndim else 0 for rows in positive.values()}
     if len(lengths) != 1 or 0 in lengths:
         shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in sorted(positive.items()))
-        raise ConfigError(f"{path} must hold tensors of equally many rows, one a condition; got {shapes or 'none'}.")
+        raise ConfigError(f"{path} must hold tensors: a row a condition, equally many in each; got {shapes or 'none'}.")
     num = lengths.pop()
     if not negative:
         return Conditions(num, None, positive)

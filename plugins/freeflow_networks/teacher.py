@@ -63,7 +63,7 @@ def make_callable(config: CallableTeacherConfig) -> Callable[..., Any]:
 def load_program(path: Path) -> nn.Module:
     """A program saved by ``torch.export.save`` (``.pt2``) or ``torch.jit.save``. Raises ``CheckpointError``."""
     if not path.is_file():
-        raise CheckpointError(f"No file {path}. Expected a program saved by torch.export.save or torch.jit.save.")
+        raise CheckpointError(f"There is no file {path}. Expected a program of torch.export.save or torch.jit.save.")
     exported = path.suffix == ".pt2"
     try:
         if exported:
