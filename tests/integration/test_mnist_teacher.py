@@ -67,9 +67,6 @@ def test_the_default_run_reaches_what_the_readme_says(tmp_path):
 
 
 def test_its_samples_ship_for_the_default_run(registry):
-    """The preset's settings are those that the samples were drawn with; the weights in the key are the asset's."""
     config = load_run_config(registry, "distill", preset="mnist")
     teacher = Builder(registry, torch.device("cpu"), 0).teacher(config.teacher)
-    kept = TeacherSamples(config, teacher, 2 * config.evaluation.num_samples, "float32").load()
-    assert kept is not None
-    assert kept[0].shape == (4000, 4, 8, 8)
+    assert TeacherSamples(config, teacher, 2 * config.evaluation.num_samples, "float32").load() is not None
