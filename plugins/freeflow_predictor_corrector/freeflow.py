@@ -253,7 +253,8 @@ class FreeFlow(PredictorCorrector, StatefulObjective):
         decay = 0.5 ** (batch_size / self._config.signal_halflife_images)
         self._averages = decay * self._before + (1 - decay) * means
         agreement, square = self._averages
-        return rows @ (agreement / square.clamp(min=1e-12)).clamp(0, 1)
+        rho = (agreement / square.clamp(min=1e-12)).clamp(0, 1)
+        return (rows * rho).sum(1)  # not a matrix product, which autocast would round
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"signal": self._averages, "images": torch.tensor(self._images)}

@@ -31,7 +31,7 @@ def test_cli_evaluate_says_what_is_missing(freeflow, api, tmp_path):
     (tmp_path / "s.safetensors").touch()
     lone = freeflow("evaluate", "--student", str(tmp_path / "s.safetensors"))
     assert lone.exit_code == 2
-    assert "Name it with --preset NAME or --config FILE" in lone.stderr
+    assert "--preset NAME or --config FILE" in lone.stderr
     assert api.calls == []
 
 

@@ -16,7 +16,7 @@ def test_the_installed_example_leaves_a_page_of_a_digits_run(tmp_path, monkeypat
     manager = Manager.load()
     assert [plugin.version for plugin in manager.plugins if plugin.name == "live-page"] == [project["version"]]
     settings = ("training.images=128", "evaluation.enabled=false", "samples.every_images=64", "trackers=[]")
-    freeflow("distill", *sets(*settings), manager=manager)
+    freeflow("distill", "--preset", "digits", *sets(*settings), manager=manager)
     page = (tmp_path / "runs" / "digits-freeflow" / "live.html").read_text("utf-8")
     assert ">finished<" in page
     assert 'src="data:image/png;base64,' in page

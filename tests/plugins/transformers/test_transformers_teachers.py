@@ -45,7 +45,7 @@ def test_sit_is_the_network_that_was_pretrained(make_network, make_context, stat
 
 def test_files_that_are_no_teacher(make_network, make_context, tmp_path):
     context, path = make_context(), tmp_path / "teacher.safetensors"
-    with pytest.raises(CheckpointError, match="no checkpoint file"):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         sit(path, context)
     state = transformer_state(make_network())
     save_network(path, state, {})
