@@ -168,10 +168,10 @@ def _check_needs(config: RunConfig, objective: Objective, source: Source, teache
 def _advice(teacher: Teacher | None) -> str:
     """Which source to choose."""
     if teacher is None:
-        return "Choose one with --source NAME; `freeflow plugins --kind source` lists them."
+        return "Choose one with --source NAME; `freeflow plugins list --kind source` shows them."
     states = f"The teacher works on states of shape {tuple(teacher.sample_shape)}"
     if teacher.codec is None:
-        return f"{states}: choose such a source with --source NAME; `freeflow plugins --kind source` lists them."
+        return f"{states}: choose such a source with --source NAME; `freeflow plugins list --kind source` shows them."
     return (
         f"{states}, made of images by the codec {teacher.codec!r}: choose images of yours with --source image-folder "
         f"--set source.path=FOLDER --set codec={teacher.codec}, or encode them once with `freeflow encode` and choose "

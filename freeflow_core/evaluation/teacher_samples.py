@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, final
@@ -34,24 +35,32 @@ class TeacherSamples:
 
     def __init__(self, config: RunConfig, teacher: Teacher, number: int, precision: str) -> None:
         evaluation = config.evaluation
-        sampler, chosen = evaluation.reference_sampler, config.teacher
-        condition = teacher.balanced_condition(torch.arange(_FEW))
-        self._key: dict[str, Any] = {
+        self._config, self._teacher, self._precision = config, teacher, precision
+        self._number, self._shape = number, tuple(teacher.sample_shape)
+        self._named = evaluation.teacher_samples
+        small = 4 * number * math.prod(self._shape) <= _MOST_BYTES
+        self._enabled = evaluation.cache and config.teacher is not None and small
+
+    @cached_property
+    def _key(self) -> dict[str, Any]:
+        """Asked for only where a file may be read or written: all the teacher's weights are read for it."""
+        evaluation, chosen = self._config.evaluation, self._config.teacher
+        condition = self._teacher.balanced_condition(torch.arange(_FEW))
+        return {
             "teacher": None if chosen is None else chosen.model_dump(mode="json"),
-            "weights": fingerprint(teacher),
+            "weights": _digest(sorted(self._teacher.state_dict().items())),
             "condition": _digest([("condition", condition)] if isinstance(condition, Tensor) else []),
-            "sampler": sampler.model_dump(mode="json"),
+            "sampler": evaluation.reference_sampler.model_dump(mode="json"),
             "steps": evaluation.reference_steps,
             "guidance": [evaluation.guidance_weight, evaluation.guidance_low, evaluation.guidance_high],
             "seed": evaluation.seed,
-            "precision": precision,
+            "precision": self._precision,
         }
-        self._number, self._shape = number, tuple(teacher.sample_shape)
+
+    @property
+    def _cached(self) -> Path:
         name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:24]
-        self._cached = cache_folder() / "teacher-samples" / f"{name}.safetensors"
-        self._named = evaluation.teacher_samples
-        size = 4 * number * math.prod(self._shape)
-        self._enabled = evaluation.cache and chosen is not None and size <= _MOST_BYTES
+        return cache_folder() / "teacher-samples" / f"{name}.safetensors"
 
     def load(self) -> tuple[Tensor, float] | None:
         """Samples (number, *D) float32 and the network passes each took, or None when there are none that fit.
@@ -94,12 +103,8 @@ class TeacherSamples:
         return x, float(metadata["evaluations"])
 
 
-def fingerprint(network: torch.nn.Module) -> str:
-    """SHA-256 of the names, shapes, types and values of all weights and buffers."""
-    return _digest(sorted(network.state_dict().items()))
-
-
 def _digest(tensors: list[tuple[str, Tensor]]) -> str:
+    """SHA-256 of names, shapes, types and values."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

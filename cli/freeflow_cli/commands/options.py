@@ -87,7 +87,7 @@ Precision = Annotated[
     Literal["float32", "bf16", "float64"], typer.Option("--precision", help="Of the networks; bf16 is autocast.")
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="auto: cuda, else mps, or cpu.")
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="auto: cuda, else mps, else cpu.")
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
