@@ -112,14 +112,31 @@ def settings(registry: Any, teacher: str, variant: dict[str, Any], images: int, 
     return load_run_config(registry, "distill", preset=preset, overrides=changes, assignments=assignments)
 
 
-def run(jobs: list[tuple[str, str, int, int]], output: Path, extra: list[str]) -> None:
-    """Train and score ``jobs`` one after another; append a JSON line for each to ``output``."""
+def train_and_score(config: Any, manager: Any, shared: Any, folder: Path) -> dict[str, float]:
+    """Train a run in ``folder`` and score its one-step student; ``shared`` holds the teacher's samples."""
     from freeflow_core.engine.build import Builder
     from freeflow_core.engine.run import Run
     from freeflow_core.engine.state import STUDENT
-    from freeflow_core.evaluation.scores import Evaluation, SharedRows
+    from freeflow_core.evaluation.scores import Evaluation
     from freeflow_core.evaluation.scoring import Scoring
     from freeflow_core.interfaces import EvaluationContext
+    from freeflow_core.plugin import Registry
+
+    quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"enabled": False})})
+    began = time.perf_counter()
+    trained = Run(quiet, "distill", manager, output=folder, resume=False, scorer=Scoring)
+    trained.execute()
+    seconds = time.perf_counter() - began
+    device, parts = trained.accelerator.device, trained.components
+    student: Any = trained.state.roles[STUDENT].ema
+    context = EvaluationContext(device, parts.codec, parts.teacher, student, parts.reference)
+    builder = Builder(Registry(manager), device, config.seed)
+    return {"seconds": seconds, **Evaluation(config, builder, context, shared=shared).student_row()}
+
+
+def run(jobs: list[tuple[str, str, int, int]], output: Path, extra: list[str]) -> None:
+    """Train and score ``jobs`` one after another; append a JSON line for each to ``output``."""
+    from freeflow_core.evaluation.scores import SharedRows
     from freeflow_core.plugin import Manager, Registry
 
     manager = Manager.load()
@@ -128,24 +145,15 @@ def run(jobs: list[tuple[str, str, int, int]], output: Path, extra: list[str]) -
     for teacher, variant, images, seed in jobs:
         config = settings(registry, teacher, VARIANTS[variant], images, seed, extra)
         with tempfile.TemporaryDirectory() as folder:
-            quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"enabled": False})})
-            began = time.perf_counter()
-            trained = Run(quiet, "distill", manager, output=Path(folder) / "run", resume=False, scorer=Scoring)
-            trained.execute()
-            seconds = time.perf_counter() - began
-            device, parts = trained.accelerator.device, trained.components
-            student: Any = trained.state.roles[STUDENT].ema
-            context = EvaluationContext(device, parts.codec, parts.teacher, student, parts.reference)
-            evaluation = Evaluation(config, Builder(registry, device, seed), context, shared=shared[teacher])
-            scores = evaluation.student_row()
+            scores = train_and_score(config, manager, shared[teacher], Path(folder) / "run")
             journal = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-            logged = {
-                name: [round(line[name], 5) for line in journal if name in line][:: max(1, len(journal) // 8)]
-                for name in ("student/correction_signal", "student/correction_share", "student/prediction_residual")
-            }
+        logged = {
+            name: [round(line[name], 5) for line in journal if name in line][:: max(1, len(journal) // 8)]
+            for name in ("student/correction_signal", "student/correction_share", "student/prediction_residual")
+        }
         line = {"teacher": teacher, "variant": variant, "images": images, "seed": seed, "extra": extra}
         with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "seconds": round(seconds, 1), **scores, "logged": logged}) + "\n")
+            file.write(json.dumps({**line, **scores, "logged": logged}) + "\n")
 
 
 def table(lines: list[dict[str, Any]]) -> str:

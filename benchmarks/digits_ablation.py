@@ -15,9 +15,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
+
+from balance import train_and_score
 
 PRESET = "digits-guided"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -47,12 +47,7 @@ SCORES = ("fd_teacher", "fd_data", "spread_ratio", "accuracy", "fidelity_mse")
 def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str]) -> None:
     """Train and score ``jobs`` one after another in this process; append a JSON line for each to ``output``."""
     from freeflow_core.config import load_run_config
-    from freeflow_core.engine.build import Builder
-    from freeflow_core.engine.run import Run
-    from freeflow_core.engine.state import STUDENT
-    from freeflow_core.evaluation.scores import Evaluation, SharedRows
-    from freeflow_core.evaluation.scoring import Scoring
-    from freeflow_core.interfaces import EvaluationContext
+    from freeflow_core.evaluation.scores import SharedRows
     from freeflow_core.plugin import Manager, Registry
 
     manager = Manager.load()
@@ -70,17 +65,8 @@ def run_variants(jobs: list[tuple[str, int]], output: Path, settings: list[str])
         assignments += [text for text in VARIANTS[name] if text != f"objective={renamed}"]
         config = load_run_config(registry, "distill", preset=PRESET, overrides=changes, assignments=assignments)
         with tempfile.TemporaryDirectory() as folder:
-            quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"enabled": False})})
-            began = time.perf_counter()
-            run = Run(quiet, "distill", manager, output=Path(folder) / "run", resume=False, scorer=Scoring)
-            run.execute()
-            seconds = time.perf_counter() - began
-            device, parts = run.accelerator.device, run.components
-            student: Any = run.state.roles[STUDENT].ema
-            context = EvaluationContext(device, parts.codec, parts.teacher, student, parts.reference)
-            evaluation = Evaluation(config, Builder(registry, device, seed), context, shared=shared)
-            scores = evaluation.student_row()
-        line = {"variant": name, "seed": seed, "seconds": seconds, "images": config.training.images, **scores}
+            scores = train_and_score(config, manager, shared, Path(folder) / "run")
+        line = {"variant": name, "seed": seed, "images": config.training.images, **scores}
         with output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
