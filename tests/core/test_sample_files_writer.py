@@ -72,6 +72,7 @@ def test_memory_holds_a_block_however_many_there_are(tmp_path):
             batch = super().batch(index)
             return replace(batch, images=batch.images.repeat(1, 1, 8, 8))
 
+    write(tmp_path / "first", Counting(), num=64)  # what the first call imports is not a block's
     tracemalloc.start()
     write(tmp_path, Large(), num=6400)
     peak = tracemalloc.get_traced_memory()[1]
