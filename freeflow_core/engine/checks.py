@@ -7,22 +7,27 @@ here is part of a later step; what a step's losses must be, the trainer says.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Components
+from freeflow_core.engine.optimizer import copy_buffers
 from freeflow_core.engine.process import autocast
 from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import FreeflowError, PluginError
 from freeflow_core.interfaces import Student, Teacher
 from freeflow_core.math.calibration import GOOD, diagnose, enough_rows
+from freeflow_core.math.derivative import relative_error
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Batch, Condition, Draws, describe, index_condition
 
 _log = logging.getLogger("freeflow")
 _ROWS = 4
+MIXED = 1e-3
+"""Row mixing from which a student is refused."""
 PATIENCE = 1_000
 """Steps that a trainable role may go without a loss before a warning."""
 
@@ -100,15 +105,48 @@ def _check_teacher(who: str, teacher: Teacher, condition: Condition, draws: Draw
 
 
 def _check_student(who: str, student: Student, condition: Condition, draws: Draws, precision: str) -> None:
+    """Asked as training asks it, its layers in training mode."""
     x = draws.noise("first-step", tuple(student.sample_shape))
     t = torch.linspace(0.5, 1.0, len(x), dtype=torch.float64).to(x)
-    s, weight = t / 2, torch.ones_like(t)
-    training = student.training
-    student.eval()  # statistics of the batch must not see these rows
-    with torch.no_grad(), _asked(f"The {who}", "forward and jump", x, t, condition):
-        jumped = student.jump(student(x, t, s, condition, weight), x, t, s)
-    student.train(training)
+    asked = (t, t / 2, condition, torch.ones_like(t))
+    with _undisturbed(student), _asked(f"The {who}", "forward and jump", x, t, condition):
+        jumped = student.flow_map(x, *asked)
     _check_states(f"The {who}", "jump", jumped, x, precision)
+    mixed = row_mixing(student, x, *asked)
+    if mixed > MIXED:
+        raise PluginError(
+            f"The {who} mixes the rows of a batch in training: its jump of one sample changed by {mixed:.2g} of its "
+            "size when the samples beside it did; expected each row's answer to depend on its own state, times and "
+            "condition alone. Normalise within a sample (GroupNorm, LayerNorm), or by fixed statistics."
+        )
+
+
+def row_mixing(student: Student, x: Tensor, *asked: Any) -> float:
+    """How much the jump of the first of the states ``x`` (N, *D) changes with the others, relative to its size.
+
+    Its layers are in the mode they are in. Weights that are zero, as new output layers are, would hide it; they are
+    not zero meanwhile.
+    """
+    with _undisturbed(student):
+        zeros = [p for p in student.parameters() if not bool(p.any())]
+        for p in zeros:
+            p.normal_(0, 0.02)
+        jumps = []
+        for states in (x, torch.cat([x[:1], -2 * x[1:]])):
+            torch.manual_seed(0)  # the same dropout
+            jumps.append(student.flow_map(states, *asked)[0].double())
+        for p in zeros:
+            p.zero_()
+    return float(relative_error(jumps[1] - x[0], jumps[0] - x[0]))
+
+
+@contextmanager
+def _undisturbed(student: Student) -> Iterator[None]:
+    """No gradient, and neither statistics nor random generators that remember the rows asked about."""
+    kept, device = [buffer.clone() for buffer in student.buffers()], next(student.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(device)):
+        yield
+    copy_buffers(list(student.buffers()), kept)
 
 
 def _check_states(who: str, method: str, found: object, x: Tensor, precision: str) -> None:

@@ -51,6 +51,13 @@ def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], step: T
     torch._foreach_add_(list(average), difference)
 
 
+@torch.no_grad()
+def copy_buffers(to: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+    """Statistics and the like are no averages: a network's copy takes them as they are, all at once."""
+    if buffers:
+        torch._foreach_copy_(list(to), list(buffers))
+
+
 @final
 class RoleOptimizer:
     """One role's AdamW (Loshchilov & Hutter 2017), by the kernel behind ``torch.optim.AdamW(fused=True)``.

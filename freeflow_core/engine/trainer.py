@@ -14,7 +14,7 @@ from torch import Tensor
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
-from freeflow_core.engine.optimizer import ema_decay, learning_rate, update_average
+from freeflow_core.engine.optimizer import copy_buffers, ema_decay, learning_rate, update_average
 from freeflow_core.engine.process import autocast, memory_in_use
 from freeflow_core.engine.state import STUDENT, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
@@ -147,12 +147,14 @@ class Trainer:
             role.updates += 1
             if role.ema is not None:
                 update_average(role.averages, role.parameters, ((1 - decay) * finite).to(norm.dtype))
+                copy_buffers(role.average_buffers, role.buffers)
             metrics[f"{name}/gradient_norm"] = norm
         for role in roles.values():
             if role.follows in optimizers:
                 halflife = role.follow_halflife_images
                 decay = 0.0 if halflife is None else 0.5 ** (training.batch_size / halflife)
                 update_average(role.parameters, roles[role.follows].parameters, (1 - decay) * finite)
+                copy_buffers(role.buffers, roles[role.follows].buffers)
         self.meter.add(metrics, skip)
 
     def _schedule(self, progress: Progress) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.config.run import row_title
@@ -56,7 +57,7 @@ class Scoring:
         self._teacher = components.teacher
         self._student: Student | None = student
         if self._teacher is None and isinstance(student, AverageVelocityStudent):
-            self._teacher, self._student = VelocityOfStudent(student).eval(), None
+            self._teacher, self._student = VelocityOfStudent(student), None
         self._context = EvaluationContext(
             builder.device, components.codec, self._teacher, self._student, components.reference or components.source
         )
@@ -68,7 +69,8 @@ class Scoring:
         if self.config.evaluation.enabled:
             evaluation = self._open_evaluation()
             if self.can_show():
-                evaluation.check()
+                with evaluation_mode(self._network):
+                    evaluation.check()
 
     def can_show(self) -> bool:
         """Whether there is a codec to make images with. Without one training goes on; why is told once, as a warning.
@@ -88,7 +90,8 @@ class Scoring:
     def picture(self, images_seen: int) -> None:
         """A grid of samples, classes in columns; a scatter plot for states that are not images."""
         index, columns, _ = self._shown()
-        batch = self._generator().batch(index)
+        with evaluation_mode(self._network):
+            batch = self._generator().batch(index)
         image = grid_image(batch.images, columns) if _is_image(batch.x) else _scatter([("samples", batch.x)])
         if image is not None:
             path = self.folder.samples / f"images-{images_seen:012d}.png"
@@ -98,11 +101,13 @@ class Scoring:
     def score(self, progress: Progress, *, everything: bool) -> Scores:
         """Score all rows, or the student's one step alone; keep the scores, and tell observers and trackers."""
         evaluation = self._open_evaluation()
+        with evaluation_mode(self._network):
+            if everything:
+                rows = evaluation.all_rows()
+            else:
+                rows = {STUDENT: evaluation.student_row()} if self._student is not None else {}
         if everything:
-            rows = evaluation.all_rows()
             write_text(self.folder.scores_file, json.dumps(rows, indent=1))
-        else:
-            rows = {STUDENT: evaluation.student_row()} if self._student is not None else {}
         flat = {f"evaluation/{row}/{name}": value for row, scores in rows.items() for name, value in scores.items()}
         self._events.evaluated(progress, flat)
         return rows
@@ -111,6 +116,10 @@ class Scoring:
         """The comparison picture: rows from the same noise, classes in columns. False when there is nothing to show."""
         if self._teacher is None:
             return False
+        with evaluation_mode(self._network):
+            return self._compare(images_seen)
+
+    def _compare(self, images_seen: int) -> bool:
         reference = self._open_evaluation().reference()
         index, columns, classes = self._shown()
         index = index[index < len(reference.x)]
@@ -210,6 +219,19 @@ class VelocityOfStudent(Teacher):
         if not isinstance(condition, Tensor) or self.num_classes is None:
             raise ConfigError("This network has no classes, so it cannot be guided; use guidance_weight=1.")
         return torch.full_like(condition, self.num_classes)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Layers as they are when the student is used: where no average is scored, it is the network in training itself."""
+    training = [part for part in network.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _is_image(x: Tensor) -> bool:

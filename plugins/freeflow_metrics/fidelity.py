@@ -118,7 +118,8 @@ def derivative_residual(
     )
     time = start - durations
     end = average_velocity_jump(z, u, start, time)
-    time = time.cpu().clamp(*teacher.time_range)  # weights on the host choose rows without a device sync
-    teacher_weight = torch.ones_like(time) if guidance is None else guidance.at(time)
+    time = time.clamp(*teacher.time_range)
+    host = time.cpu()  # weights on the host choose rows without a device sync
+    teacher_weight = torch.ones_like(host) if guidance is None else guidance.at(host)
     velocity = teacher.guided_velocity(end, time, condition, teacher_weight)
     return mean_square(u + expand_times(durations, u) * derivative - velocity)

@@ -15,7 +15,7 @@ from torchdiffeq import odeint
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Sampler, Student, Teacher, VelocitySampler
 from freeflow_core.interfaces.sampler import OnStep
-from freeflow_core.math.flow import mean_square, uniform_grid
+from freeflow_core.math.flow import like_states, mean_square, uniform_grid
 from freeflow_core.types import Condition, Draws, Guidance, Samples
 from freeflow_samplers.config import AdaptiveConfig, EulerConfig, GridConfig, HeunConfig
 
@@ -109,7 +109,8 @@ class SampledBatch:
         """X(x, t, s) (N, *D) in the student's dtype, at least float32."""
         self.evaluations += 1
         x = x.to(torch.promote_types(self.network_dtype(student), torch.float32))
-        return student.flow_map(x, network_times(t, x), network_times(s, x), self.condition, self.guidance.weight)
+        weight = like_states(self.guidance.weight, x)
+        return student.flow_map(x, network_times(t, x), network_times(s, x), self.condition, weight)
 
 
 @final

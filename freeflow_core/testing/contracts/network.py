@@ -13,6 +13,7 @@ from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.types import describe, index_condition
 
 ROWS = 6
+ROWS_ALONE = "Times are (N,), one a row; normalise within a sample, or by fixed statistics, never over the batch."
 _CAST = "Cast constants and times with .to(x_t); freeflow_core.math.flow.expand_times does so for times."
 
 
@@ -70,8 +71,7 @@ class NetworkContract(ComponentContract):
         rows = torch.tensor([4, 1])
         alone = self.ask(network, *(index_condition(value, rows) for value in arguments))
         expected = f"each row's {self.answer} to depend on its own state, times and condition alone"
-        advice = "Times are (N,), one a row; no statistics over the batch, so no BatchNorm."
-        self.expect_close(self.ask(network, *arguments)[rows], alone, 1e-6, expected, advice)
+        self.expect_close(self.ask(network, *arguments)[rows], alone, 1e-6, expected, ROWS_ALONE)
 
     def test_runs_on_cuda(self) -> None:
         if not torch.cuda.is_available():

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from freeflow_core.engine.checks import MIXED, row_mixing
+from freeflow_core.engine.state import training_mode
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, Student, Teacher
 from freeflow_core.math.flow import expand_times
 from freeflow_core.testing.contracts.base import Choice, WithTeacher, draws_of, relative_difference
-from freeflow_core.testing.contracts.network import ROWS, NetworkContract
+from freeflow_core.testing.contracts.network import ROWS, ROWS_ALONE, NetworkContract
 from freeflow_core.types import Condition
 
 
@@ -44,6 +46,14 @@ class StudentContract(NetworkContract, WithTeacher):
 
     def test_builds_from_its_configuration(self) -> None:
         self.network()
+
+    def test_training_mixes_no_rows(self) -> None:
+        """In the mode in which training runs, where the engine keeps layers like BatchNorm at their statistics."""
+        student = self.network()
+        training_mode(student)
+        mixed = row_mixing(student, *self.arguments(student))
+        expected = "each row's jump to depend on its own state alone, in training as in sampling"
+        self.expect(mixed <= MIXED, expected, f"{mixed:.2g} of it from the rows beside it", ROWS_ALONE)
 
     def test_jump_has_the_shape_of_the_states(self) -> None:
         student = self.network()
@@ -88,7 +98,8 @@ class StudentContract(NetworkContract, WithTeacher):
             self.expect(not value.requires_grad, expected, "a gradient that does not pass through forward()", advice)
 
     def test_gradients_are_finite(self) -> None:
-        student = self.network().train()
+        student = self.network()
+        training_mode(student)
         target = draws_of(ROWS).noise("target", tuple(student.sample_shape))
         (student.flow_map(*self.arguments(student)) - target).square().mean().backward()  # type: ignore[no-untyped-call]
         gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
@@ -147,7 +158,8 @@ class StudentContract(NetworkContract, WithTeacher):
         self.expect(same, "the same jumps from copy.deepcopy(student)", "other jumps")
 
     def test_recomputed_activations_change_no_gradient(self) -> None:
-        student = self.network().train()
+        student = self.network()
+        training_mode(student)
         again = copy.deepcopy(student)
         try:
             again.enable_activation_checkpointing()
