@@ -143,13 +143,15 @@ def score_tables(
 ) -> list[Table]:
     """``scores`` by row and name as one table, or as several when the columns do not fit into ``width``."""
     from freeflow_core.config.run import row_title  # with pydantic behind it: not a price for --help
+    from freeflow_core.interfaces.evaluator import score_texts  # with torch behind it
 
-    names = dict.fromkeys(name for row in scores.values() for name in row)
+    texts = {row: score_texts(own, number) for row, own in scores.items()}
+    names = dict.fromkeys(name for row in texts.values() for name in row)
     parts: list[list[tuple[Column, list[str]]]] = []
     used = width
     for name in [*(cost for cost in _HEADERS if cost in names), *(name for name in names if name not in _HEADERS)]:
         header = _HEADERS.get(name, name.replace("_", " ").replace("/", " "))
-        cells = [number(row[name]) if name in row else "-" for row in scores.values()]
+        cells = [row.get(name, "-") for row in texts.values()]
         needed = max(map(len, [*header.split(), *cells]))
         used += needed + _GAP
         if not parts or used > width:  # at least one column to a table

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LINE_INTERVAL = 10.0
 """Seconds between two plain lines."""
+_COSTS = "/evaluations", "/ms_per_image"
 MAX_SCORES = 4
 """Scores shown after an evaluation during training."""
 
@@ -192,8 +193,10 @@ class ProgressObserver:
         """A few scores of an evaluation during training; the one at the end is printed as a table."""
         if progress.images >= progress.total_images:
             return
-        named = {name: value for name, value in scores.items() if not name.endswith(("/evaluations", "/ms_per_image"))}
-        shown = [f"{name.removeprefix('evaluation/')} {number(value)}" for name, value in named.items()]
+        from freeflow_core.interfaces.evaluator import score_texts  # with torch behind it
+
+        named = {name: text for name, text in score_texts(scores, number).items() if not name.endswith(_COSTS)}
+        shown = [f"{name.removeprefix('evaluation/')} {text}" for name, text in named.items()]
         more = f", and {len(shown) - MAX_SCORES} more" if len(shown) > MAX_SCORES else ""
         self._display.note(f"Scores at {progress.images:,} images: {', '.join(shown[:MAX_SCORES]) or 'none'}{more}")
 

@@ -22,6 +22,7 @@ from freeflow_core.config.load import (
     read_config_file,
     read_preset,
     resolve,
+    with_guidance,
 )
 from freeflow_core.config.run import RunConfig
 from freeflow_core.errors import ConfigError, UnknownComponent
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 SECTION = "compare"
 """The key of a preset or file under which a comparison's own settings stand; all others are the base run's."""
-
-_SHARED_OPTIONS = "guidance"
-"""Options of the preset's objective that begin so belong to the task, not to the method: all objectives get them."""
 
 
 class Budget(Section):
@@ -216,9 +214,8 @@ def objective_config(registry: Registry, config: CompareConfig, objective: str, 
 
     Raises ``ConfigError`` for whatever does not resolve; the message begins with the objective.
     """
-    values = merge(
-        {"source": "prior", **config.base}, {"objective": _objective_options(registry, config.base, objective)}
-    )
+    base = {"source": "prior", **config.base}
+    values = base | {"objective": with_guidance(registry, base, merge(base, {"objective": objective})["objective"])}
     values = merge(values, {key: part for key, part in config.settings.items() if key != "name"})
     values = merge(values, config.comparison.settings_for.get(objective, {}))
     if (sweep := config.comparison.sweep) is not None:
@@ -280,17 +277,6 @@ def _check_run(run: RunConfig) -> None:
     for problem, found in problems.items():
         if found:
             raise ConfigError(problem)
-
-
-def _objective_options(registry: Registry, base: Mapping[str, Any], objective: str) -> dict[str, Any]:
-    """The objective by name; another one than the base run's takes the guidance from it, which is part of the task."""
-    options = base.get("objective", {})
-    options = {"name": options} if isinstance(options, str) else dict(options)
-    if options.get("name") == objective:
-        return options
-    known = registry.component("objective", objective).load_config_class().model_fields
-    shared = {key: value for key, value in options.items() if key.startswith(_SHARED_OPTIONS) and key in known}
-    return {"name": objective, **shared}
 
 
 def _merged(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,25 @@ def load_run_config(
     base: dict[str, Any] = {}
     if preset := preset or named_in_file:
         base = read_preset(registry, registry.preset(command, preset))
-    return resolve(registry, lay_settings(merge(merge(base, written), overrides or {}), assignments))
+    values = lay_settings(merge(merge(base, written), overrides or {}), assignments)
+    if "objective" in values:
+        values["objective"] = with_guidance(registry, base, values["objective"])
+    return resolve(registry, values)
+
+
+SHARED_OPTIONS = "guidance"
+"""Options of a preset's objective that begin so belong to the task, not to the method: other objectives keep them."""
+
+
+def with_guidance(registry: Registry, preset: Mapping[str, Any], objective: Any) -> Any:
+    """``objective``'s options, over the guidance of the preset's where that is another one and this one knows it."""
+    own = {"name": objective} if isinstance(objective, str) else objective
+    base = preset.get("objective")
+    if not isinstance(base, Mapping) or not isinstance(own, Mapping) or own.get("name") in (None, base.get("name")):
+        return objective
+    known = registry.component("objective", str(own["name"])).load_config_class().model_fields
+    shared = {key: value for key, value in base.items() if key.startswith(SHARED_OPTIONS) and key in known}
+    return {**shared, **own}
 
 
 def resolve(registry: Registry, values: Mapping[str, Any]) -> RunConfig:

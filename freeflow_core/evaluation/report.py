@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from freeflow_core.config import RunConfig
 from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.scores import COST_COLUMNS
+from freeflow_core.interfaces.evaluator import score_texts
 from freeflow_core.types import Scores
 
 
@@ -15,11 +16,12 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 def score_table(scores: Scores, config: RunConfig) -> list[str]:
     """Rows of scores as a Markdown table; a dash where a score has no meaning."""
-    named = dict.fromkeys(key for row in scores.values() for key in row)
+    texts = {name: score_texts(row, "{:.4g}".format) for name, row in scores.items()}
+    named = dict.fromkeys(key for row in texts.values() for key in row)
     columns = [c for c in COST_COLUMNS if c in named] + [c for c in named if c not in COST_COLUMNS]
     rows = [
-        [row_title(name, config.evaluation), *(f"{row[c]:.4g}" if c in row else "-" for c in columns)]
-        for name, row in scores.items()
+        [row_title(name, config.evaluation), *(row.get(column, "-") for column in columns)]
+        for name, row in texts.items()
     ]
     return markdown_table(["", *columns], rows)
 
@@ -59,5 +61,6 @@ def _legend(config: RunConfig) -> str:
     return (
         f"{evaluation.num_samples} samples a row, evaluation seed {evaluation.seed}, {guidance}. `evaluations` counts "
         "network passes per sample, unconditional ones included. `_data` scores compare with held-out images, "
-        "`_teacher` scores with the many-step teacher's own samples from other noise."
+        "`_teacher` scores with the many-step teacher's own samples from other noise. Behind ± is the standard error "
+        "of these samples; how much training varies takes several seeds."
     )

@@ -33,6 +33,11 @@ _FEW_STEP = {
 """How a student of each kind takes several steps; one that jumps from the prior alone cannot."""
 
 
+def metric_name(row: str, score: str) -> str:
+    """The name under which a run reports a score of a row to observers, journal and trackers."""
+    return f"evaluation/{row}/{score}"
+
+
 @dataclass(frozen=True)
 class Reference:
     """The many-step teacher's end points ``x`` (n, *D) and images for samples 0 ... n - 1."""

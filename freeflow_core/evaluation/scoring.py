@@ -19,7 +19,7 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.evaluation.pictures import comparison_image, grid_image, save_image, scatter_image
 from freeflow_core.evaluation.report import write_report
 from freeflow_core.evaluation.sampling import Generator, make_generator
-from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluation, SharedRows
+from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluation, SharedRows, metric_name
 from freeflow_core.evaluation.student_file import save_student
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import AverageVelocityStudent, EvaluationContext, Student, Teacher
@@ -108,7 +108,7 @@ class Scoring:
                 rows = {STUDENT: evaluation.student_row()} if self._student is not None else {}
         if everything:
             write_text(self.folder.scores_file, json.dumps(rows, indent=1))
-        flat = {f"evaluation/{row}/{name}": value for row, scores in rows.items() for name, value in scores.items()}
+        flat = {metric_name(row, name): value for row, scores in rows.items() for name, value in scores.items()}
         self._events.evaluated(progress, flat)
         return rows
 

@@ -1,7 +1,7 @@
 """Scores of streamed samples, and what ranks candidate samples."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -55,6 +55,26 @@ class EvaluationContext:
     teacher: Teacher | None = None
     student: Student | None = None
     reference: Source | None = None
+
+
+ERROR = "_error"
+"""A score named so after another one is that one's standard error; tables show the two as one."""
+
+
+def without_errors(names: Iterable[str]) -> list[str]:
+    """The names that are not another one's standard error, in their order."""
+    known = dict.fromkeys(names)
+    return [name for name in known if not (name.endswith(ERROR) and name.removesuffix(ERROR) in known)]
+
+
+def score_texts(scores: Mapping[str, float], number: Callable[[float], str]) -> dict[str, str]:
+    """The scores of a row as text by ``number``, with a standard error's two digits behind those that have one."""
+
+    def text(name: str) -> str:
+        error = scores.get(name + ERROR)
+        return number(scores[name]) + (f" ± {error:.2g}" if error is not None else "")
+
+    return {name: text(name) for name in without_errors(scores)}
 
 
 class Evaluator(Buildable):

@@ -65,6 +65,9 @@ class FrechetConfig(FeatureOptions):
     mnist-train, packaged for features: mnist; or the name of clean-fid's own, such as cifar10, which are downloaded."""
     reference_split: str = Field("train", min_length=1, description="Split of clean-fid's own statistics.")
     reference_resolution: PositiveInt = Field(32, description="Image side of clean-fid's own statistics.")
+    error_groups: int | None = Field(None, ge=2, le=100)
+    """Groups of a row's samples that are left out in turn for the distance's standard error; null: 10 for features of
+    at most 256 dimensions, above which the matrices take too long, none."""
 
 
 class KernelConfig(FeatureOptions):

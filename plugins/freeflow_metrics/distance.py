@@ -51,8 +51,8 @@ class DistanceEvaluator(Evaluator, Generic[K]):
         """Nothing kept yet."""
 
     @abstractmethod
-    def distance(self, row: K, reference: K, what: str) -> float:
-        """Between two samples of at least two points; ``what`` says what the reference is."""
+    def measure(self, name: str, reference: K, what: str) -> Mapping[str, float]:
+        """The row's distance ``name`` to a reference that ``what`` describes; both have at least two points."""
 
     def prepare(self, context: EvaluationContext) -> None:
         self._network.to(context.device)
@@ -77,11 +77,11 @@ class DistanceEvaluator(Evaluator, Generic[K]):
         references = {"data": (self._data, "held-out images")}
         if self._subject != REFERENCE_SUBJECT:
             references["teacher"] = (self._teacher, "samples of the teacher")
-        return {
-            f"{self._prefix}_{name}": self.distance(self._row, reference, what)
-            for name, (reference, what) in references.items()
-            if min(reference.count, self._row.count) >= 2
-        }
+        scores: dict[str, float] = {}
+        for name, (reference, what) in references.items():
+            if min(reference.count, self._row.count) >= 2:
+                scores |= self.measure(f"{self._prefix}_{name}", reference, what)
+        return scores
 
 
 @final
@@ -167,8 +167,8 @@ class EnergyDistanceEvaluator(DistanceEvaluator[PointBuffer]):
     def empty(self) -> PointBuffer:
         return PointBuffer(self._capacity)
 
-    def distance(self, row: PointBuffer, reference: PointBuffer, what: str) -> float:
-        return energy_distance(row.points(), reference.points())
+    def measure(self, name: str, reference: PointBuffer, what: str) -> Mapping[str, float]:
+        return {name: energy_distance(self._row.points(), reference.points())}
 
 
 def kernel_distance(first: Tensor, second: Tensor, *, num_subsets: int, subset_size: int, seed: int) -> float:
@@ -210,6 +210,6 @@ class KernelEvaluator(DistanceEvaluator[PointBuffer]):
     def empty(self) -> PointBuffer:
         return PointBuffer(self._config.max_samples)
 
-    def distance(self, row: PointBuffer, reference: PointBuffer, what: str) -> float:
+    def measure(self, name: str, reference: PointBuffer, what: str) -> Mapping[str, float]:
         options = {name: getattr(self._config, name) for name in ("num_subsets", "subset_size", "seed")}
-        return kernel_distance(reference.points(), row.points(), **options)
+        return {name: kernel_distance(reference.points(), self._row.points(), **options)}

@@ -2,15 +2,16 @@
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Self, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces.evaluator import ERROR
 from freeflow_metrics.config import FrechetConfig
 from freeflow_metrics.distance import DistanceEvaluator
 from freeflow_metrics.features import build_features, fetch_statistics
@@ -58,10 +59,19 @@ class RunningMoments:
         points = points.detach().cpu().double()
         mean = points.mean(0)
         centred = points - mean
-        total = self.count + len(points)
+        self._merge(len(points), mean, centred.T @ centred)
+
+    def add(self, other: Self) -> None:
+        """Take in what ``other`` holds."""
+        self._merge(other.count, other.mean, other._scatter)
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        if not total:
+            return
         shift = mean - self.mean
-        self._scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(points) / total)
-        self.mean = self.mean + shift * (len(points) / total)
+        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
         self.count = total
 
     @property
@@ -71,40 +81,87 @@ class RunningMoments:
 
 
 @final
-class FrechetEvaluator(DistanceEvaluator[RunningMoments]):
+class GroupedMoments:
+    """Moments of a row, of all points and without each of ``num_groups`` groups; points are dealt out in turn."""
+
+    def __init__(self, dim: int, num_groups: int) -> None:
+        self.count = 0
+        self._dim = dim
+        self._groups = [RunningMoments(dim) for _ in range(num_groups)]
+
+    def update(self, points: Tensor) -> None:
+        number = len(self._groups)
+        for offset in range(min(number, len(points))):
+            self._groups[(self.count + offset) % number].update(points[offset::number])
+        self.count += len(points)
+
+    def whole(self) -> RunningMoments:
+        return self._sum(self._groups)
+
+    def standard_error(self, statistic: Callable[[RunningMoments], float]) -> float | None:
+        """Of a smooth statistic: the delete-a-group jackknife (Kott 2001), whose groups share the statistic's bias.
+
+        None with one group, or fewer than two points outside one.
+        """
+        number = len(self._groups)
+        left = [self._sum(self._groups[:g] + self._groups[g + 1 :]) for g in range(number)]
+        if number < 2 or min(part.count for part in left) < 2:
+            return None
+        values = torch.tensor([statistic(part) for part in left], dtype=torch.float64)
+        return float(((number - 1) / number * (values - values.mean()).square().sum()).sqrt())
+
+    def _sum(self, groups: Sequence[RunningMoments]) -> RunningMoments:
+        total = RunningMoments(self._dim)
+        for group in groups:
+            total.add(group)
+        return total
+
+
+@final
+class FrechetEvaluator(DistanceEvaluator[GroupedMoments]):
     """``fd_data``, ``fd_teacher`` and, against stored statistics, ``fd``; with Inception ``fid_data`` and so on.
 
     The distance is in squared feature units and biased upwards by few samples: compare rows of equal size only.
-    On the row ``data`` (training images), ``fd_data`` is the floor that real images themselves reach.
+    On the row ``data`` (training images), ``fd_data`` is the floor that real images themselves reach. ``fd_data_error``
+    and so on are standard errors: what other samples of the row, and not other training, would change.
     """
 
     def __init__(self, config: FrechetConfig) -> None:
         """Raises ``ConfigError`` or ``DownloadError`` when Inception or the stored statistics cannot be had."""
         network = build_features(config)
         self._stored = reference_statistics(config, network.dim)
+        self._groups = config.error_groups or (10 if network.dim <= 256 else 1)
         super().__init__(f"f{network.letters}", network)
 
-    def empty(self) -> RunningMoments:
-        return RunningMoments(self._network.dim)
+    def empty(self) -> GroupedMoments:
+        return GroupedMoments(self._network.dim, self._groups)
 
-    def distance(self, row: RunningMoments, reference: RunningMoments, what: str) -> float:
-        self._check_count(reference, what)
-        return frechet_distance(reference.mean, reference.covariance, row.mean, row.covariance)
+    def measure(self, name: str, reference: GroupedMoments, what: str) -> Mapping[str, float]:
+        self._check_count(reference.count, what)
+        whole = reference.whole()
+        return self._scores(name, whole.mean, whole.covariance)
 
     def compute(self) -> Mapping[str, float]:
         """Warns when a covariance has fewer samples than dimensions; a side with fewer than two is left out."""
-        scores = {}
+        scores: dict[str, float] = {}
         if self._stored is not None and self._row.count >= 2:
-            scores[self._prefix] = frechet_distance(*self._stored, self._row.mean, self._row.covariance)
-        scores.update(super().compute())
+            scores |= self._scores(self._prefix, *self._stored)
+        scores |= super().compute()
         if scores:
-            self._check_count(self._row, f"samples in the row {self._subject!r}")
+            self._check_count(self._row.count, f"samples in the row {self._subject!r}")
         return scores
 
-    def _check_count(self, moments: RunningMoments, what: str) -> None:
-        if moments.count < self._network.dim:
+    def _scores(self, name: str, mean: Tensor, covariance: Tensor) -> dict[str, float]:
+        def to_reference(row: RunningMoments) -> float:
+            return frechet_distance(mean, covariance, row.mean, row.covariance)
+
+        scores, error = {name: to_reference(self._row.whole())}, self._row.standard_error(to_reference)
+        return scores if error is None else scores | {name + ERROR: error}
+
+    def _check_count(self, count: int, what: str) -> None:
+        if count < self._network.dim:
             warnings.warn(
-                f"The Fréchet distance is unreliable: {moments.count} {what} for {self._network.dim} feature "
+                f"The Fréchet distance is unreliable: {count} {what} for {self._network.dim} feature "
                 "dimensions leave the covariance singular. Take more samples, or the kernel distance.",
                 stacklevel=3,
             )

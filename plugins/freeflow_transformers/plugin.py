@@ -71,6 +71,12 @@ def freeflow_presets() -> Iterable[Preset]:
             summary="The digits teacher, trained from data by flow matching",
         ),
         Preset(
+            "mnist",
+            "freeflow_transformers:presets/compare-mnist.yaml",
+            command="compare",
+            summary="Every objective on the shipped latent teacher of MNIST digits",
+        ),
+        Preset(
             "mnist-latent",
             "freeflow_transformers:presets/pretrain-mnist-latent.yaml",
             command="pretrain",

@@ -47,6 +47,12 @@ def test_cli_table_fits_and_loses_nothing(width):
             assert word in text.split()
 
 
+def test_cli_table_shows_a_standard_error_behind_its_score():
+    text = table_text({"student": {"fid": 1.5, "fid_error": 0.123, "fidelity_error": 2.5}})
+    line = next(line for line in text.splitlines() if "student" in line)
+    assert line.split()[-4:] == ["1.5", "±", "0.12", "2.5"]
+
+
 def test_cli_table_marks_what_does_not_apply():
     line = next(
         line for line in table_text({"data": {"fid": 1.5}, "student": {"kid": 2.5}}).splitlines() if "floor" in line

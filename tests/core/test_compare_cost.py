@@ -141,12 +141,16 @@ def test_schedules_keep_their_share_of_the_run(images):
         "training.optimizer.warmup_images=100",
         "training.optimizer.decay_images=500",
         "training.ema.halflife_images=50",
+        "evaluation.every_images=250",
+        objective={"name": "freeflow", "correction_warmup_images": 200},
     )
     run = with_length(config, images)
     assert run.training.images == images
     assert abs(run.training.optimizer.warmup_images - 0.1 * images) <= 1  # whole images, at least one
     assert abs(run.training.optimizer.decay_images - 0.5 * images) <= 1  # whole images, at least one
     assert abs(run.training.ema.halflife_images - 0.05 * images) <= 1  # whole images, at least one
+    assert abs(run.evaluation.every_images - 0.25 * images) <= 1
+    assert abs(run.objective.options.correction_warmup_images - 0.2 * images) <= 1
     assert run.training.batch_size == config.training.batch_size
     unset = with_length(tiny(registry), images)
     assert (unset.training.optimizer.warmup_images, unset.training.optimizer.decay_images) == (0, None)

@@ -89,6 +89,17 @@ def test_rows_hold_scores_by_steps_and_costs(build):
     assert table.teacher_score("teacher_1_step") == 40.0
 
 
+def test_curves_are_means_over_the_runs_that_were_scored_then(build, monkeypatch, tmp_path):
+    _, runs, manifest = build({"a": [2.0, 4.0]})
+    seen = [{320: {"fd_data": 6.0}, 640: {"fd_data": 2.0}}, {320: {"fd_data": 8.0}, 640: {"fd_data": 4.0}}]
+    found = manifest.outcomes(runs)
+    outcomes = {run.name: dataclasses.replace(found[run.name], during=seen[run.seed]) for run in runs}
+    monkeypatch.setattr(manifest, "outcomes", lambda runs: outcomes)
+    table = make_table(manifest, runs)
+    assert {n: (e.mean, e.number) for n, e in table.rows[0].curve.items()} == {320: (7.0, 2), 640: (3.0, 2)}
+    assert plot(table, tmp_path).is_file()
+
+
 def test_failed_and_waiting_runs_leave_gaps(build):
     table, _, _ = build({"a": [2.0, "it broke."], "b": [None, None]})
     a, b = table.rows

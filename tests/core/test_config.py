@@ -65,6 +65,17 @@ def test_another_component_drops_the_old_ones_options():
     assert merge({"objective": {"name": "a", "k": 1}}, {"objective": "a"})["objective"] == {"name": "a", "k": 1}
 
 
+def test_another_objective_keeps_the_guidance_of_the_preset(registry):
+    def options(*assignments, **kwargs):
+        return load_run_config(registry, "distill", **kwargs, assignments=assignments).objective.options
+
+    kept = options(preset="mnist-guided", overrides={"objective": "shortcut"})
+    assert (kept.guidance_min, kept.guidance_max, kept.guidance_interval) == (1.5, 1.5, (0.0, 0.75))
+    assert options("objective=shortcut", "objective.guidance_max=2", preset="mnist-guided").guidance_max == 2
+    own = options(preset="mnist-guided", overrides={"objective": {"name": "shortcut", "guidance_min": 1.25}})
+    assert (own.guidance_min, own.guidance_max) == (1.25, 1.5)
+
+
 def test_settings_are_laid_one_after_the_other():
     values = {"sampler": {"name": "heun", "steps": 3}, "codec": {}}
     laid = lay_settings(values, ["sampler.steps=4", "codec.tiling=true", "sampler.steps=5"], closed=True)

@@ -8,7 +8,7 @@ from freeflow_core.plugin import Manager, Registry, hookimpl
 BASE = TINY | {
     "codec": "states",
     "evaluation": {
-        "num_samples": 32, "batch_size": 32, "reference_steps": 4, "jump_steps": 1,
+        "num_samples": 32, "batch_size": 32, "every_images": 64, "reference_steps": 4, "jump_steps": 1,
         "evaluators": ["energy-distance", "fidelity"],
     },
 }  # fmt: skip

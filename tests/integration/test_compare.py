@@ -76,6 +76,8 @@ def test_a_comparison_trains_scores_and_shows_every_run(whole):
         assert row.scores[1].number == 2
         assert row.scores[1].deviation > 0
         assert row.fidelity.mean > 0
+        assert len(row.curve) > 1, "scored during training too"
+        assert row.curve[row.images] == row.scores[1]
     assert freeflow.images != shortcut.images
 
     configs = {name: yaml.safe_load((result.folder / name / "config.yaml").read_text()) for name in NAMES}

@@ -9,9 +9,8 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from freeflow_core.config import RunConfig
+from freeflow_core.config import ComponentConfig, RunConfig
 from freeflow_core.config.compare import Budget
-from freeflow_core.config.component import Section
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.process import planned_device_type, start_accelerator
 from freeflow_core.engine.state import STUDENT, build_state
@@ -62,18 +61,28 @@ def images_for(budget: Budget | None, run: RunConfig, cost: Cost) -> int:
 
 
 def with_length(run: RunConfig, images: int) -> RunConfig:
-    """The run over ``images``; warm-up, decay and the average's half-life keep their shares of it."""
-    training = run.training
+    """The run over ``images``: warm-up, decay, the average's half-life, the interval of scores during training and the
+    objective's own durations (options that end in ``_images``) keep their shares of it."""
+    training, options = run.training, run.objective.options
 
-    def scaled(section: Section, *durations: str) -> Section:
-        old = {name: getattr(section, name) for name in durations}
-        new = {name: max(1, round(d * images / training.images)) if d else d for name, d in old.items()}
-        return section.model_copy(update=new)
+    def scaled(section: Any, *durations: str) -> Any:
+        def share(duration: Any) -> Any:
+            if isinstance(duration, tuple):
+                return tuple(share(part) for part in duration)
+            return max(1, round(duration * images / training.images)) if duration else duration
+
+        return section.model_copy(update={name: share(getattr(section, name)) for name in durations})
 
     optimizer = scaled(training.optimizer, "warmup_images", "decay_images")
     ema = scaled(training.ema, "halflife_images")
-    changes = {"images": images, "optimizer": optimizer, "ema": ema}
-    return run.model_copy(update={"training": training.model_copy(update=changes)})
+    changes = {
+        "training": training.model_copy(update={"images": images, "optimizer": optimizer, "ema": ema}),
+        "evaluation": scaled(run.evaluation, "every_images"),
+    }
+    if isinstance(options, ComponentConfig):
+        own = scaled(options, *(name for name in type(options).model_fields if name.endswith("_images")))
+        changes["objective"] = run.objective.model_copy(update={"options": own})
+    return run.model_copy(update=changes)
 
 
 def measure_cost(config: RunConfig, registry: Registry) -> Cost:

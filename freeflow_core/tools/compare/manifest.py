@@ -15,6 +15,7 @@ from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load import differences
 from freeflow_core.engine.run_folder import RunFolder
+from freeflow_core.evaluation.scores import STUDENT, metric_name
 from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.plan import PlannedRun, Variant
 from freeflow_core.tools.job_folder import JobFolder
@@ -46,6 +47,7 @@ class Outcome:
     Args:
         status: ``finished``, ``failed``, ``unfinished`` (begun, and not at its end), or ``waiting``.
         scores: rows of scores, once finished.
+        during: the student's scores in one step during training, by the images seen.
         images_per_second: of training, without evaluation: the median of what was logged.
     """
 
@@ -53,6 +55,7 @@ class Outcome:
     scores: Scores = field(default_factory=dict)
     images_per_second: float | None = None
     error: str | None = None
+    during: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,14 @@ class Manifest:
             scores = json.loads(folder.scores_file.read_text("utf-8"))
         status = folder.journal.status().get("status")
         if status == FINISHED and scores:
-            speeds = [record.values.get("images_per_second") for record, _ in folder.journal.metrics()]
-            known = [speed for speed in speeds if speed is not None]
-            return Outcome(FINISHED, scores, median(known) if known else None)
+            metrics = [record for record, _ in folder.journal.metrics()]
+            speeds = [speed for record in metrics if (speed := record.values.get("images_per_second")) is not None]
+            prefix = metric_name(STUDENT, "")
+            during: dict[int, dict[str, float]] = {}
+            for record in metrics:
+                own = {n.removeprefix(prefix): value for n, value in record.values.items() if n.startswith(prefix)}
+                during |= {record.images: own} if own else {}
+            return Outcome(FINISHED, scores, median(speeds) if speeds else None, during=during)
         if run.name in self.errors:
             return Outcome(FAILED, error=self.errors[run.name])
         return Outcome(WAITING if status is None else UNFINISHED)

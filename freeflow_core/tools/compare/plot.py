@@ -41,7 +41,7 @@ def plot(table: Table, folder: Path) -> Path | None:
                 axes.axhline(value, color="0.4", linestyle=style, linewidth=1, label=table.title(row), zorder=1)
     panels[0].set_ylabel(f"{table.score} (lower is better)" if lower_is_better(table.score) else table.score)
     own = [table.teacher_score(row) for row in table.teacher]
-    means = [estimate.mean for row in table.rows for estimate in row.scores.values()]
+    means = [e.mean for row in table.rows for e in (*row.scores.values(), *row.curve.values())]
     _logarithmic_from(panels[0].set_yscale, [*means, *(value for value in own if value is not None)])
     for axes in panels:
         axes.grid(alpha=0.3)
@@ -56,7 +56,19 @@ def plot(table: Table, folder: Path) -> Path | None:
 
 
 def _draw_training(axes: Any, table: Table, rows: Sequence[Row]) -> None:
-    """One step's score over what training cost: forwards, or seconds where all had the same forwards."""
+    """One step's score over what training cost: as training went on, where runs were scored meanwhile; else at the end,
+    over forwards, or seconds where all had the same forwards."""
+    if any(len(row.curve) > 1 for row in rows):
+        for row in rows:
+            x = [images * (row.forwards_per_image or 1.0) for images in row.curve]
+            found = list(row.curve.values())
+            style = _style(table, row.objective)
+            axes.plot(x, [e.mean for e in found], label=row.objective, markersize=4, zorder=3, **style)
+            low, high = ([e.mean + side * (e.deviation or 0.0) for e in found] for side in (-1, 1))
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.set_xlabel("training cost (network forwards)")
+        axes.set_title("one step, as training goes on", fontsize=10)
+        return
     costs = [row.training_forwards for row in rows]
     label = "training cost (network forwards)"
     known = [cost for cost in costs if cost is not None]

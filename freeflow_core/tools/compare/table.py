@@ -15,6 +15,7 @@ from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.report import markdown_table
 from freeflow_core.evaluation.scores import COST_COLUMNS, DATA, FLOOR, STUDENT, TEACHER, TEACHER_1
 from freeflow_core.files import write_text
+from freeflow_core.interfaces.evaluator import without_errors
 from freeflow_core.tools.compare.cost import Cost
 from freeflow_core.tools.compare.manifest import FAILED, FINISHED, Manifest
 from freeflow_core.tools.compare.plan import PlannedRun
@@ -61,6 +62,7 @@ class Row:
         images, cost: training length, and what a step costs; None while they are not known.
         scores: of the student by its number of steps; without those it has no mode for.
         fidelity: of its single step to the teacher.
+        curve: the score of one step over the images seen, where runs were scored during training; the end included.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Row:
     scores: Mapping[int, Estimate]
     fidelity: Estimate | None
     images_per_second: Estimate | None
+    curve: Mapping[int, Estimate] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -165,6 +168,8 @@ def make_table(manifest: Manifest, runs: Sequence[PlannedRun], score: str | None
         def estimate(line: str, column: str | None) -> Estimate | None:
             return Estimate.of(found.scores.get(line, {}).get(column or "") for found in done)
 
+        seen = sorted({images for found in done for images in found.during})
+        curve = {n: Estimate.of(found.during.get(n, {}).get(chosen or "") for found in done) for n in seen}
         by_steps = {n: estimate(STUDENT if n == 1 else f"{STUDENT}_{n}_steps", chosen) for n in steps}
         return Row(
             name=name,
@@ -179,6 +184,7 @@ def make_table(manifest: Manifest, runs: Sequence[PlannedRun], score: str | None
             scores={n: found for n, found in by_steps.items() if found is not None},
             fidelity=estimate(STUDENT, FIDELITY),
             images_per_second=Estimate.of(found.images_per_second for found in done),
+            curve={n: found for n, found in curve.items() if found is not None},
         )
 
     one_teacher = len({variant.evaluation_key for variant in variants.values()}) == 1
@@ -199,7 +205,7 @@ def make_table(manifest: Manifest, runs: Sequence[PlannedRun], score: str | None
 def default_score(names: Sequence[str]) -> str | None:
     """The first distance to data, else to stored statistics, else to the teacher; else the first score there is."""
     wanted = [f"{prefix}{suffix}" for suffix in _AGAINST for prefix in _PREFERRED]
-    other = [name for name in names if name not in COST_COLUMNS]
+    other = [name for name in without_errors(names) if name not in COST_COLUMNS]
     return next((name for name in wanted if name in names), other[0] if other else None)
 
 

@@ -72,7 +72,7 @@ def test_teacher_s_distance_and_what_is_left_out(digits, evaluation_context, sco
     evaluator.observe_reference(EvaluationBatch(images[:600], None))
     evaluator.observe_reference(EvaluationBatch(images[600:], None))
     same = score_row(evaluator, "student", images)
-    assert set(same) == {"fd_teacher"}
+    assert set(same) == {"fd_teacher", "fd_teacher_error"}
     assert same["fd_teacher"] < 1e-6
     assert score_row(evaluator, "teacher", images) == {}
 
@@ -84,7 +84,7 @@ def test_stored_statistics_give_the_same_distance_as_held_out_images(tmp_path, d
     evaluator = FrechetEvaluator(config)
     evaluator.prepare(evaluation_context(digits.held_out()[0]))
     scores = score_row(evaluator, "student", digits.training_images()[0])
-    assert set(scores) == {"fd", "fd_data"}
+    assert set(scores) == {"fd", "fd_error", "fd_data", "fd_data_error"}
     assert scores["fd"] == pytest.approx(scores["fd_data"], rel=1e-6)
 
 

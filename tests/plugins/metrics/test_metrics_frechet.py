@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy
 import torch
-from freeflow_metrics.frechet import RunningMoments, frechet_distance
+from freeflow_metrics.frechet import GroupedMoments, RunningMoments, frechet_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,3 +70,43 @@ def test_streaming_equals_one_shot_whatever_the_chunks(cuts, offset):
     assert moments.count == 200
     np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(x.numpy(), rowvar=False), rtol=1e-7, atol=1e-9)
+
+
+def test_without_a_group_are_the_moments_of_the_other_points():
+    x = torch.randn(103, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grouped = GroupedMoments(3, 4)
+    for part in x.split(17):
+        grouped.update(part)
+    seen = []
+    grouped.standard_error(lambda part: seen.append((part.count, part.mean, part.covariance)) or 0.0)
+    for left_out, (count, mean, covariance) in enumerate(seen):
+        rest = torch.cat([x[i::4] for i in range(4) if i != left_out])
+        assert count == len(rest)
+        torch.testing.assert_close(mean, rest.mean(0))
+        torch.testing.assert_close(covariance, torch.cov(rest.T))
+    torch.testing.assert_close(grouped.whole().covariance, torch.cov(x.T))
+
+
+def test_the_standard_error_is_that_of_many_samples():
+    """Of a mean it is known, sd / sqrt(n); of the distance it is what repeated sampling shows."""
+    generator = torch.Generator().manual_seed(1)
+    reference = torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+
+    def distance(part):
+        return frechet_distance(*reference, part.mean, part.covariance)
+
+    found, errors, of_mean = [], [], []
+    for _ in range(200):
+        grouped = GroupedMoments(4, 20)
+        grouped.update(0.5 + torch.randn(400, 4, generator=generator, dtype=torch.float64))
+        found.append(distance(grouped.whole()))
+        errors.append(grouped.standard_error(distance))
+        of_mean.append(grouped.standard_error(lambda part: float(part.mean[0])))
+    assert torch.tensor(errors).mean() == pytest.approx(float(torch.tensor(found).std()), rel=0.15)
+    assert torch.tensor(of_mean).mean() == pytest.approx(0.05, rel=0.05)
+
+
+def test_one_group_has_no_error():
+    grouped = GroupedMoments(2, 1)
+    grouped.update(torch.randn(9, 2))
+    assert grouped.standard_error(lambda part: 0.0) is None
