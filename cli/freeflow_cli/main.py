@@ -66,8 +66,10 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def reported_errors(debug: bool) -> Iterator[None]:
+def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[None]:
     """Print what goes wrong inside as one paragraph on stderr, after the traceback when ``debug``.
+
+    With a ``manager`` what fails in somebody's plugin is told as that.
 
     Raises:
         SystemExit: 2 for a usage error, 1 for every other failure.
@@ -82,6 +84,9 @@ def reported_errors(debug: bool) -> Iterator[None]:
             say(str(error) or again, title="Interrupted", style="yellow")
         elif isinstance(error, FreeflowError):
             say(str(error), title="Error", style=ERROR_STYLE)
+        elif manager is not None and (told := manager.blame(error)):
+            hint = "" if debug else " Run again with --debug for the way there."
+            say(f"{told.rstrip('. ')}.{hint}", title="Error", style=ERROR_STYLE)
         else:
             text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
             hint = "" if debug else " Run again with --debug to see where; that output belongs in a bug report."
@@ -128,7 +133,8 @@ class FreeflowGroup(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         words = hoist_flags(sys.argv[1:] if args is None else args)
-        with reported_errors(wants_debug(words)) if options.get("standalone_mode", True) else nullcontext():
+        manager = self.context_settings["obj"].manager
+        with reported_errors(wants_debug(words), manager) if options.get("standalone_mode", True) else nullcontext():
             return super().main(words, *more, **options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """From configuration to objects, each checked against the interface of its kind."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -107,7 +107,10 @@ class Builder:
 
 @dataclass(frozen=True)
 class Components:
-    """Everything a run trains with, on its device and in its precision."""
+    """Everything a run trains with, on its device and in its precision.
+
+    ``origins``: the plugins of the teacher and the student, in words, by kind.
+    """
 
     teacher: Teacher | None
     student: Student
@@ -116,6 +119,7 @@ class Components:
     reference: Source | None
     codec: Codec
     load_report: LoadReport
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_components(builder: Builder, config: RunConfig) -> Components:
@@ -146,7 +150,9 @@ def build_components(builder: Builder, config: RunConfig) -> Components:
             f"{teacher.codec!r}, but the run decodes with {config.codec.name!r}: pictures and scores will be of raw "
             f"states. Set codec={teacher.codec}."
         )
-    return Components(teacher, student, objective, source, reference, codec, report)
+    named = {"teacher": config.teacher, "student": config.student}
+    origins = {kind: str(builder.registry.origin(kind, choice.name)) for kind, choice in named.items() if choice}
+    return Components(teacher, student, objective, source, reference, codec, report, origins)
 
 
 def _check_needs(config: RunConfig, objective: Objective, source: Source, teacher: Teacher | None) -> None:

@@ -7,10 +7,11 @@ here is part of a later step; what a step's losses must be, the trainer says.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Components
@@ -22,6 +23,7 @@ from freeflow_core.interfaces import Student, Teacher
 from freeflow_core.math.calibration import GOOD, diagnose, enough_rows
 from freeflow_core.math.derivative import relative_error
 from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.plugin.culprit import described, place
 from freeflow_core.types import Batch, Condition, Draws, describe, index_condition
 
 _log = logging.getLogger("freeflow")
@@ -30,6 +32,31 @@ MIXED = 1e-3
 """Row mixing from which a student is refused."""
 PATIENCE = 1_000
 """Steps that a trainable role may go without a loss before a warning."""
+
+
+@final
+@dataclass(frozen=True)
+class _Asked:
+    """A network of the run: ``who`` it is, in words, and its plugin, where that is known."""
+
+    who: str
+    network: nn.Module
+    origin: str | None
+
+    @contextmanager
+    def about(self, method: str, x: Tensor, t: Tensor, condition: Condition) -> Iterator[None]:
+        """Errors of the network's own code, with its name, their place, and what it was given."""
+        try:
+            yield
+        except FreeflowError:
+            raise
+        except Exception as error:
+            where = [place(error, {type(self.network).__module__.partition(".")[0]})]
+            where += [f"of the plugin {self.origin}"] if self.origin else []
+            raise PluginError(
+                f"{self.who} failed in {method}() with {described(error)} ({', '.join(filter(None, where))}). It was "
+                f"given states {describe(x)}, times {describe(t)} and the condition {describe(condition)}."
+            ) from error
 
 
 def check_first_step(config: RunConfig, components: Components, batch: Batch, draws: Draws) -> None:
@@ -47,8 +74,10 @@ def check_first_step(config: RunConfig, components: Components, batch: Batch, dr
     condition = index_condition(batch.condition, rows)
     with torch.random.fork_rng(devices=_cuda_devices(draws.device)), autocast(draws.device, config.runtime.precision):
         if teacher is not None and config.teacher is not None:
-            _check_teacher(f"teacher {config.teacher.name!r}", teacher, condition, few, config.runtime.precision)
-        _check_student(f"student {config.student.name!r}", components.student, condition, few, config.runtime.precision)
+            asked = _Asked(f"The teacher {config.teacher.name!r}", teacher, components.origins.get("teacher"))
+            _check_teacher(asked, teacher, condition, few, config.runtime.precision)
+        asked = _Asked(f"The student {config.student.name!r}", components.student, components.origins.get("student"))
+        _check_student(asked, components.student, condition, few, config.runtime.precision)
     if teacher is not None and config.teacher is not None:
         _check_calibration(config.teacher.name, teacher, draws.device, draws.dtype)
 
@@ -90,38 +119,39 @@ def _check_condition(given_by: str, teacher: str, classes: int | None, condition
             )
 
 
-def _check_teacher(who: str, teacher: Teacher, condition: Condition, draws: Draws, precision: str) -> None:
+def _check_teacher(asked: _Asked, teacher: Teacher, condition: Condition, draws: Draws, precision: str) -> None:
     x = draws.noise("first-step", tuple(teacher.sample_shape))
     low, high = teacher.time_range
     t = torch.linspace(low, high, len(x), dtype=torch.float64).to(x)
-    with _asked(f"The {who}", "velocity", x, t, condition):
+    with asked.about("velocity", x, t, condition):
         v = teacher.velocity(x, t, condition)
-    _check_states(f"The {who}", "velocity", v, x, precision)
+    _check_states(asked.who, "velocity", v, x, precision)
     if v.requires_grad:
         raise PluginError(
-            f"The {who} gave velocities with a gradient; expected none, for a teacher is never trained. Its parameters "
-            "are frozen by the engine: keep other tensors as buffers, and detach what autograd computed inside."
+            f"{asked.who} gave velocities with a gradient; expected none, for a teacher is never trained. Its "
+            "parameters are frozen by the engine: keep other tensors as buffers, and detach what autograd computes "
+            "inside."
         )
 
 
-def _check_student(who: str, student: Student, condition: Condition, draws: Draws, precision: str) -> None:
+def _check_student(asked: _Asked, student: Student, condition: Condition, draws: Draws, precision: str) -> None:
     """Asked as training asks it, its layers in training mode."""
     x = draws.noise("first-step", tuple(student.sample_shape))
     t = torch.linspace(0.5, 1.0, len(x), dtype=torch.float64).to(x)
-    asked = (t, t / 2, condition, torch.ones_like(t))
-    with _undisturbed(student), _asked(f"The {who}", "forward and jump", x, t, condition):
-        jumped = student.flow_map(x, *asked)
-    _check_states(f"The {who}", "jump", jumped, x, precision)
-    mixed = row_mixing(student, x, *asked)
+    others = (t, t / 2, condition, torch.ones_like(t))
+    with _undisturbed(student), asked.about("forward and jump", x, t, condition):
+        jumped = student.flow_map(x, *others)
+    _check_states(asked.who, "jump", jumped, x, precision)
+    mixed = row_mixing(student, x, *others)
     if mixed > MIXED:
         raise PluginError(
-            f"The {who} mixes the rows of a batch in training: its jump of one sample changed by {mixed:.2g} of its "
+            f"{asked.who} mixes the rows of a batch in training: its jump of one sample changed by {mixed:.2g} of its "
             "size when the samples beside it did; expected each row's answer to depend on its own state, times and "
             "condition alone. Normalise within a sample (GroupNorm, LayerNorm), or by fixed statistics."
         )
 
 
-def row_mixing(student: Student, x: Tensor, *asked: Any) -> float:
+def row_mixing(student: Student, x: Tensor, *others: Any) -> float:
     """How much the jump of the first of the states ``x`` (N, *D) changes with the others, relative to its size.
 
     Its layers are in the mode they are in. Weights that are zero, as new output layers are, would hide it; they are
@@ -134,7 +164,7 @@ def row_mixing(student: Student, x: Tensor, *asked: Any) -> float:
         jumps = []
         for states in (x, torch.cat([x[:1], -2 * x[1:]])):
             torch.manual_seed(0)  # the same dropout
-            jumps.append(student.flow_map(states, *asked)[0].double())
+            jumps.append(student.flow_map(states, *others)[0].double())
         for p in zeros:
             p.zero_()
     return float(relative_error(jumps[1] - x[0], jumps[0] - x[0]))
@@ -188,20 +218,6 @@ def _check_calibration(name: str, teacher: Teacher, device: torch.device, dtype:
             f"{said}. Look at the scale of its states and times and at what it predicts, with `freeflow teacher "
             "check`; weights that are hardly trained, and guidance built into the network, show like this too."
         )
-
-
-@contextmanager
-def _asked(who: str, method: str, x: Tensor, t: Tensor, condition: Condition) -> Iterator[None]:
-    """Errors of a network's own code, with its name and what it was given."""
-    try:
-        yield
-    except FreeflowError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"{who} failed in {method}() with {type(error).__name__}: {' '.join(str(error).split())}. It was given "
-            f"states {describe(x)}, times {describe(t)} and the condition {describe(condition)}."
-        ) from error
 
 
 def _cuda_devices(device: torch.device) -> list[int]:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from freeflow_core.errors import PluginError
+from freeflow_core.plugin.culprit import described, place
 
 KINDS = "teacher", "student", "objective", "sampler", "codec", "source", "evaluator", "tracker", "verifier", "distance"
 """Every kind of component; the hook for a kind is ``freeflow_<kind>s`` (``freeflow_codecs``, ...)."""
@@ -185,11 +186,15 @@ def _load_object(path: str, what: str) -> Any:
     if not module_name or not attribute:
         raise PluginError(f"The {what} is declared as {path!r}; expected 'package.module:Name'.")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
+        found = importlib.import_module(module_name)
+    except Exception as error:
+        where = place(error, {module_name.partition(".")[0]})
+        remedy = " Install what is missing, or run `freeflow doctor`." if isinstance(error, ImportError) else ""
         raise PluginError(
-            f"The {what} needs {path!r}, which cannot be imported: {error}. "
-            "Install what is missing, or run `freeflow doctor`."
+            f"The {what} needs {path!r}, which cannot be imported: {described(error)}{f' ({where})' if where else ''}."
+            f"{remedy}"
         ) from error
+    try:
+        return getattr(found, attribute)
     except AttributeError as error:
         raise PluginError(f"The {what} points to {path!r}, but {module_name} has no {attribute!r}.") from error

@@ -17,7 +17,8 @@ from typing import Any
 import pluggy
 
 from freeflow_core.errors import PluginError, suggest
-from freeflow_core.plugin.component import Component
+from freeflow_core.plugin.component import KINDS, Component
+from freeflow_core.plugin.culprit import blame, described, place
 from freeflow_core.plugin.spec import PROJECT, SPECIFICATIONS
 
 API_VERSION: tuple[int, int] = (1, 0)
@@ -33,6 +34,7 @@ it says nothing, such as a one-file experiment."""
 DISABLED_VARIABLE = "FREEFLOW_DISABLED_PLUGINS"
 OWN_DISTRIBUTION = "freeflow-distill"
 """Its plugins, the built-in ones, keep their names when another distribution's plugin claims one."""
+_OURS = ("freeflow_core", "freeflow_cli")
 
 
 def api_version() -> str:
@@ -134,11 +136,11 @@ class Manager:
                 )
             else:
                 try:
-                    module = _imported(point.load, functools.partial(_source, point.module))
+                    module = _imported(point.load, functools.partial(_source, point.module), point.module)
                     manager.register(module, plugin.name, plugin.distribution, plugin.version)
                     continue
                 except Exception as error:
-                    problem = _one_line(error)
+                    problem = _one_line(error, point.module)
             manager._left_out.append(replace(plugin, problem=problem))
         for path in files:
             manager.load_file(path)
@@ -182,7 +184,7 @@ class Manager:
             raise PluginError(f"The plugin file {path} is not a Python module; its name must end in .py.")
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
-            _imported(lambda: loader.exec_module(module), lambda: path.read_text("utf-8", errors="replace"))
+            _imported(lambda: loader.exec_module(module), lambda: path.read_text("utf-8", errors="replace"), name)
         except PluginError as error:
             del sys.modules[name]
             raise PluginError(f"The plugin file {path} failed to load: {error}") from error
@@ -196,6 +198,21 @@ class Manager:
     def problems(self) -> tuple[LoadedPlugin, ...]:
         """Plugins that could not be loaded, or have a hook that failed (those disabled on purpose are no problem)."""
         return tuple(p for p in self.plugins if p.problem and not p.problem.startswith("disabled by"))
+
+    def blame(self, error: BaseException) -> str | None:
+        """What failed in somebody's code: plugin, distribution, method, file, line. None for our own, plugins included.
+
+        Of all on the way the innermost counts.
+        """
+        owners: dict[str, LoadedPlugin] = {}
+        for name, plugin in self._pluggy.list_name_plugin():
+            owners[_package(_module_of(plugin))] = self._registered[name]
+        for kind in KINDS:
+            for owner, item in self.collect(f"freeflow_{kind}s"):
+                if isinstance(item, Component):
+                    owners.setdefault(_package(item.target), owner)
+        others = {package: str(plugin) for package, plugin in owners.items() if plugin.distribution != OWN_DISTRIBUTION}
+        return blame(error, {package: who for package, who in others.items() if package not in _OURS})
 
     @property
     def hook(self) -> Any:
@@ -216,7 +233,8 @@ class Manager:
                 items = _items(implementation.function(), implementation.plugin)
             except Exception as error:
                 self._failed_hooks.add((name, hook_name))
-                plugin, problem = self._registered[name], f"{hook_name}: {_one_line(error)}"
+                plugin, module = self._registered[name], _module_of(implementation.plugin)
+                problem = f"{hook_name}: {_one_line(error, module)}"
                 problem = f"{plugin.problem}; {problem}" if plugin.problem else problem
                 self._registered[name] = replace(plugin, problem=problem)
                 continue
@@ -234,19 +252,20 @@ def _items(returned: Any, plugin: Any) -> list[Any]:
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Iterable):
         shown = repr(returned) if len(repr(returned)) < 80 else f"a {type(returned).__name__}"
         raise PluginError(f"it returned {shown}; expected a list")
-    module = plugin if isinstance(plugin, ModuleType) else sys.modules[type(plugin).__module__]
+    module = sys.modules[_module_of(plugin)]
     return [item.within(module) if isinstance(item, Component) else item for item in returned]
 
 
-def _imported(load: Callable[[], Any], source: Callable[[], str]) -> Any:
-    """What ``load`` imports; ``source`` is its text. Raises :class:`PluginError` in one line."""
+def _imported(load: Callable[[], Any], source: Callable[[], str], name: str) -> Any:
+    """What ``load`` imports as ``name``; ``source`` is its text. Raises :class:`PluginError` in one line."""
     try:
         return load()
     except (Exception, SystemExit) as error:
         reason = refusal(needed_in_source(source()))
         if reason is None and isinstance(error, SystemExit):
             reason = "importing it ends the program"
-        raise PluginError(f"{reason} ({_one_line(error)})" if reason else _one_line(error)) from error
+        told = _one_line(error, name)
+        raise PluginError(f"{reason} ({told})" if reason else told) from error
 
 
 def _source(module: str) -> str:
@@ -257,9 +276,17 @@ def _source(module: str) -> str:
         return ""
 
 
-def _one_line(error: BaseException) -> str:
-    """An exception as one line; its kind is left out where the message is made for users."""
-    text = " ".join(str(error).split())
+def _one_line(error: BaseException, module: str = "") -> str:
+    """An exception as one line; its kind, and its place in ``module``'s package, where it is not made for users."""
     if isinstance(error, PluginError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        return " ".join(str(error).split())
+    where = place(error, {_package(module)})
+    return f"{described(error)} ({where.removeprefix('in ')})" if where else described(error)
+
+
+def _module_of(plugin: Any) -> str:
+    return plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+
+
+def _package(path: str) -> str:
+    return path.partition(":")[0].partition(".")[0]

@@ -281,7 +281,8 @@ def test_an_outdated_plugin_is_refused_with_both_versions_named(install):
         assert "\n" not in problems[name]
     assert "Nonexistent" in problems["unimportable"]
     assert "ends the program" in problems["exits"]
-    assert problems["broken"] == "ValueError: out of order"
+    assert problems["broken"].startswith("ValueError: out of order (")
+    assert problems["broken"].endswith("dist_broken_plugin.py, line 1)")
     assert "n" not in Registry(manager).components("objective")
 
 

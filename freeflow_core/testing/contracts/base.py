@@ -23,6 +23,7 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces import Teacher
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.plugin.culprit import described, place
 from freeflow_core.types import Condition, describe
 from freeflow_core.weights import WeightStore
 
@@ -315,9 +316,16 @@ def _run(contract: type[ComponentContract], name: str) -> CheckResult:
         if repr(contract.component) not in message:
             message = f"The {contract.kind} {contract.component!r}: {message}"
     except Exception as error:
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        where = place(error, _packages(contract))
+        problem = f"{described(error)}{f' ({where})' if where else ''}"
         status, message = "failed", f"The {contract.kind} {contract.component!r} raised {problem}"
     return CheckResult(_words(name), status, message, time.perf_counter() - began)
+
+
+def _packages(contract: type[ComponentContract]) -> set[str]:
+    """Where the component's code lies."""
+    target = contract()._registry().component(contract.kind, contract.component).target
+    return {target.partition(":")[0].partition(".")[0]}
 
 
 def _words(name: str) -> str:
