@@ -65,6 +65,7 @@ def search(
     steps: int = 16,
     guidance_weight: float = 1.0,
     student_guidance: float | None = None,
+    temperature: float = 0.0,
     num: int = 100,
     seed: int = 0,
     compare_seeds: int = 0,
@@ -82,6 +83,7 @@ def search(
         steps: the teacher's.
         guidance_weight: the teacher's; inside ``evaluation.guidance_low`` ... ``guidance_high``.
         student_guidance: the student's input; None for the teacher's.
+        temperature: 0 takes the best candidate; T above 0 draws one by exp(score / T).
         compare_seeds: 0, or the number of seeds over which the search is scored beside plain sampling.
 
     Raises:
@@ -100,6 +102,7 @@ def search(
         steps,
         guidance_weight,
         guidance_weight if student_guidance is None else student_guidance,
+        temperature,
     )
     batch_size = config.evaluation.batch_size
     result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))

@@ -25,6 +25,7 @@ from freeflow_core.evaluation.sampling import Generator, SampleBatch, make_gener
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import EvaluationContext, FlowMapSampler, VelocitySampler, Verifier
+from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.tools.sample_files.files import gather, write_npz
 
 SEARCH, SAME_STEPS, SAME_EVALUATIONS = "search", "same steps", "same evaluations"
@@ -47,9 +48,13 @@ class BestOfN:
         finish: a generator of the teacher, with the same seed.
         verifier: prepared.
         candidates: N.
+        temperature: T; 0 takes the best candidate, above 0 one is drawn with probability proportional to exp(score /
+            T): with a log density ratio as the score, T = 1 is sampling by importance (Rubin 1988).
     """
 
-    def __init__(self, screen: Generator, finish: Generator, verifier: Verifier, candidates: int) -> None:
+    def __init__(
+        self, screen: Generator, finish: Generator, verifier: Verifier, candidates: int, temperature: float = 0.0
+    ) -> None:
         if candidates < 1:
             raise ConfigError(f"The number of candidates must be at least 1, got {candidates}.")
         if screen.sample_shape != finish.sample_shape:
@@ -60,6 +65,7 @@ class BestOfN:
         assert isinstance(screen.sampler, FlowMapSampler)
         assert isinstance(finish.sampler, VelocitySampler)
         self._screen, self._finish, self._verifier, self._candidates = screen, finish, verifier, candidates
+        self._temperature = temperature
 
     def batches(self, start: int, num: int, batch_size: int) -> Iterator[SampleBatch]:
         """Samples ``start`` ... ``start + num - 1``; at most ``batch_size`` states are held at once."""
@@ -87,7 +93,11 @@ class BestOfN:
             scores.append(self._verifier.score(shown.images, shown.condition).cpu())
             seconds += shown.seconds
         table = torch.cat(scores).reshape(noises.shape)
-        return noises.gather(1, table.argmax(1, keepdim=True))[:, 0], table, seconds
+        ranked = table
+        if self._temperature > 0:  # the greatest of scores with Gumbel noise is such a draw
+            uniform = PhiloxDraws(self._screen.seed, noises.flatten()).uniform("choice").reshape(noises.shape)
+            ranked = table / self._temperature - torch.log(-torch.log(uniform))
+        return noises.gather(1, ranked.argmax(1, keepdim=True))[:, 0], table, seconds
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ class Search:
         candidates: N noises a sample.
         sampler, steps, guidance_weight: the teacher's, after the search.
         student_guidance: the student's input while it screens.
+        temperature: of the choice, see :class:`BestOfN`.
     """
 
     config: RunConfig
@@ -129,13 +140,14 @@ class Search:
     steps: int
     guidance_weight: float
     student_guidance: float
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         self.verifier.prepare(self.context)
 
     def stream(self, seed: int) -> BestOfN:
         screen = self._generator(ComponentChoice(name="one-step"), 1, self.student_guidance, seed)
-        return BestOfN(screen, self.plain(seed), self.verifier, self.candidates)
+        return BestOfN(screen, self.plain(seed), self.verifier, self.candidates, self.temperature)
 
     def plain(self, seed: int, steps: int | None = None) -> Generator:
         """The teacher alone, in ``steps`` (None: as many as after the search)."""
@@ -186,6 +198,7 @@ class Search:
             "candidates": self.candidates,
             "steps": self.steps,
             "guidance_weight": self.guidance_weight,
+            "temperature": self.temperature,
             "seed": seed,
             "num": num,
             "evaluations_per_sample": drawn.evaluations / num,

@@ -127,6 +127,21 @@ class FeatureCentroidConfig(FeatureOptions):
     """Nearness to the mean features of the real images of the class."""
 
 
+class DensityRatioConfig(FeatureOptions):
+    """How much more often such features occur among real images of the class than among the student's samples.
+
+    By logistic regression on the features and their squares. Ranked with --temperature 1 it resamples by importance.
+
+    Source: Sugiyama et al. 2012, Density Ratio Estimation; Azadi et al. 2019, arXiv 1810.06758
+    """
+
+    num_samples: int = Field(4_000, ge=2, description="One-step samples of the student it is fitted on.")
+    seed: int = Field(2_000_003, ge=0, lt=2**63, description="Of their noise, apart from that of the search.")
+    guidance_weight: float = Field(1.0, ge=0, description="The student's input for them.")
+    per_class: bool = Field(True, description="A regression for each class; false: one for all, for many classes.")
+    penalty: PositiveFloat = Field(1e-2, description="Weight of the squared coefficients beside the mean loss.")
+
+
 class CallableVerifierConfig(ComponentConfig):
     """A function of your own, as module:function."""
 

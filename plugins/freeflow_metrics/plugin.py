@@ -40,6 +40,7 @@ def freeflow_verifiers() -> Iterable[Component]:
     return [
         Component("class-probability", ".verifiers:ClassProbability", ".config:ClassProbabilityConfig"),
         Component("feature-centroid", ".verifiers:FeatureCentroid", ".config:FeatureCentroidConfig"),
+        Component("density-ratio", ".verifiers:DensityRatio", ".config:DensityRatioConfig"),
         Component("callable", ".verifiers:CallableVerifier", ".config:CallableVerifierConfig"),
     ]
 

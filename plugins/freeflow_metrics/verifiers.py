@@ -6,12 +6,19 @@ from typing import Any, Self, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from freeflow_core.errors import ConfigError, PluginError
-from freeflow_core.interfaces import BuildContext, EvaluationContext, Verifier
+from freeflow_core.interfaces import BuildContext, EvaluationContext, Student, Teacher, Verifier
+from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.types import Condition
 from freeflow_metrics.classes import class_labels
-from freeflow_metrics.config import CallableVerifierConfig, ClassProbabilityConfig, FeatureCentroidConfig
+from freeflow_metrics.config import (
+    CallableVerifierConfig,
+    ClassProbabilityConfig,
+    DensityRatioConfig,
+    FeatureCentroidConfig,
+)
 from freeflow_metrics.features import SmallFeatures, build_features, image_features
 
 
@@ -42,6 +49,18 @@ class ClassProbability(Verifier):
         return logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
 
 
+def _real_images(context: EvaluationContext, verifier: str) -> tuple[Tensor, Condition]:
+    """The reference source's training images, or the held-out ones where it has no others in memory."""
+    source = context.reference
+    found = None if source is None else source.training_images() or source.held_out()
+    if found is None:
+        raise ConfigError(
+            f"The verifier {verifier} compares with real images, but there are none. Name a source of them as "
+            "reference, e.g. --set reference=digits, or use another verifier."
+        )
+    return found
+
+
 @final
 class FeatureCentroid(Verifier):
     """Minus the distance, in features, to the mean of the real images of the class that was asked for.
@@ -58,15 +77,8 @@ class FeatureCentroid(Verifier):
         self._centroids: dict[int | None, Tensor] = {}
 
     def prepare(self, context: EvaluationContext) -> None:
-        source = context.reference
-        found = None if source is None else source.training_images() or source.held_out()
-        if found is None:
-            raise ConfigError(
-                "The verifier feature-centroid compares with real images, but there are none. Name a source of them "
-                "as reference, e.g. --set reference=digits, or use another verifier."
-            )
         self._network.to(context.device)
-        images, condition = found
+        images, condition = _real_images(context, "feature-centroid")
         features = torch.cat(list(image_features(self._network, images)))
         self._centroids = {None: features.mean(0)}
         labels = class_labels(condition)
@@ -84,6 +96,99 @@ class FeatureCentroid(Verifier):
             )
         features = torch.cat(list(image_features(self._network, images)))
         return -(features - torch.stack([self._centroids[key] for key in keys])).norm(dim=1)
+
+
+@final
+class DensityRatio(Verifier):
+    """log p(features | class) of real images less that of the student's one-step samples, both estimated.
+
+    The real images are the reference source's training images, or the held-out ones where it has no others in memory.
+
+    Raises:
+        ConfigError: (from ``prepare``) no real images, no student of flow maps, or a class without either.
+    """
+
+    def __init__(self, config: DensityRatioConfig) -> None:
+        self._config = config
+        self._network = build_features(config)
+        self._mean = self._scale = torch.zeros(0)
+        self._weights: dict[int | None, Tensor] = {}
+
+    def prepare(self, context: EvaluationContext) -> None:
+        student, teacher = context.student, context.teacher
+        if student is None or teacher is None:
+            raise ConfigError(
+                "The verifier density-ratio compares real images with one-step samples of a student and its teacher's "
+                "classes; one of the two is missing. Use another verifier."
+            )
+        found = _real_images(context, "density-ratio")
+        self._network.to(context.device)
+        images, labels = found[0], class_labels(found[1])
+        real = torch.cat(list(image_features(self._network, images))).double()
+        drawn, condition = self._student_features(context, student, teacher)
+        other = class_labels(condition)
+        both = torch.cat([real, drawn])
+        self._mean, self._scale = both.mean(0), both.std(0).clamp_min(1e-6)
+        if labels is None or other is None or not self._config.per_class:
+            self._weights = {None: self._fitted(real, drawn)}
+            return
+        self._weights = {
+            label: self._fitted(real[labels == label], drawn[other == label]) for label in set(other.tolist())
+        }
+
+    @torch.no_grad()
+    def score(self, images: Tensor, condition: Condition) -> Tensor:
+        labels = class_labels(condition) if None not in self._weights else None
+        keys: list[int | None] = [None] * len(images) if labels is None else labels.tolist()
+        if missing := sorted({key for key in keys if key is not None and key not in self._weights}):
+            raise ConfigError(
+                f"The verifier density-ratio was fitted without the classes {missing[:10]}. Raise "
+                "verifier.num_samples, or set verifier.per_class=false."
+            )
+        features = self._inputs(torch.cat(list(image_features(self._network, images))).double())
+        return (features * torch.stack([self._weights[key] for key in keys])).sum(1)
+
+    @torch.no_grad()
+    def _student_features(
+        self, context: EvaluationContext, student: Student, teacher: Teacher
+    ) -> tuple[Tensor, Condition]:
+        """Features (num_samples, F) of samples of all classes in turn, and their conditions."""
+        every, parts = torch.arange(self._config.num_samples), []
+        for index in torch.split(every, 250):
+            z = PhiloxDraws(self._config.seed, index, device=context.device).noise("prior", tuple(student.sample_shape))
+            one = torch.ones(len(z), device=z.device)
+            condition = teacher.balanced_condition(index)
+            x = student.flow_map(z, one, 0 * one, condition, self._config.guidance_weight * one)
+            images = context.codec.decode(x) if x.ndim == 4 else x
+            parts += list(image_features(self._network, images))
+        return torch.cat(parts).double(), teacher.balanced_condition(every)
+
+    def _inputs(self, features: Tensor) -> Tensor:
+        """(N, 2 F + 1): standardised, their squares, 1."""
+        x = (features - self._mean) / self._scale
+        return torch.cat([x, x.square(), torch.ones(len(x), 1, dtype=x.dtype, device=x.device)], 1)
+
+    def _fitted(self, real: Tensor, drawn: Tensor) -> Tensor:
+        """Coefficients of the log ratio: both sets weigh the same, whatever their sizes."""
+        if min(len(real), len(drawn)) < 1:
+            raise ConfigError(
+                "The verifier density-ratio needs real images and samples of every class; one has none. Raise "
+                "verifier.num_samples, or set verifier.per_class=false."
+            )
+        inputs = self._inputs(real), self._inputs(drawn)
+        weights = torch.zeros(inputs[0].shape[1], dtype=torch.float64, device=real.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            positive, negative = (x @ weights for x in inputs)
+            total = softplus(-positive).mean() + softplus(negative).mean()
+            total = total + self._config.penalty * weights[:-1].square().sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            return total
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        return weights.detach()
 
 
 @final

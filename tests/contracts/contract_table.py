@@ -169,5 +169,7 @@ CASES: Mapping[tuple[str, str], Maker] = {
     ("source", "image-folder"): image_folder,
     ("source", "latents"): latents,
     ("verifier", "callable"): given(prefers_real_images=False)(function="contract_verifier:brightness"),
+    # A ratio of densities says nothing of what neither has, such as noise.
+    ("verifier", "density-ratio"): given(prefers_real_images=False)(num_samples=60),
     ("tracker", "mlflow"): mlflow,
 }

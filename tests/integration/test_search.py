@@ -59,6 +59,24 @@ def test_the_noise_whose_student_sample_the_verifier_likes_best_goes_to_the_teac
     assert batch.condition.tolist() == [0, 5, 7]
 
 
+def test_with_a_temperature_candidates_are_drawn_by_their_scores(parts):
+    class Known(Brightest):
+        """Scores log 1, log 2, log 3, log 4 of the four candidates of every sample."""
+
+        def score(self, images, condition):
+            return torch.arange(1, 5).double().log().repeat(len(images) // 4)
+
+    screen, finish = generator(parts, "one-step", 1), generator(parts, "euler", 1)
+    index = torch.arange(1000)
+    chosen, _, _ = BestOfN(screen, finish, Known(), 4, temperature=1.0).screen(index, 1000)
+    shares = torch.bincount(chosen - 4 * index, minlength=4) / 1000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.05, rtol=0)
+    again, _, _ = BestOfN(screen, finish, Known(), 4, temperature=1.0).screen(index[500:520], 20)
+    assert torch.equal(again, chosen[500:520])
+    cold, _, _ = BestOfN(screen, finish, Known(), 4, temperature=1e-3).screen(index[:20], 20)
+    assert torch.equal(cold, 4 * index[:20] + 3)
+
+
 def test_samples_do_not_depend_on_the_batch(parts):
     search = BestOfN(generator(parts, "one-step", 1), generator(parts, "euler", 2), Brightest(), 3)
     whole = next(iter(search.batches(0, 6, 6)))

@@ -63,6 +63,9 @@ def search(
     steps: Annotated[int, typer.Option(min=1, help="The teacher's steps from the best noise.")] = 16,
     guidance_weight: Annotated[float, typer.Option(min=0, help="The teacher's.")] = 1.0,
     student_guidance: Annotated[float | None, typer.Option(min=0, help="Default: the teacher's.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0: the best candidate; above: drawn by exp(score / temperature).")
+    ] = 0.0,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Samples written.")] = 100,
     compare: Annotated[
         int, typer.Option(min=0, metavar="SEEDS", help="Score it beside guided sampling, on so many seeds.")
@@ -96,6 +99,7 @@ def search(
             steps=steps,
             guidance_weight=guidance_weight,
             student_guidance=student_guidance,
+            temperature=temperature,
             num=num,
             seed=seed,
             compare_seeds=compare,

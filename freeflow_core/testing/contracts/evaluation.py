@@ -192,7 +192,7 @@ class VerifierContract(EvaluationScene):
     def ready(self) -> tuple[Verifier, Tensor, Condition]:
         """The verifier, prepared, and a few images with their conditions."""
         verifier: Verifier = self.build()
-        return verifier, *self.real_images(self.prepare(verifier), _FEW)
+        return verifier, *self.real_images(self.prepare(verifier, networks=True), _FEW)
 
 
 class DistanceContract(EvaluationScene):
