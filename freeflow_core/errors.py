@@ -48,7 +48,12 @@ class UnknownComponent(ConfigError):
 
 
 class Interrupted(FreeflowError):
-    """The user or the system stopped a run or a download; what was done so far was kept."""
+    """The user or the system stopped a run or a download; what was done so far was kept.
+
+    ``exit_code`` is that of a temporary failure (``EX_TEMPFAIL``), so that a scheduler can start the command again.
+    """
+
+    exit_code = 75
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

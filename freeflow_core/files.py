@@ -8,16 +8,20 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True, make_folder: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; the end of the block renames it. A failure leaves nothing behind.
 
-    ``sync``: force the content to disk first, so that even a crash of the machine leaves no empty file of that name.
+    Args:
+        sync: force the content to disk first, so that even a crash of the machine leaves no empty file of that name.
+        make_folder: False: the folder has to be there, so that one that was removed stays so.
 
-    Raises ``OSError``: the disk is full, or the folder cannot be written.
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if sync:
             sync_file(temporary)
@@ -27,10 +31,23 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all. Raises ``OSError``."""
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, *, make_folder: bool = True) -> None:
+    """Write a text file in UTF-8, whole or not at all, as :func:`replacing` does. Raises ``OSError``."""
+    with replacing(path, make_folder=make_folder) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed inside :func:`replacing` left in ``folder``, whose only writer calls."""
+    for left in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to disk, where the system can."""
+    if os.name == "posix":
+        sync_file(path)
 
 
 def sync_file(path: Path) -> None:

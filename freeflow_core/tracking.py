@@ -68,6 +68,8 @@ class Replay:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self._file.with_suffix(".lock"), timeout=-1 if wait else 0):
+                for left in self._file.parent.glob(f".{self._file.name}.*.partial"):
+                    left.unlink(missing_ok=True)  # of a process that was killed
                 self._load()
                 yield
         except Timeout as error:
@@ -141,7 +143,7 @@ class Replay:
         """Also before anything arrived, so that it is known where the run was to go."""
         kept: dict[str, Any] = {"metrics": self._metrics, "artifacts": self._artifacts, "status": self._status}
         kept |= {"options": self._tracker.options(self._run), "notes": self.notes}
-        write_text(self._file, json.dumps(kept, indent=1))
+        write_text(self._file, json.dumps(kept, indent=1), make_folder=False)
 
 
 @final

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -154,7 +154,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
     if not separator or not all(keys):
         raise ConfigError(f"--set {text!r} is not of the form a.b=value, e.g. --set objective.weight_power=0.5.")
     with contextlib.suppress(yaml.YAMLError):
-        value = yaml.safe_load(value)
+        value = load_yaml(value)
     return nest(keys, value)
 
 
@@ -179,10 +179,35 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return parse_yaml(text, str(path))
 
 
+@final
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which executes nothing; it refuses a key that is there twice, of which one would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in keys:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} is there twice", key_node.start_mark
+                    )
+                keys.add(key_node.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text, by the safe loader. Raises ``yaml.YAMLError``, also for keys that are there twice."""
+    try:
+        return yaml.load(text, _Loader)  # a safe loader
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """Parse a mapping with the safe loader; nothing in it is executed."""
     try:
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:

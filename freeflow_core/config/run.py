@@ -75,6 +75,8 @@ class CheckpointingConfig(Section):
 
     every_images: PositiveInt | None = Field(None, description="Interval; null: at the end and on interruption only.")
     keep: PositiveInt = Field(2, description="Newest checkpoints kept.")
+    fall_back: bool = True
+    """Resume from the newest whole checkpoint where a newer one is damaged; false: refuse."""
 
 
 class SamplesConfig(Section):

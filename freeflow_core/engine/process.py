@@ -4,20 +4,24 @@ import atexit
 import gc
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TypeVar, final
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.errors import ConfigError, FreeflowError
 
 _T = TypeVar("_T")
+_PATIENCE = timedelta(hours=12)
+"""How long processes wait for the first one, which evaluates alone; torch's own 10 or 30 minutes can be too short."""
 
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:
@@ -69,7 +73,7 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     # Deterministic mode also fills every `torch.empty`: a debugging aid that costs 3 % of a small network's step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub for it
     torch.backends.cudnn.benchmark = not runtime.deterministic
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
     if accelerator.num_processes > 1:
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
@@ -112,6 +116,20 @@ def from_main(process: Process, work: Callable[[], _T]) -> _T:
     return result
 
 
+def on_each(process: Process, work: Callable[[], None]) -> None:
+    """Do ``work`` on every process; a ``FreeflowError`` of any is raised on all, so that none waits for another."""
+    failed: list[FreeflowError | None] = [None]
+    try:
+        work()
+    except FreeflowError as error:
+        failed = [error]
+    if process.num_processes > 1:
+        failed = gather_object(failed)
+    for failure in failed:
+        if failure is not None:
+            raise failure
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """bf16 autocast when asked for, nothing otherwise; may be entered again and again."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -138,21 +156,36 @@ def peak_memory(device: torch.device) -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+_SECOND = 1.0
+"""Seconds after which another Ctrl-C is a second one: launchers pass on what the terminal has sent already."""
+
+
 @final
 class StopRequest:
-    """Ctrl-C and SIGTERM end a run after the step in hand, with a checkpoint; a second one ends it at once.
+    """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end work after the step in hand; a second Ctrl-C ends it at once.
 
-    A context in which the first interrupt only sets ``requested``. Outside the main thread it does nothing.
+    A context in which a signal only sets ``requested``. Schedulers and launchers send several: of all signals only
+    Ctrl-C can be a second one. Those that were ignored before, as under ``nohup``, stay so. Outside the main thread
+    nothing is done.
+
+    Args:
+        patient: a second Ctrl-C counts for nothing; for one of several processes, which a launcher may send it again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.requested = False
+        self._patient = patient
+        self._asked_at = 0.0
+        self._at_once: bool | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in _SIGNALS:
+                if (previous := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                    self._previous[number] = previous
+                    signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -161,7 +194,68 @@ class StopRequest:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 
+    def at_once(self) -> AbstractContextManager[None]:
+        """Inside, the first signal raises ``KeyboardInterrupt``: for what can be done again, such as an evaluation."""
+        return self._answering(at_once=True)
+
+    def shielded(self) -> AbstractContextManager[None]:
+        """Inside, no signal raises: for what must be done, such as a checkpoint."""
+        return self._answering(at_once=False)
+
+    @contextmanager
+    def _answering(self, *, at_once: bool) -> Iterator[None]:
+        before, self._at_once = self._at_once, at_once
+        try:
+            if at_once and self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = before
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        is_second = self.requested and number == signal.SIGINT and now - self._asked_at >= _SECOND
+        if not self.requested:
+            self.requested, self._asked_at = True, now
+        if self._at_once or (is_second and self._at_once is None and not self._patient):
             raise KeyboardInterrupt
-        self.requested = True
+
+
+@final
+class Agreement:
+    """Whether any process of a run was asked to stop, agreed on by all after the same step.
+
+    Asked every ``interval`` seconds or so, counted in steps, for clocks differ; over gloo, so that no device waits.
+    """
+
+    def __init__(self, process: Process, interval: float = 0.5) -> None:
+        self._group = torch.distributed.new_group(backend="gloo") if process.num_processes > 1 else None
+        self._interval = interval
+        self._every = self._steps = 0
+        self._asked_at = time.monotonic()
+
+    def restart_clock(self) -> None:
+        """After something other than steps, on all processes: the next step asks."""
+        self._every = 0
+
+    def reached(self, requested: bool) -> bool:
+        """To be called after each step, on all processes."""
+        if self._group is None:
+            return requested
+        self._steps += 1
+        if self._steps < self._every:
+            return False
+        pace = (time.monotonic() - self._asked_at) / self._steps
+        told = torch.tensor([float(requested), pace])
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, self._group)
+        asked, slowest = told.tolist()
+        # At most doubled: the first steps return early, before a device is busy.
+        self._every = max(1, min(int(self._interval / max(slowest, 1e-6)), 2 * self._every))
+        self._steps, self._asked_at = 0, time.monotonic()
+        return asked > 0
+
+    def close(self) -> None:
+        """End gloo's threads while the interpreter stands."""
+        if self._group is not None and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group(self._group)
+        self._group = None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, final
 
 import torch
@@ -15,10 +16,10 @@ from freeflow_core.config import RunConfig, to_yaml
 from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.checks import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.events import Events
-from freeflow_core.engine.process import StopRequest, from_main, peak_memory, start_accelerator
+from freeflow_core.engine.process import Agreement, StopRequest, from_main, on_each, peak_memory, start_accelerator
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.engine.state import STUDENT, build_state
-from freeflow_core.engine.trainer import Trainer, reduce_mean
+from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError, Interrupted
 from freeflow_core.interfaces import Student
 from freeflow_core.interfaces.journal import now
@@ -138,74 +139,92 @@ class Run:
         self.state = build_state(config, self.components, self.accelerator)
         self._main = self.accelerator.is_main_process
         self._told_of_idle_roles = False
-        trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
-        self.folder = self._open_folder(output, resume)
         self._resumed = resume
-        if resume:
-            self._load_latest()
-        self.trainer = Trainer(config, self.components, self.state, self.accelerator)
-        member = self._membership(membership)
-        info = RunInfo(
-            config.name,
-            command,
-            self.folder.path,
-            config.model_dump(mode="json"),
-            to_yaml(config),
-            resume,
-            key=f"{member.parent.key}-{config.name}" if member else self.folder.journal.status().get("key"),
-            parent=member.parent if member else None,
-            tags=member.tags if member else {},
-        )
-        self.events = Events(manager, trackers, info, self._main)
-        role = self.state.roles[STUDENT]
-        student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
-        self.scoring = scorer(config, builder, self.components, student, self.folder, self.events)
-        if self._main:
-            self.scoring.prepare()
+        self._status, self._has_begun = "failed", False
+        trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
+        with contextlib.ExitStack() as ending:
+            self._stop = ending.enter_context(StopRequest(patient=self.accelerator.num_processes > 1))
+            self.folder = self._open_folder(output, resume)
+            ending.callback(self.folder.release)
+            ending.push(self._note_end)
+            self._agreement = Agreement(self.accelerator)
+            ending.callback(self._agreement.close)
+            with self._stop.at_once():
+                if resume:
+                    self._load_newest()
+                self.trainer = Trainer(config, self.components, self.state, self.accelerator)
+                self.events = Events(manager, trackers, self._info(membership), self._main)
+                role = self.state.roles[STUDENT]
+                student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
+                self.scoring = scorer(config, builder, self.components, student, self.folder, self.events)
+                if self._main:
+                    self.scoring.prepare()
+            self._ending = ending.pop_all()
 
     def execute(self) -> RunResult:
         """Train to the end (or to ``stop_at_images``), then evaluate. Observers always hear how it ended.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+            Interrupted: Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, after a checkpoint.
             NonFiniteError: see :class:`Trainer`.
             FreeflowError: the run folder cannot be written.
         """
-        status = "failed"
-        try:
-            self.events.started()
-            if not self._resumed:
-                self.events.filed(self.folder.config_file)
-            with StopRequest() as stop:
-                self._train(stop)
-            outcome = "finished" if self.state.images >= self.config.training.images else "stopped"
-            result = self._conclude(outcome) if self._main else RunResult(self.folder.path, outcome)
-            self.accelerator.wait_for_everyone()
-            status = outcome
-            return result
-        except (KeyboardInterrupt, Interrupted):
-            status = "interrupted"
-            raise
-        except OSError as error:
-            raise FreeflowError(
-                f"Writing to {self.folder.path} failed: {error}. The last good checkpoint is "
-                f"{self.folder.checkpoints.latest() or 'none'}; free some space, then go on with --resume."
-            ) from error
-        finally:
-            if self._main:
-                with contextlib.suppress(OSError):  # a full disk has already been reported
-                    self.folder.journal.write_status(status=status, images=self.state.images, ended=now())
-            self.events.finished(status)
+        with self._ending:
+            try:
+                self._has_begun = True
+                self.events.started()
+                if not self._resumed:
+                    self.events.filed(self.folder.config_file)
+                self._train()
+                outcome = "finished" if self.state.images >= self.config.training.images else "stopped"
+                result = from_main(self.accelerator, lambda: self._conclude(outcome))
+                self._status = outcome
+                return result
+            except OSError as error:
+                raise FreeflowError(
+                    f"Writing to {self.folder.path} failed: {error}. The last good checkpoint is "
+                    f"{self.folder.checkpoints.latest() or 'none'}; free some space, then go on with --resume."
+                ) from error
+
+    def _note_end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """How the run ended: in its folder first, then to observers and trackers, who may be slow."""
+        if isinstance(error, (KeyboardInterrupt, Interrupted)):
+            self._status = "interrupted"
+        if self._main:
+            with contextlib.suppress(OSError):  # a full disk has already been reported
+                self.folder.journal.write_status(status=self._status, images=self.state.images, ended=now())
+        if self._has_begun:
+            self.events.finished(self._status)
+
+    def _info(self, membership: Membership | None) -> RunInfo:
+        config, member = self.config, self._membership(membership)
+        return RunInfo(
+            config.name,
+            self.command,
+            self.folder.path,
+            config.model_dump(mode="json"),
+            to_yaml(config),
+            self._resumed,
+            key=f"{member.parent.key}-{config.name}" if member else self.folder.journal.status().get("key"),
+            parent=member.parent if member else None,
+            tags=member.tags if member else {},
+        )
 
     def _open_folder(self, output: Path | None, resume: bool) -> RunFolder:
-        """The main process makes or checks the folder; the others learn its path, or its error."""
+        """The main process makes or checks the folder, and owns it; the others learn its path, or its error."""
+        owned: list[RunFolder] = []
 
         def opened() -> Path:
-            if resume:
-                return RunFolder.resume(self.config, output).path
-            return RunFolder.start(self.config, self.command, output).path
+            folder = (
+                RunFolder.resume(self.config, output) if resume else RunFolder.start(self.config, self.command, output)
+            )
+            owned.append(folder)
+            return folder.path
 
-        return RunFolder(from_main(self.accelerator, opened), self.config.checkpointing.keep)
+        path = from_main(self.accelerator, opened)
+        return owned[0] if owned else RunFolder(path, self.config.checkpointing.keep)
 
     def _membership(self, given: Membership | None) -> Membership | None:
         """What the run belongs to: kept in its folder, so that a member resumed by itself stays one."""
@@ -216,20 +235,22 @@ class Run:
             self.folder.journal.write_status(membership=given.to_json())
         return given
 
-    def _load_latest(self) -> None:
-        latest = self.folder.checkpoints.latest()
-        if latest is not None:
-            self.folder.checkpoints.load(latest, self.state)
+    def _load_newest(self) -> None:
+        """The main process verifies and chooses; all load what it chose, or none does."""
+        checkpoints, fall_back = self.folder.checkpoints, self.config.checkpointing.fall_back
+        path = from_main(self.accelerator, lambda: checkpoints.newest_whole(fall_back=fall_back))
+        if path is not None:
+            on_each(self.accelerator, lambda: checkpoints.load(path, self.state))
         if self._main:
             self.folder.journal.drop_after(self.state.images)
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train(self) -> None:
         config = self.config
         end = min(config.training.images, config.training.stop_at_images or config.training.images)
         if self.state.images == 0:
             first = self.trainer.peek()
             check_first_step(config, self.components, first.batch, first.draws)
-        self.trainer.restart_clock()
+        self._restart_clock()
         while self.state.images < end:
             before = self.state.images
             self.trainer.step()
@@ -237,7 +258,7 @@ class Run:
             if last or self._passed(before, config.logging.every_images):
                 self._log()
                 self._look_for_idle_roles(last)
-            if self._stop_asked(stop, before):
+            if self._agreement.reached(self._stop.requested):
                 self._interrupt()
             if last or self._passed(before, config.checkpointing.every_images):
                 self._checkpoint()
@@ -248,15 +269,6 @@ class Run:
 
     def _passed(self, before: int, interval: int | None) -> bool:
         return interval is not None and before // interval < self.state.images // interval
-
-    def _stop_asked(self, stop: StopRequest, before: int) -> bool:
-        """Alone: after any step. Among several processes: at logging intervals, when all can agree."""
-        if self.accelerator.num_processes == 1:
-            return stop.requested
-        if not self._passed(before, self.config.logging.every_images):
-            return False
-        asked = torch.tensor(float(stop.requested), device=self.accelerator.device)
-        return bool(reduce_mean(self.accelerator, asked) > 0)
 
     def _interrupt(self) -> None:
         path = self._checkpoint()
@@ -275,27 +287,46 @@ class Run:
             self._told_of_idle_roles = True
             warn_of_idle_roles(self.config.objective.name, self.state)
 
-    def _checkpoint(self) -> Path | None:
-        if self.trainer.meter.pending:
-            self._log()  # raises when a step was not finite: no checkpoint is written after one
-        path = None
-        if self._main:
+    def _checkpoint(self) -> Path:
+        def saved() -> Path:
             path = self.folder.checkpoints.save(self.state, {"command": self.command})
             self.events.saved(self.trainer.progress, path)
-        self.accelerator.wait_for_everyone()
-        self.trainer.restart_clock()
+            return path
+
+        with self._stop.shielded():
+            if self.trainer.meter.pending:
+                self._log()  # raises when a step was not finite: no checkpoint is written after one
+            path = from_main(self.accelerator, saved)
+        self._restart_clock()
         return path
 
     def _look(self, score: bool) -> None:
+        """A picture or scores. A signal ends it, and then, after the next step, the run."""
         if self._main and self.scoring.can_show():
-            if score:
-                self.scoring.score(self.trainer.progress, everything=False)
-            else:
-                self.scoring.picture(self.state.images)
+            with contextlib.suppress(KeyboardInterrupt), self._stop.at_once():
+                if score:
+                    self.scoring.score(self.trainer.progress, everything=False)
+                else:
+                    self.scoring.picture(self.state.images)
         self.accelerator.wait_for_everyone()
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
         self.trainer.restart_clock()
+        self._agreement.restart_clock()
 
     def _conclude(self, status: str) -> RunResult:
+        """On the main process, while the others wait. What a signal ends here, --resume does again."""
+        try:
+            with self._stop.at_once():
+                return self._report(status)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "The run was stopped after training, before its scores and report were complete. "
+                f"Go on with the same command plus: --resume --output {self.folder.path}"
+            ) from None
+
+    def _report(self, status: str) -> RunResult:
         scores: Scores = {}
         self.scoring.save_student(self.state.images)
         if self.scoring.can_show():

@@ -70,18 +70,19 @@ class Journal:
         self.folder = folder
         self.metrics_file = folder / "metrics.jsonl"
         self.artifacts_file = folder / "artifacts.jsonl"
-        self._status_file = folder / "run.json"
+        self.status_file = folder / "run.json"
 
     def status(self) -> dict[str, Any]:
+        """What ``run.json`` says; nothing where it is missing or damaged."""
         try:
-            status: dict[str, Any] = json.loads(self._status_file.read_text("utf-8"))
+            status = json.loads(self.status_file.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return status
+        return status if isinstance(status, dict) else {}
 
     def write_status(self, **values: Any) -> None:
-        """Update ``run.json``. Raises ``OSError``."""
-        write_text(self._status_file, json.dumps({**self.status(), **values}, indent=1))
+        """Update ``run.json``, in a folder that is there. Raises ``OSError``."""
+        write_text(self.status_file, json.dumps({**self.status(), **values}, indent=1), make_folder=False)
 
     def run(self) -> RunInfo:
         """The run as its trackers know it. Raises :class:`ConfigError` when the folder holds none."""

@@ -4,7 +4,7 @@ from run_helpers import TINY
 from freeflow_core.config import load_run_config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(registry):
     """``tiny("a.b=c", ...)`` resolves the small run with changes."""
 
