@@ -37,9 +37,9 @@ def write_text(path: Path, text: str, *, make_folder: bool = True) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, pattern: str = ".*.partial") -> None:
     """Remove what processes that were killed inside :func:`replacing` left in ``folder``, whose only writer calls."""
-    for left in folder.glob(".*.partial"):
+    for left in folder.glob(pattern):
         with contextlib.suppress(OSError):
             left.unlink()
 

@@ -16,7 +16,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from freeflow_core.errors import ConfigError, FreeflowError
-from freeflow_core.files import write_text
+from freeflow_core.files import remove_leftovers, write_text
 from freeflow_core.interfaces import Tracker
 from freeflow_core.interfaces.journal import START, Journal, Metrics, Place, Record, now
 from freeflow_core.types import RunInfo
@@ -68,8 +68,7 @@ class Replay:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self._file.with_suffix(".lock"), timeout=-1 if wait else 0):
-                for left in self._file.parent.glob(f".{self._file.name}.*.partial"):
-                    left.unlink(missing_ok=True)  # of a process that was killed
+                remove_leftovers(self._file.parent, f".{self._file.name}.*.partial")
                 self._load()
                 yield
         except Timeout as error:
@@ -252,6 +251,8 @@ def redact(text: str) -> str:
 
 
 def describe(error: Exception) -> str:
-    """An exception in one short line without credentials."""
+    """An exception in one line without credentials: a short one, unless it says itself what to do."""
+    if isinstance(error, FreeflowError):
+        return redact(" ".join(str(error).split())).rstrip(".")
     text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 240 else f"{text[:237]}..."

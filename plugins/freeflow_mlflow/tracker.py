@@ -10,13 +10,15 @@ import posixpath
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
+from filelock import FileLock
 from PIL import Image
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.files import remove_leftovers, replacing
 from freeflow_core.interfaces.journal import Artifact, Journal, Metrics, Picture
 from freeflow_core.interfaces.tracker import Tracker
 from freeflow_core.tracking import Sender, redact
@@ -78,7 +80,8 @@ class MlflowTracker(Tracker):
         with nullcontext() if is_server(uri) else _MAKING_TABLES:
             from mlflow import MlflowClient
 
-            self._client = MlflowClient(tracking_uri=uri)
+            with _opening(uri):
+                self._client = MlflowClient(tracking_uri=uri)
             experiment = self._experiment(artifact_location(uri))
         key, earlier = run.key or str(run.folder.resolve()), notes.get("run_id")
         found = next(iter(self._search(experiment, _KEY, key)), None)
@@ -254,14 +257,65 @@ def tracking_uri(configured: str | None, run_folder: Path) -> str:
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or beside
 
 
+def database_file(uri: str) -> Path | None:
+    """The file of a sqlite URI; None for other places, and for a database in memory."""
+    if not (match := _SQLITE.match(uri)):
+        return None
+    name = uri[match.end() :].partition("?")[0]
+    return Path(name).resolve() if name and name != ":memory:" else None
+
+
+@contextmanager
+def _opening(uri: str) -> Iterator[None]:
+    """What is done inside opens a database whose tables are all there, or fails with what to do about it.
+
+    Raises:
+        ConfigError: the file is no database of this MLflow.
+    """
+    if (path := database_file(uri)) is None:
+        yield
+        return
+    make_database(path)
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "locked" in text:
+            raise
+        raise ConfigError(
+            f"The MLflow database {path} cannot be used ({text[:120]}): a process was killed as it made or changed its "
+            f"tables, or it is of another version. Move it away, and a new one is made, to which `freeflow mlflow-sync "
+            f"RUN_FOLDER` sends a run again; or, of an older version, run `mlflow db upgrade {redact(uri)}`."
+        ) from error
+
+
+def make_database(path: Path) -> None:
+    """Make MLflow's tables, unless the file is there, under another name first: a kill leaves nothing half made.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        remove_leftovers(path.parent, f".{path.name}.*.partial*")
+        if path.exists():  # made by another process in the meantime
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with replacing(path) as temporary:
+            store = SqlAlchemyStore(f"sqlite:///{temporary.as_posix()}", path.with_name("mlartifacts").as_uri())
+            store.engine.dispose()
+
+
 def artifact_location(uri: str) -> str | None:
     """Where a new experiment keeps its files: next to a sqlite file; ``None`` leaves the choice to the server.
 
     MLflow's own choice for sqlite is a folder in the working directory, which a later run may not share.
     """
-    if not (match := _SQLITE.match(uri)):
-        return None
-    return (Path(uri[match.end() :].partition("?")[0]).resolve().parent / "mlartifacts").as_uri()
+    path = database_file(uri)
+    return None if path is None else path.with_name("mlartifacts").as_uri()
 
 
 def is_server(uri: str) -> bool:
