@@ -142,6 +142,7 @@ class Replay:
         """Also before anything arrived, so that it is known where the run was to go."""
         kept: dict[str, Any] = {"metrics": self._metrics, "artifacts": self._artifacts, "status": self._status}
         kept |= {"options": self._tracker.options(self._run), "notes": self.notes}
+        self._file.parent.mkdir(exist_ok=True)  # not the run's folder, which may have been removed
         write_text(self._file, json.dumps(kept, indent=1), make_folder=False)
 
 
