@@ -29,7 +29,7 @@ def server(monkeypatch, clock):
     client, moments = Client(), Moments()
     for name in CHANGING:
         monkeypatch.setattr(client, name, moments.surround(getattr(client, name)))
-    monkeypatch.setattr(tracking, "write_text", moments.surround(lambda path, text: path.write_text(text)))
+    monkeypatch.setattr(tracking, "write_text", moments.surround(lambda path, text, **_: path.write_text(text)))
     monkeypatch.setattr("mlflow.MlflowClient", lambda tracking_uri: client)
     return SimpleNamespace(client=client, moments=moments)
 
