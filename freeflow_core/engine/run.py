@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,13 @@ class Scorer(Protocol):
 
     def score(self, progress: Progress, *, everything: bool) -> Scores:
         """All rows of the table, or the student's one step alone."""
+
+    @property
+    def first_look(self) -> int | None:
+        """Images after which to :meth:`look`; None: never."""
+
+    def look(self, progress: Progress) -> None:
+        """The student's single step beside the teacher's own, cheaply; a student that is worse is told."""
 
     def compare(self, images_seen: int) -> bool:
         """Teacher and student from the same noise; False when there is nothing to show."""
@@ -262,10 +269,12 @@ class Run:
                 self._interrupt()
             if last or self._passed(before, config.checkpointing.every_images):
                 self._checkpoint()
+            if not last and before < (self.scoring.first_look or 0) <= self.state.images:
+                self._look(lambda: self.scoring.look(self.trainer.progress), shows=False)
             if not last and self._passed(before, config.samples.every_images):
-                self._look(score=False)
+                self._look(lambda: self.scoring.picture(self.state.images))
             if not last and self._passed(before, config.evaluation.every_images):
-                self._look(score=True)
+                self._look(lambda: self.scoring.score(self.trainer.progress, everything=False))
 
     def _passed(self, before: int, interval: int | None) -> bool:
         return interval is not None and before // interval < self.state.images // interval
@@ -300,14 +309,14 @@ class Run:
         self._restart_clock()
         return path
 
-    def _look(self, score: bool) -> None:
-        """A picture or scores. A signal ends it, and then, after the next step, the run."""
-        if self._main and self.scoring.can_show():
+    def _look(self, look: Callable[[], object], *, shows: bool = True) -> None:
+        """On the main process, while the others wait and training's clock stands still; ``shows`` needs a codec.
+
+        A signal ends it, and then, after the next step, the run.
+        """
+        if self._main and (not shows or self.scoring.can_show()):
             with contextlib.suppress(KeyboardInterrupt), self._stop.at_once():
-                if score:
-                    self.scoring.score(self.trainer.progress, everything=False)
-                else:
-                    self.scoring.picture(self.state.images)
+                look()
         self.accelerator.wait_for_everyone()
         self._restart_clock()
 
@@ -329,6 +338,8 @@ class Run:
     def _report(self, status: str) -> RunResult:
         scores: Scores = {}
         self.scoring.save_student(self.state.images)
+        if status == "finished":
+            self.scoring.look(self.trainer.progress)
         if self.scoring.can_show():
             if self.config.evaluation.enabled and status == "finished":
                 scores = self.scoring.score(self.trainer.progress, everything=True)

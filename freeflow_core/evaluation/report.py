@@ -34,8 +34,9 @@ def write_report(
     load_report: str | None,
     facts: Mapping[str, str],
     pictures: Mapping[str, str],
+    looks: Iterable[str] = (),
 ) -> str:
-    """The report as Markdown. ``pictures`` maps titles to paths beside the report."""
+    """The report as Markdown. ``pictures`` maps titles to paths beside it; ``looks`` compare single steps."""
     teacher = f"`{config.teacher.name}`" if config.teacher else "none"
     lines = [
         f"# {config.name}",
@@ -47,6 +48,8 @@ def write_report(
     if load_report:
         lines += [f"The student started from the teacher: {load_report}.", ""]
     lines += [*markdown_table(["", ""], facts.items()), ""]
+    for look in looks:
+        lines += [look, ""]
     if scores:
         lines += ["## Scores", "", *score_table(scores, config), "", _legend(config), ""]
     for title, path in pictures.items():

@@ -121,8 +121,11 @@ class Generator:
             yield self.batch(torch.arange(first, min(first + batch_size, start + num)))
 
     @torch.no_grad()
-    def batch(self, index: Tensor, noise_index: Tensor | None = None) -> SampleBatch:
-        """The samples ``index`` (N,), from the noise of ``noise_index`` (N,) where it is given, else from their own."""
+    def batch(self, index: Tensor, noise_index: Tensor | None = None, *, decode: bool = True) -> SampleBatch:
+        """The samples ``index`` (N,), from the noise of ``noise_index`` (N,) where it is given, else from their own.
+
+        Without ``decode`` the images are the states.
+        """
         network = self.networks[0]
         like = next(chain(network.parameters(), network.buffers()), torch.zeros(()))
         # Networks of 16 bits sample in 32: the states gather many small steps.
@@ -136,7 +139,7 @@ class Generator:
         began = time.perf_counter()
         with autocast(device, self._precision):
             samples: Samples = self.sampler.sample(self.model, z, self.grid, condition, guidance, noise)
-        images = self.codec.decode(samples.x) if samples.x.ndim == 4 else samples.x
+        images = self.codec.decode(samples.x) if decode and samples.x.ndim == 4 else samples.x
         _synchronize(device)
         seconds = time.perf_counter() - began
         return SampleBatch(index, z, samples.x, images, condition, guidance, samples.num_evaluations, seconds)

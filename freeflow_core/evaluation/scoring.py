@@ -20,9 +20,11 @@ from freeflow_core.evaluation.pictures import comparison_image, grid_image, save
 from freeflow_core.evaluation.report import write_report
 from freeflow_core.evaluation.sampling import Generator, make_generator
 from freeflow_core.evaluation.scores import STUDENT, TEACHER, TEACHER_1, Evaluation, SharedRows, metric_name
+from freeflow_core.evaluation.single_step import SingleSteps
 from freeflow_core.evaluation.student_file import save_student
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import AverageVelocityStudent, EvaluationContext, Student, Teacher
+from freeflow_core.plugin.culprit import described, place
 from freeflow_core.types import Condition, Progress, Scores
 
 _log = logging.getLogger("freeflow")
@@ -62,6 +64,8 @@ class Scoring:
             builder.device, components.codec, self._teacher, self._student, components.reference or components.source
         )
         self._evaluation: Evaluation | None = None
+        random = components.teacher is not None and not components.load_report.taken
+        self._single_steps = SingleSteps(config, builder, self._context, starts_random=random)
         self.no_images: str | None = None
 
     def prepare(self) -> None:
@@ -112,6 +116,29 @@ class Scoring:
         self._events.evaluated(progress, flat)
         return rows
 
+    @property
+    def first_look(self) -> int | None:
+        return self._single_steps.first_look
+
+    def look(self, progress: Progress) -> None:
+        """A look that fails is told, and costs no run."""
+        if self.first_look is None:
+            return
+        try:
+            with evaluation_mode(self._network):
+                found = self._single_steps.look(progress.images)
+        except Exception as error:
+            where = place(error)
+            _log.warning(
+                "The student's single step could not be compared with the teacher's own: %s. Training goes on; "
+                "evaluation.single_step=false leaves this out.",
+                f"{described(error)}{f' ({where})' if where else ''}",
+            )
+            return
+        values = {STUDENT: found.student, TEACHER_1: found.teacher}
+        flat = {metric_name(row, "single_step_distance"): value for row, value in values.items()}
+        self._events.evaluated(progress, flat)
+
     def compare(self, images_seen: int) -> bool:
         """The comparison picture: rows from the same noise, classes in columns. False when there is nothing to show."""
         if self._teacher is None:
@@ -153,7 +180,12 @@ class Scoring:
             links["Rows from the same noise"] = self.folder.comparison_file.name
         if grids := sorted(self.folder.samples.glob("*.png")):
             links["Samples"] = f"{self.folder.samples.name}/{grids[-1].name}"
-        text = write_report(self.config, command, scores, load_report=load_report, facts=facts, pictures=links)
+        looks = [f"{look}." for look in self._single_steps.looks]
+        if looks and self._single_steps.looks[-1].is_worse:
+            looks.append(self._single_steps.causes())
+        text = write_report(
+            self.config, command, scores, load_report=load_report, facts=facts, pictures=links, looks=looks
+        )
         write_text(self.folder.report_file, text)
 
     def files(self) -> dict[str, Path]:

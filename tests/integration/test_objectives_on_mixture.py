@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from freeflow_metrics.distance import energy_distance
 from run_helpers import TINY
 
 from freeflow_core import api
 from freeflow_core.config import load_run_config
+from freeflow_core.math.distances import energy_distance
 from freeflow_core.math.flow import linear_interpolate
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Registry

@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from freeflow_metrics import distance
 from freeflow_metrics.config import EnergyDistanceConfig
-from freeflow_metrics.distance import EnergyDistanceEvaluator, energy_distance
+from freeflow_metrics.distance import EnergyDistanceEvaluator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import EvaluationBatch
+from freeflow_core.math import distances
+from freeflow_core.math.distances import energy_distance
 
 
 def normal(rows, dims, seed, shift=0.0, scale=1.0):
@@ -57,7 +58,7 @@ def test_unbiased_between_equal_distributions():
 def test_blocks_change_nothing(monkeypatch):
     x, y = normal(57, 3, 0), normal(41, 3, 1, shift=0.3)
     whole = energy_distance(x, y)
-    monkeypatch.setattr(distance, "_BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(distances, "_BLOCK_ELEMENTS", 100)
     assert energy_distance(x, y) == pytest.approx(whole, rel=1e-13)
 
 
