@@ -72,12 +72,28 @@ class Builder:
         """One component, with what it may know of its surroundings."""
         resolved = resolve_choice(self.registry, kind, choice, kind)
         target = self.registry.component(kind, choice.name).load_target()
+        built = target.from_config(resolved.options, self.context(teacher, source, codec))
+        expected = INTERFACES.get(kind)
+        if expected is not None and not isinstance(built, expected):
+            plugin = self.registry.origin(kind, choice.name)
+            raise PluginError(
+                f"The {kind} {choice.name!r} of plugin {plugin.name!r} ({plugin.distribution}) built a "
+                f"{type(built).__name__}, which is not a freeflow_core.interfaces.{expected.__name__}."
+            )
+        if isinstance(built, Teacher):
+            built.component = resolved
+        return built
+
+    def context(
+        self, teacher: Teacher | None = None, source: Source | None = None, codec: Codec | None = None
+    ) -> BuildContext:
+        """What a component built here may know of its surroundings."""
 
         def nested(kind: str, name: str, options: dict[str, Any]) -> Any:
             choice = ComponentChoice(name=name, options=options)
             return self.build(kind, choice, teacher=teacher, source=source, codec=codec)
 
-        context = BuildContext(
+        return BuildContext(
             self.device,
             self.seed,
             nested,
@@ -88,15 +104,6 @@ class Builder:
             trusted=self.registry.manager.trusted,
             codec=codec,
         )
-        built = target.from_config(resolved.options, context)
-        expected = INTERFACES.get(kind)
-        if expected is not None and not isinstance(built, expected):
-            plugin = self.registry.origin(kind, choice.name)
-            raise PluginError(
-                f"The {kind} {choice.name!r} of plugin {plugin.name!r} ({plugin.distribution}) built a "
-                f"{type(built).__name__}, which is not a freeflow_core.interfaces.{expected.__name__}."
-            )
-        return built
 
     def teacher(self, choice: ComponentChoice, source: Source | None = None) -> Teacher:
         teacher: Teacher = self.build("teacher", choice, source=source)

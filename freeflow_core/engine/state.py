@@ -2,9 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
-from freeflow_core.engine.optimizer import RoleOptimizer
+from freeflow_core.engine.optimizer import RoleOptimizer, copy_buffers, update_average
 from freeflow_core.errors import CheckpointError, PluginError
 from freeflow_core.interfaces import Model, Models, Role, StatefulObjective, Student, Teacher
 from freeflow_core.network_file import check_tensors
@@ -23,6 +23,33 @@ _log = logging.getLogger("freeflow")
 STUDENT = "student"
 OBJECTIVE = "objective"
 _TEACHER = "the teacher, which is never trained"
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Weights and buffers of a copy and of the network it follows, in pairs.
+
+    Tensors that both hold as one are left out: what adapters adapt.
+    """
+
+    weights: list[Tensor]
+    followed_weights: list[Tensor]
+    buffers: list[Tensor]
+    followed_buffers: list[Tensor]
+
+    @classmethod
+    def of(cls, copied: nn.Module, followed: nn.Module) -> Self:
+        def apart(first: Iterable[Tensor], second: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+            pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not b]
+            return ([pair[side] for pair in pairs] for side in (0, 1))
+
+        weights = apart(copied.parameters(), followed.parameters())
+        return cls(*weights, *apart(copied.buffers(), followed.buffers()))
+
+    def follow(self, step: Tensor) -> None:
+        """Weights go by ``step`` towards the followed ones; buffers, such as statistics, are no averages: copied."""
+        update_average(self.weights, self.followed_weights, step)
+        copy_buffers(self.buffers, self.followed_buffers)
 
 
 @dataclass
@@ -39,16 +66,10 @@ class RoleState:
     follows: str | None = None
     follow_halflife_images: float | None = None
     updates: int = 0
-    parameters: list[nn.Parameter] = field(init=False, repr=False)
-    averages: list[nn.Parameter] = field(init=False, repr=False)
-    buffers: list[Tensor] = field(init=False, repr=False)
-    average_buffers: list[Tensor] = field(init=False, repr=False)
+    averages: Copies = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.parameters = list(self.network.parameters())
-        self.averages = [] if self.ema is None else list(self.ema.parameters())
-        self.buffers = list(self.network.buffers())
-        self.average_buffers = [] if self.ema is None else list(self.ema.buffers())
+        self.averages = Copies.of(self.network if self.ema is None else self.ema, self.network)
 
 
 @dataclass
@@ -154,15 +175,22 @@ def _start_role(config: RunConfig, role: Role, accelerator: Accelerator) -> Role
 
 
 def _check_roles(objective: str, roles: Mapping[str, Role], student: Student, teacher: Teacher | None) -> None:
-    """Every role is a network of its own. Raises ``PluginError`` for one that shares weights, or has none to train."""
+    """No role trains another's weights. Raises ``PluginError`` for one that would, or that has none to train.
+
+    What a student of adapters freezes, all its copies may hold together.
+    """
+    student.requires_grad_(True)
     owners = _owners(student, "the student") | ({} if teacher is None else _owners(teacher, _TEACHER))
+    adapted = {p.data_ptr() for p in student.parameters() if not p.requires_grad}
     for name, role in roles.items():
         if not isinstance(role, Role):
             raise PluginError(
                 f"The objective {objective!r} returned {describe(role)} as the role {name!r}; expected a "
                 "freeflow_core.interfaces.Role."
             )
-        shared = next((owners[p.data_ptr()] for p in role.network.parameters() if p.data_ptr() in owners), None)
+        role.network.requires_grad_(role.trainable)
+        found = (p for p in role.network.parameters() if p.requires_grad or p.data_ptr() not in adapted)
+        shared = next((owners[p.data_ptr()] for p in found if p.data_ptr() in owners), None)
         shared = _TEACHER if role.network is teacher else shared
         if shared is not None:
             raise PluginError(

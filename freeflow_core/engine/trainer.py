@@ -14,9 +14,9 @@ from torch import Tensor
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
-from freeflow_core.engine.optimizer import copy_buffers, ema_decay, learning_rate, update_average
+from freeflow_core.engine.optimizer import ema_decay, learning_rate
 from freeflow_core.engine.process import autocast, memory_in_use
-from freeflow_core.engine.state import STUDENT, TrainingState
+from freeflow_core.engine.state import STUDENT, Copies, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models, ObjectiveInRounds, Transition
 from freeflow_core.math.random import Lookahead, PhiloxDraws
@@ -49,6 +49,11 @@ class Trainer:
         self.meter = Meter(accelerator)
         self._models: Models = state.models(components)
         self._rounds = components.objective if isinstance(components.objective, ObjectiveInRounds) else None
+        self._trails = {
+            name: Copies.of(role.network, state.roles[role.follows].network)
+            for name, role in state.roles.items()
+            if role.follows is not None
+        }
         self._autocast = autocast(accelerator.device, config.runtime.precision)
         parts = accelerator.num_processes * config.training.accumulation
         if config.training.batch_size % parts:
@@ -146,15 +151,13 @@ class Trainer:
             optimizer.step(learning_rate(optimizer.config, images, span), norm, skip)
             role.updates += 1
             if role.ema is not None:
-                update_average(role.averages, role.parameters, ((1 - decay) * finite).to(norm.dtype))
-                copy_buffers(role.average_buffers, role.buffers)
+                role.averages.follow(((1 - decay) * finite).to(norm.dtype))
             metrics[f"{name}/gradient_norm"] = norm
-        for role in roles.values():
-            if role.follows in optimizers:
-                halflife = role.follow_halflife_images
+        for name, copies in self._trails.items():
+            if roles[name].follows in optimizers:
+                halflife = roles[name].follow_halflife_images
                 decay = 0.0 if halflife is None else 0.5 ** (training.batch_size / halflife)
-                update_average(role.parameters, roles[role.follows].parameters, (1 - decay) * finite)
-                copy_buffers(role.buffers, roles[role.follows].buffers)
+                copies.follow((1 - decay) * finite)
         self.meter.add(metrics, skip)
 
     def _schedule(self, progress: Progress) -> tuple[int, int]:

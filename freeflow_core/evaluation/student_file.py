@@ -74,7 +74,7 @@ def load_student(name: str | Path, registry: Registry, options: Mapping[str, Any
     if component not in registry.components("student"):
         raise CheckpointError(f"{path} holds a student of kind {component!r}, which no installed plugin provides.")
     target = registry.component("student", component).load_target()
-    student = target.from_state(state)
+    student = target.restore(state, Builder(registry, torch.device("cpu"), seed=0).context())
     if not isinstance(student, Student):
         raise PluginError(f"The student {component!r} was rebuilt as a {type(student).__name__}, not a Student.")
     student.start_times = StartTimes(metadata.get("start_times", StartTimes.ANY.value))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
+from freeflow_core.interfaces.build_context import BuildContext
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import average_velocity_jump
 from freeflow_core.math.policies import Policy as Policy
@@ -66,6 +67,14 @@ class Student(nn.Module, Buildable):
     @abstractmethod
     def from_state(cls, state: NetworkState) -> Self:
         """Rebuild what ``network_state`` gave, weights included. Raises ``CheckpointError`` when it does not fit."""
+
+    @classmethod
+    def restore(cls, state: NetworkState, context: BuildContext) -> Self:
+        """The student of a file: ``from_state``, unless it needs other components (such as its teacher's network).
+
+        Raises ``CheckpointError`` as ``from_state`` does, and what building those components raises.
+        """
+        return cls.from_state(state)
 
     def enable_activation_checkpointing(self) -> None:
         """Recompute activations in the backward pass from now on; deep copies inherit it.

@@ -1,11 +1,14 @@
 """The frozen velocity oracle, and one made of somebody else's network."""
 
+import copy
 from abc import abstractmethod
-from typing import Self
+from itertools import chain
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from freeflow_core.config import ComponentChoice
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.math.conversions import Convention
@@ -26,6 +29,7 @@ class Teacher(nn.Module, Buildable):
             own samplers; the others keep the conditional velocity. None: all.
         codec: name of the codec whose states these are, where the weights say so; None: unknown.
         provenance: where its weights come from and how they are read, in words, or empty.
+        component: the name and options it was built by, set by whoever builds it; None: by hand.
     """
 
     sample_shape: tuple[int, ...]
@@ -34,6 +38,7 @@ class Teacher(nn.Module, Buildable):
     guidance_channels: int | None = None
     codec: str | None = None
     provenance: str = ""
+    component: ComponentChoice | None = None
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -66,6 +71,24 @@ class Teacher(nn.Module, Buildable):
     def network_state(self) -> NetworkState | None:
         """Weights that a student of the same family may start from; None when there is no such network."""
         return None
+
+    def student_copy(self, *, share_weights: bool) -> "Teacher":
+        """A copy whose ``velocity`` a wrapped student trains: gradients must reach the weights through it.
+
+        Args:
+            share_weights: the copy holds this teacher's very tensors, in their dtype, never to be changed (a student
+                of low-rank adapters); else its own, of 32 bits or more.
+
+        Raises ``ConfigError`` for a teacher that does not allow it. A teacher made of others returns a copy of the one
+        that a student should start from.
+        """
+        kept: dict[int, Any] = {id(t): t for t in chain(self.parameters(), self.buffers())} if share_weights else {}
+        return copy.deepcopy(self, kept)
+
+    @property
+    def own_network(self) -> nn.Module:
+        """The network itself, without what reads it: where a wrapped student looks for modules, by their paths."""
+        return self
 
     def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
         """Classifier-free guidance v_null + w (v_c - v_null) (Ho & Salimans 2022, eq. 6 with w = 1 unguided).

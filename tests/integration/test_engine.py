@@ -13,6 +13,7 @@ from freeflow_core.config import OptimizerConfig
 from freeflow_core.engine.optimizer import RoleOptimizer, learning_rate
 from freeflow_core.engine.run import Run
 from freeflow_core.engine.state import RoleState
+from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import CheckpointError, ConfigError, NonFiniteError, PluginError
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.interfaces import Role
@@ -160,10 +161,11 @@ def test_a_role_that_follows_the_student_trails_it_and_skips_what_it_skips(tiny,
     student = run.state.roles["student"]
     target = copy.deepcopy(student.network)
     run.state.roles["target"] = RoleState(target, target, None, None, "student", halflife)
-    start = [p.detach().clone() for p in student.parameters]
+    run.trainer = Trainer(run.config, run.components, run.state, run.accelerator)
+    start = [p.detach().clone() for p in student.network.parameters()]
     run.trainer.step()
     decay = 0.0 if halflife is None else 0.5 ** (run.config.training.batch_size / halflife)
-    for before, now, trailing in zip(start, student.parameters, target.parameters(), strict=True):
+    for before, now, trailing in zip(start, student.network.parameters(), target.parameters(), strict=True):
         torch.testing.assert_close(trailing, decay * before + (1 - decay) * now)
     held = [p.detach().clone() for p in target.parameters()]
     objective = run.components.objective

@@ -31,6 +31,7 @@ class FakeTensors:
     def __init__(self, device_type: str) -> None:
         self._device_type = device_type
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}  # real ones are kept, so that no other takes their number
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -43,24 +44,22 @@ class FakeTensors:
             yield
 
     def convert(self, module: nn.Module) -> None:
-        """Replace all parameters and buffers of ``module`` by fake tensors; shared ones stay shared."""
-        made: dict[int, Tensor] = {}
+        """Replace all parameters and buffers of ``module`` by fake tensors; ones that modules share stay shared."""
 
-        def fake(tensor: Tensor) -> Tensor:
-            if id(tensor) not in made:
+        def fake(tensor: Tensor) -> Any:
+            if id(tensor) not in self._made:
                 with self._mode:
-                    made[id(tensor)] = torch.empty_strided(
-                        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=_HOST
-                    )
-            return made[id(tensor)]
+                    made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=_HOST)
+                if isinstance(tensor, nn.Parameter):
+                    made = nn.Parameter(made, tensor.requires_grad)
+                self._made[id(tensor)] = tensor, made
+            return self._made[id(tensor)][1]
 
         for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    part._parameters[name] = nn.Parameter(fake(parameter), parameter.requires_grad)
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = fake(buffer)
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and not _is_fake(tensor):
+                        tensors[name] = fake(tensor)
 
 
 @final

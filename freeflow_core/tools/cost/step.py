@@ -108,9 +108,10 @@ def measure_step(config: RunConfig, components: Components, state: TrainingState
     """
     memory, teacher = MemoryTracker(), components.teacher
     with memory:
-        plans = [_fixed_memory(memory, name, role) for name, role in state.roles.items()]
-        if teacher is not None:
-            plans.insert(0, RolePlan(TEACHER, _count(teacher), memory.assign(TEACHER, _tensors(teacher))))
+        plans = []
+        if teacher is not None:  # first: what students share with it is its own
+            plans.append(RolePlan(TEACHER, _count(teacher), memory.assign(TEACHER, _tensors(teacher))))
+        plans += [_fixed_memory(memory, name, role) for name, role in state.roles.items()]
         trainer = Trainer(config, components, state, cast(Accelerator, process))
         memory.restart()
         with counted_rows({name: role.network for name, role in state.roles.items()}, teacher) as counts:
@@ -201,18 +202,18 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def assign(self, kind: str, tensors: Iterable[Tensor]) -> int:
-        """Count the storages of ``tensors`` as ``kind``; their bytes in all."""
+        """Count the storages of ``tensors`` as ``kind``, unless they are of another already; the bytes of this one."""
         size = 0
         for tensor in tensors:
             key = self._key(tensor)
             if key not in self._storages:
                 self._add(tensor, kind)
-            else:
-                old, nbytes, reference = self._storages[key]
+            old, nbytes, reference = self._storages[key]
+            if old == ACTIVATIONS:
                 self._storages[key] = (kind, nbytes, reference)
                 self._change(old, -nbytes)
                 self._change(kind, nbytes)
-            size += self._storages[key][1]
+            size += nbytes if self._storages[key][0] == kind else 0
         return size
 
     def restart(self) -> None:
