@@ -72,7 +72,7 @@ class Teacher(nn.Module, Buildable):
         """Weights that a student of the same family may start from; None when there is no such network."""
         return None
 
-    def student_copy(self, *, share_weights: bool) -> "Teacher":
+    def student_copy(self, *, share_weights: bool) -> Any:
         """A copy whose ``velocity`` a wrapped student trains: gradients must reach the weights through it.
 
         Args:

@@ -72,5 +72,8 @@ class AutoguidedTeacher(Teacher):
     def balanced_condition(self, index: Tensor) -> Condition:
         return self.main.balanced_condition(index)
 
+    def student_copy(self, *, share_weights: bool) -> Teacher:
+        return self.main.student_copy(share_weights=share_weights)
+
     def network_state(self) -> NetworkState | None:
         return self.main.network_state()

@@ -152,6 +152,17 @@ class ForeignNetwork(KeepsDtype):
         self._wanted = dtype
         self.keep_dtype(dtype, self._own_dtype(), always=is_program)
 
+    @property
+    def function(self) -> Any:
+        """What is called."""
+        return self._function
+
+    def train_in_full(self) -> None:
+        """Follow the run's precision from now on, with weights of 32 bits at least: to be trained."""
+        self._wanted, self._keeps_dtype = None, self.is_program
+        if isinstance(self._function, nn.Module) and not self.is_program:
+            self._function.to(torch.promote_types(self._own_dtype() or torch.float32, torch.float32))
+
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         """The answer (N, *D) for own states ``x`` (N, *D), own times (N,) and labels (N,).
 

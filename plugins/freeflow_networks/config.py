@@ -137,3 +137,33 @@ class DiffusersTeacherConfig(ComponentConfig):
     """Height and width of the latents; null: as config.json says, else 128 x 128."""
     guidance_embedding: float = Field(3.5, ge=0, description="What a guidance-distilled FLUX is fed as its guidance.")
     dtype: DType | None = Field(None, description="The network's; null: as stored, and 32 bits follow the run.")
+
+
+class WrappedStudentConfig(ComponentConfig):
+    """The teacher's own network, which also takes the length of a jump and the guidance weight.
+
+    Both enter by an embedding that starts at zero, so that the student starts as its teacher. With lora_rank the
+    teacher's weights stay frozen and low-rank adapters are trained, at a fraction of the memory.
+
+    Source: Geng et al. 2025, arXiv 2505.13447 (the jump as an input); Hu et al. 2021, arXiv 2106.09685 (LoRA)
+    """
+
+    time_embedding: str | None = None
+    """Path of the module whose output the embedding is added to, such as `time_embed`; null: found by following the
+    time through the network."""
+    add_to: tuple[str, ...] = ()
+    """Paths of several modules, in a network without a time embedding; empty: as time_embedding says."""
+    width: PositiveInt = Field(128, description="Hidden units of the embedding.")
+    num_frequencies: PositiveInt = Field(4, description="Frequencies pi, 2 pi, ... of the embedded numbers.")
+    lora_rank: PositiveInt | None = Field(None, description="Rank of adapters; null: all weights are trained.")
+    lora_alpha: PositiveFloat | None = Field(None, description="Adapters count lora_alpha / lora_rank; null: 1.")
+    lora_modules: str | None = None
+    """Regular expression that the paths of adapted layers match; null: all linear and convolutional layers."""
+
+    @model_validator(mode="after")
+    def _check_wrapping(self) -> WrappedStudentConfig:
+        if self.time_embedding is not None and self.add_to:
+            raise ValueError("time_embedding and add_to exclude each other; name all modules in add_to")
+        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_modules is not None):
+            raise ValueError("lora_alpha and lora_modules go with lora_rank")
+        return self

@@ -99,6 +99,17 @@ class DiffusersTeacher(KeepsDtype, Teacher):
         answer: Tensor = self.network(**asked, return_dict=False)[0]
         return (unpack(answer, height, width) if self._is_flux else answer).to(x_t.dtype)
 
+    def student_copy(self, *, share_weights: bool) -> Self:
+        copied = super().student_copy(share_weights=share_weights)
+        if not share_weights:
+            copied._keeps_dtype = False
+            copied.to(torch.promote_types(next(copied.parameters()).dtype, torch.float32))
+        return copied
+
+    @property
+    def own_network(self) -> nn.Module:
+        return self.network
+
     def null_condition(self, condition: Condition) -> Condition:
         assert isinstance(condition, Tensor)
         return self.conditions.null(condition)

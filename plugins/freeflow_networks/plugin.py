@@ -15,3 +15,9 @@ def freeflow_teachers() -> Iterable[Component]:
         Component("torch-file", ".teacher:OwnNetworkTeacher", ".config:TorchFileTeacherConfig"),
         Component("diffusers-transformer", ".diffusers_teacher:DiffusersTeacher", ".config:DiffusersTeacherConfig"),
     ]
+
+
+@hookimpl
+def freeflow_students() -> Iterable[Component]:
+    """The teacher's network itself."""
+    return [Component("wrapped", ".wrapped:WrappedStudent", ".config:WrappedStudentConfig")]

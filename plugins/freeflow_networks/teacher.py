@@ -164,6 +164,22 @@ class OwnNetworkTeacher(ConvertibleTeacher):
             answer = self.network(question.x, question.time, condition)
         return velocity_of(self.convention, answer, x, question.t).to(x_t.dtype)
 
+    def student_copy(self, *, share_weights: bool) -> Self:
+        copied = super().student_copy(share_weights=share_weights)
+        if not share_weights:
+            copied.network.train_in_full()
+        return copied
+
+    @property
+    def own_network(self) -> nn.Module:
+        function = self.network.function
+        if not isinstance(function, nn.Module):
+            raise ConfigError(
+                f"{self.network.name} is a {type(function).__name__}, no torch module: it has no weights to train. "
+                "Name the module, or a class or factory of one, as teacher.network."
+            )
+        return function
+
     def with_convention(self, convention: Convention) -> Self:
         other = copy.copy(self)
         other._modules = dict(self._modules)

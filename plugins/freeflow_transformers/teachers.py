@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Self, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
@@ -56,6 +56,10 @@ class NetworkTeacher(Teacher):
 
     def network_state(self) -> NetworkState:
         return transformer_state(self.network)
+
+    @property
+    def own_network(self) -> nn.Module:
+        return self.network
 
 
 @final

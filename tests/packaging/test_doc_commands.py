@@ -125,6 +125,7 @@ def invoke(command, monkeypatch):
     target = words[words.index(">") + 1] if ">" in words else None
     words = words[: words.index(">")] if target else words
     if words[0] == "python":
+        monkeypatch.setattr(sys, "argv", words[1:])
         runpy.run_path(words[1], run_name="__main__")
         return
     assert words[0] == "freeflow", f"cannot run {command!r} here: say in the block's title what it needs"

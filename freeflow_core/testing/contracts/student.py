@@ -150,9 +150,7 @@ class StudentContract(NetworkContract, WithTeacher):
         inputs = self.arguments(student)
         same = torch.equal(student.flow_map(*inputs), again.to(inputs[0].dtype).flow_map(*inputs))
         advice = "network_state must hold every weight and buffer, and in `config` what the constructor needs."
-        self.expect(
-            same, "the same jumps from the student that restore (by default from_state) rebuilds", "other jumps", advice
-        )
+        self.expect(same, "the same jumps from the student that from_state rebuilds", "other jumps", advice)
 
     def test_can_be_copied(self) -> None:
         student = self.network().eval()

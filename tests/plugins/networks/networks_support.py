@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 
 def ddpm_tables(scaled=False, num=1000):
@@ -68,3 +69,73 @@ class ExactNetwork:
             "velocity": a_rate * data + s_rate * noise,
         }[self.prediction]
         return (-answer if self.sign == "data-minus-noise" else answer).to(x.dtype)
+
+
+class MLP(nn.Module):
+    """The time as one more column: nothing embeds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, x, t):
+        return self.net(torch.cat([x, t[:, None]], 1))
+
+
+class ManyEmbeddings(nn.Module):
+    """Each block embeds the time anew; one layer is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.unused = nn.Linear(2, 16), nn.Linear(16, 2), nn.Linear(2, 2)
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.times = nn.ModuleList(nn.Linear(1, 16) for _ in range(3))
+
+    def forward(self, x, t):
+        hidden = self.first(x)
+        for block, time in zip(self.blocks, self.times, strict=True):
+            hidden = hidden + torch.relu(block(hidden) + time(t[:, None]))
+        return self.last(hidden)
+
+
+class ConvBlock(nn.Module):
+    def __init__(self, channels, out):
+        super().__init__()
+        self.conv, self.norm, self.time = (
+            nn.Conv2d(channels, out, 3, padding=1),
+            nn.BatchNorm2d(out),
+            nn.Linear(16, out),
+        )
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x, embedding):
+        return torch.relu(self.drop(self.norm(self.conv(x))) + self.time(self.drop(embedding))[..., None, None])
+
+
+class UNet(nn.Module):
+    """ReLU and BatchNorm, as people write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.time_embed = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.labels = nn.Embedding(11, 16)
+        self.down, self.middle, self.up = ConvBlock(1, 8), ConvBlock(8, 8), ConvBlock(16, 8)
+        self.out = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x, t, y):
+        angles = t[:, None] * torch.arange(1, 5, device=t.device)
+        embedding = self.time_embed(torch.cat([angles.sin(), angles.cos()], 1)) + self.labels(y)
+        high = self.down(x, embedding)
+        low = nn.functional.interpolate(self.middle(nn.functional.max_pool2d(high, 2), embedding), scale_factor=2)
+        return self.out(self.up(torch.cat([high, low], 1), embedding))
+
+
+def seeded(name):
+    """A network of random weights, the same each time, its statistics not those of fresh layers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = {"mlp": MLP, "many": ManyEmbeddings, "unet": UNet}[name]()
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5)
+    return network

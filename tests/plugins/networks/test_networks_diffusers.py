@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import CheckpointError, ConfigError
+from freeflow_core.plugin import Manager, Registry
 from freeflow_core.torchvision_ops import ensure_torchvision_ops
 from freeflow_core.types import Guidance
 
 pytest.importorskip("diffusers")
 ensure_torchvision_ops()
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel  # noqa: E402
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DModel  # noqa: E402
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -243,3 +244,50 @@ def test_packing_is_diffusers_own():
     assert torch.equal(pack(x), tokens)
     assert torch.equal(unpack(tokens, 4, 6), x)
     assert torch.equal(image_places(4, 6, x), FluxPipeline._prepare_latent_image_ids(1, 2, 3, CPU, torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "place"),
+    [
+        ("sd3", {}, "time_text_embed"),
+        ("sd3", {"dtype": "bf16"}, "time_text_embed"),
+        ("flux", {"latent_size": [4, 4]}, "time_text_embed"),
+        ("flux-guided", {"latent_size": [4, 4]}, "time_text_embed"),
+        ("unet", {}, "time_embedding"),
+    ],
+)
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_wrapped_network_starts_as_the_teacher(build, registry, name, options, place, rank):
+    if name == "unet":
+        choice = {"name": "callable", "network": f"{__name__}:unet", "options": {}, "sample_shape": [1, 8, 8]}
+        choice |= {"arguments": ["x", "t"], "keywords": {"return_dict": False}, "time_scale": 1000}
+        registry = Registry(Manager.load(trust=True))
+        teacher = Builder(registry, CPU, 0).teacher(ComponentChoice.model_validate(choice))
+    else:
+        teacher = build(name, **options)
+    student = Builder(registry, CPU, 0).build(
+        "student", ComponentChoice(name="wrapped", options={"lora_rank": rank}), teacher=teacher
+    )
+    assert [found.path for found in student.jump_embedding.places] == [place]
+    x, t, labels = states(teacher.sample_shape)
+    labels = None if teacher.num_classes is None else labels
+    trained = {p.dtype for p in student.parameters() if p.requires_grad}
+    assert trained == {torch.float32}  # whatever the teacher's
+    velocity = teacher.velocity(x, t, labels)
+    found = student(x, t, t, labels, None)
+    if options.get("dtype") and rank is None:  # the student trains in 32 bits
+        assert (found - velocity).abs().mean() < 0.1 * velocity.std()
+    else:
+        assert torch.equal(found, velocity)
+    student(x, t, t / 2, labels, 1 + t).square().mean().backward()
+    assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
+
+
+def unet():
+    return random_weights(
+        UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+        )
+    )  # fmt: skip
