@@ -41,7 +41,7 @@ def load_network(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Networ
     Raises:
         CheckpointError: missing, truncated, not a safetensors file, or without this project's metadata.
     """
-    tensors, metadata = load_tensors(path)
+    tensors, metadata = load_tensors(path, finite=True)
     if "family" not in metadata or "config" not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file but holds no freeflow metadata, so the network cannot be rebuilt from it. "
@@ -91,13 +91,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         raise CheckpointError(f"{path} cannot be written: {error}. Free some space or use another folder.") from error
 
 
-def load_tensors(path: Path, *, shapes_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read named tensors, or their shapes on the meta device, and JSON metadata. Raises :class:`CheckpointError`."""
+def load_tensors(
+    path: Path, *, shapes_only: bool = False, finite: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read named tensors, or their shapes on the meta device, and JSON metadata.
+
+    Raises:
+        CheckpointError: it cannot be read; or, where they are to be ``finite``, a tensor holds NaN or infinity.
+    """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file {path}. Check the path; expected a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
+            if finite:
+                check_finite(path, ((name, file.get_tensor(name)) for name in names))
             if shapes_only:
                 tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
             else:
@@ -111,9 +119,21 @@ def load_tensors(path: Path, *, shapes_only: bool = False) -> tuple[dict[str, Te
     return tensors, metadata
 
 
+def check_finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise :class:`CheckpointError` when weights of ``path`` hold NaN or infinity; they are read one at a time."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{path} holds NaN or infinity in {name}: it is of a training that diverged, or damaged. Choose "
+                "another file."
+            )
+
+
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
     """Raise :class:`CheckpointError` with missing, unexpected and misshapen tensors, some of each; silent when none."""
     problems = shape_differences(*({name: tuple(t.shape) for name, t in each.items()} for each in (expected, found)))
+    other = [n for n, t in found.items() if n in expected and expected[n].is_floating_point() > t.is_floating_point()]
+    problems += [f"not floating-point: {listed(f'{name} is {found[name].dtype}' for name in other)}"] * bool(other)
     if problems:
         raise CheckpointError(f"The {what} does not fit: {'; '.join(problems)}.")
 

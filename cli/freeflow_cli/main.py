@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -84,6 +85,8 @@ def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[Non
             say(str(error) or again, title="Interrupted", style="yellow")
         elif isinstance(error, FreeflowError):
             say(str(error), title="Error", style=ERROR_STYLE)
+        elif (told := _environment_failure(error)) is not None:
+            say(told, title="Error", style=ERROR_STYLE)
         elif manager is not None and (told := manager.blame(error)):
             hint = "" if debug else " Run again with --debug for the way there."
             say(f"{told.rstrip('. ')}.{hint}", title="Error", style=ERROR_STYLE)
@@ -92,6 +95,23 @@ def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[Non
             hint = "" if debug else " Run again with --debug to see where; that output belongs in a bug report."
             say(f"{text}.{hint}", title="Unexpected error", style=ERROR_STYLE)
         raise SystemExit(error.exit_code if isinstance(error, FreeflowError) else 1) from None
+
+
+_TOO_LARGE = re.compile("allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow")
+"""What torch says of tensors that no machine holds."""
+
+
+def _environment_failure(error: BaseException) -> str | None:
+    """What the machine refused, in words; None for everything else."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _TOO_LARGE.search(text):
+        return (
+            f"There is not enough memory{f' ({text[:160]})' if text else ''}. Lower the batch, raise "
+            "training.accumulation, or choose smaller networks; `--dry-run` tells what a run would need."
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}. Check the path, its permissions and the free space."
+    return None
 
 
 LOGGER = "freeflow"

@@ -117,8 +117,23 @@ def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             renamed = "name" in value and "name" in old and value["name"] != old["name"]
             result[key] = dict(value) if renamed else merge(old, value)
+        elif isinstance(value, Mapping) and isinstance(old, (list, tuple)):
+            result[key] = _lay_items(key, old, value)
         else:
             result[key] = value
+    return result
+
+
+def _lay_items(name: str, items: Sequence[Any], layer: Mapping[str, Any]) -> list[Any]:
+    """Lay settings over single items of a list, which are numbered from 0: ``trackers.0.uri=...``."""
+    result = [{"name": item} if isinstance(item, str) else item for item in items]
+    for number, value in layer.items():
+        if not (str(number).isdecimal() and int(number) < len(result)):
+            raise ConfigError(
+                f"There is no {name}.{number}: {name} has {len(result)} entries, numbered from 0. Set the whole list, "
+                f"e.g. --set '{name}=[{{name: NAME}}]'."
+            )
+        result[int(number)] = merge({"": result[int(number)]}, {"": value})[""]
     return result
 
 

@@ -60,7 +60,7 @@ class RuntimeConfig(Section):
     """Recompute the student's activations in the backward pass: the same gradients with a fraction of the memory, for
     about one more forward pass."""
     compile: bool = Field(False, description="torch.compile the gradient passes of trained networks; for GPUs.")
-    threads: PositiveInt | None = Field(None, description="CPU threads; null leaves torch's own choice.")
+    threads: PositiveInt | None = Field(None, le=4096, description="CPU threads; null leaves torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
 
 
@@ -118,14 +118,16 @@ class EvaluationConfig(Section):
     guidance_weight: float = Field(1.0, ge=0, description="Teacher's guidance, and the student's input, when scored.")
     guidance_low: float = Field(0.0, ge=0, le=1, description="Guided for t in [low, high].")
     guidance_high: float = Field(1.0, ge=0, le=1)
-    seed: int = Field(1_000_003, ge=0, description="Seed of the evaluation noise, apart from the training seed.")
+    seed: int = Field(1_000_003, ge=0, lt=2**63)
+    """Seed of the evaluation noise, apart from the training seed."""
     use_ema: bool = Field(True, description="Score the averaged weights.")
 
 
 class RunConfig(Section):
     """One run. ``freeflow config show`` prints it resolved, every default written out."""
 
-    name: str = Field("run", min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="Names the run folder.")
+    name: str = Field("run", min_length=1, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)
+    """Names the run folder."""
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every training draw.")
     teacher: ComponentChoice | None = Field(None, description="Velocity oracle; none when training from data.")
     student: ComponentChoice = Field(description="Trainable network.")

@@ -5,9 +5,11 @@ here is part of a later step; what a step's losses must be, the trainer says.
 """
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, final
 
 import torch
@@ -20,6 +22,7 @@ from freeflow_core.engine.process import autocast
 from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import FreeflowError, PluginError
 from freeflow_core.interfaces import Student, Teacher
+from freeflow_core.math import derivative
 from freeflow_core.math.calibration import GOOD, diagnose, enough_rows
 from freeflow_core.math.derivative import relative_error
 from freeflow_core.math.random import PhiloxDraws
@@ -28,6 +31,7 @@ from freeflow_core.types import Batch, Condition, Draws, describe, index_conditi
 
 _log = logging.getLogger("freeflow")
 _ROWS = 4
+_DERIVATIVES = derivative.__name__
 MIXED = 1e-3
 """Row mixing from which a student is refused."""
 PATIENCE = 1_000
@@ -218,6 +222,46 @@ def _check_calibration(name: str, teacher: Teacher, device: torch.device, dtype:
             f"{said}. Look at the scale of its states and times and at what it predicts, with `freeflow teacher "
             "check`; weights that are hardly trained, and guidance built into the network, show like this too."
         )
+
+
+@contextmanager
+def watched(teacher: Teacher | None, networks: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+    """What inside gave NaN or infinity, in order: the teacher, the network of a role, a derivative.
+
+    By Python's own hook for returning functions, so that a step need not know of it; slow, for one step that failed.
+    """
+    found: list[str] = []
+    names = {id(network): f"the network of {name}" for name, network in networks.items()}
+    if teacher is not None:
+        names[id(teacher)] = "the teacher"
+
+    def returned(frame: FrameType, event: str, value: object) -> None:
+        if event != "return" or value is None:
+            return
+        function = frame.f_code.co_name
+        if function in ("forward", "velocity", "guided_velocity"):
+            what = names.get(id(frame.f_locals.get("self")))
+        else:
+            is_derivative = frame.f_globals.get("__name__") == _DERIVATIVES and not function.startswith("_")
+            what = "the derivative" if is_derivative else None
+        if what is not None and not _is_finite(value):
+            found.append(what)
+
+    before = sys.getprofile()
+    sys.setprofile(returned)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, Tensor):
+        try:
+            return bool(torch.isfinite(value).all())
+        except RuntimeError:  # a tensor inside a transformation that has no value to look at
+            return True
+    return all(_is_finite(part) for part in value) if isinstance(value, tuple) else True
 
 
 def _cuda_devices(device: torch.device) -> list[int]:

@@ -116,6 +116,11 @@ def from_main(process: Process, work: Callable[[], _T]) -> _T:
     return result
 
 
+def from_each(process: Process, values: list[_T]) -> list[_T]:
+    """The values of all processes, one after the other, on every process."""
+    return list(gather_object(values)) if process.num_processes > 1 else values
+
+
 def on_each(process: Process, work: Callable[[], None]) -> None:
     """Do ``work`` on every process; a ``FreeflowError`` of any is raised on all, so that none waits for another."""
     failed: list[FreeflowError | None] = [None]
@@ -123,9 +128,7 @@ def on_each(process: Process, work: Callable[[], None]) -> None:
         work()
     except FreeflowError as error:
         failed = [error]
-    if process.num_processes > 1:
-        failed = gather_object(failed)
-    for failure in failed:
+    for failure in from_each(process, failed):
         if failure is not None:
             raise failure
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
+from freeflow_core.engine.checks import watched
 from freeflow_core.engine.optimizer import ema_decay, learning_rate
-from freeflow_core.engine.process import autocast, memory_in_use
+from freeflow_core.engine.process import autocast, from_each, memory_in_use
 from freeflow_core.engine.state import STUDENT, Copies, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models, ObjectiveInRounds, Transition
@@ -63,9 +65,10 @@ class Trainer:
                 f"Choose a multiple of {parts}."
             )
         self._rows = config.training.batch_size // parts
-        self._stream = self._open_stream()
+        self._stream = self._open_stream(state.images)
         self._last_read = time.perf_counter()
         self._images_at_read = state.images
+        self._intact = torch.ones((), dtype=torch.bool, device=accelerator.device)
 
     @property
     def progress(self) -> Progress:
@@ -74,7 +77,7 @@ class Trainer:
 
     def peek(self) -> MicroBatch:
         """The first rows of the next step, without taking it."""
-        return next(self._open_stream())
+        return next(self._open_stream(self.state.images))
 
     def step(self) -> None:
         """One optimizer step of every role that has a loss. No host sync."""
@@ -103,12 +106,14 @@ class Trainer:
         """
         means, skipped = self.meter.read()
         if skipped:
-            bad = [name for name, value in means.items() if not torch.isfinite(torch.tensor(value))]
+            bad = [name for name, value in means.items() if not math.isfinite(value)]
+            first = self.state.images - skipped * self.config.training.batch_size
             raise NonFiniteError(
-                f"{skipped} training step(s) before image {self.state.images} produced NaN or infinity in "
-                f"{', '.join(bad) or 'the gradients'}. The weights were not touched by them and no checkpoint was "
-                "written after them. If it was a passing fault, --resume goes on from the last checkpoint; if not, "
-                "start anew with a lower training.optimizer.learning_rate, with training.optimizer.clip_norm, or with "
+                f"The training step at image {first:,} produced NaN or infinity in "
+                f"{', '.join(bad) or 'the gradients'}; {self._first_not_finite(first, bad)}. The weights were not "
+                "touched by it, and neither any step nor a checkpoint followed. If it was a passing fault, --resume "
+                "goes on from the last checkpoint; if not, start anew with a lower training.optimizer.learning_rate, "
+                "with training.optimizer.clip_norm, or with "
                 "runtime.precision=float32."
             )
         elapsed = max(time.perf_counter() - self._last_read, 1e-9)
@@ -117,6 +122,25 @@ class Trainer:
         means["learning_rate"] = learning_rate(self.config.training.optimizer, *self._schedule(self.progress))
         self.restart_clock()
         return means
+
+    def _first_not_finite(self, images: int, bad: Sequence[str]) -> str:
+        """What it was, by taking the losses of the step at ``images`` again, from the weights it was taken from."""
+        stream, progress = self._open_stream(images), replace(self.progress, images=images)
+        micro_batches = [next(stream) for _ in range(self.config.training.accumulation)]
+        networks = {name: role.network for name, role in self.state.roles.items()}
+        with watched(self.components.teacher, networks) as found:
+            context = self._global_means(micro_batches, progress)
+            for micro in micro_batches:
+                context.restart()
+                for name, loss in self._losses(micro, progress, context).items():
+                    if not bool(torch.isfinite(loss.per_sample).all()):
+                        found.append(f"the loss of {name}")
+        first = next(iter(from_each(self.accelerator, found)), None)
+        if first is not None:
+            return f"the first to give it was {first}"
+        if all(name.endswith("gradient_norm") for name in bad):
+            return "the losses are finite, their gradients are not"
+        return "the same step taken again gives numbers, so that it was a passing fault, of the machine perhaps"
 
     def restart_clock(self) -> None:
         """Leave pictures and evaluations out of the images per second."""
@@ -138,7 +162,8 @@ class Trainer:
         images, span = self._schedule(progress)
         optimizers = {name: optimizer for name in trained if (optimizer := roles[name].optimizer) is not None}
         norms = {name: optimizer.gradient_norm() for name, optimizer in optimizers.items()}
-        finite = torch.isfinite(torch.stack([*norms.values()])).all() & torch.isfinite(total).all()
+        finite = torch.isfinite(torch.stack([*norms.values()])).all() & torch.isfinite(total).all() & self._intact
+        self._intact = finite  # after the first bad step nothing moves, so that it can be taken again to see why
         skip = (~finite).float()
         decay = ema_decay(
             progress.images + training.batch_size,
@@ -187,13 +212,12 @@ class Trainer:
                     stack.enter_context(self.accelerator.no_sync(role.wrapped))
         return stack
 
-    def _open_stream(self) -> Iterator[MicroBatch]:
-        """This process's micro-batches from the image the run stands at; a function of that number alone."""
+    def _open_stream(self, first: int) -> Iterator[MicroBatch]:
+        """This process's micro-batches from the image ``first`` on; a function of that number alone."""
         rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         size, rows, dtype = self.config.training.batch_size, self._rows, DTYPES[self.config.runtime.precision]
         source, teacher = self.components.source, self.components.teacher
-        data = source.batches(self.state.images, rows, rank, world) if source.has_data else None
-        first = self.state.images
+        data = source.batches(first, rows, rank, world) if source.has_data else None
         lookahead = Lookahead(size)
         while True:
             for micro in range(self.config.training.accumulation):

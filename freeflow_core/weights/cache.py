@@ -115,6 +115,7 @@ class Place:
 
     Beside ``file``: the ``record`` of what was fetched; ``partial``, what has arrived of a download, and
     ``partial_state``, of which; ``incoming``, a local copy in the making; ``lock``, held while writing, left behind.
+    Beside the folder, and there after it was deleted: ``remembered``, the digest of the first download.
     """
 
     def __init__(self, file: Path) -> None:
@@ -123,6 +124,7 @@ class Place:
         self.record, self.partial, self.partial_state, self.incoming, self.lock = (
             file.with_name(f"{file.name}.{suffix}") for suffix in suffixes
         )
+        self.remembered = file.parent.with_name(f"{file.parent.name}.sha256")
 
     @classmethod
     def of(cls, weight: WeightFile, folder: Path) -> Self:

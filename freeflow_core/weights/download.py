@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, final
+from urllib.parse import urljoin, urlsplit
 
 import requests
 
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
 from freeflow_core.weights.cache import OnProgress, Place, Record, Remote, data_size, is_html
-from freeflow_core.weights.failures import PassingFailure, check, check_space, network_failure, refused_status
+from freeflow_core.weights.failures import PassingFailure, by_hand, check, check_space, network_failure, refused_status
 from freeflow_core.weights.hub import USER_AGENT
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -34,11 +35,28 @@ class TransferOptions:
     chunk_bytes: int = 1 << 17  # written at once; what an interruption may lose
     lock_patience: float = 600.0  # while another process holds the lock and its file does not grow
     lock_poll: float = 0.5  # between two looks at that file
+    max_bytes: int = 32 * 2**30  # of a file of which neither size nor digest is known
 
     @property
     def timeout(self) -> tuple[float, float]:
         """As ``requests`` takes it."""
         return self.connect_timeout, self.read_timeout
+
+
+@final
+class _Session(requests.Session):
+    """Follows no redirect that gives up encryption or leaves the web."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        if (target := super().get_redirect_target(resp)) is None:
+            return None
+        here, there = urlsplit(resp.url).scheme, urlsplit(urljoin(resp.url, target)).scheme
+        if there not in ("http", "https") or (here == "https" and there == "http"):
+            raise DownloadError(
+                f"{resp.url} sends on from {here} to {there}, which is not followed: what came could not be trusted. "
+                "Open the address in a browser."
+            )
+        return target
 
 
 @final
@@ -70,6 +88,7 @@ class Download:
     """Fetches ``url`` into ``place.partial``, going on from what an earlier attempt left there.
 
     The caller holds the lock of ``place``. ``headers`` may hold the user's token, which a redirect does not get.
+    ``remembered`` is the digest of an earlier download, where the publisher states none.
     """
 
     def __init__(
@@ -80,8 +99,10 @@ class Download:
         place: Place,
         options: TransferOptions,
         on_progress: OnProgress | None,
+        remembered: str | None = None,
     ) -> None:
         self._weight, self._url, self._place, self._options = weight, url, place, options
+        self._remembered = remembered
         # Not encoded, so that lengths and ranges are those of the file itself.
         self._headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
         self._on_progress = on_progress
@@ -96,7 +117,7 @@ class Download:
         """
         self._take_over()
         try:
-            with self._place.partial.open("ab") as file, requests.Session() as session:
+            with self._place.partial.open("ab") as file, _Session() as session:
                 self._attempts(session, file)
         finally:
             if self._offset == 0:
@@ -177,6 +198,7 @@ class Download:
         else:
             raise refused_status(self._weight, url, response)
         self._check(file, size=remote.size)
+        self._check_cap(file, remote.size or 0)
         if (size := self._size()) is not None:
             check_space(self._weight, size - self._offset, self._place.partial.parent)
 
@@ -184,6 +206,7 @@ class Download:
         arrived = self._offset + len(chunk)
         too_long = self._weight.size is not None and arrived > self._weight.size  # without a length it need not end
         self._check(file, is_page=self._offset == 0 and is_html(chunk), size=arrived if too_long else None)
+        self._check_cap(file, arrived)
         file.write(chunk)
         file.flush()
         self._digest.update(chunk)
@@ -193,10 +216,22 @@ class Download:
         """Keep nothing of a file that is not the published one, by what is ``known`` of it."""
         stated = self._remote.sha256 if self._remote is not None else None
         try:
-            check(self._weight, f"The file at {self._url}", **known, expected_sha256=stated)
+            check(self._weight, f"The file at {self._url}", **known, expected_sha256=stated or self._remembered)
         except DownloadError:
             self._clear(file)
             raise
+
+    def _check_cap(self, file: BinaryIO, size: int) -> None:
+        """A file of which nothing is known need not end, and may fill the disk."""
+        stated = self._remote.sha256 if self._remote is not None else None
+        known = self._weight.size or self._weight.sha256 or stated or self._remembered
+        if known is None and size > self._options.max_bytes:
+            self._clear(file)
+            raise DownloadError(
+                f"The file at {self._url} is larger than {data_size(self._options.max_bytes)}, and its publisher "
+                f"states neither size nor SHA-256. If that is right, run `freeflow fetch {self._weight.name} "
+                "--max-gib N`."
+            )
 
     def _clear(self, file: BinaryIO) -> None:
         file.truncate(0)
@@ -211,9 +246,16 @@ class Download:
             sha256 = next((match[1] for match in stated if match is not None), None)
         span = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
         start = int(span[1]) if span else None
-        if headers.get("Content-Encoding", "identity") != "identity":
-            return Remote(url=url, sha256=sha256), start  # lengths and ranges are those of the encoded form
+        if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
+            raise DownloadError(
+                f"{url} answered with a body encoded as {encoding[:40]!r}, which was not asked for: neither its size "
+                f"nor its digest would be that of the file. Check the proxy, or {by_hand(self._weight)}."
+            )
         length = headers.get("Content-Length", "") if response.status_code == 200 else span[2] if span else ""
+        if length not in ("", "*") and not (length.isascii() and length.isdecimal() and int(length) < 2**63):
+            raise DownloadError(
+                f"{url} states a length of {length[:40]!r}, which is none. Check the proxy, or {by_hand(self._weight)}."
+            )
         size = int(length) if length.isdecimal() else None
         etag, last_modified = headers.get("ETag"), headers.get("Last-Modified")
         return Remote(url=url, size=size, etag=etag, last_modified=last_modified, sha256=sha256), start

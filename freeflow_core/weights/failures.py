@@ -60,7 +60,8 @@ def check(
     elif sha256 is not None and expected not in (None, sha256):
         problem = (
             f"is not the file that was published as {weight.name!r}: expected SHA-256 {expected}, got {sha256}. It was "
-            "damaged on the way, or its publisher has replaced it."
+            "damaged on the way, or its publisher has replaced it"
+            + ("." if weight.sha256 else f": `freeflow fetch {weight.name} --force` takes the new one.")
         )
     else:
         return

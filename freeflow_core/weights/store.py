@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from freeflow_core.errors import DownloadError, Interrupted
-from freeflow_core.files import sync_file
+from freeflow_core.files import sync_file, write_text
 from freeflow_core.plugin import Registry, WeightFile
 from freeflow_core.weights.cache import (
     Content,
@@ -116,6 +117,7 @@ class WeightStore:
 
     def fetch(self, weight: WeightFile, *, force: bool = False, on_progress: OnProgress | None = None) -> Path:
         """The file, downloaded unless :meth:`find` has it; ``force``: even then, to replace that one.
+        Where no digest is published, a file that differs from the first one fetched is refused without ``force``.
 
         Raises ``DownloadError``, which says what to do; ``Interrupted`` on Ctrl-C: the next call goes on from there.
         """
@@ -130,8 +132,11 @@ class WeightStore:
         with self._writing(weight, place, on_progress):
             if not force and (found := self.find(weight)) is not None:
                 return found  # another process has fetched it meanwhile
-            record = Download(weight, url, headers, place, self._options, on_progress).run()
+            remembered = None if force else _remembered(place)
+            record = Download(weight, url, headers, place, self._options, on_progress, remembered).run()
             self._commit(place, place.partial, record)
+            if remembered != record.sha256:
+                write_text(place.remembered, f"{record.sha256}\n")
         return place.file
 
     def add(self, weight: WeightFile, source: Path, *, on_progress: OnProgress | None = None) -> Path:
@@ -247,6 +252,15 @@ class WeightStore:
             return read_content(path, on_progress)
         except OSError as error:
             raise disk_failure(path, error) from error
+
+
+def _remembered(place: Place) -> str | None:
+    """The digest of the first download, which a later one must have."""
+    try:
+        found = place.remembered.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return found if re.fullmatch("[0-9a-f]{64}", found) else None
 
 
 def _kept(weight: WeightFile, place: Place) -> str:

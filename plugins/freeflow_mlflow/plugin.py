@@ -41,7 +41,10 @@ def mlflow_sync(
     if not run_folder.is_dir():
         raise ConfigError(f"Expected a run folder; {run_folder} is not a folder.")
     total, num_runs = Sent(), 0
-    for folder in (run_folder, *sorted(file.parent for file in run_folder.glob("*/run.json"))):
+    files = (run_folder / "run.json", *sorted(run_folder.glob("*/run.json")))
+    if not (folders := [file.parent for file in files if file.is_file()]):
+        raise ConfigError(f"Expected a run folder; {run_folder} holds no run.json.")
+    for folder in folders:
         for config in _stores(folder, uri):
             if f"://{MASK}@" in (config.uri or ""):
                 raise ConfigError(

@@ -49,6 +49,11 @@ def filled_network(
     No starting weights are drawn first, which takes longer than reading a large checkpoint. ``tensors`` fit it.
     """
     network = DiffusionTransformer(architecture, device="meta").to(dtype)
+    if other := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise CheckpointError(
+            f"The weights {other[0]} are {tensors[other[0]].dtype} ({len(other)} of {len(tensors)} tensors are not "
+            "floating-point): quantised weights cannot be used. Choose a file in float32, float16 or bfloat16."
+        )
     if not any(tensor.is_meta for tensor in tensors.values()):
         network.to_empty(device="cpu")
         network.load_state_dict(dict(tensors))

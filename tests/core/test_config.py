@@ -4,9 +4,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from run_helpers import TINY
 
 from freeflow_core.config import load_run_config, to_yaml
-from freeflow_core.config.load import lay_settings, merge, parse_assignment, split_settings
+from freeflow_core.config.load import lay_settings, merge, parse_assignment, parse_yaml, split_settings
 from freeflow_core.errors import ConfigError
 
 BASE = {
@@ -123,3 +124,18 @@ def test_assignments_nest(keys, value):
 
 def test_scientific_notation_reaches_floats(registry):
     assert load(registry, "training.optimizer.learning_rate=3e-4").training.optimizer.learning_rate == 3e-4
+
+
+def test_an_entry_of_a_list_is_set_by_its_number(registry):
+    base = {**TINY, "trackers": ["mlflow"], "evaluation": {"evaluators": ["spread", {"name": "energy-distance"}]}}
+    config = load_run_config(registry, "distill", overrides=base, assignments=["trackers.0.uri=http://x:1"])
+    assert config.trackers[0].options.uri == "http://x:1"
+    for number in ("1", "x"):
+        with pytest.raises(ConfigError, match=rf"trackers\.{number}.*numbered from 0"):
+            load_run_config(registry, "distill", overrides=base, assignments=[f"trackers.{number}.uri=x"])
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "training: {images: 1, images: 2}", "[" * 5000])
+def test_yaml_of_which_something_would_be_lost_is_refused(text):
+    with pytest.raises(ConfigError, match="file is not valid YAML"):
+        parse_yaml(text, "file")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from freeflow_core.errors import CheckpointError
-from freeflow_core.network_file import check_tensors, load_network, save_network, save_tensors
+from freeflow_core.network_file import check_tensors, load_network, load_tensors, save_network, save_tensors
 from freeflow_core.types import NetworkState
 
 STATE = NetworkState("some-family", {"width": 3}, {"w": torch.randn(4, 3), "steps": torch.tensor(7)})
@@ -67,3 +67,17 @@ def test_differences_are_listed():
     check_tensors(expected, expected, "thing")
     with pytest.raises(CheckpointError, match=r"missing: n00, n01, n02, n03, n04, n05, \.\.\. \(30 in all\)\.$"):
         check_tensors({f"n{i:02d}": torch.zeros(1) for i in range(30)}, {}, "thing")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_even_where_shapes_are_enough(tmp_path, value):
+    path = tmp_path / "weights.safetensors"
+    save_tensors(path, {"a": torch.zeros(2), "b": torch.tensor([1.0, value])})
+    for shapes_only in (False, True):
+        with pytest.raises(CheckpointError, match="NaN or infinity in b"):
+            load_tensors(path, shapes_only=shapes_only, finite=True)
+
+
+def test_integers_in_the_place_of_weights_are_refused():
+    with pytest.raises(CheckpointError, match=r"not floating-point: a is torch\.int8"):
+        check_tensors({"a": torch.zeros(2)}, {"a": torch.zeros(2, dtype=torch.int8)}, "file")

@@ -1,17 +1,19 @@
 """Downloads that meet everything a network can do, on a file server of their own."""
 
+import shutil
 import socket
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import requests
 from weights_server import Answer, content, sha256
 
 from freeflow_core.errors import DownloadError, Interrupted
 from freeflow_core.plugin import WeightFile
 from freeflow_core.weights import TransferOptions, WeightStore
-from freeflow_core.weights.download import LoggedProgress
+from freeflow_core.weights.download import LoggedProgress, _Session
 
 BODY = content()
 AT_ONCE = TransferOptions(read_timeout=5, delays=(), chunk_bytes=500, lock_patience=5, lock_poll=0.01)
@@ -33,7 +35,7 @@ def left_behind(store):
     """All files in the cache but the empty locks."""
     files = [path for path in store.folder.rglob("*") if path.is_file()]
     assert all(path.stat().st_size == 0 for path in files if path.suffix == ".lock")
-    return sorted(path.name for path in files if path.suffix != ".lock")
+    return sorted(path.name for path in files if path.suffix not in (".lock", ".sha256"))
 
 
 def interrupt(server, store, cut=2000, **answer):
@@ -224,3 +226,56 @@ def test_a_log_tells_how_far_a_download_has_come(caplog):
         for done in (0, 1000, 2000, 4000):
             told(done, 5000)
     assert ["20%" in r.getMessage() or "80%" in r.getMessage() for r in caplog.records] == [True, True]
+
+
+def test_a_file_of_which_nothing_is_known_has_a_cap(server, store):
+    for states_length in (True, False):
+        server.serve(PATH, Answer(BODY, states_length=states_length))
+        capped = store(replace(AT_ONCE, max_bytes=len(BODY) - 1))
+        with pytest.raises(DownloadError, match="--max-gib"):
+            capped.fetch(weight(server))
+        assert left_behind(capped) == []
+        assert capped.fetch(weight(server, sha256=sha256(BODY))).read_bytes() == BODY
+        shutil.rmtree(capped.folder)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Encoding": "gzip"}, {"Content-Length": "-5"}, {"Content-Length": "many"}, {"Content-Length": "9" * 40}],
+)
+def test_an_answer_that_is_not_the_file_itself_is_refused(server, store, headers):
+    server.serve(PATH, Answer(BODY, headers=headers, states_length=False))
+    with pytest.raises(DownloadError, match=r"encoded as|states a length"):
+        store().fetch(weight(server))
+    assert left_behind(store()) == []
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/tiny.pt"])
+def test_a_redirect_leaves_the_web_for_nothing(server, store, target):
+    server.serve(PATH, Answer(status=302, headers={"Location": target}))
+    with pytest.raises(DownloadError, match="not followed"):
+        store().fetch(weight(server))
+
+
+def test_a_redirect_gives_up_no_encryption():
+    answer = requests.Response()
+    answer.status_code, answer.url = 302, "https://example.org/a"
+    answer.headers["Location"] = "http://example.org/b"
+    with pytest.raises(DownloadError, match="from https to http"):
+        _Session().get_redirect_target(answer)
+    answer.headers["Location"] = "/c"
+    assert _Session().get_redirect_target(answer) == "/c"
+
+
+def test_the_first_download_is_remembered(server, store):
+    server.serve(PATH, Answer(BODY))
+    path = store().fetch(weight(server))
+    path.unlink()
+    path.with_name("tiny.pt.json").unlink()
+    server.serve(PATH, Answer(content(seed=1)))
+    with pytest.raises(DownloadError, match="--force"):
+        store().fetch(weight(server))
+    assert left_behind(store()) == []
+    assert store().fetch(weight(server), force=True).read_bytes() == content(seed=1)
+    path.unlink()
+    assert store().fetch(weight(server)).read_bytes() == content(seed=1)

@@ -17,6 +17,7 @@ from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import CheckpointError, ConfigError, NonFiniteError, PluginError
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.interfaces import Role
+from freeflow_core.math import derivative
 from freeflow_core.types import Loss, Progress
 
 
@@ -48,6 +49,62 @@ def test_a_non_finite_step_reaches_no_weights_and_is_raised_at_the_next_reading(
         for key, value in files.items():
             assert torch.equal(value, after[name][key]), f"{name} {key} was touched"
     with pytest.raises(NonFiniteError, match=f"{role}/loss"):
+        run.trainer.read_metrics()
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("teacher", "the teacher"),
+        ("derivative", "the derivative"),
+        ("loss", "the loss of student"),
+        ("gradient", "grad"),
+    ],
+)
+def test_what_was_not_finite_first_is_named_and_nothing_follows(tiny, output, manager, monkeypatch, where, named):
+    run = make_run(tiny(), output, manager)
+    objective, teacher = run.components.objective, run.components.teacher
+    healthy, velocity, central = objective.losses, teacher.velocity, derivative._central
+
+    def poisoned(*arguments):
+        losses = healthy(*arguments)
+        bad = losses["student"].per_sample
+        if where == "gradient":  # of a square root at 0, whose value is finite
+            bad = bad + ((bad - bad.detach()) ** 2).sqrt()
+        return losses | {"student": Loss(bad * float("nan") if where == "loss" else bad)}
+
+    run.trainer.step()
+    weights = {key: value.clone() for key, value in run.state.tensors()["student"].items()}
+    if where == "teacher":
+        monkeypatch.setattr(type(teacher), "velocity", lambda self, *given: velocity(*given) / 0)
+    elif where == "derivative":
+        monkeypatch.setattr(derivative, "_central", lambda *given: central(*given) * float("inf"))
+    else:
+        objective.losses = poisoned
+    run.trainer.step()
+    monkeypatch.undo()
+    if where in ("loss", "gradient"):
+        objective.losses = healthy
+    run.trainer.step()
+    assert all(torch.equal(value, weights[key]) for key, value in run.state.tensors()["student"].items())
+    objective.losses = poisoned if where in ("loss", "gradient") else healthy
+    if where == "teacher":
+        monkeypatch.setattr(type(teacher), "velocity", lambda self, *given: velocity(*given) / 0)
+    elif where == "derivative":
+        monkeypatch.setattr(derivative, "_central", lambda *given: central(*given) * float("inf"))
+    with pytest.raises(NonFiniteError, match=rf"image 16 .*{named}"):
+        run.trainer.read_metrics()
+
+
+def test_a_passing_fault_is_told_from_one_that_stays(tiny, output, manager):
+    run = make_run(tiny(), output, manager)
+    healthy = run.components.objective.losses
+    run.components.objective.losses = lambda *arguments: {
+        name: Loss(loss.per_sample * float("nan")) for name, loss in healthy(*arguments).items()
+    }
+    run.trainer.step()
+    run.components.objective.losses = healthy
+    with pytest.raises(NonFiniteError, match="passing fault, of the machine"):
         run.trainer.read_metrics()
 
 

@@ -12,6 +12,8 @@ from freeflow_cli.console import is_main_process, number, print_files, print_lin
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
 
+_MOST_LABELS = 1_000_000
+
 
 def sample(
     context: typer.Context,
@@ -95,7 +97,10 @@ def parse_labels(text: str) -> list[int] | Literal["balanced", "random"]:
                 f"--labels {text!r} is not a list of classes; expected balanced, random, or numbers and ranges, e.g. "
                 "0,2,5-9."
             )
-        labels.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+        span = range(int(first), int(last) + 1) if dash else [int(first)]
+        if len(part) > 20 or len(labels) + len(span) > _MOST_LABELS:
+            raise ConfigError(f"--labels {text!r} names more than {_MOST_LABELS:,} classes; name those of the model.")
+        labels.extend(span)
     return labels
 
 

@@ -37,15 +37,19 @@ def fetch(
         Path | None, options.text("--from", "FILE", "Copy this file into the cache, checked, rather than download.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare cached files again; without a name all.")] = False,
+    max_gib: Annotated[
+        float | None, typer.Option("--max-gib", min=0.001, help="Largest file of unknown size and hash; default: 32.")
+    ] = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Fetch published weights into the cache, and print their paths. Without a name: list them.
 
     Runs fetch what they need by themselves. FREEFLOW_CACHE is the folder, FREEFLOW_OFFLINE=1 forbids downloads.
     """
-    from freeflow_core.weights import WeightStore  # with an HTTP library behind it: not a price for --help
+    from freeflow_core.weights import TransferOptions, WeightStore  # with an HTTP library behind it
 
-    registry, store = Session.of(context).registry(), WeightStore()
+    transfer = TransferOptions() if max_gib is None else TransferOptions(max_bytes=round(max_gib * 2**30))
+    registry, store = Session.of(context).registry(), WeightStore(options=transfer)
     chosen = [registry.weight(name) for name in dict.fromkeys(names or ())]  # a misspelt one is told before any work
     given = {"--list": show_list, "--force": force, "--from": from_file is not None, "--verify": verify}
     if len(together := [option for option, present in given.items() if present]) > 1:

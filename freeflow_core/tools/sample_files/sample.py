@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from freeflow_core.types import NetworkState
 Precision: TypeAlias = Literal["float32", "bf16", "float64"]
 ImageFormat = Literal["grid", "npz", "png", "webp"]
 _MOST_BYTES_OF_A_GRID = 2**30
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,14 @@ def sample(
         raise ConfigError("Nothing to sample from: name a --student file or run folder, or a --teacher.")
     if num < 1 or batch_size < 1:
         raise ConfigError(f"The number of samples and the batch size must be at least 1, got {num} and {batch_size}.")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"The seed must be at least 0 and below 2**63, got {seed}.")
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(f"The steps must be 1 to {MOST_STEPS:,}, got {steps}.")
+    if not (math.isfinite(guidance_weight) and guidance_weight >= 0):
+        raise ConfigError(f"The guidance weight must be a number from 0 up, got {guidance_weight}.")
+    if (file := next((path for path in (output, *output.parents) if path.is_file()), None)) is not None:
+        raise ConfigError(f"The output {output} cannot be a folder, since {file} is a file. Choose another --output.")
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise ConfigError(f"The guidance interval must be low,high with 0 <= low <= high <= 1, got {low:g},{high:g}.")

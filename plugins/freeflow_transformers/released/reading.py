@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError
-from freeflow_core.network_file import listed, load_tensors
+from freeflow_core.network_file import check_finite, listed, load_tensors
 
 Entry = Literal["ema", "model"]
 
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path, entry: Entry | None = None, *, shapes_only: bool
     if head[8:9] == b"{":
         if entry is not None:
             raise _no_entry(path, entry, "is a safetensors file, which holds one set of weights")
-        tensors, metadata = load_tensors(path, shapes_only=shapes_only)
+        tensors, metadata = load_tensors(path, shapes_only=shapes_only, finite=True)
         return Checkpoint(path, "safetensors", _without_prefixes(tensors, path), metadata)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _read_pickle(path, entry, mapped=head[:2] == b"PK", shapes_only=shapes_only)
@@ -70,8 +70,8 @@ def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: 
     mapped = mapped and path.suffix != ".safetensors"
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
-            where, device = path if mapped else file, "meta" if shapes_only else "cpu"
-            content = torch.load(where, map_location=device, weights_only=True, mmap=mapped)
+            where = path if mapped else file
+            content = torch.load(where, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged or hostile pickle may raise anything
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
@@ -82,7 +82,7 @@ def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: 
     if content and all(isinstance(value, Tensor) for value in content.values()):
         if entry is not None:
             raise _no_entry(path, entry, "is a state dict, which holds one set of weights")
-        return Checkpoint(path, "state dict", _without_prefixes(content, path))
+        return Checkpoint(path, "state dict", _checked(content, path, shapes_only))
     present = [name for name in _ENTRIES if isinstance(content.get(name), Mapping) and content[name]]
     if entry is not None and entry not in present:
         raise _no_entry(path, entry, f"holds the entries {listed(content)}")
@@ -95,7 +95,14 @@ def _read_pickle(path: Path, entry: Entry | None, *, mapped: bool, shapes_only: 
     strays = [key for key, value in content[name].items() if not isinstance(value, Tensor)]
     if strays:
         raise CheckpointError(f"The entry {name} of {path} holds more than tensors: {listed(strays)}.")
-    return Checkpoint(path, f"training checkpoint, entry {name}", _without_prefixes(content[name], path))
+    return Checkpoint(path, f"training checkpoint, entry {name}", _checked(content[name], path, shapes_only))
+
+
+def _checked(tensors: Mapping[Any, Tensor], path: Path, shapes_only: bool) -> dict[str, Tensor]:
+    """Finite tensors by their bare names; on the meta device where their shapes are enough."""
+    check_finite(path, ((str(name), tensor) for name, tensor in tensors.items()))
+    found = _without_prefixes(tensors, path)
+    return {name: tensor.to("meta") for name, tensor in found.items()} if shapes_only else found
 
 
 def _without_prefixes(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
