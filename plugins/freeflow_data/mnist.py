@@ -18,6 +18,8 @@ from freeflow_data.images import Images, ImageSource, Problems
 NUM_CLASSES = 10
 _MAGIC = {1: b"\0\0\x08\x01", 3: b"\0\0\x08\x03"}
 """Of unsigned bytes, by the number of dimensions."""
+_LARGEST_ROW, _LARGEST = 2**26, 2**36
+"""Bytes of an image and of a file beyond which a header is damaged."""
 _KINDS = {1: "labels", 3: "images"}
 
 
@@ -106,8 +108,8 @@ def read_idx(path: Path, dimensions: int) -> IdxFile:
     Raises:
         ConfigError: it cannot be read, has another magic number, or holds more than its header says.
     """
-    content = _read(path)
     start = 4 + 4 * dimensions
+    content = _read(path, start)
     if len(content) < start or content[:4] != _MAGIC[dimensions]:
         came = f"begins with 0x{content[:4].hex()}" if len(content) >= start else f"holds {len(content)} bytes"
         raise ConfigError(
@@ -116,6 +118,8 @@ def read_idx(path: Path, dimensions: int) -> IdxFile:
         )
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     row, size = math.prod(shape[1:]), len(content) - start
+    if row > _LARGEST_ROW:
+        raise ConfigError(f"{path} promises images of {' x '.join(map(str, shape[1:]))}. It is damaged; copy it again.")
     if size > shape[0] * row:
         raise ConfigError(
             f"{path} holds {size:,} bytes after its header, which promises {shape[0]:,} x {row:,}. The file is "
@@ -125,11 +129,15 @@ def read_idx(path: Path, dimensions: int) -> IdxFile:
     return IdxFile(path, np.frombuffer(content, np.uint8, held * row, start).reshape(held, *shape[1:]), shape[0])
 
 
-def _read(path: Path) -> bytes:
-    """The whole file, or what a cut-off compressed one still gives."""
+def _read(path: Path, start: int) -> bytes:
+    """The whole file, or what a cut-off compressed one still gives; hardly more than the header promises."""
     try:
         content = path.read_bytes()
-        # Unlike gzip.open it gives what came before the cut.
-        return zlib.decompressobj(wbits=31).decompress(content) if path.suffix == ".gz" else content
+        if path.suffix != ".gz":
+            return content
+        opened = zlib.decompressobj(wbits=31)  # unlike gzip.open it gives what came before a cut
+        header = opened.decompress(content, start)
+        promised = math.prod(struct.unpack(f">{len(header[4:]) // 4}I", header[4:])) if len(header) == start else 0
+        return header + opened.decompress(opened.unconsumed_tail, min(promised, _LARGEST) + 1)
     except (OSError, zlib.error) as error:
         raise ConfigError(f"{path} cannot be read: {error}. It is damaged; copy it again.") from None

@@ -107,7 +107,7 @@ class StatesConfig(ComponentConfig):
 class TrunkConfig(ComponentConfig):
     """Size and inputs of an MLP."""
 
-    width: PositiveInt = Field(128, description="Units of each hidden layer.")
+    width: PositiveInt = Field(128, le=65_536, description="Units of each hidden layer.")
     depth: PositiveInt = Field(3, le=1000, description="Residual blocks of two layers.")
     num_frequencies: int = Field(3, ge=0, le=16)
     """Sine and cosine pairs of each time, at pi, 2 pi, ...; low ones keep d/ds smooth."""

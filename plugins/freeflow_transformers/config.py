@@ -18,7 +18,7 @@ class TransformerOptions(ComponentConfig):
     size: SizeName | None = None
     """Named size: S 12x384x6, B 12x768x12, L 24x1024x16, XL 28x1152x16 (depth x width x heads)."""
     depth: PositiveInt | None = Field(None, le=1000, description="Blocks; null: as the teacher, else 4.")
-    width: PositiveInt | None = None
+    width: PositiveInt | None = Field(None, le=65_536)
     """Channels of a token, a multiple of 4 and of num_heads; null: as the teacher, else 128."""
     num_heads: PositiveInt | None = Field(None, description="Attention heads; null: as the teacher, else 4.")
     patch_size: PositiveInt | None = None
@@ -104,7 +104,7 @@ class ReleasedTeacherConfig(PublishedOptions):
     """random: the family's architecture with random weights, to try a recipe or its cost without a checkpoint."""
     size: SizeName | None = Field(None, description="S, B, L or XL; checked against the checkpoint; null: XL.")
     depth: PositiveInt | None = Field(None, le=1000, description="Blocks, for a size of one's own; checked likewise.")
-    width: PositiveInt | None = Field(None, description="Channels of a token, likewise.")
+    width: PositiveInt | None = Field(None, le=65_536, description="Channels of a token, likewise.")
     patch_size: Literal[2, 4, 8] | None = Field(None, description="Side of a patch; checked likewise; null: 2.")
     resolution: Literal[256, 512] | None = None
     """Pixels of the decoded images, 8 to a latent; checked likewise; null: 256."""

@@ -59,11 +59,7 @@ checkpointing.fall_back=perhaps | samples.max_classes=0
 """
 """Of the tiny run."""
 
-NOT_NAMED = (
-    "training.batch_size=1000000000000",
-    "student.width=100000000",
-    "teacher.sample_shape=[1000000,1000000,1000000]",
-)
+NOT_NAMED = ("training.batch_size=1000000000000", "teacher.sample_shape=[1000000,1000000,1000000]")
 """What comes to its end by the machine's memory, which does not know whose it is."""
 
 WORDS = """
