@@ -1,14 +1,19 @@
 """What a fault suite does to runs, one trial at a time, and what must be the same afterwards."""
 
 import contextlib
+import errno
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
+import sys
 import time
+import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from forked import Ended, Forked
 from run_helpers import TINY
 
 from freeflow_core.engine.checkpoint import damage
+from freeflow_core.network_file import load_tensors
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "training": {"training": {"images": 1600}, "checkpointing": {"every_images": 480}},
@@ -64,7 +70,8 @@ class Bench:
         for key, value in {**SCENARIOS[scenario], **changes}.items():
             values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
         path = (
-            self.folder / f"{scenario.replace(' ', '-')}-{abs(hash(json.dumps(changes, sort_keys=True))) % 10**6}.yaml"
+            self.folder
+            / f"{scenario.replace(' ', '-')}-{zlib.crc32(json.dumps(changes, sort_keys=True).encode())}.yaml"
         )
         path.write_text(yaml.safe_dump(values))
         return path
@@ -163,8 +170,7 @@ def stop(bench: Bench, scenario: str, output: Path, draws: random.Random) -> flo
     """Ask a run to stop as a scheduler does, twice; the seconds until it had. Then let it end."""
     baseline, seconds = bench.baseline(scenario)
     number = draws.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
-    changes = {"logging": {"every_images": 96_000}, "training": {"images": 96_000, "stop_at_images": None}}
-    del changes["training"]
+    changes = {"logging": {"every_images": 96_000}}
     running = bench.run(scenario, output, changes=changes)
     while not (output / "metrics.jsonl").exists() and not (output / "trackers").exists():
         if running.wait(0.0) is not None or time.monotonic() - running.began > seconds:
@@ -184,3 +190,189 @@ def stop(bench: Bench, scenario: str, output: Path, draws: random.Random) -> flo
     bench.finish(scenario, output)
     check(weights(output) == weights(baseline), "the weights differ")
     return took
+
+
+def _fails_to_write(folder: Path, after: int) -> Callable[[int], None]:
+    """From the ``after``-th time on that a file below ``folder`` is opened for writing, or made, the disk is full."""
+    seen = [0]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            writes = bool(flags & (os.O_WRONLY | os.O_RDWR)) if isinstance(flags, int) else "r" not in str(mode)
+        elif event == "os.mkdir":
+            path, writes = arguments[0], True
+        else:
+            return
+        if writes and isinstance(path, (str, os.PathLike)) and str(path).startswith(str(folder)):
+            seen[0] += 1
+            if seen[0] > after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    return lambda rank: sys.addaudithook(hook)
+
+
+def _check_told(ended: Ended) -> None:
+    check(ended.code == 1, f"it ended with {ended.code}", ended)
+    check("Traceback" not in ended.text and "Unexpected error" not in ended.text, "the error is not clear", ended)
+
+
+def disk_full(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """The disk is full at some write and after; then there is room again."""
+    baseline, _ = bench.baseline("training")
+    output, after = folder / "run", draws.randrange(60)
+    ended = bench.run("training", output, prepare=_fails_to_write(folder / "run", after)).wait(300)
+    check(ended is not None, "it hung")
+    assert ended is not None
+    if ended.code != 0:
+        _check_told(ended)
+        bench.finish("training", output)
+    check_same(output, baseline)
+    return {"after": after, "code": ended.code}
+
+
+def files_limited(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """``ulimit -f``: no file may be larger than a few KiB."""
+    import resource
+
+    baseline, _ = bench.baseline("training")
+    size = draws.choice([256, 1024, 2048, 4096, 8192])
+
+    def limit(rank: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    ended = bench.run("training", folder / "run", prepare=limit).wait(300)
+    assert ended is not None
+    if ended.code != 0:
+        check(ended.code == 1, f"it ended with {ended.code}", ended)
+        bench.finish("training", folder / "run")
+    check_same(folder / "run", baseline)
+    return {"size": size, "code": ended.code}
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES: list[Callable[[Path], object]] = [_flip, lambda path: os.truncate(path, path.stat().st_size // 2), Path.unlink]
+
+
+def damaged(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """Every file of the newest checkpoint, in one of three ways: named, never taken, the run goes on from the older."""
+    baseline, _ = bench.baseline("training")
+    count = 0
+    stopped = folder / "stopped" / "run"
+    bench.run(
+        "training", stopped, changes={"training": {**SCENARIOS["training"]["training"], "stop_at_images": 960}}
+    ).wait()
+    names = sorted(path.name for path in max((stopped / "checkpoints").iterdir()).iterdir())
+    for way, damages in enumerate(DAMAGES):
+        for name in names:
+            output = folder / f"{name}-{way}" / "run"
+            shutil.copytree(stopped, output)
+            damages(max((output / "checkpoints").iterdir()) / name)
+            ended = bench.finish("training", output)
+            check("damaged" in ended.text and name in ended.text, f"{name} damaged in way {way} was not named", ended)
+            check(weights(output) == weights(baseline), "the weights differ")
+            count += 1
+            shutil.rmtree(output.parent)
+    return {"damaged": count}
+
+
+def two_at_once(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """A second process wants the folder of one that is at work."""
+    baseline, seconds = bench.baseline("training")
+    output = folder / "run"
+    first = bench.run("training", output)
+    while not (output / "run.json").exists() and first.wait(0.0) is None:
+        time.sleep(0.005)
+    time.sleep(draws.uniform(0, 0.3) * seconds)
+    log = folder / "second.txt"
+    second = Forked(["distill", "--config", bench.config("training"), "--resume", "--output", output], log).wait(300)
+    ended = first.wait(300)
+    assert second is not None
+    assert ended is not None
+    check(ended.code == 0, "the first did not finish", ended)
+    if second.code != 0:
+        check(second.code == 2 and "at work" in second.text, "the second was not refused clearly", second)
+    check_same(output, baseline)
+    return {"refused": second.code == 2}
+
+
+def mlflow_locked(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """Another program holds MLflow's database all along."""
+    baseline, _ = bench.baseline("mlflow")
+    shutil.copy(baseline.parent / "mlflow.db", folder / "mlflow.db")
+    changes = {"trackers": [{"name": "mlflow", "flush_seconds": 0.2, "finish_seconds": 1.0, "experiment": "locked"}]}
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as other:
+        other.execute("delete from metrics")
+        other.execute("delete from latest_metrics")
+        other.commit()
+        other.execute("begin exclusive")
+        ended = bench.run("mlflow", folder / "run", changes=changes).wait(600)
+        other.rollback()
+    assert ended is not None
+    check(ended.code == 0, "a locked MLflow stopped the run", ended)
+    check_same(folder / "run", baseline)
+    sync(folder / "run")
+    check(rows(folder / "mlflow.db") == rows(baseline.parent / "mlflow.db"), "MLflow's rows differ")
+    return {}
+
+
+def mlflow_unreachable(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """A server that is not there."""
+    baseline, _ = bench.baseline("mlflow")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{found.getsockname()[1]}"
+    changes = {"trackers": [{"name": "mlflow", "flush_seconds": 0.2, "finish_seconds": 1.0, "uri": uri}]}
+    ended = bench.run("mlflow", folder / "run", changes=changes).wait(600)
+    assert ended is not None
+    check(ended.code == 0, "an unreachable MLflow stopped the run", ended)
+    check_same(folder / "run", baseline)
+    sync(folder / "run")
+    check(rows(folder / "mlflow.db") == rows(baseline.parent / "mlflow.db"), "MLflow's rows differ")
+    return {}
+
+
+def other_number(bench: Bench, folder: Path, draws: random.Random, numbers: tuple[int, int]) -> dict[str, Any]:
+    """A run goes on with another number of processes, to the same weights up to rounding."""
+    runtime = {"runtime": {"device": "cpu", "threads": 1, "precision": "float64"}}
+    length = SCENARIOS["training"]["training"]
+    whole = bench.finish("training", folder / "whole" / "run", changes=runtime)
+    check(whole.code == 0, "the whole run failed", whole)
+    parts = folder / "parts" / "run"
+    stopping = {**runtime, "training": {**length, "stop_at_images": 800}}
+    first = bench.run("training", parts, changes=stopping, num_processes=numbers[0]).wait(300)
+    assert first is not None
+    check(first.code == 0, "the first part failed", first)
+    bench.finish("training", parts, changes=runtime, num_processes=numbers[1])
+    tensors = [
+        load_tensors(max((run / "checkpoints").iterdir()) / "student.safetensors")[0]
+        for run in (folder / "whole" / "run", parts)
+    ]
+    difference = max(float((a - tensors[1][name]).abs().max()) for name, a in tensors[0].items())
+    check(difference < 1e-9, f"the weights differ by {difference}")
+    return {"difference": difference}
+
+
+def locale_and_clock(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """Another language, and a clock that was set back by a year when the run goes on."""
+    baseline, seconds = bench.baseline("training")
+    real = time.time
+
+    def set_back(rank: int) -> None:
+        time.time = lambda: real() - 365 * 86400.0
+
+    variables = {
+        "LC_ALL": draws.choice(["C", "tr_TR.UTF-8", "de_DE.UTF-8"]),
+        "TZ": "Pacific/Kiritimati",
+        "PYTHONUTF8": "0",
+    }
+    kills = bench.run("training", folder / "run", variables=variables).kill(draws.uniform(0.2, 0.8) * seconds).code != 0
+    bench.finish("training", folder / "run", variables=variables, prepare=set_back)
+    check_same(folder / "run", baseline)
+    return {"kills": int(kills)}
