@@ -1,16 +1,17 @@
 """What the command line and notebooks call.
 
 >>> import freeflow_core as freeflow
->>> result = freeflow.distill(preset="digits")            # doctest: +SKIP
->>> result.scores["student"]                              # doctest: +SKIP
+>>> result = freeflow.distill(teacher="digits", training={"images": 20_000})    # doctest: +SKIP
+>>> result.student.sample(16, labels=[3, 7])                                     # doctest: +SKIP
+>>> result.scores["student"]                                                     # doctest: +SKIP
 """
 
 from freeflow_core.api.checking import TeacherCheck, check_teacher
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
+from freeflow_core.api.results import Images, RunResult, TrainedStudent
 from freeflow_core.api.scoring import evaluate, search
-from freeflow_core.api.training import compare, distill, plan, pretrain, resolve_config
+from freeflow_core.api.training import RunSettings, ScoreSettings, compare, distill, plan, pretrain, resolve_config
 from freeflow_core.config.compare import CompareConfig
-from freeflow_core.engine.run import RunResult
 from freeflow_core.tools.compare.runner import CompareResult
 from freeflow_core.tools.cost.plan import Plan
 from freeflow_core.tools.cost.step import RolePlan
@@ -27,12 +28,16 @@ __all__ = [
     "CompareConfig",
     "CompareResult",
     "Encoded",
+    "Images",
     "Plan",
     "RolePlan",
     "RunResult",
+    "RunSettings",
     "SampleResult",
+    "ScoreSettings",
     "SearchResult",
     "TeacherCheck",
+    "TrainedStudent",
     "WeightStatus",
     "check_teacher",
     "compare",

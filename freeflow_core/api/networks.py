@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
+from freeflow_core.api.results import TrainedStudent
 from freeflow_core.config import ComponentChoice
 from freeflow_core.engine.build import Builder
-from freeflow_core.evaluation.student_file import StudentFile
-from freeflow_core.evaluation.student_file import load_student as _load_student
 from freeflow_core.interfaces import Teacher
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.weights import OnProgress, WeightStatus, WeightStore
@@ -17,8 +16,8 @@ from freeflow_core.weights import OnProgress, WeightStatus, WeightStore
 
 def load_student(
     name: str | Path, *, options: Mapping[str, Any] | None = None, manager: Manager | None = None
-) -> StudentFile:
-    """A trained student: from its file, a run's folder, or a published one by name, fetched on first use.
+) -> TrainedStudent:
+    """A trained student that samples: from its file, a run's folder, or a published one by name, fetched on first use.
 
     Args:
         name: a path, or a student with weights of its own, such as ``"freeflow-xl-2-256"``.
@@ -28,7 +27,7 @@ def load_student(
         CheckpointError: missing, damaged, not a student.
         ConfigError: a name without weights, or options that do not fit.
     """
-    return _load_student(name, Registry(manager or Manager.load()), options)
+    return TrainedStudent.load(name, manager or Manager.load(), options)
 
 
 def load_teacher(

@@ -2,18 +2,21 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from accelerate import Accelerator
 
+from freeflow_core.api.progress import shown
+from freeflow_core.api.results import RunResult
+from freeflow_core.api.training import ScoreSettings, settled
 from freeflow_core.config import ComponentChoice, RunConfig, to_yaml
+from freeflow_core.config.load import saved_config
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.process import peak_memory, start_accelerator
-from freeflow_core.engine.run import RunResult
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.report import score_table
 from freeflow_core.evaluation.scores import Evaluation
@@ -26,19 +29,42 @@ from freeflow_core.types import RunInfo
 
 
 def evaluate(
-    config: RunConfig, *, student: str | Path | None = None, output: Path | None = None, manager: Manager | None = None
+    config: RunConfig | None = None,
+    *,
+    student: str | Path | None = None,
+    preset: str | None = None,
+    settings: Iterable[str] = (),
+    output: Path | None = None,
+    progress: bool | None = None,
+    manager: Manager | None = None,
+    **chosen: Unpack[ScoreSettings],
 ) -> RunResult:
     """Score a student (or, without one, the teacher alone) as the end of a run does.
 
     Args:
-        config: what to measure and against what; the training part is not used.
+        config: what to measure and against what; the training part is not used. None: that of the student's run; of a
+            teacher alone, or with ``preset``, that of the preset.
         student: whatever :func:`load_student` takes.
+        settings, chosen: laid over it, as in :func:`freeflow_core.api.distill`.
         output: folder for ``scores.json`` and ``scores.md``; None writes nothing.
+        progress: show a bar; None: in a notebook and on a terminal.
 
     Raises:
-        ConfigError: nothing to score.
+        ConfigError: nothing to score, or a student file beside which nothing says what to measure.
     """
     began, manager = time.perf_counter(), manager or Manager.load()
+    if config is None and student is None and chosen.get("teacher") is None:
+        raise ConfigError("Nothing to evaluate: name a student, by its run's folder or its file, or a teacher.")
+    named = config is not None or preset is not None or student is None
+    file = None if named else saved_config(Path(str(student)))
+    config = settled("distill", manager, config, preset, file, settings, chosen)
+    with shown(manager, progress):
+        return _evaluated(config, student, output, manager, began)
+
+
+def _evaluated(
+    config: RunConfig, student: str | Path | None, output: Path | None, manager: Manager, began: float
+) -> RunResult:
     accelerator, builder, context = _built(config, student, manager)
     if context.student is None and context.teacher is None:
         raise ConfigError("Nothing to evaluate: name a --student file or run folder, or a --teacher.")
@@ -52,7 +78,7 @@ def evaluate(
         write_text(files["scores"], json.dumps(scores, indent=1))
         write_text(files["table"], "\n".join(score_table(scores, config)) + "\n")
     seconds, memory = time.perf_counter() - began, peak_memory(accelerator.device)
-    return RunResult(folder, "finished", scores, files, None, seconds, memory)
+    return RunResult(folder, "finished", scores, files, None, seconds, memory, config, manager)
 
 
 def search(

@@ -1,19 +1,52 @@
 """Training: a configuration resolved, planned and run; one objective, or several on one teacher."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict, Unpack
 
+from freeflow_core.api.progress import shown
+from freeflow_core.api.results import RunResult
 from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.config.compare import CompareConfig, load_compare_config
-from freeflow_core.config.load import DEFAULT_PRESETS, lay_settings, resolve
-from freeflow_core.engine.run import Run, RunResult
+from freeflow_core.config.load import DEFAULT_PRESETS, choose_preset, lay_settings, merge, resolve
+from freeflow_core.engine.run import Run
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.runner import CompareResult, Comparison, each_message_once
 from freeflow_core.tools.cost.plan import Plan, make_plan
+
+Part: TypeAlias = str | Mapping[str, Any]
+"""A component: its name, or its name and options in one mapping."""
+
+
+class ScoreSettings(TypedDict, total=False):
+    """Components and sections of a configuration that say what is scored and how; see :class:`RunSettings`."""
+
+    teacher: Part
+    codec: Part
+    reference: Part
+    name: str
+    seed: int
+    evaluation: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+
+
+class RunSettings(ScoreSettings, total=False):
+    """What is laid over the preset: components by kind, and sections, under the names that files and ``--set`` use.
+
+    A component of another name drops the options of the preset's; the settings of a section are laid over the preset's.
+    """
+
+    objective: Part
+    student: Part
+    source: Part
+    training: Mapping[str, Any]
+    logging: Mapping[str, Any]
+    checkpointing: Mapping[str, Any]
+    samples: Mapping[str, Any]
+    trackers: Sequence[Part]
 
 
 def resolve_config(
@@ -24,9 +57,14 @@ def resolve_config(
     config_file: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     settings: Iterable[str] = (),
+    **chosen: Unpack[RunSettings],
 ) -> RunConfig:
-    """Preset, file, overrides and ``a.b=c`` settings as one validated configuration. Raises ``ConfigError``."""
+    """Preset, file, overrides, what is chosen and ``a.b=c`` settings as one validated configuration.
+
+    Nothing is taken from a preset unless one is named. Raises ``ConfigError``.
+    """
     registry = Registry(manager or Manager.load())
+    overrides = merge(_named(overrides or {}), _named(chosen))
     return load_run_config(
         registry, command, preset=preset, file=config_file, overrides=overrides, assignments=settings
     )
@@ -37,23 +75,28 @@ def distill(
     *,
     preset: str | None = None,
     settings: Iterable[str] = (),
-    output: Path | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
+    progress: bool | None = None,
     manager: Manager | None = None,
+    **chosen: Unpack[RunSettings],
 ) -> RunResult:
     """Train a student from a teacher, evaluate it, and write the run folder.
 
     Args:
-        config: a resolved configuration; None to start from ``preset`` (default ``"mnist"``).
-        settings: ``a.b=c`` strings laid over it.
+        config: a resolved configuration; None to start from a preset.
+        preset: its name; None for the one made for ``teacher``, or without a teacher ``"mnist"``.
+        settings: ``a.b=c`` strings, laid over all else.
         output: run folder; None for ``runs/<name>``.
         resume: go on from the newest checkpoint of ``output`` (or of the newest run of that name).
+        progress: show a bar; None: in a notebook and on a terminal.
+        chosen: see :class:`RunSettings`, e.g. ``teacher="mnist", training={"images": 20_000}``.
 
     Raises:
         ConfigError: settings, names or parts that do not fit.
         FreeflowError: interruption, a non-finite step, or a folder that cannot be written.
     """
-    return _run("distill", config, preset, settings, output, resume, manager)
+    return _run("distill", config, preset, settings, output, resume, progress, manager, chosen)
 
 
 def pretrain(
@@ -61,12 +104,14 @@ def pretrain(
     *,
     preset: str | None = None,
     settings: Iterable[str] = (),
-    output: Path | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
+    progress: bool | None = None,
     manager: Manager | None = None,
+    **chosen: Unpack[RunSettings],
 ) -> RunResult:
-    """Train a teacher from data; arguments and errors as for :func:`distill`."""
-    return _run("pretrain", config, preset, settings, output, resume, manager)
+    """Train a teacher from data; arguments and errors as for :func:`distill`, the preset that of ``source``."""
+    return _run("pretrain", config, preset, settings, output, resume, progress, manager, chosen)
 
 
 def compare(
@@ -84,6 +129,7 @@ def compare(
     sweep: str | None = None,
     output: Path | None = None,
     dry_run: bool = False,
+    progress: bool | None = None,
     manager: Manager | None = None,
 ) -> CompareResult:
     """Train several objectives on one teacher with one budget, score them alike, and put them into one table.
@@ -101,6 +147,7 @@ def compare(
         sweep: ``a.b=v1,v2,...``: a setting that takes several values in turn.
         output: the comparison's folder; None for ``runs/compare-<name>``.
         dry_run: measure what each objective costs, and train and write nothing.
+        progress: show a bar; None: in a notebook and on a terminal.
 
     Raises:
         ConfigError: settings, names or parts that do not fit, or a folder with another comparison.
@@ -112,14 +159,14 @@ def compare(
         names = {"teacher": teacher, "source": source}
         config = load_compare_config(
             Registry(manager),
-            preset=preset if preset or config_file else "digits",
+            preset=preset if preset or config_file else DEFAULT_PRESETS["compare"],
             file=config_file,
             overrides={kind: {"name": name} for kind, name in names.items() if name},
             comparison={"objectives": tuple(objectives) or None, "seeds": seeds, "budget": budget, "sweep": sweep},
             assignments=settings,
             assignments_for=settings_for,
         )
-    with each_message_once():
+    with each_message_once(), shown(manager, progress):
         comparison = Comparison(config, manager, output)
         return comparison.plan() if dry_run else comparison.execute()
 
@@ -143,18 +190,48 @@ def _run(
     config: RunConfig | None,
     preset: str | None,
     settings: Iterable[str],
-    output: Path | None,
+    output: str | Path | None,
     resume: bool,
+    progress: bool | None,
     manager: Manager | None,
+    chosen: RunSettings,
 ) -> RunResult:
     manager = manager or Manager.load()
+    config = settled(command, manager, config, preset, None, settings, chosen)
+    folder = None if output is None else Path(output)
+    with shown(manager, progress):
+        outcome = Run(config, command, manager, output=folder, resume=resume, scorer=Scoring).execute()
+    return RunResult(**vars(outcome), config=config, manager=manager)
+
+
+def settled(
+    command: str,
+    manager: Manager,
+    config: RunConfig | None,
+    preset: str | None,
+    file: Path | None,
+    settings: Iterable[str],
+    chosen: Mapping[str, object],
+) -> RunConfig:
+    """The configuration of a call: what is chosen and the settings over ``config``, else over file or preset, where
+    neither is named over that of the teacher or source. Raises ``ConfigError``."""
+    registry, parts, settings = Registry(manager), _named(chosen), tuple(settings)
     if config is None:
-        config = resolve_config(command, manager=manager, preset=preset or DEFAULT_PRESETS[command], settings=settings)
-    elif preset is not None:
+        named = {kind: parts.get(kind, {}).get("name") for kind in ("teacher", "source")}
+        preset = preset or (None if file else choose_preset(registry, command, **named))
+        return load_run_config(registry, command, preset=preset, file=file, overrides=parts, assignments=settings)
+    if preset is not None:
         raise ConfigError(
             f"Got a complete configuration and also the preset {preset!r}, which would replace it. Give one of the "
             "two; settings can change either."
         )
-    elif settings := tuple(settings):
-        config = resolve(Registry(manager), lay_settings(config.model_dump(mode="json"), settings))
-    return Run(config, command, manager, output=output, resume=resume, scorer=Scoring).execute()
+    if not parts and not settings:
+        return config
+    return resolve(registry, lay_settings(merge(config.model_dump(mode="json"), parts), settings))
+
+
+def _named(values: Mapping[str, object]) -> dict[str, Any]:
+    """Components given by name alone as mappings; None, as anywhere, is no choice."""
+    kinds = ("teacher", "objective", "student", "source", "codec", "reference")
+    given = {key: value for key, value in values.items() if value is not None}
+    return {key: {"name": v} if key in kinds and isinstance(v, str) else v for key, v in given.items()}

@@ -58,6 +58,19 @@ def load_run_config(
     return resolve(registry, values)
 
 
+ANY_TEACHER = "any-teacher"
+"""What ``distill`` does for a teacher without a preset of its own."""
+
+
+def choose_preset(registry: Registry, command: str, *, teacher: str | None = None, source: str | None = None) -> str:
+    """The preset of a run that names none: made for the teacher asked for, or named after the source."""
+    if preset := registry.preset_for(command, teacher):
+        return preset
+    if source is not None and source in registry.presets(command):
+        return source
+    return ANY_TEACHER if teacher is not None and command == "distill" else DEFAULT_PRESETS[command]
+
+
 SHARED_OPTIONS = "guidance"
 """Options of a preset's objective that begin so belong to the task, not to the method: other objectives keep them."""
 
@@ -178,6 +191,26 @@ def nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
     for key in reversed(keys):
         value = {key: value}
     return dict(value)
+
+
+CONFIG_NAME = "config.yaml"
+"""The configuration in a run's folder."""
+
+
+def saved_config(student: Path) -> Path:
+    """The configuration in a run folder, or beside the student file that lies in one.
+
+    Raises ``ConfigError``: there is no such path, or nothing there that says what to measure.
+    """
+    if not student.exists():
+        raise ConfigError(
+            f"There is no {student}; expected the folder of a run, or a student file. For a published student say what "
+            "to measure, with --preset NAME or --config FILE."
+        )
+    file = (student if student.is_dir() else student.parent) / CONFIG_NAME
+    if not file.is_file():
+        raise ConfigError(f"There is no {file}, so what to measure is unknown. Give --preset NAME or --config FILE.")
+    return file
 
 
 def read_preset(registry: Registry, preset: Preset) -> dict[str, Any]:

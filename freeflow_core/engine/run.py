@@ -83,7 +83,7 @@ class MakeScorer(Protocol):
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunOutcome:
     """What a run left behind.
 
     ``scores`` maps rows of the table to scores by name; ``files`` maps what was written to its path.
@@ -168,7 +168,7 @@ class Run:
                     self.scoring.prepare()
             self._ending = ending.pop_all()
 
-    def execute(self) -> RunResult:
+    def execute(self) -> RunOutcome:
         """Train to the end (or to ``stop_at_images``), then evaluate. Observers always hear how it ended.
 
         Raises:
@@ -324,7 +324,7 @@ class Run:
         self.trainer.restart_clock()
         self._agreement.restart_clock()
 
-    def _conclude(self, status: str) -> RunResult:
+    def _conclude(self, status: str) -> RunOutcome:
         """On the main process, while the others wait. What a signal ends here, --resume does again."""
         try:
             with self._stop.at_once():
@@ -335,7 +335,7 @@ class Run:
                 f"Go on with the same command plus: --resume --output {self.folder.path}"
             ) from None
 
-    def _report(self, status: str) -> RunResult:
+    def _report(self, status: str) -> RunOutcome:
         scores: Scores = {}
         self.scoring.save_student(self.state.images)
         if status == "finished":
@@ -349,7 +349,7 @@ class Run:
         load_report = str(self.components.load_report) if self.components.teacher is not None else None
         self.scoring.report(self.command, scores, self._facts(duration, memory), load_report)
         files = self.scoring.files()
-        return RunResult(self.folder.path, status, scores, files, load_report, duration, memory)
+        return RunOutcome(self.folder.path, status, scores, files, load_report, duration, memory)
 
     def _facts(self, duration: float, memory: int) -> dict[str, str]:
         network = self.state.roles[STUDENT].network

@@ -25,6 +25,11 @@ class StudentFile:
     codec: ComponentChoice
     metadata: dict[str, Any]
 
+    @property
+    def guidance(self) -> float:
+        """The guidance weight it was scored with after training; 1, none, where its file does not say."""
+        return float(self.metadata.get("guidance_weight", 1.0))
+
 
 def save_student(path: Path, config: RunConfig, student: Student, images: int) -> None:
     """Write the student. Raises ``CheckpointError`` when that fails; nothing half-written stays."""
@@ -34,6 +39,7 @@ def save_student(path: Path, config: RunConfig, student: Student, images: int) -
         "objective": config.objective.name,
         "teacher": config.teacher.model_dump(mode="json") if config.teacher else None,
         "codec": config.codec.model_dump(mode="json"),
+        "guidance_weight": config.evaluation.guidance_weight,
         "images": images,
         "seed": config.seed,
         "freeflow_version": __version__,

@@ -8,7 +8,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -165,6 +166,16 @@ class Manager:
                 self._pluggy.unregister(name=name)
             raise PluginError(f"Plugin {name!r} cannot be registered: {_one_line(error)}") from error
         self._registered[name] = LoadedPlugin(name, distribution or name, version, api=needed, loaded=True)
+
+    @contextmanager
+    def beside(self, plugin: Any, name: str) -> Iterator[None]:
+        """Register ``plugin`` for what is done inside. Raises ``PluginError`` as :meth:`register` does."""
+        self.register(plugin, name)
+        try:
+            yield
+        finally:
+            self._pluggy.unregister(name=name)
+            del self._registered[name]
 
     def load_file(self, path: Path) -> None:
         """Load a one-file plugin. This runs the file: only ever called for a path the user named.

@@ -1,5 +1,8 @@
 """What `distill` and `pretrain` make of a configuration, a preset and settings."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from freeflow_core import api
@@ -17,7 +20,7 @@ def started(monkeypatch):
             found.append((command, config))
 
         def execute(self):
-            return "result"
+            return SimpleNamespace(folder=Path("runs/x"), status="finished")
 
     monkeypatch.setattr(training, "Run", Run)
     return found
@@ -42,3 +45,33 @@ def test_a_configuration_and_a_preset_exclude_each_other(manager, started):
 def test_without_either_it_is_the_default_preset(manager, started):
     api.distill(settings=["seed=7"], manager=manager)
     assert (started[0][1].name, started[0][1].seed) == ("mnist-freeflow", 7)
+
+
+def test_parts_and_sections_are_laid_over_the_preset_of_the_teacher(manager, started):
+    api.distill(
+        teacher="digits",
+        objective={"name": "shortcut", "base_steps": 16},
+        training={"images": 640},
+        settings=["training.batch_size=32"],
+        manager=manager,
+    )
+    api.distill(teacher="gaussian-mixture", student="mlp", manager=manager)
+    api.pretrain(source="mnist", manager=manager)
+    digits, other, pretrained = (config for _, config in started)
+    assert (digits.teacher.name, digits.objective.options.base_steps) == ("digits", 16)
+    assert (digits.training.images, digits.training.batch_size) == (640, 32)
+    assert (
+        digits.training.optimizer == api.resolve_config("distill", preset="digits", manager=manager).training.optimizer
+    )
+    assert (other.teacher.name, other.student.name, other.evaluation.evaluators) == ("gaussian-mixture", "mlp", None)
+    assert (pretrained.source.name, pretrained.student.name) == ("mnist", "velocity-transformer")
+
+
+def test_parts_change_a_configuration(manager, started):
+    config = api.resolve_config("distill", preset="digits", manager=manager)
+    api.distill(config, seed=7, student={"name": "transformer", "depth": 1}, manager=manager)
+    changed = started[0][1]
+    assert (changed.seed, changed.student.options.depth) == (7, 1)
+    assert changed.objective == config.objective
+    with pytest.raises(ConfigError, match="imagess"):
+        api.distill(config, training={"imagess": 1}, manager=manager)

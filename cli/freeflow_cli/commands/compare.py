@@ -93,7 +93,7 @@ def compare(
     from freeflow_core import api
 
     with session.progress():
-        result = api.compare(resolved, output=output, dry_run=dry_run, manager=session.manager)
+        result = api.compare(resolved, output=output, dry_run=dry_run, progress=False, manager=session.manager)
     print_comparison(result)
     if result.table.errors:
         raise typer.Exit(1)

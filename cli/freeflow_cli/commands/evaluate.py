@@ -7,7 +7,7 @@ import typer
 from rich.table import Column
 
 from freeflow_cli.commands import options
-from freeflow_cli.commands.options import CONFIG_NAME, Request
+from freeflow_cli.commands.options import Request
 from freeflow_cli.console import make_table, number, print_files, print_line, print_result, stdout
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError
@@ -25,6 +25,8 @@ def evaluate(
     """Score a student, or a teacher alone, as the end of a run does. A run folder brings its own configuration."""
     if student is None and teacher is None:
         raise ConfigError("Nothing to evaluate. Give --run PATH (a run's folder, or a student file) or --teacher NAME.")
+    from freeflow_core.config.load import saved_config
+
     session = Session.of(context)
     if config is None and preset is None and student is not None:
         config = saved_config(student)
@@ -33,24 +35,8 @@ def evaluate(
     from freeflow_core import api
 
     with session.progress():
-        result = api.evaluate(resolved, student=student, output=output, manager=session.manager)
+        result = api.evaluate(resolved, student=student, output=output, progress=False, manager=session.manager)
     print_result(result, "evaluate", resolved)
-
-
-def saved_config(student: Path) -> Path:
-    """The configuration in a run folder, or beside the student file that lies in one.
-
-    Raises ``ConfigError``: there is no such path, or nothing there that says what to measure.
-    """
-    if not student.exists():
-        raise ConfigError(
-            f"There is no {student}; expected the folder of a run, or a student file. For a published student say what "
-            "to measure, with --preset NAME or --config FILE."
-        )
-    file = (student if student.is_dir() else student.parent) / CONFIG_NAME
-    if not file.is_file():
-        raise ConfigError(f"There is no {file}, so what to measure is unknown. Give --preset NAME or --config FILE.")
-    return file
 
 
 def search(
@@ -81,9 +67,10 @@ def search(
         raise ConfigError("Nothing to search with. Give --run PATH: the folder of a run, or a student file.")
     session = Session.of(context)
     session.registry(teacher=teacher, verifier=verifier, sampler=sampler)
+    from freeflow_core.config.load import saved_config, split_settings
+
     if config is None and preset is None:
         config = saved_config(student)
-    from freeflow_core.config.load import split_settings
 
     parts, settings = split_settings(assignments or [], {"verifier": {"name": verifier}, "sampler": {"name": sampler}})
     resolved = Request("distill", preset, config, {"teacher": teacher}, assignments=settings).load(session)

@@ -92,13 +92,6 @@ Device = Annotated[
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-ANY_TEACHER = "any-teacher"
-"""What `freeflow distill` does for a teacher without a preset of its own."""
-
-CONFIG_NAME = "config.yaml"
-"""The configuration in a run's folder, which --resume goes on with."""
-
-
 def overrides(components: Mapping[str, str | None], **settings: object) -> dict[str, object]:
     """What single options lay over preset and file: components by name, and settings; None is no choice."""
     named: dict[str, object] = {kind: {"name": name} for kind, name in components.items() if name is not None}
@@ -123,17 +116,15 @@ class Request:
         A run that is resumed by its folder goes on with the configuration in it, unless another is named.
         """
         from freeflow_core.config import load_run_config
-        from freeflow_core.config.load import DEFAULT_PRESETS
+        from freeflow_core.config.load import CONFIG_NAME, choose_preset
 
         preset, file, registry = self.preset, self.file, session.registry()
         if preset is None and file is None and self.resume_in is not None:
             saved = self.resume_in / CONFIG_NAME
             file = saved if saved.is_file() else None
         if preset is None and file is None:  # made for the teacher asked for, or named after the source
-            teacher, source = self.components.get("teacher"), self.components.get("source")
-            other = ANY_TEACHER if teacher is not None and self.command == "distill" else DEFAULT_PRESETS[self.command]
-            preset = registry.preset_for(self.command, teacher)
-            preset = preset or (source if source in registry.presets(self.command) else other)
+            named = {kind: self.components.get(kind) for kind in ("teacher", "source")}
+            preset = choose_preset(registry, self.command, **named)
         return load_run_config(
             registry,
             self.command,

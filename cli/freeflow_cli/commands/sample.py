@@ -22,7 +22,9 @@ def sample(
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples.")] = 100,
     sampler: Annotated[str | None, options.text("--sampler", "NAME", "Default: one-step; for a teacher heun.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: 1; for a teacher 100.")] = None,
-    guidance_weight: Annotated[float, typer.Option(min=0, help="1: no guidance.")] = 1.0,
+    guidance_weight: Annotated[
+        float | None, typer.Option(min=0, help="1: none. Default: what the student was scored with; 1 for a teacher.")
+    ] = None,
     guidance_interval: Annotated[str, options.value("LOW,HIGH", "Times in [0, 1] where a teacher is guided.")] = "0,1",
     jump_to: Annotated[float, typer.Option(help="Time in (0, 1) where the teacher takes over from a jump.")] = 0.5,
     labels: Annotated[

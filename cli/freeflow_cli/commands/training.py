@@ -95,7 +95,7 @@ def train(session: Session, request: Request, folder: Path | None, resume: bool,
     if not dry_run:
         command = api.pretrain if request.command == "pretrain" else api.distill
         with session.progress():
-            result = command(config, output=folder, resume=resume, manager=session.manager)
+            result = command(config, output=folder, resume=resume, progress=False, manager=session.manager)
         print_result(result, request.command, config)
         return
     plan = api.plan(config, manager=session.manager)

@@ -156,7 +156,7 @@ def sample(
     num: int = 100,
     sampler: str | None = None,
     steps: int | None = None,
-    guidance_weight: float = 1.0,
+    guidance_weight: float | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     jump_to: float = 0.5,
     labels: Iterable[int] | Literal["balanced", "random"] | None = None,
@@ -180,6 +180,7 @@ def sample(
         teacher: a teacher's name; with a student, the one that goes on after the jump (default: its own).
         sampler: default ``one-step`` with a student, ``heun`` without.
         steps: default 1 with a student, 100 with a teacher, 4 after a jump.
+        guidance_weight: None: the weight that the student was scored with; 1, no guidance, of a teacher alone.
         guidance_interval: times [low, high] where a teacher is guided.
         labels: classes, cycled; ``"balanced"`` or None: all in turn; ``"random"``: drawn for each index from p(c).
         settings: ``teacher.option=value``, ``sampler.option=value`` and ``codec.option=value`` strings.
@@ -207,8 +208,11 @@ def sample(
         raise ConfigError(f"The guidance interval must be low,high with 0 <= low <= high <= 1, got {low:g},{high:g}.")
     registry = Registry(manager or Manager.load())
     own, settings = split_settings(settings, {"student": {}})
+    loaded = load_student(student, registry, own["student"]) if student is not None else None
+    if guidance_weight is None:
+        guidance_weight = loaded.guidance if loaded else 1.0
     request = SampleRequest(
-        student=load_student(student, registry, own["student"]) if student is not None else None,
+        student=loaded,
         teacher=teacher,
         num=num,
         sampler=sampler,
