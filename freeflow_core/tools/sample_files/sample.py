@@ -199,7 +199,7 @@ def sample(
         raise ConfigError(f"The seed must be at least 0 and below 2**63, got {seed}.")
     if steps is not None and not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"The steps must be 1 to {MOST_STEPS:,}, got {steps}.")
-    if not (math.isfinite(guidance_weight) and guidance_weight >= 0):
+    if guidance_weight is not None and not (math.isfinite(guidance_weight) and guidance_weight >= 0):
         raise ConfigError(f"The guidance weight must be a number from 0 up, got {guidance_weight}.")
     if (file := next((path for path in (output, *output.parents) if path.is_file()), None)) is not None:
         raise ConfigError(f"The output {output} cannot be a folder, since {file} is a file. Choose another --output.")
