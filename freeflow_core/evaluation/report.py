@@ -35,8 +35,15 @@ def write_report(
     facts: Mapping[str, str],
     pictures: Mapping[str, str],
     looks: Iterable[str] = (),
+    columns: Iterable[str] = (),
 ) -> str:
-    """The report as Markdown. ``pictures`` maps titles to paths beside it; ``looks`` compare single steps."""
+    """The report as Markdown.
+
+    Args:
+        pictures: paths beside it, by title.
+        looks: comparisons of single steps.
+        columns: what the classes of the pictures' columns are called, such as their prompts.
+    """
     teacher = f"`{config.teacher.name}`" if config.teacher else "none"
     lines = [
         f"# {config.name}",
@@ -54,6 +61,8 @@ def write_report(
         lines += ["## Scores", "", *score_table(scores, config), "", _legend(config), ""]
     for title, path in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({path})", ""]
+    if pictures and (named := [f"{number}. {name}" for number, name in enumerate(columns)]):
+        lines += ["The columns, from the left:", "", *named, ""]
     lines += ["## Configuration", "", "Every setting, defaults included, is in [config.yaml](config.yaml).", ""]
     return "\n".join(lines)
 

@@ -184,7 +184,14 @@ class Scoring:
         if looks and self._single_steps.looks[-1].is_worse:
             looks.append(self._single_steps.causes())
         text = write_report(
-            self.config, command, scores, load_report=load_report, facts=facts, pictures=links, looks=looks
+            self.config,
+            command,
+            scores,
+            load_report=load_report,
+            facts=facts,
+            pictures=links,
+            looks=looks,
+            columns=self._column_names(),
         )
         write_text(self.folder.report_file, text)
 
@@ -221,6 +228,11 @@ class Scoring:
         else:
             sampler, steps = evaluation.reference_sampler, evaluation.reference_steps
         return make_generator(evaluation, self._builder, self._context, sampler, steps)
+
+    def _column_names(self) -> tuple[str, ...]:
+        """What the classes in the pictures are called, where they have names."""
+        teacher = self._context.teacher
+        return (teacher.class_names or ())[: self._shown()[1]] if teacher is not None else ()
 
     def _shown(self) -> tuple[Tensor, int, int]:
         """Indices whose balanced labels run through the first classes, ``per_class`` times; columns; classes (or 0)."""

@@ -25,6 +25,7 @@ class Teacher(nn.Module, Buildable):
         sample_shape: dimensions ``*D`` of one state.
         time_range: (low, high) times at which the field is defined.
         num_classes: number of classes labels run over, or None.
+        class_names: what each class is called, such as its prompt, for reports; None: its number.
         guidance_channels: guide the first so many channels (dimension 1 of a batch) alone, as SiT and DiT do in their
             own samplers; the others keep the conditional velocity. None: all.
         codec: name of the codec whose states these are, where the weights say so; None: unknown.
@@ -35,6 +36,7 @@ class Teacher(nn.Module, Buildable):
     sample_shape: tuple[int, ...]
     time_range: tuple[float, float] = (0.0, 1.0)
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
     guidance_channels: int | None = None
     codec: str | None = None
     provenance: str = ""

@@ -64,7 +64,11 @@ def read_embeddings(path: Path, expected: tuple[str, ...] = ()) -> Conditions:
         ConfigError: not such a file, or tensors that do not belong together.
         CheckpointError: a damaged ``.safetensors`` file.
     """
-    tensors = _read(path)
+    return conditions_of(_read(path), str(path), expected)
+
+
+def conditions_of(tensors: Mapping[str, Tensor], path: str, expected: tuple[str, ...] = ()) -> Conditions:
+    """The table in ``tensors``; ``path`` is for errors. Raises ``ConfigError`` as :func:`read_embeddings` does."""
     positive = {name: rows for name, rows in tensors.items() if not name.startswith(NEGATIVE)}
     negative = {name.removeprefix(NEGATIVE): rows for name, rows in tensors.items() if name.startswith(NEGATIVE)}
     if expected and set(positive) != set(expected):

@@ -119,7 +119,7 @@ class TorchFileTeacherConfig(OwnNetworkOptions):
 
 
 class DiffusersTeacherConfig(ComponentConfig):
-    """A flow-matching transformer of diffusers (SD3, FLUX) with prompts given as embeddings.
+    """A flow-matching transformer of diffusers (SD3, FLUX) with prompts from a file.
 
     Nothing in its folder is executed, and nothing is fetched.
 
@@ -130,13 +130,24 @@ class DiffusersTeacherConfig(ComponentConfig):
     """Local folder of a pipeline or of a transformer: config.json beside .safetensors files."""
     subfolder: str | None = None
     """Part of `folder` that holds the transformer; null: `transformer` where there is one."""
-    embeddings: Path
-    """.safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and negative_prompt_embeds (1,
+    prompts: Path | None = None
+    """Text file, a prompt a line: encoded once by the pipeline's own text encoders into the cache."""
+    negative_prompt: str | None = Field("", description="Prompt of the null condition; null: there is none.")
+    prompt_length: PositiveInt | None = Field(None, description="Tokens of T5; null: as the pipeline does it.")
+    embeddings: Path | None = None
+    """Instead: .safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and negative_prompt_embeds (1,
     L, D) and negative_pooled_prompt_embeds (1, P) for guidance."""
     latent_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of the latents; null: as config.json says, else 128 x 128."""
-    guidance_embedding: float = Field(3.5, ge=0, description="What a guidance-distilled FLUX is fed as its guidance.")
+    guidance_embedding: float | None = Field(3.5, ge=0)
+    """What a guidance-distilled FLUX is fed as its guidance; null: the run's own weight, and 1 unguided."""
     dtype: DType | None = Field(None, description="The network's; null: as stored, and 32 bits follow the run.")
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> DiffusersTeacherConfig:
+        if (self.prompts is None) == (self.embeddings is None):
+            raise ValueError("give either prompts, a text file, or embeddings, a file of tensors")
+        return self
 
 
 class WrappedStudentConfig(ComponentConfig):

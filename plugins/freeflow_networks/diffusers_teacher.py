@@ -1,4 +1,4 @@
-"""A flow-matching transformer of diffusers from a local folder, with prompts given as embeddings.
+"""A flow-matching transformer of diffusers from a local folder, with prompts, or with embeddings of them.
 
 Nothing in the folder is executed, and nothing is fetched.
 """
@@ -17,9 +17,9 @@ from freeflow_core.torchvision_ops import diffusers_class
 from freeflow_core.types import Condition
 from freeflow_networks.calling import DTYPES, Conditions, KeepsDtype, read_embeddings
 from freeflow_networks.config import DiffusersTeacherConfig
+from freeflow_networks.prompts import POOLED, PROMPTS, encode_prompts, read_prompts
 
 SUPPORTED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
-PROMPTS, POOLED = "prompt_embeds", "pooled_prompt_embeds"
 _NUM_STEPS = 1000
 _DEFAULT_SIDE = 128
 
@@ -43,14 +43,15 @@ class DiffusersTeacher(KeepsDtype, Teacher):
         network: nn.Module,
         conditions: Conditions,
         size: tuple[int, int],
-        guidance_embedding: float = 3.5,
+        guidance_embedding: float | None = 3.5,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.keep_dtype(dtype, next(network.parameters()).dtype)
         config: Any = network.config
         self._is_flux = type(network).__name__ == "FluxTransformer2DModel"
-        self._guidance = guidance_embedding if self._is_flux and config.guidance_embeds else None
+        self._embeds_guidance = bool(self._is_flux and config.guidance_embeds)
+        self._guidance = guidance_embedding
         channels = config.in_channels // 4 if self._is_flux else config.in_channels
         self.sample_shape = (channels, *size)
         self.num_classes = conditions.num_classes
@@ -66,16 +67,40 @@ class DiffusersTeacher(KeepsDtype, Teacher):
     def from_config(cls, config: DiffusersTeacherConfig, context: BuildContext) -> Self:
         """Raises ``ConfigError`` and ``CheckpointError`` as the loading of either file does."""
         folder = transformer_folder(config.folder, config.subfolder)
-        conditions = read_embeddings(config.embeddings, expected=(PROMPTS, POOLED))
         dtype = None if config.dtype is None else DTYPES[config.dtype]
         network = load_transformer(folder, dtype, shapes_only=context.device.type == "meta")
+        prompts: tuple[str, ...] | None = None
+        if config.embeddings is not None:
+            conditions = read_embeddings(config.embeddings, expected=(PROMPTS, POOLED))
+        else:
+            assert config.prompts is not None  # its configuration asks for one of the two
+            prompts = read_prompts(config.prompts)
+            conditions = encode_prompts(
+                config.folder,
+                network,
+                prompts,
+                config.negative_prompt,
+                config.prompt_length,
+                dtype or torch.float32,
+                context.device,
+            )
         own: Any = network.config
         side = own.get("sample_size") or _DEFAULT_SIDE
         teacher = cls(network, conditions, config.latent_size or (side, side), config.guidance_embedding, dtype)
+        teacher.class_names = prompts
         teacher.provenance = f"{type(network).__name__} from {folder}, {conditions.num_classes} prompts"
         return teacher.to(context.device)
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self._ask(x_t, t, condition, None)
+
+    def guided_velocity(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor) -> Tensor:
+        """By the negative row; a guidance-distilled network whose ``guidance_embedding`` is None by its own input."""
+        if self._embeds_guidance and self._guidance is None:
+            return self._ask(x_t, t, condition, weight)
+        return super().guided_velocity(x_t, t, condition, weight)
+
+    def _ask(self, x_t: Tensor, t: Tensor, condition: Condition, weight: Tensor | None) -> Tensor:
         if not isinstance(condition, Tensor):
             raise ConfigError("This teacher is conditioned on prompts: its condition is their numbers (N,), not None.")
         dtype = next(self.network.parameters()).dtype
@@ -89,10 +114,12 @@ class DiffusersTeacher(KeepsDtype, Teacher):
         }
         if self._is_flux:
             height, width = x.shape[2:]
+            fixed = torch.full_like(time, 1.0 if self._guidance is None else self._guidance)
+            guidance = fixed if weight is None else weight.to(fixed)
             asked |= {
                 "hidden_states": pack(x),
                 "timestep": time,
-                "guidance": None if self._guidance is None else torch.full_like(time, self._guidance),
+                "guidance": guidance if self._embeds_guidance else None,
                 "txt_ids": torch.zeros(found[PROMPTS].shape[1], 3, device=x.device, dtype=dtype),
                 "img_ids": image_places(height, width, x),
             }

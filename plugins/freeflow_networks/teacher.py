@@ -173,6 +173,11 @@ class OwnNetworkTeacher(ConvertibleTeacher):
     @property
     def own_network(self) -> nn.Module:
         function = self.network.function
+        if self.network.is_program:
+            raise ConfigError(
+                f"{self.network.name[0].upper()}{self.network.name[1:]} is a saved program, whose modules cannot be "
+                "added to. Give the network's code as the teacher `callable`, with its weights, to wrap it."
+            )
         if not isinstance(function, nn.Module):
             raise ConfigError(
                 f"{self.network.name} is a {type(function).__name__}, no torch module: it has no weights to train. "

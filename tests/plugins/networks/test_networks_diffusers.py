@@ -291,3 +291,15 @@ def unet():
             norm_num_groups=4,
         )
     )  # fmt: skip
+
+
+@torch.no_grad()
+def test_the_run_s_guidance_weight_is_what_a_guidance_distilled_network_is_fed(build):
+    teacher = build("flux-guided", embeddings="prompts", latent_size=[4, 4], guidance_embedding=None)
+    fed = build("flux-guided", embeddings="prompts", latent_size=[4, 4], guidance_embedding=2.5)
+    x, t, labels = states(teacher.sample_shape)
+    weight = torch.tensor([2.5, 1.0, 2.5, 2.5])
+    guided, unguided = teacher.guided_velocity(x, t, labels, weight), teacher.velocity(x, t, labels)
+    expected = torch.where((weight == 1)[:, None, None, None], unguided, fed.velocity(x, t, labels))
+    assert torch.allclose(guided, expected, atol=1e-6)
+    assert (guided - unguided)[0].abs().max() > 1e-6
