@@ -135,8 +135,8 @@ class DiffusersTeacherConfig(ComponentConfig):
     negative_prompt: str | None = Field("", description="Prompt of the null condition; null: there is none.")
     prompt_length: PositiveInt | None = Field(None, description="Tokens of T5; null: as the pipeline does it.")
     embeddings: Path | None = None
-    """Instead: .safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and negative_prompt_embeds (1,
-    L, D) and negative_pooled_prompt_embeds (1, P) for guidance."""
+    """Instead: .safetensors or .npz with prompt_embeds (K, L, D) and pooled_prompt_embeds (K, P), and, for guidance,
+    negative_prompt_embeds (1, L, D) and negative_pooled_prompt_embeds (1, P)."""
     latent_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of the latents; null: as config.json says, else 128 x 128."""
     guidance_embedding: float | None = Field(3.5, ge=0)
