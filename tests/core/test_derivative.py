@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.math.derivative import (
+    AGREES,
     DerivativeMethod,
-    compare_derivatives,
     directional_derivative,
+    forward_mode_error,
     line_derivative,
     stencil,
 )
@@ -50,9 +51,24 @@ def test_no_gradient_escapes():
         assert not found.requires_grad
 
 
-def test_comparison_names_the_error():
-    assert compare_derivatives(function, (X,), (D,), method=DerivativeMethod.CENTRAL, step=1e-3) < 1e-5
-    assert compare_derivatives(function, (X,), (D,), method=DerivativeMethod.CENTRAL, step=1.0) > 0.1
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_forward_mode_is_what_differences_approach(dtype):
+    """Kinks are no mistake: across them a difference is wrong until its step is small."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.randn(3, 256, generator=generator), torch.randn(256, 2, generator=generator) / 16]
+    x, t, d = torch.randn(4, 2, generator=generator), torch.rand(4, generator=generator), torch.ones(4, 2)
+    first, last, x, t, d = (value.to(dtype) for value in (*layers, x, t, d))
+
+    def kinked(x, t):
+        return torch.relu(torch.cat([x, t[:, None]], 1) @ first) @ last
+
+    def half_blind(x, t):
+        return kinked(x, t) + t.detach().sin()[:, None] * x
+
+    tangents = (d, torch.ones_like(t))
+    assert forward_mode_error(kinked, (x, t), tangents) < AGREES
+    assert forward_mode_error(lambda x, t: torch.zeros_like(x), (x, t), tangents) < AGREES
+    assert forward_mode_error(lambda x, t: half_blind(x, t.detach()) + 0 * t[:, None], (x, t), tangents) > AGREES
 
 
 def test_one_sided_needs_its_value_and_float32():

@@ -139,6 +139,9 @@ def check_plugin(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="A teacher that is not trained: leave out the direction of time.")
     ] = False,
+    waive: Annotated[
+        list[str] | None, options.text("--waive", "CHECK=REASON", "A check to leave out, in words. Repeatable.")
+    ] = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Check a component, or all of a plugin, against the contract of its kind. Exit code 1 when a check fails."""
@@ -156,9 +159,10 @@ def check_plugin(
             f"{name!r} stands for {len(found)} components, so --set is ambiguous. Check one of them: "
             f"{', '.join(f'{entry.name} --kind {entry.kind}' for entry in found)}."
         )
+    waived = dict(_waiver(text) for text in waive or ())
     reports: list[dict[str, Any]] = []
     for entry in found:
-        results = list(_check(registry, entry, given, teacher, random_weights, alone=len(found) == 1))
+        results = list(_check(registry, entry, given, teacher, random_weights, waived, alone=len(found) == 1))
         reports.append({"kind": entry.kind, "name": entry.name, "checks": results})
         if not as_json:
             _print_checked(entry, results)
@@ -174,10 +178,11 @@ def _check(
     given: Mapping[str, Any],
     teacher: str | None,
     random_weights: bool,
+    waived: Mapping[str, str],
     *,
     alone: bool,
 ) -> Iterable[CheckResult]:
-    from freeflow_core.testing import CONTRACTS, CheckResult, run_contract
+    from freeflow_core.testing import CONTRACTS, CheckResult, check_names, run_contract
 
     if not alone:
         try:
@@ -185,12 +190,21 @@ def _check(
         except ConfigError as error:
             command = f"freeflow plugins check {entry.name} --kind {entry.kind} --set OPTION=VALUE"
             return [CheckResult("builds from its configuration", "skipped", f"{error} Check it by itself: {command}")]
-    attributes: dict[str, Any] = {}
+    names = check_names(CONTRACTS[entry.kind])
+    known = {name.removeprefix("test_").replace("_", " ") for name in names}
+    attributes: dict[str, Any] = {"waived": waived if alone else {k: v for k, v in waived.items() if k in known}}
     if teacher is not None and entry.kind in _WITH_TEACHER:
         attributes["teacher"] = teacher
     if random_weights and entry.kind == "teacher":
         attributes["trained"] = False
     return run_contract(CONTRACTS[entry.kind], component=entry.name, options=given, registry=registry, **attributes)
+
+
+def _waiver(text: str) -> tuple[str, str]:
+    check, separator, reason = text.partition("=")
+    if not separator or not reason.strip():
+        raise ConfigError(f"--waive {text!r} says no reason; expected CHECK=REASON, the check as the report names it.")
+    return check.strip(), reason.strip()
 
 
 def _print_checked(entry: Entry, results: Sequence[CheckResult]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from freeflow_core.config import ComponentChoice, ComponentConfig
 from freeflow_core.config.load import resolve_choice
 from freeflow_core.engine.build import Builder
-from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.errors import ConfigError, FreeflowError, suggest
 from freeflow_core.interfaces import Teacher
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin import Manager, Registry
@@ -48,6 +48,7 @@ class ComponentContract:
         options: its options, as a configuration file would give them.
         plugin: a one-file plugin that registers it; None: an installed plugin does.
         registry: where components are looked up; None: what is installed, and ``plugin``.
+        waived: reasons why checks, named in words, are not to be run: they are skipped and say so.
         kind: of the component; each contract sets it.
     """
 
@@ -56,6 +57,17 @@ class ComponentContract:
     options: ClassVar[Mapping[str, Any]] = {}
     plugin: ClassVar[Path | str | None] = None
     registry: ClassVar[Registry | None] = None
+    waived: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        known = {_words(name): name for name in check_names(cls)}
+        for check, reason in cls.waived.items():
+            if check not in known:
+                raise ConfigError(f"There is no check {check!r} to waive.{suggest(check, known)}")
+            if not reason.strip():
+                raise ConfigError(f"The waiver of {check!r} says no reason.")
+            setattr(cls, known[check], _waiver(reason))
 
     def test_builds_from_its_configuration(self) -> None:
         self.build()
@@ -320,6 +332,13 @@ def _run(contract: type[ComponentContract], name: str) -> CheckResult:
         problem = f"{described(error)}{f' ({where})' if where else ''}"
         status, message = "failed", f"The {contract.kind} {contract.component!r} raised {problem}"
     return CheckResult(_words(name), status, message, time.perf_counter() - began)
+
+
+def _waiver(reason: str) -> Callable[[ComponentContract], None]:
+    def waived(contract: ComponentContract) -> None:
+        contract.skip(f"waived: {reason}")
+
+    return waived
 
 
 def _packages(contract: type[ComponentContract]) -> set[str]:
