@@ -1,6 +1,7 @@
 """`freeflow teacher check`: is a teacher read as its network means it, and if not, in which other way does it fit?"""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,15 @@ from freeflow_core.math.calibration import (
     LEVELS,
     Diagnosis,
     calibrate,
+    deviation,
     diagnose,
     draw_noises,
     enough_rows,
     integrate,
+    noise_slope,
     times,
 )
-from freeflow_core.math.conversions import SIGNED, Convention, Prediction, Sign, TimeDirection
+from freeflow_core.math.conversions import SIGNED, Convention, Prediction, Sign, TimeDirection, velocity_of
 from freeflow_core.math.derivative import AGREES, forward_mode_error
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.math.schedules import SCHEDULES, named_schedule
@@ -36,6 +39,9 @@ _UNMOVED = 0.2
 _DERIVATIVE_ROWS = 2
 _FEW_WEIGHTS = 50_000_000
 _LARGE = 1e3
+_LOOKS = 8
+_ALMOST = 0.98
+_SLOPES = -0.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def check_built_teacher(
     teacher: Teacher,
     *,
     num: int | None = None,
-    num_steps: int = 24,
+    num_steps: int = 16,
     seed: int = 0,
     device: torch.device,
     search: bool = True,
@@ -101,11 +107,15 @@ class _Examination:
         self._add("teacher", "ok", self._described())
         if not self._answers():
             return TeacherReport(tuple(self._checks))
-        found = diagnose(self._field, self._teacher.sample_shape, self._draws, self._num_steps)
+        found = self._diagnosis(self._draws, self._num_steps, readings=False)
         samples = found.states[-1]
         arrived = self._samples(samples)
-        fits = found.given.value <= GOOD and spread(samples) > COLLAPSED
+        fits = found.given.value <= GOOD and deviation(samples) > COLLAPSED
         proposals = () if fits else tuple(self._proposals(found))
+        if not fits and not proposals:
+            rows = torch.arange(min(len(self._z), enough_rows(self._teacher.sample_shape)))
+            read = self._diagnosis(self._draws.rows(rows), min(self._num_steps, 8), readings=True)
+            found = replace(found, calibrations={**read.calibrations, **found.calibrations}, slope=read.slope)
         self._direction()
         if arrived:
             self._calibration(found, fits, proposals)
@@ -124,6 +134,13 @@ class _Examination:
         """The unguided velocity of the first len(x_t) samples' conditions."""
         condition = index_condition(self._condition, torch.arange(len(x_t)))
         return self._teacher.velocity(x_t, t.clamp(*self._teacher.time_range), condition)
+
+    def _diagnosis(self, draws: Draws, num_steps: int, *, readings: bool) -> Diagnosis:
+        def field(x_t: Tensor, t: Tensor) -> Tensor:
+            return self._teacher.velocity(x_t, t, index_condition(self._condition, torch.arange(len(x_t))))
+
+        span = self._teacher.time_range
+        return diagnose(field, tuple(self._teacher.sample_shape), draws, num_steps, time_range=span, readings=readings)
 
     def _described(self) -> str:
         teacher = self._teacher
@@ -169,9 +186,9 @@ class _Examination:
             return False
         detail = (
             f"{len(x)} in {self._num_steps} midpoint steps: mean {float(x.mean()):.3g}, deviation "
-            f"{spread(x):.3g}, from {float(x.min()):.3g} to {float(x.max()):.3g}"
+            f"{deviation(x):.3g}, from {float(x.min()):.3g} to {float(x.max()):.3g}"
         )
-        alike, large = spread(x) <= COLLAPSED, float(x.square().mean().sqrt()) > 10
+        alike, large = deviation(x) <= COLLAPSED, float(x.square().mean().sqrt()) > 10
         detail += ": they are all alike" if alike else ": much larger than the noise" if large else ""
         self._add("samples", "error" if alike else "warning" if large else "ok", detail)
         return True
@@ -182,8 +199,7 @@ class _Examination:
         if len(z) < 2:
             return
         high = min(self._teacher.time_range[1], 1.0)
-        v, centred = self._field(z, times(high, z)), z - z.mean(0)
-        slope = float(((v - v.mean(0)) * centred).sum() / centred.square().sum())
+        slope = noise_slope(self._field(z, times(high, z)), z)
         status: Status = "error" if slope < 0 else "ok" if 0.5 < slope < 2 else "warning"
         wrong = ": it points to the data, not away" if slope < 0 else ""
         self._add("direction", status, f"the velocity of pure noise has slope {slope:.2f} on it, expected 1{wrong}")
@@ -192,7 +208,7 @@ class _Examination:
         detail = f"along the path from its own samples to noise it misses {max(found.given.value, 0):.2g} predictably; "
         if fits:
             self._add("calibration", "ok", f"{detail}an exact velocity misses nothing")
-        elif found.is_wrong or proposals or spread(found.states[-1]) <= COLLAPSED:
+        elif found.is_wrong or proposals or deviation(found.states[-1]) <= COLLAPSED:
             reason = f": {found.reason}" if found.reason else ""
             self._add("calibration", "error", f"{detail}so this is not the velocity of its own path{reason}")
         else:
@@ -203,7 +219,7 @@ class _Examination:
         """The velocity against central differences of the states it led through, away from the ends."""
         num_steps = len(states) - 1
         errors = []
-        for k in range(1, num_steps - 1):
+        for k in range(1, num_steps - 1, max(1, num_steps // _LOOKS)):
             t = 1 - k / num_steps
             difference = (states[k - 1] - states[k + 1]) * (num_steps / 2)
             v = self._field(states[k], times(t, states[k]))
@@ -276,8 +292,9 @@ class _Examination:
     def _proposals(self, found: Diagnosis) -> list[Proposal]:
         if not self._search or not isinstance(self._teacher, ConvertibleTeacher):
             return []
-        rows = torch.arange(max(8, len(self._z) // 4))
-        fine = Probe(self._draws, self._condition, self._num_steps)
+        enough = torch.arange(min(len(self._z), enough_rows(self._teacher.sample_shape)))
+        fine = Probe(self._draws.rows(enough), index_condition(self._condition, enough), self._num_steps)
+        rows = torch.arange(max(2, len(enough) // 4))
         coarse = Probe(self._draws.rows(rows), index_condition(self._condition, rows), self._num_steps)
         return propose(self._teacher, found.given.value, fine, coarse)
 
@@ -303,13 +320,8 @@ class Probe:
         z, noises = draw_noises(teacher.sample_shape, self.draws)
         x = integrate(field, z, self.num_steps)[-1]
         found = calibrate(field, x, {level: noises[level] for level in self.levels}).value
-        says_something = spread(x) > COLLAPSED and float((x - z).square().mean().sqrt()) > _UNMOVED
+        says_something = deviation(x) > COLLAPSED and float((x - z).square().mean().sqrt()) > _UNMOVED
         return found if says_something else None
-
-
-def spread(x: Tensor) -> float:
-    """Deviation of samples (N, *D) around their mean."""
-    return float((x - x.mean(0)).square().mean().sqrt())
 
 
 @torch.no_grad()
@@ -322,8 +334,8 @@ def propose(teacher: ConvertibleTeacher, given: float, fine: Probe, coarse: Prob
         given: miscalibration of the teacher as it is read.
         fine, coarse: many samples, and few.
     """
-    remaining = list(candidates(teacher.convention))
-    rounds = ((replace(coarse, num_steps=4, levels=(0.3, 0.7)), 24), (replace(coarse, num_steps=8), 8), (fine, 8))
+    remaining = plausible(teacher, coarse)
+    rounds = ((replace(coarse, num_steps=3, levels=(0.3, 0.7)), 24), (replace(coarse, num_steps=8), 5), (fine, 5))
     scores: list[float] = []
     for probe, keep in rounds:
         measured = [(probe.measure(teacher.with_convention(convention)), convention) for convention in remaining]
@@ -337,6 +349,40 @@ def propose(teacher: ConvertibleTeacher, given: float, fine: Probe, coarse: Prob
         if score < limit and (changes := teacher.convention.differences(convention))
     ]
     return [Proposal(changes, score) for *_, score, changes in sorted(found, key=lambda row: row[:3])]
+
+
+def plausible(teacher: ConvertibleTeacher, probe: Probe) -> list[Convention]:
+    """Conventions under which the velocity of almost pure noise follows the noise: one pass each, no path.
+
+    One that misses it by a factor comes with that factor as ``output_scale``, where nothing else but the prediction,
+    the direction and the sign is changed.
+    """
+    given, rows = teacher.convention, torch.arange(max(2, min(len(probe.draws.index) // 2, 256)))
+    z = draw_noises(teacher.sample_shape, probe.draws.rows(rows))[0]
+    t, condition = times(_ALMOST, z), index_condition(probe.condition, rows)
+    found: list[Convention] = []
+    for candidate in [*candidates(given), given]:
+        read = teacher.with_convention(candidate)
+        slope = noise_slope(read.velocity(z, t.clamp(*read.time_range), condition), z)
+        if candidate is not given and _SLOPES[0] < slope < _SLOPES[1]:
+            found.append(candidate)
+        if candidate.schedule_name != given.schedule_name or candidate.scale != given.scale:
+            continue
+        own = velocity_of(candidate, torch.zeros_like(z), z, t.double().clamp(*candidate.time_range))
+        alone = noise_slope(own, z)
+        factor = (1 - alone) / (slope - alone) if slope != alone else 1.0
+        factors = [_rounded(factor)] if 1e-3 < factor < 1e3 and abs(factor - 1) > 0.1 else []
+        if candidate.prediction in (Prediction.DATA, Prediction.ROTATION):  # at pure noise these say nothing of it
+            factors = [0.5, 2.0]
+        found += [replace(candidate, output_scale=given.output_scale * f) for f in factors]
+    return found
+
+
+def _rounded(factor: float) -> float:
+    """To a usual number within a tenth, else to two digits."""
+    usual = [n for k in (1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 100.0, 1000.0) for n in (k, 1 / k)]
+    nearest = min(usual, key=lambda n: abs(math.log(factor / n)))
+    return nearest if abs(math.log(factor / nearest)) < 0.1 else float(f"{factor:.2g}")
 
 
 def candidates(given: Convention) -> Iterator[Convention]:

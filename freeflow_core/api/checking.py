@@ -43,7 +43,7 @@ def check_teacher(
     config_file: Path | None = None,
     settings: Iterable[str] = (),
     num: int | None = None,
-    steps: int = 24,
+    steps: int = 16,
     seed: int = 0,
     device: str = "auto",
     precision: str = "float32",

@@ -210,7 +210,7 @@ def _check_calibration(name: str, teacher: Teacher, device: torch.device, dtype:
         condition = teacher.sample_condition(draws)
     except FreeflowError:
         return  # conditions come with the data, so that there are none to integrate with
-    found = diagnose(lambda x, t: teacher.velocity(x, t.clamp(*teacher.time_range), condition), shape, draws)
+    found = diagnose(lambda x, t: teacher.velocity(x, t, condition), shape, draws, time_range=teacher.time_range)
     said = (
         f"The teacher {name!r}: expected a velocity dx/dt with t = 0 data and t = 1 noise; what came does not explain "
         f"the path of its own samples (miscalibration {found.given.value:.2g}, up to {GOOD:g} expected)"

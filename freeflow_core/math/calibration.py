@@ -16,7 +16,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from freeflow_core.math.flow import linear_interpolate, linear_velocity
+from freeflow_core.math.flow import expand_times, linear_interpolate, linear_velocity
 from freeflow_core.types import Draws
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -34,11 +34,14 @@ WRONG = 0.3
 ZERO = 1e-3
 """Root mean square up to which a velocity is none at all."""
 _ENOUGH_NUMBERS = 2_048
+_TWO_LEVELS, _LIKELY, _CLOSER = (0.3, 0.7), 6, 3
+"""So many readings, by their slope, are looked at coarsely, at two times; so many then as the given one is."""
 _RUNAWAY = 1e6
+_ALIKE = 0.01
 
 
 class Reading(str, Enum):
-    """Ways to read the same network."""
+    """Ways to read the same network; k is the slope of its answer to pure noise on the noise."""
 
     AS_GIVEN = "v(x, t)"
     SIGN = "-v(x, t)"
@@ -48,16 +51,37 @@ class Reading(str, Enum):
     DOUBLE = "v(2 x, t)"
     ROOT = "v(x, sqrt(t))"
     SQUARE = "v(x, t^2)"
+    THOUSAND = "v(x, 1000 t)"
+    THOUSANDTH = "v(x, t / 1000)"
+    SCALED = "v(x, t) / k"
+    NOISE = "(v(x, t) - x) / (1 - t)"
+    DATA = "(x - v(x, t)) / t"
+    SCORE = "-(x + t v(x, t)) / (1 - t)"
 
-    def of(self, field: Field) -> Field:
-        """The field that ``field`` is when it is read this way."""
+    def of(self, field: Field, time_range: tuple[float, float] = (0.0, 1.0), slope: float = 1.0) -> Field:
+        """The field that ``field`` is when it is read this way; it is asked within ``time_range`` alone."""
         sign = -1 if self in (Reading.SIGN, Reading.BOTH) else 1
         factor = {Reading.HALF: 0.5, Reading.DOUBLE: 2.0}.get(self, 1.0)
         power = {Reading.ROOT: 0.5, Reading.SQUARE: 2.0}.get(self, 1.0)
+        scale = {Reading.THOUSAND: 1e3, Reading.THOUSANDTH: 1e-3}.get(self, 1.0)
         turned = self in (Reading.TIME, Reading.BOTH)
-        return lambda x, t: sign * field(factor * x, (1 - t if turned else t) ** power)
+
+        def read(x: Tensor, t: Tensor) -> Tensor:
+            if self in _PREDICTIONS:
+                t = t.clamp(1 - _NOT_ALL, _NOT_ALL)  # what is divided by t or 1 - t is held away from the ends
+            answer = field(factor * x, scale * ((1 - t if turned else t) ** power).clamp(*time_range))
+            if self not in _PREDICTIONS:
+                return sign * answer / (slope if self is Reading.SCALED else 1)
+            t = expand_times(t, x)
+            if self is Reading.DATA:
+                return (x - answer) / t
+            return ((answer if self is Reading.NOISE else -t * answer) - x) / (1 - t)
+
+        return read
 
 
+_PREDICTIONS = (Reading.NOISE, Reading.DATA, Reading.SCORE)
+_NOT_ALL = 0.98
 DIAGNOSES: Mapping[Reading, str] = {
     Reading.SIGN: "its sign runs the wrong way: it points from noise to data. Return minus the velocity",
     Reading.TIME: "its time runs the wrong way: it takes t = 0 for noise. Ask it at 1 - t",
@@ -67,8 +91,17 @@ DIAGNOSES: Mapping[Reading, str] = {
     Reading.DOUBLE: "its states are twice as large as those it is asked at. Ask it at 2 x",
     Reading.ROOT: "its time is squared on the way to it. Ask it at sqrt(t)",
     Reading.SQUARE: "its time is the square of the one it is asked at. Ask it at t^2",
+    Reading.THOUSAND: "its time runs from 0 to 1000. Ask it at 1000 t",
+    Reading.THOUSANDTH: "its time is multiplied by 1000 on the way to it. Ask it at t",
+    Reading.SCALED: "its answer is {slope:.2g} times the velocity. Divide it by that",
+    Reading.NOISE: "it predicts the noise, not the velocity. Return (its answer - x) / (1 - t)",
+    Reading.DATA: "it predicts the data, not the velocity. Return (x - its answer) / t",
+    Reading.SCORE: "it predicts the score, not the velocity. Return -(x + t times its answer) / (1 - t)",
 }
 """What is wrong with a field of which this reading fits."""
+_MILD = (Reading.SCALED, *_PREDICTIONS)
+"""Readings that turn a field of nearly nothing into the exact one of a single point: samples must differ."""
+_DIFFERENT = 0.25
 
 
 @dataclass(frozen=True)
@@ -99,11 +132,13 @@ class Diagnosis:
     Args:
         size: root mean square of the first step's velocity; near noise it is 1 or more.
         states: (N, *D) at the times of the integration, from noise to samples.
+        slope: of the velocity of pure noise on the noise, 1 for a right one; measured where it is suspicious.
     """
 
     calibrations: Mapping[Reading, Calibration]
     size: float
     states: list[Tensor]
+    slope: float = 1.0
 
     @property
     def given(self) -> Calibration:
@@ -115,9 +150,16 @@ class Diagnosis:
         """What is certainly wrong, in words; None: nothing is."""
         if self.size < ZERO:
             return "it is zero everywhere: its last layer is untrained, or its weights were not loaded"
-        reading, best = min(self.calibrations.items(), key=lambda item: item[1].value)
-        fits = best.value < min(GOOD, self.given.value / 5)
-        return DIAGNOSES[reading] if self.given.at_least > SUSPICIOUS and fits else None
+        return "; or ".join(DIAGNOSES[reading].format(slope=self.slope) for reading in self.fitting) or None
+
+    @property
+    def fitting(self) -> tuple[Reading, ...]:
+        """Readings that fit where the given one does not, as well as the best: chance cannot tell them apart."""
+        if self.given.at_least <= SUSPICIOUS:
+            return ()
+        best = min(calibration.value for calibration in self.calibrations.values())
+        limit = min(GOOD, self.given.value / 5, best + _ALIKE)
+        return tuple(reading for reading in Reading if self.calibrations.get(reading, self.given).value < limit)
 
     @property
     def is_wrong(self) -> bool:
@@ -131,20 +173,54 @@ def enough_rows(shape: tuple[int, ...], numbers: int = _ENOUGH_NUMBERS) -> int:
 
 
 @torch.no_grad()
-def diagnose(field: Field, shape: tuple[int, ...], draws: Draws, num_steps: int = 8) -> Diagnosis:
+def diagnose(
+    field: Field,
+    shape: tuple[int, ...],
+    draws: Draws,
+    num_steps: int = 8,
+    *,
+    time_range: tuple[float, float] = (0.0, 1.0),
+    readings: bool = True,
+) -> Diagnosis:
     """Integrate ``field`` in midpoint steps of two passes and calibrate it, in other readings where it does not fit.
 
-    ``draws``: N rows, see :func:`enough_rows`.
+    Args:
+        draws: N rows, see :func:`enough_rows`.
+        time_range: times within which the field is asked.
+        readings: look at other readings where the given one is suspicious.
     """
     z, noises = draw_noises(shape, draws)
-    states = integrate(field, z, num_steps)
-    calibrations = {Reading.AS_GIVEN: calibrate(field, states[-1], noises)}
+    given = Reading.AS_GIVEN.of(field, time_range)
+    states = integrate(given, z, num_steps)
+    calibrations = {Reading.AS_GIVEN: calibrate(given, states[-1], noises)}
     size = num_steps * float((states[1] - z).square().mean()) ** 0.5
-    if size >= ZERO and calibrations[Reading.AS_GIVEN].at_least > SUSPICIOUS:
-        for reading in list(Reading)[1:]:
-            read = reading.of(field)
-            calibrations[reading] = calibrate(read, integrate(read, z, num_steps)[-1], noises)
-    return Diagnosis(calibrations, size, states)
+    if not readings or size < ZERO or calibrations[Reading.AS_GIVEN].at_least <= SUSPICIOUS:
+        return Diagnosis(calibrations, size, states)
+    slope = noise_slope(given(z, times(1.0, z)), z)
+    every = [reading for reading in list(Reading)[1:] if reading is not Reading.SCALED or 0.02 < slope < 50]
+    slopes = {r: noise_slope(r.of(field, time_range, slope)(z, times(_NOT_ALL, z)), z) for r in every}
+    left = sorted(every, key=lambda r: abs(slopes[r] - 1) if math.isfinite(slopes[r]) else math.inf)[:_LIKELY]
+    for steps, levels in ((4, _TWO_LEVELS), (min(num_steps, 8), LEVELS)):
+        found: dict[Reading, Calibration] = {}
+        for reading in left:
+            read = reading.of(field, time_range, slope)
+            x = integrate(read, z, steps)[-1]
+            if reading not in _MILD or deviation(x) > _DIFFERENT:
+                found[reading] = calibrate(read, x, {level: noises[level] for level in levels})
+        left = sorted(found, key=lambda reading: found[reading].value)[:_CLOSER]
+    calibrations |= {reading: found[reading] for reading in left}
+    return Diagnosis(calibrations, size, states, slope)
+
+
+def noise_slope(v: Tensor, z: Tensor) -> float:
+    """Of an answer (N, *D) to pure noise ``z`` (N, *D): 1 for a velocity, v = z - E[x], with N >= 2."""
+    centred = z - z.mean(0)
+    return float(((v - v.mean(0)) * centred).sum() / centred.square().sum())
+
+
+def deviation(x: Tensor) -> float:
+    """Of samples (N, *D) around their mean."""
+    return float((x - x.mean(0)).square().mean().sqrt())
 
 
 def draw_noises(shape: tuple[int, ...], draws: Draws) -> tuple[Tensor, dict[float, Tensor]]:

@@ -118,6 +118,7 @@ class Convention:
             "schedule": self.schedule_name,
             "time_scale": None if self.scale == self.schedule.default_scale else self.scale,
             "time_offset": self.time_offset,
+            "output_scale": self.output_scale,
         }
 
     def differences(self, other: Convention) -> dict[str, Any]:

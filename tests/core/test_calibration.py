@@ -46,6 +46,11 @@ MISTAKES: dict[str, tuple[Reading, Callable[[Field], Field]]] = {
     "large-states": (Reading.HALF, lambda v: lambda x, t: v(2 * x, t)),
     "small-states": (Reading.DOUBLE, lambda v: lambda x, t: v(x / 2, t)),
     "squared-time": (Reading.ROOT, lambda v: lambda x, t: v(x, t**2)),
+    "time-of-1000": (Reading.THOUSAND, lambda v: lambda x, t: v(x, t / 1000)),
+    "large-answer": (Reading.SCALED, lambda v: lambda x, t: 3 * v(x, t)),
+    "small-answer": (Reading.SCALED, lambda v: lambda x, t: v(x, t) / 2),
+    "noise": (Reading.NOISE, lambda v: lambda x, t: x + (1 - t).reshape(-1, *[1] * (x.ndim - 1)) * v(x, t)),
+    "data": (Reading.DATA, lambda v: lambda x, t: x - t.reshape(-1, *[1] * (x.ndim - 1)) * v(x, t)),
 }
 
 
@@ -70,9 +75,17 @@ def test_a_right_field_passes_and_costs_one_look(name):
         assert set(found.calibrations) == {Reading.AS_GIVEN}
 
 
+TURNED = ("sign", "time", "both", "large-states", "small-states", "squared-time")
+SCALED = ("time-of-1000", "large-answer", "small-answer", "noise", "data")
+
+
 @pytest.mark.parametrize(
     ("name", "mistake"),
-    [*itertools.product(["ring", "two-modes"], MISTAKES), ("digits", "large-states"), ("digits", "squared-time")],
+    [
+        *itertools.product(["ring", "two-modes"], TURNED),
+        *itertools.product(["ring", "gaussian"], SCALED),
+        *itertools.product(["digits"], ["large-states", *SCALED]),
+    ],
 )
 def test_a_wrong_field_is_named(name, mistake):
     teacher = TEACHERS[name]()
@@ -80,7 +93,7 @@ def test_a_wrong_field_is_named(name, mistake):
     found = look(change(field_of(teacher)), teacher)
     assert found.is_wrong
     assert found.reason is not None
-    assert min(found.calibrations, key=lambda read: found.calibrations[read].value) is reading
+    assert reading in found.fitting
     assert found.calibrations[reading].value < GOOD
 
 
@@ -133,7 +146,7 @@ def test_a_centred_gaussian_cannot_tell_both_from_none():
     assert look(lambda x, t: -narrow.velocity(x, t, None), narrow).is_wrong
 
 
-@pytest.mark.parametrize("wrong", [lambda v, x: 2 * v, lambda v, x: x - v, lambda v, x: v / 0, lambda v, x: 1e20 * v])
+@pytest.mark.parametrize("wrong", [lambda v, x: x - v, lambda v, x: v / 0, lambda v, x: 1e20 * v])
 def test_what_no_reading_explains_is_wrong_without_a_reason(wrong):
     teacher = TEACHERS["ring"]()
     found = look(lambda x, t: wrong(teacher.velocity(x, t, None), x), teacher)

@@ -38,7 +38,7 @@ def check(
     config: Annotated[Path | None, options.value("FILE", "File with a section teacher, such as a run's.")] = None,
     assignments: Annotated[list[str] | None, options.settings("teacher.X= or codec.X=value.")] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Default: 16, more of small states.")] = None,
-    steps: Annotated[int, typer.Option(min=4, help="Midpoint steps, two passes each.")] = 24,
+    steps: Annotated[int, typer.Option(min=4, help="Midpoint steps, two passes each.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     output: Annotated[Path, options.folder("Folder for a picture of the samples.")] = Path("teacher-check"),
     precision: options.Precision = "float32",

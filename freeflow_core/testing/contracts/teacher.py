@@ -171,9 +171,10 @@ class TeacherContract(NetworkContract):
         condition = teacher.sample_condition(draws)
 
         def field(x_t: Tensor, t: Tensor) -> Tensor:
-            return teacher.velocity(x_t, t.clamp(*teacher.time_range), condition)
+            return teacher.velocity(x_t, t, condition)
 
-        found = diagnose(field, tuple(teacher.sample_shape), draws, num_steps=16)
+        shape = tuple(teacher.sample_shape)
+        found = diagnose(field, shape, draws, num_steps=16, time_range=teacher.time_range)
         expected = f"a velocity field that explains the path of its own samples (miscalibration up to {GOOD:g})"
         came = f"a miscalibration of {found.given.value:.2g}{f': {found.reason}' if found.reason else ''}"
         self.expect(not found.is_wrong, expected, came, _CONVENTION)

@@ -111,3 +111,36 @@ def test_what_a_network_can_get_wrong_is_found():
     assert (status(detached, "derivative"), detached.is_right) == ("warning", True)
     runaway = examine(teacher_of(lambda x, t: 1e4 * x - 1e4 * t[:, None], Convention()), num=64, search=False)
     assert status(runaway, "samples") == "error"
+
+
+@pytest.mark.parametrize(("prediction", "scale"), [("velocity", 0.5), ("noise", 3.0)])
+def test_a_wrong_scale_of_the_answer_is_proposed(prediction, scale):
+    exact = ExactNetwork(prediction)
+    read = convention(prediction, "linear", "data-at-0", "noise-minus-data")
+    report = examine(teacher_of(lambda x, t: exact(x, t) / scale, read))
+    assert not report.is_right
+    assert report.proposals[0].settings == {"output_scale": scale}
+
+
+def test_a_check_asks_a_network_of_images_a_few_thousand_rows():
+    """Of a network of a million weights, at about two milliseconds a row, that is fourteen seconds."""
+    asked = 0
+
+    def counted(x, t):
+        nonlocal asked
+        asked += len(x)
+        return -x.sin()
+
+    wrong = examine(teacher_of(counted, Convention(), (1, 28, 28)), num=None)
+    assert not wrong.is_right
+    assert asked < 7_000
+    asked, mean = 0, torch.zeros(1, 28, 28)
+    exact = GaussianTeacher(mean, mean + 0.5)
+
+    def right(x, t):
+        nonlocal asked
+        asked += len(x)
+        return exact.velocity(x, t, None)
+
+    assert examine(teacher_of(right, Convention(), (1, 28, 28)), num=None).is_right
+    assert asked < 1_000
