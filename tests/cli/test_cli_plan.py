@@ -39,6 +39,8 @@ def test_cli_plan_facts_say_what_was_planned_for_and_the_work():
     assert found["planned for"] == "cuda, bf16, 2 processes"
     assert found["batch"] == "256 images: 2 processes x 2 passes of 64"
     assert found["work"] == "459.2 TFLOP per step, 183.7 PFLOP in all"
+    assert found["time"].startswith("15.3 minutes at least, at the 100 TFLOP/s")  # two devices that are not here
+    assert dict(facts(small_plan(rate=1e12)))["time"].startswith("25.5 hours at least, at the 1 TFLOP/s")
     assert found["at one moment"].startswith("40.00 GiB")
     assert "free now" not in found
     assert dict(facts(small_plan(free=2**31)))["free now"] == "2.00 GiB (cuda)"

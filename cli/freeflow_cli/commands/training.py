@@ -157,10 +157,22 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "batch", f"{plan.batch_size:,} images: {processes} x {passes} of {plan.rows:,}"
     yield "length", f"{plan.images:,} images, {plan.steps:,} steps"
     yield "work", f"{_flops(plan.flops_per_step)} per step, {_flops(plan.flops)} in all"
+    rate = plan.rate or _ABSENT_RATE
+    at = "that matrix products reach here now" if plan.rate else "of a device that is not here"
+    hours = plan.flops / (rate * plan.num_processes) / 3600
+    yield "time", f"{_hours(hours)} at least, at the {rate / 1e12:,.3g} TFLOP/s {at}"
     if plan.teacher:
         yield "teacher", plan.teacher
     if plan.load_report is not None:
         yield "from the teacher", plan.load_report
+
+
+_ABSENT_RATE = 100e12
+"""Operations a second assumed of a process's device that cannot be asked."""
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def _of(number: int, one: str, many: str) -> str:

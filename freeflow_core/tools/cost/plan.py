@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from freeflow_core.config import RunConfig
-from freeflow_core.engine.build import Builder, Components, build_components
+from freeflow_core.engine.build import DTYPES, Builder, Components, build_components
 from freeflow_core.engine.optimizer import RoleOptimizer
 from freeflow_core.engine.process import choose_device, free_memory, is_available, planned_device_type
 from freeflow_core.engine.state import RoleState, TrainingState, build_state
@@ -50,6 +51,8 @@ class Plan:
             data, and from which activations and operations were extrapolated.
         warnings: what to know before starting.
         teacher: where the teacher's weights come from and how they are read, in words, or empty.
+        rate: operations a second that a large matrix product reaches on the device now, in the precision of the
+            networks' passes; None when the device is not there.
     """
 
     device: str
@@ -70,6 +73,7 @@ class Plan:
     extrapolated_from: int | None
     warnings: tuple[str, ...] = ()
     teacher: str = ""
+    rate: float | None = None
 
     def network(self, name: str) -> RolePlan:
         return {network.name: network for network in self.networks}[name]
@@ -148,9 +152,26 @@ def make_plan(config: RunConfig, registry: Registry, num_processes: int = 1) -> 
         free=free_memory(device_type),
         extrapolated_from=found.measured_rows,
         teacher="" if teacher is None else teacher.provenance,
+        rate=_product_rate(device_type, config.runtime.precision),
     )
     warnings = [*warnings_for(plan, config, found.components.objective, found.reason)]
     return dataclasses.replace(plan, warnings=(*warnings, *_check_scoring(config, registry, found.components)))
+
+
+def _product_rate(device_type: str, precision: str) -> float | None:
+    if not is_available(device_type):
+        return None
+    size = 512 if device_type == "cpu" else 4096
+    dtype = torch.bfloat16 if precision == "bf16" else DTYPES[precision]
+    if dtype is torch.float64 and device_type == "mps":
+        return None
+    factor = torch.ones(size, size, device=device_type, dtype=dtype)
+    seconds = []
+    for _ in range(4):  # the first finds its kernel
+        began = time.perf_counter()
+        (factor @ factor)[0, 0].item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
 
 
 def _check_scoring(config: RunConfig, registry: Registry, components: Components) -> Iterator[str]:
