@@ -16,7 +16,7 @@ class MlflowConfig(ComponentConfig):
     else mlflow.db next to the run folder."""
     experiment: str = Field("freeflow", min_length=1, max_length=500)
     """Experiment; created when it is missing."""
-    run_name: str | None = Field(None, min_length=1, max_length=250, description="Shown name; null: the run's name.")
+    run_name: str | None = Field(None, min_length=1, max_length=250, description="Null: teacher, objective and seed.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the MLflow run.")
     buffer_metrics: PositiveInt = Field(500, description="Metric values gathered at most before they are sent.")
     flush_seconds: PositiveFloat = Field(10.0, description="Seconds after which they are sent in any case.")

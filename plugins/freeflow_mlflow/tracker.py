@@ -1,12 +1,10 @@
-"""A run's journal as an MLflow run; addresses, names and parameters as MLflow takes them."""
+"""A run's journal as an MLflow run."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import posixpath
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,13 +22,22 @@ from freeflow_core.interfaces.tracker import Tracker
 from freeflow_core.tracking import Sender, redact
 from freeflow_core.types import RunInfo
 from freeflow_mlflow.config import MlflowConfig
+from freeflow_mlflow.description import (
+    MAX_TAG,
+    description,
+    facts,
+    parameters,
+    safe_name,
+    shorten,
+    shown_name,
+    surroundings,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _log = logging.getLogger("freeflow")
 _T = TypeVar("_T")
-MAX_PARAMETER, MAX_TAG = 6000, 5000
 _SQLITE = re.compile(r"^sqlite(\+\w+)?:///")
 _METRICS_PER_REQUEST, _OTHERS_PER_REQUEST = 1000, 100
 _KEY, _PARENT_KEY, _PARENT = "freeflow.key", "freeflow.parent_key", "mlflow.parentRunId"
@@ -101,7 +108,7 @@ class MlflowTracker(Tracker):
         self._log_parameters(parameters(run.config), found.data.params)
         self._metrics_taken = set() if is_new else self._read_metrics_back(journal, since or 0, found.data.metrics)
         self._pictures_taken: _Taken | None = set() if is_new else None
-        self._journal = journal
+        self._journal, self._folder = journal, run.folder
         return self._id == earlier
 
     def send_metrics(self, records: Sequence[Metrics], notes: dict[str, Any]) -> int:
@@ -138,6 +145,8 @@ class MlflowTracker(Tracker):
         return self._config.log_artifacts
 
     def finish(self, status: str, time: float) -> None:
+        if text := description(self._folder):
+            self._client.set_tag(self._id, "mlflow.note.content", shorten(text, MAX_TAG))
         self._client.set_terminated(self._id, _STATUS.get(status, "FAILED"), _milliseconds(time))
 
     def _uri(self, run: RunInfo) -> str:
@@ -163,12 +172,13 @@ class MlflowTracker(Tracker):
 
     def _create(self, experiment: str, key: str, run: RunInfo, journal: Journal, lost: str | None) -> Any:
         config, folder = self._config, str(run.folder.resolve())
-        tags = {"mlflow.source.name": f"freeflow {run.command}", "freeflow.folder": folder, **run.tags, **config.tags}
+        tags = {**surroundings(), "mlflow.source.name": f"freeflow {run.command}", "freeflow.folder": folder}
+        tags |= {**facts(run.config), **run.tags, **config.tags}
         tags |= {_KEY: key} | ({_PARENT_KEY: run.parent.key} if run.parent else {})
         tags |= {"freeflow.previous_run": lost} if lost else {}
         tags = {name: shorten(text, MAX_TAG) for name, text in tags.items()}
         started = _milliseconds(journal.status().get("started", 0.0))
-        return self._client.create_run(experiment, started, tags, config.run_name or run.name)
+        return self._client.create_run(experiment, started, tags, config.run_name or shown_name(run))
 
     def _join(self, experiment: str, key: str, run: RunInfo, tags: Mapping[str, str]) -> None:
         """Become a child of the parent, if MLflow has it; a parent adopts the children that were here before it."""
@@ -327,35 +337,5 @@ def view_hint(uri: str, experiment_id: str, run_id: str) -> str:
     """What to open, or to run, to look at a run."""
     if is_server(uri):
         return f"{redact(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return f"mlflow ui --backend-store-uri {redact(uri)}"
-
-
-def safe_name(name: str) -> str:
-    """``name`` as MLflow accepts it: letters, digits and ``_ - . / space``, no path that climbs, 250 characters."""
-    clean = posixpath.normpath(re.sub(r"[^A-Za-z0-9_\-. /]", "_", name)).lstrip("./")
-    return clean[:250] or "unnamed"
-
-
-def parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted names to text, e.g. ``training.batch_size: "64"``, without credentials, long values cut.
-
-    Scalars are written as in JSON, but strings carry no quotes; lists of scalars are one value, lists of mappings are
-    numbered from 0.
-    """
-    return {safe_name(name): shorten(redact(value), MAX_PARAMETER) for name, value in _flatten(config, "")}
-
-
-def shorten(text: str, limit: int) -> str:
-    """``text`` cut to ``limit`` characters, the last of which say so."""
-    note = f" ... [cut: {len(text)} characters; config.yaml has them all]"
-    return text if len(text) <= limit else text[: limit - len(note)] + note
-
-
-def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-        value = {str(index): item for index, item in enumerate(value)}
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else str(key))
-    elif path:
-        yield path, value if isinstance(value, str) else json.dumps(value, default=str)
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"mlflow ui --backend-store-uri {redact(uri)}, then {page}"

@@ -27,6 +27,7 @@ def test_children_and_parent_find_each_other(client, family, send, tracker, tmp_
     above, below = (client.get_run(ids[journal]) for journal in family)
     assert below.data.tags[PARENT] == above.info.run_id
     assert below.data.tags["objective"] == "a"
+    assert below.info.run_name.endswith("a-seed0")
     assert below.info.status == "FINISHED"
     assert PARENT not in above.data.tags
     assert above.data.tags["teacher"] == "t"

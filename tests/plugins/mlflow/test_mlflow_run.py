@@ -28,6 +28,21 @@ def test_parameters_status_and_more_than_one_request_of_metrics_arrive(client, m
     assert len(client.get_metric_history(run.info.run_id, "lr/student")) == 600
 
 
+def test_a_run_is_named_tagged_and_described_by_what_it_was(client, make_run, send):
+    parts = {"teacher": {"name": "sit"}, "objective": {"name": "freeflow"}, "source": {"name": "prior"}, "seed": 3}
+    journal = make_run(config=parts)
+    (journal.folder / "report.md").write_text(
+        "# x\n\n## Scores\n\n| a |\n\n## Samples\n\n![s](s.png)\n\n## Configuration\n"
+    )
+    run = client.get_run(send(journal, "finished"))
+    assert run.info.run_name == "sit freeflow seed 3"
+    wanted = {"teacher": "sit", "objective": "freeflow", "source": "prior", "data_free": "true", "seed": "3"}
+    assert wanted.items() <= run.data.tags.items()
+    assert run.data.tags["freeflow.version"]
+    assert run.data.tags["mlflow.user"]
+    assert run.data.tags["mlflow.note.content"] == "# x\n\n## Scores\n\n| a |\n"
+
+
 def test_pictures_keep_their_pixels_and_their_step(client, make_run, send):
     journal = make_run()
     picture = Image.frombytes("RGB", (24, 16), bytes(range(256)) * 4 + bytes(128))
