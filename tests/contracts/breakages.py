@@ -39,11 +39,28 @@ class BrokenStudent(GaussianStudent):
     @classmethod
     def from_config(cls, config, context):
         built = cls(torch.tensor([0.5, -1.0]), torch.tensor([0.6, 1.4]))
-        built.mistake = config.mistake
+        built.mistake, built.shift = config.mistake, 0.0
+        if config.mistake == "unsaved":
+            built.shift = 1.0
         return built
 
+    shift = 0.0
+
     def forward(self, x_t, t, s, condition, guidance):
+        if self.mistake == "in-place":
+            x_t += 1
+        if self.mistake == "state":
+            self.calls = getattr(self, "calls", 0) + 1
+            x_t = x_t * self.calls
+        if self.mistake == "random" and not self.training:
+            x_t = x_t + torch.randn_like(x_t)
+        if self.mistake == "float64":
+            x_t = x_t.double()
         u = super().forward(x_t, t, s, condition, guidance)
+        if self.mistake == "batch-in-training" and self.training:
+            u = u - u.mean(0)
+        if self.mistake == "unsaved":
+            u = u + self.shift
         if self.mistake == "batch":
             u = u - u.mean(0)
         return u.detach() if self.mistake == "detached" else u
@@ -57,13 +74,22 @@ class BrokenStudent(GaussianStudent):
 class BrokenSampler(Mistaken, VelocitySampler):
     """Euler."""
 
+    last = 0.0
+
     @torch.no_grad()
     def sample(self, model, z, grid, condition, guidance, draws=None, on_step=None):
         times = grid.tolist()
+        if self.mistake == "in-place":
+            z.mul_(1.01)
+        if self.mistake == "state":
+            z = z + getattr(self, "last", 0)
+            BrokenSampler.last = 0.1 + BrokenSampler.last
         if any(a <= b for a, b in itertools.pairwise(times)) and self.mistake != "any-grid":
             raise ValueError("the grid must fall")
         x, asked = z, 0.0
         for i, (t, s) in enumerate(itertools.pairwise(times)):
+            if self.mistake == "rows":
+                x = x - 0.1 * x.mean(0)
             now = torch.full((len(x),), t, dtype=torch.float64)
             weight = guidance.at(now)
             x = x + (t - s if self.mistake == "direction" else s - t) * model.guided_velocity(x, now, condition, weight)

@@ -31,9 +31,28 @@ class PlaneTeacher(Teacher):
         self.num_classes = 3 if mistake in ("condition", "labels") else None
         self.mean = nn.Parameter(torch.tensor([0.5, -1.0]))
         self.std = nn.Parameter(torch.tensor([0.5, 2.0]))
+        self.calls = 0.0
         self.hidden = torch.ones(2, requires_grad=mistake == "trainable")
 
     def velocity(self, x_t, t, condition):
+        if self.mistake == "in-place":
+            x_t.mul_(1)
+            x_t += 1e-3
+        if self.mistake == "state":
+            self.calls += 1e-2
+            x_t = x_t + self.calls
+        if self.mistake == "random":
+            x_t = x_t + 1e-2 * torch.randn_like(x_t)
+        if self.mistake == "rows":
+            x_t = x_t - 0.1 * x_t.mean(0)
+        if self.mistake == "float64-only":
+            x_t = x_t @ torch.eye(2, dtype=torch.float64)
+        if self.mistake == "one-time":
+            t = t[:1].expand(len(t))
+        if self.mistake == "blind-time":
+            t = torch.tensor(t.detach().tolist(), dtype=t.dtype)
+        if self.mistake == "thousand":
+            t = t / 1000
         if self.mistake in ("time", "time-and-sign"):
             t = 1 - t
         if self.mistake == "squared-time":
@@ -46,6 +65,10 @@ class PlaneTeacher(Teacher):
         v = slope * (x_t - (1 - time) * mean) - mean
         if self.mistake == "zero":
             return 0 * v
+        if self.mistake == "scaled":
+            return 3 * v
+        if self.mistake == "predicts-data":
+            return x_t - time * v
         if self.mistake == "shape":
             return v[:, :1]
         if self.mistake == "dtype":
@@ -90,6 +113,13 @@ class PlaneObjective(Objective):
         v = teacher_velocity(models.teacher, x_t, t, batch.condition, weight)
         u = velocity_with_gradient(models["student"], x_t, t, t, batch.condition, weight)
         per_sample: Any = mean_square(u - v)
+        if self.mistake == "random":
+            per_sample = per_sample * torch.rand(len(per_sample))
+        if self.mistake == "remembers":
+            self.seen = getattr(self, "seen", 0.0) + 0.5
+            per_sample = per_sample * self.seen
+        if self.mistake == "wrong-sign":
+            per_sample = mean_square(u + v)
         if self.mistake == "batch-loss":
             per_sample = per_sample.mean()
         if self.mistake == "batch-loss-of-one":
