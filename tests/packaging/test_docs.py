@@ -269,3 +269,23 @@ def test_every_titled_configuration_is_valid(page, registry, tmp_path):
             file = tmp_path / title
             file.write_text(text, "utf-8")
             load_run_config(registry, "distill", file=file)
+
+
+def test_the_interfaces_in_short_are_those_of_the_code():
+    page = (DOCS / "reference" / "interfaces.md").read_text("utf-8")
+    (short,) = [m[3] for m in _FENCE.finditer(page) if m[1] == "text"]
+    owner, told = None, set()
+    for line in short.splitlines():
+        found = re.match(r" {4}(\w+)\((.*?)\)", line)
+        if found is None:
+            owner = getattr(interfaces, re.match(r"\w+", line)[0])
+            continue
+        classes = (owner, interfaces.AverageVelocityStudent)
+        method = next(getattr(c, found[1]) for c in classes if issubclass(c, owner) and hasattr(c, found[1]))
+        names = [name for name in inspect.signature(method).parameters if name != "self"]
+        assert found[2].split(", ") == names or (found[2], names) == ("", []), line
+        told.add((owner.__name__, found[1]))
+    for kind in ("Teacher", "AverageVelocityStudent", "Objective", "Sampler"):
+        owned = kind.removeprefix("AverageVelocity")
+        missing = {(owned, name) for name in getattr(interfaces, kind).__abstractmethods__} - told
+        assert not missing
