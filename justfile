@@ -16,6 +16,11 @@ test-long:
 test-gpu:
     pytest -m gpu
 
+# Kills, stops, full disks, damaged checkpoints and bad inputs, with counts (an hour or more; goes on where it was stopped).
+test-faults:
+    PYTHONPATH=tests python tests/faults/run_faults.py --folder faults
+    PYTHONPATH=tests python tests/faults/run_bad_inputs.py
+
 # Every command block of the site as it is printed (minutes), see tests/packaging/test_doc_commands.py.
 test-docs:
     pytest -m "long or not long" --timeout 3600 tests/packaging/test_doc_commands.py

@@ -4,6 +4,7 @@ Every trial is noted in the folder as it ends; the same command again goes on wi
 """
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -54,20 +55,24 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("faults"), help="Where trials and their results are kept.")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--only", default="", help="Trials whose name begins so.")
+    parser.add_argument("--count", type=int, help="Trials of each name, instead of the usual number.")
     parser.add_argument("--seconds", type=float, help="Begin no trial after so many.")
     options = parser.parse_args()
     bench, began = Bench(options.folder.resolve()), time.monotonic()
     file = bench.folder / "results.jsonl"
     done = {line["trial"]: line for line in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
-    for name, (work, count) in planned(options.kills).items():
-        for number in range(count if name.startswith(options.only) else 0):
-            trial = f"{name} {number}"
-            if trial in done or (options.seconds is not None and time.monotonic() - began > options.seconds):
-                continue
-            done[trial] = attempt(bench, name, number, work) | {"trial": trial, "name": name}
-            with file.open("a") as results:
-                results.write(json.dumps(done[trial]) + "\n")
-            print(f"{done[trial]['outcome']:<6} {trial}  {done[trial].get('problem', '')[:900]}", flush=True)
+    plan = {name: trial for name, trial in planned(options.kills).items() if name.startswith(options.only)}
+    most = options.count or max(count for _, count in plan.values())
+    for number, name in itertools.product(range(most), plan):  # in turn, so that a part of the suite is a bit of all
+        work, count = plan[name]
+        trial = f"{name} {number}"
+        late = options.seconds is not None and time.monotonic() - began > options.seconds
+        if number >= (options.count or count) or trial in done or late:
+            continue
+        done[trial] = attempt(bench, name, number, work) | {"trial": trial, "name": name}
+        with file.open("a") as results:
+            results.write(json.dumps(done[trial]) + "\n")
+        print(f"{done[trial]['outcome']:<6} {trial}  {done[trial].get('problem', '')[:900]}", flush=True)
     sys.exit(summary(list(done.values()), options.only))
 
 
