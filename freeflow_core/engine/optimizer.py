@@ -1,7 +1,8 @@
 """AdamW on the fused path, which clips and skips a non-finite step on the device; averages of weights."""
 
-from collections.abc import Mapping, Sequence
-from typing import final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -156,3 +157,30 @@ class RoleOptimizer:
             grad_scale=None if config.clip_norm is None else (norm / config.clip_norm).clamp_min(1).float(),
             found_inf=found_inf,
         )
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Weights and buffers of a copy and of the network it follows, in pairs.
+
+    Tensors that both hold as one are left out: what adapters adapt.
+    """
+
+    weights: list[Tensor]
+    followed_weights: list[Tensor]
+    buffers: list[Tensor]
+    followed_buffers: list[Tensor]
+
+    @classmethod
+    def of(cls, copied: nn.Module, followed: nn.Module) -> Self:
+        def apart(first: Iterable[Tensor], second: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+            pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not b]
+            return ([pair[side] for pair in pairs] for side in (0, 1))
+
+        weights = apart(copied.parameters(), followed.parameters())
+        return cls(*weights, *apart(copied.buffers(), followed.buffers()))
+
+    def follow(self, step: Tensor) -> None:
+        """Weights go by ``step`` towards the followed ones; buffers, such as statistics, are no averages: copied."""
+        update_average(self.weights, self.followed_weights, step)
+        copy_buffers(self.buffers, self.followed_buffers)

@@ -2,9 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
-from freeflow_core.engine.optimizer import RoleOptimizer, copy_buffers, update_average
+from freeflow_core.engine.optimizer import Copies, RoleOptimizer
 from freeflow_core.errors import CheckpointError, PluginError
 from freeflow_core.interfaces import Model, Models, Role, StatefulObjective, Student, Teacher
 from freeflow_core.network_file import check_tensors
@@ -23,33 +23,6 @@ _log = logging.getLogger("freeflow")
 STUDENT = "student"
 OBJECTIVE = "objective"
 _TEACHER = "the teacher, which is never trained"
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Weights and buffers of a copy and of the network it follows, in pairs.
-
-    Tensors that both hold as one are left out: what adapters adapt.
-    """
-
-    weights: list[Tensor]
-    followed_weights: list[Tensor]
-    buffers: list[Tensor]
-    followed_buffers: list[Tensor]
-
-    @classmethod
-    def of(cls, copied: nn.Module, followed: nn.Module) -> Self:
-        def apart(first: Iterable[Tensor], second: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-            pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not b]
-            return ([pair[side] for pair in pairs] for side in (0, 1))
-
-        weights = apart(copied.parameters(), followed.parameters())
-        return cls(*weights, *apart(copied.buffers(), followed.buffers()))
-
-    def follow(self, step: Tensor) -> None:
-        """Weights go by ``step`` towards the followed ones; buffers, such as statistics, are no averages: copied."""
-        update_average(self.weights, self.followed_weights, step)
-        copy_buffers(self.buffers, self.followed_buffers)
 
 
 @dataclass

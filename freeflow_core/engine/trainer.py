@@ -16,9 +16,9 @@ from torch import Tensor
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.checks import watched
-from freeflow_core.engine.optimizer import ema_decay, learning_rate
+from freeflow_core.engine.optimizer import Copies, ema_decay, learning_rate
 from freeflow_core.engine.process import autocast, from_each, memory_in_use
-from freeflow_core.engine.state import STUDENT, Copies, TrainingState
+from freeflow_core.engine.state import STUDENT, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models, ObjectiveInRounds, Transition
 from freeflow_core.math.random import Lookahead, PhiloxDraws

@@ -62,7 +62,7 @@ def test_cli_unexpected_errors_name_type_and_debug(freeflow, api):
 def test_cli_interrupt_is_one_line(freeflow, api):
     api.failure = KeyboardInterrupt()
     result = freeflow("distill")
-    assert result.exit_code == 1
+    assert result.exit_code == 75
     assert paragraph(result).startswith("Interrupted: ")
 
 

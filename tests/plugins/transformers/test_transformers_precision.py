@@ -94,7 +94,7 @@ def test_bf16_keeps_losses_weights_moments_and_averages_in_float32(make_run, mon
 
     monkeypatch.setattr(run.components.objective, "losses", watched)
     gradients = set()
-    for parameter in run.state.roles["student"].parameters:
+    for parameter in run.state.roles["student"].network.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: gradients.add(p.grad.dtype))
     step(run)
     assert len(seen) > 4
