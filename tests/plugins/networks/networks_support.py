@@ -27,7 +27,7 @@ def path(schedule, tau):
         return a, s, -half * s, half * a
     if schedule == "vp":
         a = torch.exp(-0.25 * tau**2 * 19.9 - 0.05 * tau)
-        s = (1 - a**2).sqrt()
+        s = (1 - a**2).sqrt().clamp_min(1e-8)  # at tau = 0 its rate is infinite, and times the noise there finite
         beta = 0.1 + tau * 19.9
         return a, s, -0.5 * beta * a, 0.5 * beta * a**2 / s
     if schedule == "ve":
