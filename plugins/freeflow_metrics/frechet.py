@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
+from freeflow_core.interfaces import EvaluationBatch
 from freeflow_core.interfaces.evaluator import ERROR
+from freeflow_metrics.classes import class_labels
 from freeflow_metrics.config import FrechetConfig
 from freeflow_metrics.distance import DistanceEvaluator
-from freeflow_metrics.features import build_features, fetch_statistics
+from freeflow_metrics.features import batch_features, build_features, fetch_statistics
 
 PACKAGED = {"mnist-test": "mnist", "mnist-train": "mnist"}
 """Statistics that come with the plugin, each with the features it is made of; ``make_statistics`` makes such files."""
@@ -82,17 +84,28 @@ class RunningMoments:
 
 @final
 class GroupedMoments:
-    """Moments of a row, of all points and without each of ``num_groups`` groups; points are dealt out in turn."""
+    """Moments of a row, of all points and without each of ``num_groups`` groups.
+
+    Points are dealt out in turn class by class, so that every group has as much of each class as the row has.
+    """
 
     def __init__(self, dim: int, num_groups: int) -> None:
         self.count = 0
         self._dim = dim
         self._groups = [RunningMoments(dim) for _ in range(num_groups)]
+        self._dealt: dict[int, int] = {}
 
-    def update(self, points: Tensor) -> None:
-        number = len(self._groups)
-        for offset in range(min(number, len(points))):
-            self._groups[(self.count + offset) % number].update(points[offset::number])
+    def update(self, points: Tensor, labels: Tensor | None = None) -> None:
+        """Take in points (N, F), of the classes ``labels`` (N,) or all of one."""
+        labels = torch.zeros(len(points), dtype=torch.long) if labels is None else labels.cpu()
+        group = torch.empty_like(labels)
+        for label in torch.unique(labels).tolist():
+            own = labels == label
+            number, before = int(own.sum()), self._dealt.get(label, label)  # classes begin at different groups
+            group[own] = (before + torch.arange(number)) % len(self._groups)
+            self._dealt[label] = before + number
+        for index, moments in enumerate(self._groups):
+            moments.update(points[(group == index).to(points.device)])
         self.count += len(points)
 
     def whole(self) -> RunningMoments:
@@ -135,6 +148,9 @@ class FrechetEvaluator(DistanceEvaluator[GroupedMoments]):
 
     def empty(self) -> GroupedMoments:
         return GroupedMoments(self._network.dim, self._groups)
+
+    def update(self, batch: EvaluationBatch) -> None:
+        self._row.update(batch_features(self._network, batch), class_labels(batch.condition))
 
     def measure(self, name: str, reference: GroupedMoments, what: str) -> Mapping[str, float]:
         self._check_count(reference.count, what)

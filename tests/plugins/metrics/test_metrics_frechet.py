@@ -106,6 +106,20 @@ def test_the_standard_error_is_that_of_many_samples():
     assert torch.tensor(of_mean).mean() == pytest.approx(0.05, rel=0.05)
 
 
+def test_the_standard_error_of_classes_in_turn_is_that_within_classes():
+    """Far apart, as many of each: other samples would change a class's mean, and not which classes there are."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(600) % 10
+    errors = []
+    for _ in range(50):
+        grouped = GroupedMoments(1, 10)
+        points = 100.0 * labels[:, None] + torch.randn(600, 1, generator=generator, dtype=torch.float64)
+        for rows in torch.arange(600).split(70):
+            grouped.update(points[rows], labels[rows])
+        errors.append(grouped.standard_error(lambda part: float(part.mean[0])))
+    assert torch.tensor(errors).mean() == pytest.approx(600**-0.5, rel=0.1)
+
+
 def test_one_group_has_no_error():
     grouped = GroupedMoments(2, 1)
     grouped.update(torch.randn(9, 2))
