@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import trials
+from filelock import FileLock, Timeout
 from trials import SCENARIOS, Bench
 
 Work = Callable[[Bench, Path, random.Random], dict[str, Any]]
@@ -59,6 +60,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="Begin no trial after so many.")
     options = parser.parse_args()
     bench, began = Bench(options.folder.resolve()), time.monotonic()
+    lock = FileLock(bench.folder / ".lock")  # two suites would remove each other's trials
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        sys.exit(f"Another suite is at work in {bench.folder}. Wait for it, or choose another --folder.")
     file = bench.folder / "results.jsonl"
     done = {line["trial"]: line for line in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
     plan = {name: trial for name, trial in planned(options.kills).items() if name.startswith(options.only)}
