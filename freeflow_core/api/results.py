@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RunConfig
-from freeflow_core.config.run import row_title
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.pictures import grid_image
+from freeflow_core.evaluation.report import score_cells
 from freeflow_core.evaluation.student_file import StudentFile, load_student
 from freeflow_core.interfaces import Student
-from freeflow_core.interfaces.evaluator import score_texts
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.sample_files.sample import PreparedSamples, SampleRequest
+from freeflow_core.tools.sample_files.files import class_labels
+from freeflow_core.tools.sample_files.sample import PreparedSamples, SampleRequest, check_numbers
 from freeflow_core.types import Scores
 
 
@@ -63,12 +63,8 @@ class RunResult:
     def _repr_html_(self) -> str:
         seconds = f", {self.duration_seconds:.0f} s" if self.duration_seconds else ""
         parts = [f"<p><code>{html.escape(str(self.folder))}</code>: {html.escape(self.status)}{seconds}</p>"]
-        texts = {name: score_texts(row, "{:.4g}".format) for name, row in self.scores.items()}
-        columns = list(dict.fromkeys(column for row in texts.values() for column in row))
-        if columns:
-            evaluation = self.config.evaluation if self.config else None
-            cells = [[row_title(name, evaluation), *(row.get(c, "-") for c in columns)] for name, row in texts.items()]
-            parts.append(_html_table(["", *columns], cells))
+        if self.scores:
+            parts.append(_html_table(*score_cells(self.scores, self.config.evaluation if self.config else None)))
         if picture := self._repr_png_():
             encoded = base64.b64encode(picture).decode()
             parts.append(f'<img alt="the student beside its teacher" src="data:image/png;base64,{encoded}">')
@@ -134,8 +130,7 @@ class TrainedStudent:
         Raises:
             ConfigError: numbers or classes that do not fit; several steps of a student without such a mode.
         """
-        if num < 1 or batch_size < 1:
-            raise ConfigError(f"num and batch_size must be at least 1, got {num} and {batch_size}.")
+        check_numbers(num, batch_size, seed, steps, guidance)
         if not isinstance(labels, str):
             labels = (labels,) if isinstance(labels, int) else tuple(int(label) for label in labels)
         request = SampleRequest(
@@ -154,11 +149,10 @@ class TrainedStudent:
         )
         generator = PreparedSamples(request, self._registry, self.device).generator
         batches = list(generator.batches(0, num, batch_size))
-        conditions = [batch.condition for batch in batches]
-        classes = (
-            torch.cat([c for c in conditions if isinstance(c, Tensor)]).cpu() if conditions[0] is not None else None
+        classes = class_labels([batch.condition for batch in batches])
+        return Images(
+            torch.cat([batch.images.cpu() for batch in batches]), None if classes is None else torch.from_numpy(classes)
         )
-        return Images(torch.cat([batch.images.cpu() for batch in batches]), classes)
 
     def export(self, path: str | Path) -> str:
         """Write it as :func:`freeflow_core.api.export` does; what was written, in words."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from freeflow_core.config import RunConfig
+from freeflow_core.config import EvaluationConfig, RunConfig
 from freeflow_core.config.run import row_title
 from freeflow_core.evaluation.scores import COST_COLUMNS
 from freeflow_core.interfaces.evaluator import score_texts
@@ -14,16 +14,18 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def score_table(scores: Scores, config: RunConfig) -> list[str]:
-    """Rows of scores as a Markdown table; a dash where a score has no meaning."""
+def score_cells(scores: Scores, evaluation: EvaluationConfig | None) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of the table of scores, costs first; a dash where a score has no meaning."""
     texts = {name: score_texts(row, "{:.4g}".format) for name, row in scores.items()}
     named = dict.fromkeys(key for row in texts.values() for key in row)
     columns = [c for c in COST_COLUMNS if c in named] + [c for c in named if c not in COST_COLUMNS]
-    rows = [
-        [row_title(name, config.evaluation), *(row.get(column, "-") for column in columns)]
-        for name, row in texts.items()
-    ]
-    return markdown_table(["", *columns], rows)
+    rows = [[row_title(name, evaluation), *(row.get(c, "-") for c in columns)] for name, row in texts.items()]
+    return ["", *columns], rows
+
+
+def score_table(scores: Scores, config: RunConfig) -> list[str]:
+    """Rows of scores as a Markdown table."""
+    return markdown_table(*score_cells(scores, config.evaluation))
 
 
 def write_report(

@@ -302,6 +302,15 @@ def two_at_once(bench: Bench, folder: Path, draws: random.Random) -> dict[str, A
     return {"refused": second.code == 2}
 
 
+def _sent_in_the_end(folder: Path, baseline: Path, ended: Ended | None, stopped: str) -> dict[str, Any]:
+    assert ended is not None
+    check(ended.code == 0, stopped, ended)
+    check_same(folder / "run", baseline)
+    sync(folder / "run")
+    check(rows(folder / "mlflow.db") == rows(baseline.parent / "mlflow.db"), "MLflow's rows differ")
+    return {}
+
+
 def mlflow_locked(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
     """Another program holds MLflow's database all along."""
     baseline, _ = bench.baseline("mlflow")
@@ -314,12 +323,7 @@ def mlflow_locked(bench: Bench, folder: Path, draws: random.Random) -> dict[str,
         other.execute("begin exclusive")
         ended = bench.run("mlflow", folder / "run", changes=changes).wait(600)
         other.rollback()
-    assert ended is not None
-    check(ended.code == 0, "a locked MLflow stopped the run", ended)
-    check_same(folder / "run", baseline)
-    sync(folder / "run")
-    check(rows(folder / "mlflow.db") == rows(baseline.parent / "mlflow.db"), "MLflow's rows differ")
-    return {}
+    return _sent_in_the_end(folder, baseline, ended, "a locked MLflow stopped the run")
 
 
 def mlflow_unreachable(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
@@ -330,12 +334,7 @@ def mlflow_unreachable(bench: Bench, folder: Path, draws: random.Random) -> dict
         uri = f"http://127.0.0.1:{found.getsockname()[1]}"
     changes = {"trackers": [{"name": "mlflow", "flush_seconds": 0.2, "finish_seconds": 1.0, "uri": uri}]}
     ended = bench.run("mlflow", folder / "run", changes=changes).wait(600)
-    assert ended is not None
-    check(ended.code == 0, "an unreachable MLflow stopped the run", ended)
-    check_same(folder / "run", baseline)
-    sync(folder / "run")
-    check(rows(folder / "mlflow.db") == rows(baseline.parent / "mlflow.db"), "MLflow's rows differ")
-    return {}
+    return _sent_in_the_end(folder, baseline, ended, "an unreachable MLflow stopped the run")
 
 
 def other_number(bench: Bench, folder: Path, draws: random.Random, numbers: tuple[int, int]) -> dict[str, Any]:

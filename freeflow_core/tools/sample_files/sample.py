@@ -149,6 +149,18 @@ def network_digest(network: nn.Module, state: NetworkState | None = None) -> str
     return digest.hexdigest()
 
 
+def check_numbers(num: int, batch_size: int, seed: int, steps: int | None, guidance_weight: float | None) -> None:
+    """Raises ``ConfigError`` for numbers that no samples can be drawn with; None is no choice."""
+    if num < 1 or batch_size < 1:
+        raise ConfigError(f"The number of samples and the batch size must be at least 1, got {num} and {batch_size}.")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"The seed must be at least 0 and below 2**63, got {seed}.")
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(f"The steps must be 1 to {MOST_STEPS:,}, got {steps}.")
+    if guidance_weight is not None and not (math.isfinite(guidance_weight) and guidance_weight >= 0):
+        raise ConfigError(f"The guidance weight must be a number from 0 up, got {guidance_weight}.")
+
+
 def sample(
     *,
     student: str | Path | None = None,
@@ -193,14 +205,7 @@ def sample(
     """
     if student is None and teacher is None:
         raise ConfigError("Nothing to sample from: name a --student file or run folder, or a --teacher.")
-    if num < 1 or batch_size < 1:
-        raise ConfigError(f"The number of samples and the batch size must be at least 1, got {num} and {batch_size}.")
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"The seed must be at least 0 and below 2**63, got {seed}.")
-    if steps is not None and not 1 <= steps <= MOST_STEPS:
-        raise ConfigError(f"The steps must be 1 to {MOST_STEPS:,}, got {steps}.")
-    if guidance_weight is not None and not (math.isfinite(guidance_weight) and guidance_weight >= 0):
-        raise ConfigError(f"The guidance weight must be a number from 0 up, got {guidance_weight}.")
+    check_numbers(num, batch_size, seed, steps, guidance_weight)
     if (file := next((path for path in (output, *output.parents) if path.is_file()), None)) is not None:
         raise ConfigError(f"The output {output} cannot be a folder, since {file} is a file. Choose another --output.")
     low, high = guidance_interval
