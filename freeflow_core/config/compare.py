@@ -185,6 +185,9 @@ def load_compare_config(
     for layer in (*own_layers, settings):
         section = _merged(section, layer.pop(SECTION, {}))
     section = _merged(section, comparison or {})
+    if chosen := (comparison or {}).get("objectives"):  # fewer than the preset's: its settings for the others rest
+        kept = {name: own for name, own in section.get("settings_for", {}).items() if name in chosen}
+        section = {**section, "settings_for": kept}
     for text in assignments_for:
         objective, separator, assignment = text.partition(":")
         if not separator or not objective.strip() or "=" in objective:
