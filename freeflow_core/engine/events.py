@@ -32,7 +32,8 @@ class Events:
         self._senders: list[Sender] = []
         self.journal = Journal(run.folder)
 
-    def started(self) -> None:
+    def started(self, images_seen: int = 0) -> None:
+        self._images = images_seen
         for tracker in self._trackers if self._active else ():
             try:
                 self._senders.append(Sender(tracker, self._run, self.journal))

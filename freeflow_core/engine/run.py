@@ -26,6 +26,9 @@ from freeflow_core.interfaces.journal import now
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import Progress, RunInfo, RunParent, Scores
 
+_LOOKED = "looked_at"
+"""In ``run.json``: the images after which all looks that were due have come to their end."""
+
 
 class Scorer(Protocol):
     """Looks at the (averaged) student of a run, on the main process; :class:`freeflow_core.evaluation.scoring.Scoring`.
@@ -146,7 +149,7 @@ class Run:
         self.state = build_state(config, self.components, self.accelerator)
         self._main = self.accelerator.is_main_process
         self._told_of_idle_roles = False
-        self._resumed = resume
+        self._resumed, self._has_looked = resume, False
         self._status, self._has_begun = "failed", False
         trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
         with contextlib.ExitStack() as ending:
@@ -179,8 +182,8 @@ class Run:
         with self._ending:
             try:
                 self._has_begun = True
-                self.events.started()
-                if not self._resumed:
+                self.events.started(self.state.images)
+                if self.state.images == 0:
                     self.events.filed(self.folder.config_file)
                 self._train()
                 outcome = "finished" if self.state.images >= self.config.training.images else "stopped"
@@ -248,8 +251,15 @@ class Run:
         path = from_main(self.accelerator, lambda: checkpoints.newest_whole(fall_back=fall_back))
         if path is not None:
             on_each(self.accelerator, lambda: checkpoints.load(path, self.state))
-        if self._main:
-            self.folder.journal.drop_after(self.state.images)
+        self._has_looked = from_main(self.accelerator, self._cut_journal)
+
+    def _cut_journal(self) -> bool:
+        """Back to the checkpoint; whether it was seen whole then. If not, what was seen of it is seen again."""
+        images, journal = self.state.images, self.folder.journal
+        has_looked = bool(journal.status().get(_LOOKED, -1) >= images)
+        journal.write_status(**{_LOOKED: images if has_looked else -1})
+        journal.cut(images, looks=has_looked)
+        return has_looked
 
     def _train(self) -> None:
         config = self.config
@@ -257,6 +267,8 @@ class Run:
         if self.state.images == 0:
             first = self.trainer.peek()
             check_first_step(config, self.components, first.batch, first.draws)
+        elif not self._has_looked and self.state.images < end:
+            self._look_around(self.state.images - config.training.batch_size)
         self._restart_clock()
         while self.state.images < end:
             before = self.state.images
@@ -269,12 +281,24 @@ class Run:
                 self._interrupt()
             if last or self._passed(before, config.checkpointing.every_images):
                 self._checkpoint()
-            if not last and before < (self.scoring.first_look or 0) <= self.state.images:
-                self._look(lambda: self.scoring.look(self.trainer.progress), shows=False)
-            if not last and self._passed(before, config.samples.every_images):
-                self._look(lambda: self.scoring.picture(self.state.images))
-            if not last and self._passed(before, config.evaluation.every_images):
-                self._look(lambda: self.scoring.score(self.trainer.progress, everything=False))
+            if not last:
+                self._look_around(before)
+
+    def _look_around(self, before: int) -> None:
+        """All looks that the last step made due. That none is missing is noted, for a run that goes on from here."""
+        config, scoring = self.config, self.scoring
+        looks: list[tuple[Callable[[], object], bool]] = []
+        if before < (scoring.first_look or 0) <= self.state.images:
+            looks.append((lambda: scoring.look(self.trainer.progress), False))
+        if self._passed(before, config.samples.every_images):
+            looks.append((lambda: scoring.picture(self.state.images), True))
+        if self._passed(before, config.evaluation.every_images):
+            looks.append((lambda: scoring.score(self.trainer.progress, everything=False), True))
+        for look, shows in looks:
+            if not self._look(look, shows=shows):
+                self._interrupt()
+        if looks and self._main:
+            self.folder.journal.write_status(**{_LOOKED: self.state.images})
 
     def _passed(self, before: int, interval: int | None) -> bool:
         return interval is not None and before // interval < self.state.images // interval
@@ -309,16 +333,24 @@ class Run:
         self._restart_clock()
         return path
 
-    def _look(self, look: Callable[[], object], *, shows: bool = True) -> None:
+    def _look(self, look: Callable[[], object], *, shows: bool) -> bool:
         """On the main process, while the others wait and training's clock stands still; ``shows`` needs a codec.
 
-        A signal ends it, and then, after the next step, the run.
+        Whether it came to its end: a signal ends it, and then the run.
         """
-        if self._main and (not shows or self.scoring.can_show()):
-            with contextlib.suppress(KeyboardInterrupt), self._stop.at_once():
-                look()
-        self.accelerator.wait_for_everyone()
+
+        def looked() -> bool:
+            try:
+                with self._stop.at_once():
+                    if not shows or self.scoring.can_show():
+                        look()
+            except KeyboardInterrupt:
+                return False
+            return True
+
+        has_ended = from_main(self.accelerator, looked)
         self._restart_clock()
+        return has_ended
 
     def _restart_clock(self) -> None:
         self.trainer.restart_clock()

@@ -16,6 +16,7 @@ from freeflow_core.errors import ConfigError, FreeflowError, PluginError
 from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
 from freeflow_core.evaluation.teacher_samples import TeacherSamples
 from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator, StartTimes
+from freeflow_core.interfaces.journal import EVALUATION
 from freeflow_core.types import Scores, describe, index_condition
 
 _log = logging.getLogger("freeflow")
@@ -35,7 +36,7 @@ _FEW_STEP = {
 
 def metric_name(row: str, score: str) -> str:
     """The name under which a run reports a score of a row to observers, journal and trackers."""
-    return f"evaluation/{row}/{score}"
+    return f"{EVALUATION}{row}/{score}"
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Place(NamedTuple):
 
 
 START = Place()
+EVALUATION = "evaluation/"
+"""How names of scores begin, which other metrics' do not."""
 
 
 @final
@@ -118,10 +120,19 @@ class Journal:
         _append(self.artifacts_file, {"images": record.images, "time": record.time, "path": shown, **more})
         return record
 
-    def drop_after(self, images: int) -> None:
-        """Forget records beyond a checkpoint that training goes on from, so that none appears twice."""
+    def cut(self, images: int, *, looks: bool = True) -> None:
+        """Forget what came after a checkpoint that training goes on from, so that none appears twice.
+
+        Args:
+            images: records of more are forgotten.
+            looks: keep the scores, pictures and files of ``images`` itself, which came after its training metrics.
+        """
         for path in (self.metrics_file, self.artifacts_file):
-            lines = [line for line, values, _ in _read(path, START) if values["images"] <= images]
+            lines = [
+                line
+                for line, values, _ in _read(path, START)
+                if values["images"] < images or (values["images"] == images and (looks or _is_of_training(values)))
+            ]
             if path.is_file():
                 write_text(path, b"".join(lines).decode())
 
@@ -145,6 +156,10 @@ class Journal:
 def now() -> float:
     """Seconds since 1970, to the millisecond."""
     return round(time.time(), 3)
+
+
+def _is_of_training(values: Mapping[str, Any]) -> bool:
+    return "path" not in values and not any(name.startswith(EVALUATION) for name in values)
 
 
 def _append(path: Path, values: Mapping[str, Any]) -> None:

@@ -50,13 +50,22 @@ def test_a_cut_is_noticed_by_those_who_read_beyond_it(journal, tmp_path):
         journal.add_metrics(step, {"loss": float(step)})
         journal.add_file(step, tmp_path / f"{step}")
     places = [place for _, place in journal.metrics()]
-    journal.drop_after(1)
+    journal.cut(1)
     assert [record.images for record, _ in journal.metrics()] == [0, 1]
     assert [record.images for record, _ in journal.artifacts()] == [0, 1]
     assert [journal.stands(place, START) for place in places] == [True, True, False, False]
     journal.add_metrics(2, {"loss": 9.0})
     journal.add_metrics(3, {"loss": 9.0})
     assert [journal.stands(place, START) for place in places] == [True, True, False, False]
+
+
+def test_a_cut_may_forget_what_was_seen_of_the_checkpoint_itself(journal, tmp_path):
+    training = [journal.add_metrics(step, {"loss": 1.0}) for step in (1, 2)]
+    looks = [journal.add_metrics(2, {"evaluation/student/fid": 3.0}), journal.add_file(2, tmp_path / "2")]
+    journal.cut(2)
+    assert [record for record, _ in (*journal.metrics(), *journal.artifacts())] == [*training, *looks]
+    journal.cut(2, looks=False)
+    assert [record for record, _ in (*journal.metrics(), *journal.artifacts())] == training
 
 
 def test_the_run_is_known_from_the_folder_alone(journal, tmp_path):

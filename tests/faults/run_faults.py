@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from trials import SCENARIOS, Bench
 
 Work = Callable[[Bench, Path, random.Random], dict[str, Any]]
+STOPPED = ("training", "checkpoint", "evaluation", "two processes")
 
 
 def kill_of(scenario: str) -> Work:
@@ -36,9 +37,7 @@ def planned(kills: int) -> dict[str, tuple[Work, int]]:
     single = [name for name in SCENARIOS if name != "two processes"]
     shares = {name: -(-(kills - kills // 5) // len(single)) for name in single} | {"two processes": kills // 5}
     found = {f"kill: {name}": (kill_of(name), count) for name, count in shares.items() if count}
-    found |= {
-        f"stop: {name}": (stop_of(name), max(1, kills // 20)) for name in ("training", "checkpoint", "two processes")
-    }
+    found |= {f"stop: {name}": (stop_of(name), max(1, kills // 20)) for name in STOPPED}
     found["disk full"] = (trials.disk_full, 40)
     found["files limited"] = (trials.files_limited, 5)
     found["damaged"] = (trials.damaged, 1)

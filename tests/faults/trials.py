@@ -29,7 +29,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "training": {"training": {"images": 1600}, "checkpointing": {"every_images": 480}},
     "checkpoint": {"training": {"images": 240}, "checkpointing": {"every_images": 16}},
     "evaluation": {
-        "training": {"images": 160},
+        "training": {"images": 160}, "checkpointing": {"every_images": 48}, "samples": {"every_images": 32},
         "evaluation": {
             "enabled": True, "evaluators": ["energy-distance"], "num_samples": 200, "batch_size": 10, "every_images": 48,
             "reference_steps": 8, "cache": False,
@@ -112,10 +112,15 @@ def weights(run: Path, skipped: tuple[str, ...] = _SKIPPED) -> dict[str, str]:
     return {name: digest for digest, name in (line.split("  ") for line in lines) if name not in skipped}
 
 
-def records(run: Path) -> list[dict[str, float]]:
-    """The metrics, without what the clock and the machine decide."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith(_VOLATILE)} for line in lines]
+def records(run: Path, kind: str = "") -> list[dict[str, Any]]:
+    """Metrics (of a ``kind``, by how their names begin), pictures and files, without what clock and machine decide."""
+    files = [run / name for name in ("metrics.jsonl", "artifacts.jsonl")]
+    lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not k.endswith(_VOLATILE)}
+        for line in lines
+        if "path" in line or any(name.startswith(kind) for name in line)
+    ]
 
 
 def rows(database: Path) -> Counter[tuple[str, int, float]]:
@@ -129,7 +134,7 @@ def check_same(run: Path, baseline: Path) -> None:
     """The same weights to the bit, the same metrics once each, and nothing left lying about."""
     check(json.loads((run / "run.json").read_text())["status"] == "finished", "run.json does not say finished")
     check(weights(run) == weights(baseline), "the weights differ")
-    check(records(run) == records(baseline), "metrics were lost or doubled")
+    check(records(run) == records(baseline), "metrics, pictures or files were lost or doubled")
     left = [
         path.name
         for path in run.rglob(".*")
@@ -189,6 +194,8 @@ def stop(bench: Bench, scenario: str, output: Path, draws: random.Random) -> flo
         check(json.loads((output / "run.json").read_text())["status"] == "interrupted", "run.json is not true")
     bench.finish(scenario, output)
     check(weights(output) == weights(baseline), "the weights differ")
+    told = [records(run, "evaluation/") for run in (output, baseline)]
+    check(told[0] == told[1], "scores, pictures or files were lost or doubled")
     return took
 
 

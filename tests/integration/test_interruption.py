@@ -1,6 +1,7 @@
 """Signals: what they end, what they do not, and how several processes agree on them."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -20,34 +21,76 @@ EVALUATED = (
 
 
 class Sends:
-    """A signal in the middle of an evaluation, once."""
+    """SIGTERM, once: in the middle of an evaluation, or as a checkpoint has been written."""
 
-    def __init__(self, number):
-        self.number = number
+    def __init__(self, moment):
+        self.moment = moment
 
     @hookimpl
     def freeflow_evaluation_advanced(self, run, row, done, total):
-        if self.number is not None:
-            number, self.number = self.number, None
-            signal.raise_signal(number)
+        self.send("evaluation")
+
+    @hookimpl
+    def freeflow_checkpoint_saved(self, run, progress, path):
+        self.send("checkpoint")
+
+    def send(self, moment):
+        if moment == self.moment:
+            self.moment = None
+            signal.raise_signal(signal.SIGTERM)
 
 
 def status(folder):
     return json.loads((folder / "run.json").read_text())["status"]
 
 
-@pytest.mark.parametrize("every", [None, 64], ids=["after training", "on the way"])
-def test_a_signal_ends_an_evaluation_and_the_rest_follows(tiny, tmp_path, manager, every):
+def told(folder):
+    """All that a run told, without what the clock decides."""
+    clock = ("time", "images_per_second", "memory_gib", "ms_per_image")
+    texts = [(folder / name).read_text().splitlines() for name in ("metrics.jsonl", "artifacts.jsonl")]
+    lines = [json.loads(line) for text in texts for line in text]
+    return [{name: value for name, value in line.items() if not name.endswith(clock)} for line in lines]
+
+
+LOOKS = ("evaluation.every_images=64", "samples.every_images=32", "checkpointing.every_images=64")
+
+
+@pytest.fixture(scope="module")
+def watched_run(tiny, tmp_path_factory, manager):
+    """A run in one piece that is looked at on the way."""
+    return api.distill(tiny(*EVALUATED, *LOOKS), output=tmp_path_factory.mktemp("whole") / "run", manager=manager)
+
+
+@pytest.mark.parametrize("moment", ["evaluation", "checkpoint"])
+def test_a_signal_ends_a_look_and_the_rest_follows(tiny, tmp_path, manager, watched_run, moment):
     watched = Manager.load()
-    watched.register(Sends(signal.SIGTERM), "sends")
-    config = tiny(*EVALUATED, f"evaluation.every_images={every or 'null'}")
+    watched.register(Sends(moment), "sends")
+    config = tiny(*EVALUATED, *LOOKS)
     with pytest.raises(Interrupted, match="--resume"):
         api.distill(config, output=tmp_path / "run", manager=watched)
     assert status(tmp_path / "run") == "interrupted"
     resumed = api.distill(config, output=tmp_path / "run", resume=True, manager=manager)
     assert (resumed.status, status(tmp_path / "run")) == ("finished", "finished")
+    assert_identical(watched_run.folder, resumed.folder)
+    assert told(watched_run.folder) == told(resumed.folder)
+
+
+def test_scores_that_are_there_are_replaced_and_not_doubled(tiny, tmp_path, manager, watched_run):
+    """As after a kill between the last scores and the end."""
+    shutil.copytree(watched_run.folder, tmp_path / "run")
+    resumed = api.distill(tiny(*EVALUATED, *LOOKS), output=tmp_path / "run", resume=True, manager=manager)
     assert "student" in resumed.scores
-    assert_identical(api.distill(tiny(), output=tmp_path / "whole", manager=manager).folder, resumed.folder)
+    assert told(watched_run.folder) == told(resumed.folder)
+
+
+def test_a_signal_ends_the_last_evaluation(tiny, tmp_path, manager):
+    watched = Manager.load()
+    watched.register(Sends("evaluation"), "sends")
+    with pytest.raises(Interrupted, match="--resume"):
+        api.distill(tiny(*EVALUATED), output=tmp_path / "run", manager=watched)
+    assert status(tmp_path / "run") == "interrupted"
+    resumed = api.distill(tiny(*EVALUATED), output=tmp_path / "run", resume=True, manager=manager)
+    assert "student" in resumed.scores
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP", "SIGINT"])

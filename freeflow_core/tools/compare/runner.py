@@ -262,7 +262,7 @@ class _ParentRun:
         builder = Builder(registry, torch.device("cpu"), seed=0)
         self._events = Events(manager, [builder.build("tracker", t) for t in base.trackers], info, active=True)
         self._journal = self._events.journal
-        self._journal.drop_after(-1)  # all is told anew at the end
+        self._journal.cut(-1)  # all is told anew at the end
         self._config_file = folder / "comparison.yaml"
         write_text(self._config_file, text)
         began = self._journal.status().get("started", now())

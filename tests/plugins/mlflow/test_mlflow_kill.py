@@ -94,7 +94,7 @@ def test_killed_and_resumed_from_a_checkpoint(server, make_run, tracker, synced)
     """The resumed run takes back what came after the checkpoint, and trains it again with other times."""
 
     def resume(journal):
-        journal.drop_after(CHECKPOINT)
+        journal.cut(CHECKPOINT)
         train(journal, tracker(), range(CHECKPOINT + 1, STEPS + 1), finish=True)
 
     whole = make_run("whole")
