@@ -2,7 +2,7 @@
 
 import typer
 
-from freeflow_cli.commands import checks, compare, evaluate, plugins, plugins_new, sample, training, weights
+from freeflow_cli.commands import checks, compare, evaluate, plugins, plugins_new, sample, training, view, weights
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -13,6 +13,7 @@ def register_commands(app: typer.Typer) -> None:
     app.command("sample")(sample.sample)
     app.command("search")(evaluate.search)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("view")(view.view)
     app.command("encode")(sample.encode)
     app.command("export")(weights.export)
     app.command("fetch")(weights.fetch)
