@@ -11,7 +11,7 @@ from freeflow_cli.main import build_app
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import ComparisonConfig
-from freeflow_core.plugin import KINDS, Component, Manager, Registry
+from freeflow_core.plugin import Component, Manager, Registry
 
 OWN = "freeflow-distill"
 
@@ -44,23 +44,18 @@ def configuration() -> str:
     return "\n\n".join([*parts, f"### compare\n\n{_options(model_options(ComparisonConfig))}"])
 
 
-def components() -> str:
-    """Every component that ships with freeflow, with its options."""
+def components(kind: str) -> str:
+    """Every component of a kind that ships with freeflow, with its options."""
     registry = Registry(Manager.load())
     origin = {(entry.kind, entry.name): entry.distribution for entry in entries(registry)}
-    parts = []
-    for kind in KINDS:
-        parts.append(f"### {kind}s")
-        for name, component in sorted(registry.components(kind).items()):
-            if origin[kind, name] == OWN:
-                parts.append(_component(name, component))
-    return "\n\n".join(parts)
+    found = sorted(registry.components(kind).items())
+    return "\n\n".join(_component(name, component) for name, component in found if origin[kind, name] == OWN)
 
 
 def _component(name: str, component: Component) -> str:
     options = model_options(component.load_config_class())
     summary, source = component.about()
-    head = f"#### {name}\n\n{_cell(summary.rstrip('.'))}.{f' Source: {_cell(source)}.' if source else ''}"
+    head = f"### {name}\n\n{_cell(summary.rstrip('.'))}.{f' Source: {_cell(source)}.' if source else ''}"
     return f"{head}\n\n{_options(options)}" if options else f"{head} No options."
 
 

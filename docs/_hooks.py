@@ -1,7 +1,7 @@
 """What the site does to its pages: generated reference pages, notebooks as pages, and Sphinx roles as plain code.
 
 A page asks for what is made while the site is built with a comment: ``<!-- generated: commands -->`` (or
-``configuration``, ``components``), ``<!-- notebook: NAME -->``.
+``configuration``, ``components KIND``), ``<!-- notebook: NAME -->``.
 """
 
 import re
@@ -17,7 +17,7 @@ import _generated
 import _notebooks
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr):(?=<code>|`)")
-_GENERATED = re.compile(r"<!-- generated: (\w+) -->")
+_GENERATED = re.compile(r"<!-- generated: (\w+)(?: (\w+))? -->")
 _NOTEBOOK = re.compile(r"<!-- notebook: ([\w-]+) -->")
 MAKERS = {
     "commands": _generated.commands,
@@ -39,7 +39,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in what a page asks for."""
-    markdown = _GENERATED.sub(lambda found: MAKERS[found[1]](), markdown)
+    markdown = _GENERATED.sub(lambda found: MAKERS[found[1]](*filter(None, [found[2]])), markdown)
     return _NOTEBOOK.sub(
         lambda found: _notebooks.to_markdown(_notebooks.read(_notebooks.NOTEBOOKS / f"{found[1]}.ipynb"), found[1])[0],
         markdown,

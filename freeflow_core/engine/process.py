@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TypeVar, final
@@ -143,6 +143,24 @@ def memory_in_use(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
+
+
+def machine_usage(device: torch.device) -> dict[str, float]:
+    """How busy the machine is, in per cent, by the names that MLflow gives its own system metrics.
+
+    The processors' is the mean since the last call. A GPU's load is there where its vendor's library is (``pip install
+    nvidia-ml-py``).
+    """
+    found = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_percentage": psutil.virtual_memory().percent,
+    }
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        found["system/gpu_memory_usage_percentage"] = 100 * (1 - free / total)
+        with suppress(ImportError, RuntimeError):
+            found["system/gpu_utilization_percentage"] = torch.cuda.utilization(device)
+    return found
 
 
 def peak_memory(device: torch.device) -> int:

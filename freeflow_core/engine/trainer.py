@@ -17,7 +17,7 @@ from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.checks import watched
 from freeflow_core.engine.optimizer import Copies, ema_decay, learning_rate
-from freeflow_core.engine.process import autocast, from_each, memory_in_use
+from freeflow_core.engine.process import autocast, from_each, machine_usage, memory_in_use
 from freeflow_core.engine.state import STUDENT, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models, ObjectiveInRounds, Transition
@@ -119,6 +119,7 @@ class Trainer:
         elapsed = max(time.perf_counter() - self._last_read, 1e-9)
         means["images_per_second"] = (self.state.images - self._images_at_read) / elapsed
         means["memory_gib"] = memory_in_use(self.accelerator.device) / 2**30
+        means |= machine_usage(self.accelerator.device)
         means["learning_rate"] = learning_rate(self.config.training.optimizer, *self._schedule(self.progress))
         self.restart_clock()
         return means

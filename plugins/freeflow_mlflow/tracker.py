@@ -43,6 +43,8 @@ _METRICS_PER_REQUEST, _OTHERS_PER_REQUEST = 1000, 100
 _KEY, _PARENT_KEY, _PARENT = "freeflow.key", "freeflow.parent_key", "mlflow.parentRunId"
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
 _PICTURE = re.compile(r"^images/(.+)[+%]step[+%](\d+)[+%]timestamp[+%](\d+)[+%].*\.png$")
+_CONSTANT = re.compile(r"evaluation/(data|teacher[^/]*)/(?!single_step)")
+"""Scores of what is not trained: the same at every step, so they stand in the run's description, as charts of none."""
 _MAKING_TABLES = threading.Lock()
 """alembic, which makes MLflow's tables, keeps its context in module globals: two threads must not run it at once."""
 
@@ -118,6 +120,8 @@ class MlflowTracker(Tracker):
         nonfinite: dict[str, int] = {}
         for record in records:
             for row, value in zip(_rows(record), record.values.values(), strict=True):
+                if _CONSTANT.match(row.name):
+                    continue
                 if not math.isfinite(value):  # MLflow would store infinity as 1.8e308
                     nonfinite[row.name] = nonfinite.get(row.name, notes["nonfinite"].get(row.name, 0)) + 1
                 elif not _is_in(self._metrics_taken, row):

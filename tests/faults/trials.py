@@ -42,7 +42,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "two processes": {"training": {"images": 480}, "checkpointing": {"every_images": 96}},
 }  # fmt: skip
 """What a run mostly does when it is killed."""
-_VOLATILE = ("time", "images_per_second", "memory_gib", "ms_per_image")
+_VOLATILE = ("time", "images_per_second", "memory_gib", "ms_per_image", "_percentage")
 _SKIPPED = "random.safetensors", "state.json"
 
 

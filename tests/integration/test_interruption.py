@@ -46,7 +46,7 @@ def status(folder):
 
 def told(folder):
     """All that a run told, without what the clock decides."""
-    clock = ("time", "images_per_second", "memory_gib", "ms_per_image")
+    clock = ("time", "images_per_second", "memory_gib", "ms_per_image", "_percentage")
     texts = [(folder / name).read_text().splitlines() for name in ("metrics.jsonl", "artifacts.jsonl")]
     lines = [json.loads(line) for text in texts for line in text]
     return [{name: value for name, value in line.items() if not name.endswith(clock)} for line in lines]

@@ -1,6 +1,7 @@
 """The reference pages that the site makes from the program leave nothing out."""
 
 import html
+import re
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,11 @@ def test_every_setting_of_a_run_is_on_the_page_with_its_meaning(generated):
 
 
 def test_every_component_and_option_is_on_the_page(generated, registry):
-    page = html.unescape(generated.components().replace("\\[", "["))  # [ would begin a link
     for kind in KINDS:
+        page = html.unescape(generated.components(kind).replace("\\[", "["))  # [ would begin a link
         for name, component in registry.components(kind).items():
             if registry.origin(kind, name).distribution == "freeflow-distill":
-                section = page.split(f"### {kind}s\n")[1].split(f"#### {name}\n")[1].split("\n###")[0]
+                section = page.split(f"### {name}\n")[1].split("\n###")[0]
                 assert component.about()[0].split(",")[0].split("|")[0].rstrip(".") in section
                 for option in component.load_config_class().model_fields:
                     assert f"| `{option}" in section, f"{kind} {name}: {option}"
@@ -52,5 +53,5 @@ def test_a_table_cell_survives_markdown(generated):
 
 
 def test_the_pages_ask_for_what_is_generated():
-    asked = [p for p in DOCS.rglob("*.md") if "<!-- generated: " in p.read_text("utf-8")]
-    assert {p.name for p in asked} == {"commands.md", "configuration.md"}
+    asked = [found for page in DOCS.rglob("*.md") for found in re.findall("<!-- generated: (.+) -->", page.read_text())]
+    assert sorted(asked) == sorted(["commands", "configuration", *(f"components {kind}" for kind in KINDS)])

@@ -43,6 +43,18 @@ def test_a_run_is_named_tagged_and_described_by_what_it_was(client, make_run, se
     assert run.data.tags["mlflow.note.content"] == "# x\n\n## Scores\n\n| a |\n"
 
 
+def test_what_training_does_not_change_has_no_chart(client, make_run, send):
+    journal = make_run()
+    for images in (64, 128):
+        rows = ("student", "teacher", "teacher_1_step", "teacher_floor", "data")
+        journal.add_metrics(images, {f"evaluation/{row}/fd": 1.0 for row in rows})
+        journal.add_metrics(images, {"evaluation/teacher_1_step/single_step_distance": 0.5, "system/cpu": 10.0})
+    metrics = client.get_run(send(journal)).data.metrics
+    assert metrics.keys() == {
+        "evaluation/student/fd", "evaluation/teacher_1_step/single_step_distance", "system/cpu",
+    }  # fmt: skip
+
+
 def test_pictures_keep_their_pixels_and_their_step(client, make_run, send):
     journal = make_run()
     picture = Image.frombytes("RGB", (24, 16), bytes(range(256)) * 4 + bytes(128))
