@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from trials import SCENARIOS, Bench
 
 Work = Callable[[Bench, Path, random.Random], dict[str, Any]]
+_PARTS = 8
+"""Of the writes at which a disk is full."""
 STOPPED = ("training", "checkpoint", "evaluation", "two processes")
 
 
@@ -32,15 +34,20 @@ def stop_of(scenario: str) -> Work:
     return lambda bench, folder, draws: {"seconds": trials.stop(bench, scenario, folder / "run", draws)}
 
 
+def disk_full_of(part: int) -> Work:
+    return lambda *given: trials.disk_full(*given, part=part, parts=_PARTS)
+
+
 def planned(kills: int) -> dict[str, tuple[Work, int]]:
     """Trials by name: what is done, and how often. A fifth of the kills is of two processes."""
     single = [name for name in SCENARIOS if name != "two processes"]
     shares = {name: -(-(kills - kills // 5) // len(single)) for name in single} | {"two processes": kills // 5}
     found = {f"kill: {name}": (kill_of(name), count) for name, count in shares.items() if count}
     found |= {f"stop: {name}": (stop_of(name), max(1, kills // 20)) for name in STOPPED}
-    found["disk full"] = (trials.disk_full, 40)
+    found |= {f"disk full: {part + 1} of {_PARTS}": (disk_full_of(part), 1) for part in range(_PARTS)}
     found["files limited"] = (trials.files_limited, 5)
     found["damaged"] = (trials.damaged, 1)
+    found["requeued under torchrun"] = (trials.requeued, 2)
     found["two at once"] = (trials.two_at_once, 3)
     found["MLflow locked"] = (trials.mlflow_locked, 1)
     found["MLflow unreachable"] = (trials.mlflow_unreachable, 1)
@@ -110,6 +117,7 @@ def summary(results: list[dict[str, Any]], only: str) -> int:
         slowest = max((result["seconds"] for result in found if "seconds" in result), default=None)
         more = f", {own} kills" if own else ""
         more += f", longest stop {slowest:.2f} s" if slowest is not None else ""
+        more += "".join(f", {sum(r[key] for r in found)} {key}" for key in ("writes", "damaged") if key in found[0])
         print(f"{name:<22} {len(found):>4} trials, {outcomes['good']} good{more}")
     print(f"in all: {sum(map(len, by_name.values()))} trials, {kills} kills, {bad} broken")
     return int(bad > 0)

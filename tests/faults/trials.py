@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import time
 import zlib
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from forked import Ended, Forked
-from run_helpers import TINY
+from forked import Ended, Forked, import_noted, note_modules
+from run_helpers import TINY, processes
 
 from freeflow_core.engine.checkpoint import damage
 from freeflow_core.network_file import load_tensors
@@ -42,6 +43,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "two processes": {"training": {"images": 480}, "checkpointing": {"every_images": 96}},
 }  # fmt: skip
 """What a run mostly does when it is killed."""
+OTHERS: dict[str, dict[str, Any]] = {
+    "writes": {
+        "training": {"images": 48}, "logging": {"every_images": 48}, "checkpointing": {"every_images": 16, "keep": 1},
+        "samples": {"every_images": 32}, "evaluation": SCENARIOS["evaluation"]["evaluation"] | {"every_images": 32},
+    },
+    "requeued": {"training": {"images": 12_000}, "logging": {"every_images": 96_000}},
+}  # fmt: skip
+"""Of trials that kill no run: every kind of file in few writes; long enough to be stopped after its start."""
 _VOLATILE = ("time", "images_per_second", "memory_gib", "ms_per_image", "_percentage")
 _SKIPPED = "random.safetensors", "state.json"
 
@@ -62,12 +71,13 @@ class Bench:
     folder: Path
 
     def __post_init__(self) -> None:
+        self._imported: set[str] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ |= {"FREEFLOW_CACHE": str(self.folder / "cache"), "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def config(self, scenario: str, **changes: Any) -> Path:
         values = {**TINY, "name": "run"}
-        for key, value in {**SCENARIOS[scenario], **changes}.items():
+        for key, value in {**(SCENARIOS | OTHERS)[scenario], **changes}.items():
             values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
         path = (
             self.folder
@@ -79,22 +89,31 @@ class Bench:
     def baseline(self, scenario: str) -> tuple[Path, float]:
         """The run that nothing happened to, and how long it took."""
         folder = self.folder / f"baseline-{scenario.replace(' ', '-')}"
-        note = folder / "seconds.json"
+        note, modules = folder / "seconds.json", folder / "modules.txt"
         if not note.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            ended = self.run(scenario, folder / "run").wait()
-            check(ended is not None and ended.code == 0, "the baseline failed", ended)
+            for output in (folder / "first" / "run", folder / "run"):  # the first to know what to import
+                ended = self.run(scenario, output, prepare=note_modules(modules)).wait()
+                check(ended is not None and ended.code == 0, "the baseline failed", ended)
+                import_noted(modules)
             note.write_text(json.dumps(ended.seconds))
+        elif scenario not in self._imported:
+            import_noted(modules)
+        self._imported.add(scenario)
         return folder / "run", json.loads(note.read_text())
 
     def run(self, scenario: str, output: Path, **options: Any) -> Forked:
         """Start a run, or go on with it as its user would: with --resume once there is a run to go on with."""
         output.parent.mkdir(parents=True, exist_ok=True)
-        options.setdefault("num_processes", 2 if scenario == "two processes" else 1)
-        words = ["distill", "--config", self.config(scenario, **options.pop("changes", {})), "--output", output]
-        if (output / "config.yaml").is_file():
-            words.append("--resume")
+        options.setdefault("num_processes", 2 if scenario in ("two processes", "requeued") else 1)
+        words = self.words(scenario, output, options.pop("changes", {}))
         return Forked(words, output.parent / "log.txt", **options)
+
+    def words(self, scenario: str, output: Path, changes: dict[str, Any]) -> list[str | Path]:
+        """Its command line."""
+        begun = (output / "config.yaml").is_file()
+        resume = ["--resume"] if begun else []
+        return ["distill", "--config", self.config(scenario, **changes), "--output", output, *resume]
 
     def finish(self, scenario: str, output: Path, **options: Any) -> Ended:
         ended = self.run(scenario, output, **options).wait(300)
@@ -186,8 +205,9 @@ def stop(bench: Bench, scenario: str, output: Path, draws: random.Random) -> flo
     with contextlib.suppress(ProcessLookupError):
         running.send(number)
         running.send(number)
-    ended = running.wait()
+    ended = running.wait(300)
     took = time.monotonic() - asked
+    check(ended is not None, "it hung")
     assert ended is not None
     check(ended.code in (0, 75, -number), f"it ended with {ended.code}", ended)
     if ended.code == 75 and (output / "run.json").exists():  # else it had not begun
@@ -224,18 +244,22 @@ def _check_told(ended: Ended) -> None:
     check("Traceback" not in ended.text and "Unexpected error" not in ended.text, "the error is not clear", ended)
 
 
-def disk_full(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
-    """The disk is full at some write and after; then there is room again."""
-    baseline, _ = bench.baseline("training")
-    output, after = folder / "run", draws.randrange(60)
-    ended = bench.run("training", output, prepare=_fails_to_write(folder / "run", after)).wait(300)
-    check(ended is not None, "it hung")
-    assert ended is not None
-    if ended.code != 0:
-        _check_told(ended)
-        bench.finish("training", output)
-    check_same(output, baseline)
-    return {"after": after, "code": ended.code}
+def disk_full(bench: Bench, folder: Path, draws: random.Random, part: int, parts: int) -> dict[str, Any]:
+    """The disk is full at a write and after, then there is room again: every ``parts``-th write, from ``part`` on."""
+    baseline, _ = bench.baseline("writes")
+    for after in range(part, 1000, parts):
+        output = folder / f"write-{after}" / "run"
+        ended = bench.run("writes", output, prepare=_fails_to_write(output, after)).wait(300)
+        check(ended is not None, "it hung")
+        assert ended is not None
+        if ended.code != 0:
+            _check_told(ended)
+            bench.finish("writes", output)
+        check_same(output, baseline)
+        if "No space left" not in ended.text:
+            return {"writes": len(range(part, after, parts))}
+        shutil.rmtree(output.parent)
+    raise Broken("a run of so few images has too many writes")
 
 
 def files_limited(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
@@ -307,6 +331,36 @@ def two_at_once(bench: Bench, folder: Path, draws: random.Random) -> dict[str, A
         check(second.code == 2 and "at work" in second.text, "the second was not refused clearly", second)
     check_same(output, baseline)
     return {"refused": second.code == 2}
+
+
+def requeued(bench: Bench, folder: Path, draws: random.Random) -> dict[str, Any]:
+    """torchrun under a scheduler that sends TERM, kills 30 s later, and starts the job again until it has finished."""
+    whole = folder / "whole" / "run"
+    bench.finish("requeued", whole)
+    output, seconds, stops = folder / "parts" / "run", 0.0, 0
+    output.parent.mkdir()
+
+    def status() -> str:
+        return str(json.loads((output / "run.json").read_text())["status"]) if (output / "run.json").exists() else ""
+
+    while stops < 20 and status() != "finished":
+        job = processes(2, "-m", "freeflow_cli", *bench.words("requeued", output, {}))
+        while status() != "running" and job.poll() is None:
+            time.sleep(0.05)
+        time.sleep(draws.uniform(0.5, 3.0))
+        asked = time.monotonic()
+        job.terminate()
+        try:
+            text = job.communicate(timeout=30)[1]
+        except subprocess.TimeoutExpired:
+            job.kill()
+            raise Broken("it was killed: it had not stopped within 30 s") from None
+        if status() == "interrupted":
+            stops, seconds = stops + 1, max(seconds, time.monotonic() - asked)
+        check(status() in ("interrupted", "finished"), f"run.json says {status()!r}: {text[-600:]}")
+    check(stops > 0, "it was never stopped")
+    check(weights(output) == weights(whole), "the weights differ")
+    return {"seconds": seconds, "stops": stops}
 
 
 def _sent_in_the_end(folder: Path, baseline: Path, ended: Ended | None, stopped: str) -> dict[str, Any]:
