@@ -181,7 +181,10 @@ def damage(path: Path) -> str | None:
     try:
         text = (path / _SUMS_FILE).read_text("ascii")
     except FileNotFoundError:
-        return f"it has no {_SUMS_FILE}, so it is incomplete, or of a version that wrote none"
+        return (
+            f"it has no {_SUMS_FILE}, so it is incomplete, or of an early version that wrote none (if you know that it "
+            f"is whole, run in it: sha256sum *.safetensors {_STATE_FILE} > {_SUMS_FILE})"
+        )
     except (OSError, ValueError) as error:
         return f"{_SUMS_FILE} cannot be read ({error})"
     matches = [_SUM.fullmatch(line) for line in text.split("\n")[:-1]]

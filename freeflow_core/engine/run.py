@@ -199,14 +199,26 @@ class Run:
     def _note_end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """How the run ended: in its folder first, then to observers and trackers, who may be slow."""
+        """How the run ended: in its folder first, then to observers and trackers, who may be slow.
+
+        Raises:
+            FreeflowError: a run that came to its end cannot note that it did.
+        """
+        unwritten: OSError | None = None
         if isinstance(error, (KeyboardInterrupt, Interrupted)):
             self._status = "interrupted"
         if self._main:
-            with contextlib.suppress(OSError):  # a full disk has already been reported
+            try:
                 self.folder.journal.write_status(status=self._status, images=self.state.images, ended=now())
+            except OSError as problem:
+                unwritten = problem
         if self._has_begun:
             self.events.finished(self._status)
+        if unwritten is not None and error is None:  # else what ended the run is to be told, a full disk perhaps
+            raise FreeflowError(
+                f"{self.folder.journal.status_file} cannot be written: {unwritten}. All else of the run is there; free "
+                "some space, then go on with --resume."
+            ) from unwritten
 
     def _info(self, membership: Membership | None) -> RunInfo:
         config, member = self.config, self._membership(membership)

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import shutil
+import subprocess
 
 import pytest
 from test_resume import assert_identical
@@ -76,6 +78,20 @@ def test_without_a_whole_checkpoint_nothing_begins_anew(copied, tiny, manager):
         api.distill(tiny(), output=folder, resume=True, manager=manager)
     assert (folder / "metrics.jsonl").read_bytes() == before
     assert len(list(newest.parent.iterdir())) == 2
+
+
+def test_a_run_without_digests_is_refused_until_its_user_vouches_for_it(copied, tiny, tmp_path, manager):
+    """As versions wrote them that knew no digests: nothing tells such a checkpoint from one that lost a file."""
+    folder, newest = copied
+    for path in newest.parent.iterdir():
+        (path / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError) as refused:
+        api.distill(tiny(), output=folder, resume=True, manager=manager)
+    for path in newest.parent.iterdir():
+        command = re.search(rf"{path.name}: .*?run in it: (sha256sum .*?)\)", str(refused.value))
+        assert subprocess.run(command[1], cwd=path, shell=True).returncode == 0
+    resumed = api.distill(tiny(), output=folder, resume=True, manager=manager)
+    assert_identical(api.distill(tiny(), output=tmp_path / "whole", manager=manager).folder, resumed.folder)
 
 
 def test_a_removal_that_was_killed_leaves_nothing_that_has_a_name(copied, monkeypatch, tiny, manager):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from freeflow_core import api
-from freeflow_core.errors import CheckpointError, ConfigError, Interrupted
+from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
+from freeflow_core.interfaces.journal import Journal
 from freeflow_core.network_file import load_tensors
 from freeflow_core.plugin import Manager, hookimpl
 
@@ -115,6 +116,22 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tiny, output, manager, monke
     monkeypatch.undo()
     again = api.distill(tiny("checkpointing.every_images=48"), output=output, resume=True, manager=manager)
     assert again.status == "finished"
+
+
+def test_an_end_that_cannot_be_noted_is_no_good_end(tiny, output, manager, monkeypatch):
+    real = Journal.write_status
+
+    def fills_up(self, **values):
+        if values.get("status") == "finished":
+            raise OSError(28, "No space left on device")
+        real(self, **values)
+
+    monkeypatch.setattr(Journal, "write_status", fills_up)
+    with pytest.raises(FreeflowError, match=r"run\.json.*No space left.*--resume"):
+        api.distill(tiny(), output=output, manager=manager)
+    monkeypatch.undo()
+    assert api.distill(tiny(), output=output, resume=True, manager=manager).status == "finished"
+    assert Journal(output).status()["status"] == "finished"
 
 
 def test_old_checkpoints_are_removed(tiny, output, manager):

@@ -56,7 +56,7 @@ def test_a_killed_owner_holds_no_lock(tiny, tmp_path, manager):
         "main()\n"
     )
     process = processes(1, "-c", killed, "distill", "--config", config, "--output", folder)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == -9
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
     assert api.distill(tiny(), output=folder, resume=True, manager=manager).status == "finished"
