@@ -85,6 +85,9 @@ class Forked:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.environ |= self.variables
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):  # the suite itself may run under nohup
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             if self.num_processes > 1:
                 ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.num_processes, "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"}

@@ -31,7 +31,7 @@ def kill_of(scenario: str) -> Work:
 
 
 def stop_of(scenario: str) -> Work:
-    return lambda bench, folder, draws: {"seconds": trials.stop(bench, scenario, folder / "run", draws)}
+    return lambda bench, folder, draws: trials.stop(bench, scenario, folder / "run", draws)
 
 
 def disk_full_of(part: int) -> Work:
@@ -117,7 +117,9 @@ def summary(results: list[dict[str, Any]], only: str) -> int:
         slowest = max((result["seconds"] for result in found if "seconds" in result), default=None)
         more = f", {own} kills" if own else ""
         more += f", longest stop {slowest:.2f} s" if slowest is not None else ""
-        more += "".join(f", {sum(r[key] for r in found)} {key}" for key in ("writes", "damaged") if key in found[0])
+        more += "".join(
+            f", {sum(r[key] for r in found)} {key}" for key in ("stops", "writes", "damaged") if key in found[0]
+        )
         print(f"{name:<22} {len(found):>4} trials, {outcomes['good']} good{more}")
     print(f"in all: {sum(map(len, by_name.values()))} trials, {kills} kills, {bad} broken")
     return int(bad > 0)

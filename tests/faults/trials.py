@@ -190,8 +190,8 @@ def sync(output: Path) -> None:
     check(ended is not None and ended.code == 0, "mlflow-sync failed", ended)
 
 
-def stop(bench: Bench, scenario: str, output: Path, draws: random.Random) -> float:
-    """Ask a run to stop as a scheduler does, twice; the seconds until it had. Then let it end."""
+def stop(bench: Bench, scenario: str, output: Path, draws: random.Random) -> dict[str, Any]:
+    """Ask a run to stop as a scheduler does, twice, and note the seconds until it had. Then let it end."""
     baseline, seconds = bench.baseline(scenario)
     number = draws.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
     changes = {"logging": {"every_images": 96_000}}
@@ -216,7 +216,7 @@ def stop(bench: Bench, scenario: str, output: Path, draws: random.Random) -> flo
     check(weights(output) == weights(baseline), "the weights differ")
     told = [records(run, "evaluation/") for run in (output, baseline)]
     check(told[0] == told[1], "scores, pictures or files were lost or doubled")
-    return took
+    return {"seconds": took, "stops": int(ended.code == 75)}
 
 
 def _fails_to_write(folder: Path, after: int) -> Callable[[int], None]:
