@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gzip
 import json
 import statistics
 import time
@@ -30,7 +31,7 @@ ROWS = {
     "student": "student, one step",
 }
 SCORES = ("fd_data", "fd_teacher", "accuracy", "spread_ratio", "fidelity_mse")
-_SAVE_EVERY = 500
+_SAVE_EVERY = 200
 
 
 class Block(nn.Module):
@@ -48,11 +49,10 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """data - noise (N, 1, 28, 28) at x = t data + (1 - t) noise, of a label: 1.0 million weights with 44 channels."""
+    """data - noise (N, 1, 28, 28) at x = t data + (1 - t) noise, of a label; a million weights."""
 
-    def __init__(self, channels: int = 44, width: int = 128) -> None:
+    def __init__(self, one: int = 16, two: int = 48, four: int = 256, width: int = 128) -> None:
         super().__init__()
-        one, two, four = channels, 2 * channels, 4 * channels
         self.time_embed = nn.Sequential(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, width))
         self.label_embed = nn.Embedding(10, width)
         self.down = nn.ModuleList([Block(1, one, width), Block(one, two, width)])
@@ -70,11 +70,11 @@ class UNet(nn.Module):
         return self.out(self.up[1](torch.cat([large, x], 1), embedding))
 
 
-def train_network(folder: Path, data: Path, steps: int, batch: int = 128) -> tuple[Path, float]:
-    """The averaged weights of ``steps`` steps in ``unet.pt``, and minutes; goes on from ``unet-training.pt``."""
+def train_network(folder: Path, data: Path, steps: int, batch: int = 64) -> tuple[Path, float]:
+    """The averaged weights of ``steps`` steps in ``unet.pt``, and CPU minutes; goes on from ``unet-training.pt``."""
     done, partial = folder / "unet.pt", folder / "unet-training.pt"
     if done.is_file():
-        return done, float(json.loads((folder / "unet.json").read_text("utf-8"))["minutes"])
+        return done, float(json.loads((folder / "unet.json").read_text("utf-8"))["cpu_minutes"])
     images, labels = _mnist(data)
     torch.manual_seed(0)
     network = UNet()
@@ -85,10 +85,10 @@ def train_network(folder: Path, data: Path, steps: int, batch: int = 128) -> tup
     first, minutes = 0, 0.0
     if partial.is_file():
         state = torch.load(partial, weights_only=True)
-        first, minutes = state["step"], state["minutes"]
+        first, minutes = state["step"], state["cpu_minutes"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    began = time.perf_counter()
+    began = time.process_time()
     for step in range(first, steps):
         draws = torch.Generator().manual_seed(step)
         rows = torch.randint(len(images), (batch,), generator=draws)
@@ -106,19 +106,19 @@ def train_network(folder: Path, data: Path, steps: int, batch: int = 128) -> tup
         for own, now in zip(average.buffers(), network.buffers(), strict=True):
             own.copy_(now)
         if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
-            spent = minutes + (time.perf_counter() - began) / 60
-            print(f"network: {step + 1:,} of {steps:,} steps, loss {loss.item():.3f}, {spent:.1f} min", flush=True)
+            spent = minutes + (time.process_time() - began) / 60
+            print(f"network: {step + 1:,} of {steps:,} steps, loss {loss.item():.3f}, {spent:.1f} CPU min", flush=True)
             state = {name: part.state_dict() for name, part in parts.items()}
-            torch.save(state | {"step": step + 1, "minutes": spent}, partial.with_suffix(".new"))
+            torch.save(state | {"step": step + 1, "cpu_minutes": spent}, partial.with_suffix(".new"))
             partial.with_suffix(".new").replace(partial)
-    minutes += (time.perf_counter() - began) / 60
-    (folder / "unet.json").write_text(json.dumps({"minutes": minutes, "steps": steps}), "utf-8")
+    minutes += (time.process_time() - began) / 60
+    (folder / "unet.json").write_text(json.dumps({"cpu_minutes": minutes, "steps": steps}), "utf-8")
     torch.save(average.state_dict(), done)
     return done, minutes
 
 
-def distil(folder: Path, weights: Path, data: Path, seed: int, settings: list[str]) -> dict[str, Any]:
-    """Scores and minutes of one seed, by the command's own configuration; kept in ``results.jsonl``."""
+def distil(folder: Path, weights: Path, data: Path, seed: int, images: int, settings: list[str]) -> dict[str, Any]:
+    """Scores and CPU minutes of one seed, by the command's own configuration; kept in ``results.jsonl``."""
     from freeflow_core import api
     from freeflow_core.plugin import Manager
 
@@ -146,16 +146,18 @@ def distil(folder: Path, weights: Path, data: Path, seed: int, settings: list[st
             "teacher": teacher,
             "student": "wrapped",
             "reference": {"name": "mnist", "path": str(data)},
-            "checkpointing": {"every_images": 6400},
-            "evaluation": {"num_samples": 2000, "evaluators": [*scores, "spread", "fidelity"]},
+            "objective": {"name": "freeflow", "correction_warmup_images": images // 4},
+            "training": {"images": images, "optimizer": {"warmup_images": images // 16}},
+            "checkpointing": {"every_images": 1920},
+            "evaluation": {"num_samples": 1000, "reference_steps": 20, "evaluators": [*scores, "spread", "fidelity"]},
             "trackers": [],
         },
         settings=settings,
         manager=manager,
     )
-    began = time.perf_counter()
+    began = time.process_time()
     result = api.distill(config, output=run, resume=run.is_dir(), manager=manager)
-    line = {"seed": seed, "minutes": (time.perf_counter() - began) / 60, "scores": result.scores}
+    line = {"seed": seed, "cpu_minutes": (time.process_time() - began) / 60, "scores": result.scores}
     with kept.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return line
@@ -172,17 +174,21 @@ def table(results: list[dict[str, Any]], minutes: float) -> str:
             spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3g}{spread}" if values else "-")
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    spent = statistics.mean(r["minutes"] for r in results)
-    lines.append(f"\nThe network took {minutes:.1f} minutes; from its file to a scored student {spent:.1f}.")
+    spent = statistics.mean(r["cpu_minutes"] for r in results)
+    lines.append(f"\nThe network took {minutes:.1f} CPU minutes; from its file to a scored student {spent:.1f}.")
     return "\n".join(lines)
 
 
 def _mnist(folder: Path) -> tuple[Tensor, Tensor]:
     """All training images (60000, 1, 28, 28) uint8 and labels, of the idx files: bytes after a header."""
-    images = np.fromfile(folder / "train-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    return torch.from_numpy(images), torch.from_numpy(
-        np.fromfile(folder / "train-labels-idx1-ubyte", np.uint8, offset=8).astype(np.int64)
-    )
+
+    def read(name: str, header: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        file = folder / name
+        content = file.read_bytes() if file.is_file() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+        return np.frombuffer(content, np.uint8, offset=header).copy()
+
+    images = read("train-images-idx3-ubyte", 16).reshape(-1, 1, 28, 28)
+    return torch.from_numpy(images), torch.from_numpy(read("train-labels-idx1-ubyte", 8).astype(np.int64))
 
 
 def main() -> None:
@@ -191,15 +197,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/mnist"), help="MNIST's idx files")
     parser.add_argument("--output", type=Path, default=Path("foreign-unet"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--teacher-steps", type=int, default=6000)
+    parser.add_argument("--teacher-steps", type=int, default=1600)
+    parser.add_argument("--images", type=int, default=9600, help="noises that each student is trained on")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="of the runs")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     weights, minutes = train_network(arguments.output, arguments.data, arguments.teacher_steps)
     results = [
-        distil(arguments.output, weights, arguments.data, seed, arguments.settings) for seed in range(arguments.seeds)
+        distil(arguments.output, weights, arguments.data, seed, arguments.images, arguments.settings)
+        for seed in range(arguments.seeds)
     ]
-    print(table(results, minutes))
+    if results:
+        print(table(results, minutes))
 
 
 if __name__ == "__main__":

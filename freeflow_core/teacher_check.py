@@ -1,11 +1,9 @@
 """`freeflow teacher check`: is a teacher read as its network means it, and if not, in which other way does it fit?"""
 
-import itertools
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,42 +12,23 @@ from freeflow_core.errors import FreeflowError
 from freeflow_core.interfaces import ConvertibleTeacher, Teacher
 from freeflow_core.math.calibration import (
     GOOD,
-    LEVELS,
     Diagnosis,
-    calibrate,
     deviation,
     diagnose,
     draw_noises,
     enough_rows,
-    integrate,
     noise_slope,
     times,
 )
-from freeflow_core.math.conversions import SIGNED, Convention, Prediction, Sign, TimeDirection, velocity_of
 from freeflow_core.math.derivative import AGREES, forward_mode_error
 from freeflow_core.math.random import PhiloxDraws
-from freeflow_core.math.schedules import SCHEDULES, named_schedule
-from freeflow_core.types import Check, Condition, Draws, Status, describe, index_condition
+from freeflow_core.teacher_proposals import COLLAPSED, Probe, Proposal, propose
+from freeflow_core.types import Check, Draws, Status, describe, index_condition
 
-COLLAPSED = 0.05
-"""Deviation up to which samples are all alike: such a field is calibrated, and empty."""
-
-_ALIKE = 0.003
-_UNMOVED = 0.2
 _DERIVATIVE_ROWS = 2
 _FEW_WEIGHTS = 50_000_000
 _LARGE = 1e3
 _LOOKS = 8
-_ALMOST = 0.98
-_SLOPES = -0.5, 4.0
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A convention that fits: the options to change, and how well it does."""
-
-    settings: dict[str, Any]
-    miscalibration: float
 
 
 @dataclass(frozen=True)
@@ -110,13 +89,13 @@ class _Examination:
         found = self._diagnosis(self._draws, self._num_steps, readings=False)
         samples = found.states[-1]
         arrived = self._samples(samples)
-        fits = found.given.value <= GOOD and deviation(samples) > COLLAPSED
+        fits = found.given.value <= GOOD and not found.is_off and deviation(samples) > COLLAPSED
         proposals = () if fits else tuple(self._proposals(found))
         if not fits and not proposals:
             rows = torch.arange(min(len(self._z), enough_rows(self._teacher.sample_shape)))
             read = self._diagnosis(self._draws.rows(rows), min(self._num_steps, 8), readings=True)
             found = replace(found, calibrations={**read.calibrations, **found.calibrations}, slope=read.slope)
-        self._direction()
+        self._direction(found)
         if arrived:
             self._calibration(found, fits, proposals)
             self._trajectories(found.states)
@@ -136,11 +115,8 @@ class _Examination:
         return self._teacher.velocity(x_t, t.clamp(*self._teacher.time_range), condition)
 
     def _diagnosis(self, draws: Draws, num_steps: int, *, readings: bool) -> Diagnosis:
-        def field(x_t: Tensor, t: Tensor) -> Tensor:
-            return self._teacher.velocity(x_t, t, index_condition(self._condition, torch.arange(len(x_t))))
-
-        span = self._teacher.time_range
-        return diagnose(field, tuple(self._teacher.sample_shape), draws, num_steps, time_range=span, readings=readings)
+        shape, span = tuple(self._teacher.sample_shape), self._teacher.time_range
+        return diagnose(self._field, shape, draws, num_steps, time_range=span, readings=readings)
 
     def _described(self) -> str:
         teacher = self._teacher
@@ -193,16 +169,19 @@ class _Examination:
         self._add("samples", "error" if alike else "warning" if large else "ok", detail)
         return True
 
-    def _direction(self) -> None:
-        """At t = 1 the state is the noise and says nothing of the data: v = z - E[x], of slope 1 on z."""
+    def _direction(self, found: Diagnosis) -> None:
+        """At t = 1 the state is the noise, v = z - E[x], of slope 1 on z; close to data v = E[n] - x, of -1 on x."""
         z = self._z
         if len(z) < 2:
             return
         high = min(self._teacher.time_range[1], 1.0)
         slope = noise_slope(self._field(z, times(high, z)), z)
-        status: Status = "error" if slope < 0 else "ok" if 0.5 < slope < 2 else "warning"
+        status: Status = "error" if slope < 0 else "ok" if 0.5 < slope < 2 and not found.is_off else "warning"
         wrong = ": it points to the data, not away" if slope < 0 else ""
-        self._add("direction", status, f"the velocity of pure noise has slope {slope:.2f} on it, expected 1{wrong}")
+        near = f"near its samples {-found.data_slope:.2f} on them, expected -1"
+        self._add(
+            "direction", status, f"the velocity of pure noise has slope {slope:.2f} on it, expected 1{wrong}; {near}"
+        )
 
     def _calibration(self, found: Diagnosis, fits: bool, proposals: tuple[Proposal, ...]) -> None:
         detail = f"along the path from its own samples to noise it misses {max(found.given.value, 0):.2g} predictably; "
@@ -296,116 +275,5 @@ class _Examination:
         fine = Probe(self._draws.rows(enough), index_condition(self._condition, enough), self._num_steps)
         rows = torch.arange(max(2, len(enough) // 4))
         coarse = Probe(self._draws.rows(rows), index_condition(self._condition, rows), self._num_steps)
-        return propose(self._teacher, found.given.value, fine, coarse)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What every reading of a network is measured on: N draws with conditions, integrated in ``num_steps`` steps.
-
-    ``levels``: times to look at.
-    """
-
-    draws: Draws
-    condition: Condition
-    num_steps: int
-    levels: tuple[float, ...] = LEVELS
-
-    def measure(self, teacher: Teacher) -> float | None:
-        """Miscalibration; None for samples that are all alike, or the noise itself."""
-
-        def field(x_t: Tensor, t: Tensor) -> Tensor:
-            return teacher.velocity(x_t, t.clamp(*teacher.time_range), self.condition)
-
-        z, noises = draw_noises(teacher.sample_shape, self.draws)
-        x = integrate(field, z, self.num_steps)[-1]
-        found = calibrate(field, x, {level: noises[level] for level in self.levels}).value
-        says_something = deviation(x) > COLLAPSED and float((x - z).square().mean().sqrt()) > _UNMOVED
-        return found if says_something else None
-
-
-@torch.no_grad()
-def propose(teacher: ConvertibleTeacher, given: float, fine: Probe, coarse: Probe) -> list[Proposal]:
-    """Conventions that fit where the given one does not, the best first, those alike with fewest changes first.
-
-    Every candidate is integrated coarsely and the best ones as carefully as the given one.
-
-    Args:
-        given: miscalibration of the teacher as it is read.
-        fine, coarse: many samples, and few.
-    """
-    remaining = plausible(teacher, coarse)
-    rounds = ((replace(coarse, num_steps=3, levels=(0.3, 0.7)), 24), (replace(coarse, num_steps=8), 5), (fine, 5))
-    scores: list[float] = []
-    for probe, keep in rounds:
-        measured = [(probe.measure(teacher.with_convention(convention)), convention) for convention in remaining]
-        ranked = sorted([pair for pair in measured if pair[0] is not None], key=lambda pair: pair[0] or 0.0)[:keep]
-        scores, remaining = [score or 0.0 for score, _ in ranked], [convention for _, convention in ranked]
-    # A convention that fits by a hair where the given one misses by a hair would be no finding.
-    limit, best = min(GOOD, given / 3), min(scores, default=0.0)
-    found = [
-        (score > best + _ALIKE, len(changes), score, changes)
-        for score, convention in zip(scores, remaining, strict=True)
-        if score < limit and (changes := teacher.convention.differences(convention))
-    ]
-    return [Proposal(changes, score) for *_, score, changes in sorted(found, key=lambda row: row[:3])]
-
-
-def plausible(teacher: ConvertibleTeacher, probe: Probe) -> list[Convention]:
-    """Conventions under which the velocity of almost pure noise follows the noise: one pass each, no path.
-
-    One that misses it by a factor comes with that factor as ``output_scale``, where nothing else but the prediction,
-    the direction and the sign is changed.
-    """
-    given, rows = teacher.convention, torch.arange(max(2, min(len(probe.draws.index) // 2, 256)))
-    z = draw_noises(teacher.sample_shape, probe.draws.rows(rows))[0]
-    t, condition = times(_ALMOST, z), index_condition(probe.condition, rows)
-    found: list[Convention] = []
-    for candidate in [*candidates(given), given]:
-        read = teacher.with_convention(candidate)
-        slope = noise_slope(read.velocity(z, t.clamp(*read.time_range), condition), z)
-        if candidate is not given and _SLOPES[0] < slope < _SLOPES[1]:
-            found.append(candidate)
-        if candidate.schedule_name != given.schedule_name or candidate.scale != given.scale:
-            continue
-        own = velocity_of(candidate, torch.zeros_like(z), z, t.double().clamp(*candidate.time_range))
-        alone = noise_slope(own, z)
-        factor = (1 - alone) / (slope - alone) if slope != alone else 1.0
-        factors = [_rounded(factor)] if 1e-3 < factor < 1e3 and abs(factor - 1) > 0.1 else []
-        if candidate.prediction in (Prediction.DATA, Prediction.ROTATION):  # at pure noise these say nothing of it
-            factors = [0.5, 2.0]
-        found += [replace(candidate, output_scale=given.output_scale * f) for f in factors]
-    return found
-
-
-def _rounded(factor: float) -> float:
-    """To a usual number within a tenth, else to two digits."""
-    usual = [n for k in (1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0, 100.0, 1000.0) for n in (k, 1 / k)]
-    nearest = min(usual, key=lambda n: abs(math.log(factor / n)))
-    return nearest if abs(math.log(factor / nearest)) < 0.1 else float(f"{factor:.2g}")
-
-
-def candidates(given: Convention) -> Iterator[Convention]:
-    """Every prediction, schedule, direction, sign and usual scale but the given ones; everything else as given."""
-    for name, prediction, direction, sign in itertools.product(SCHEDULES, Prediction, TimeDirection, Sign):
-        schedule = given.schedule if name == given.schedule_name else named_schedule(name)
-        discrete = name.startswith("ddpm")
-        unsigned = prediction not in SIGNED and sign is not Sign.TO_NOISE
-        backwards = not schedule.reversible and direction is TimeDirection.DATA_AT_1
-        if unsigned or backwards or (discrete and prediction is Prediction.VELOCITY):
-            continue
-        scales = {schedule.default_scale, given.scale, 1.0} | (set() if discrete else {1000.0})
-        for scale in sorted(scales if schedule.reversible else {1.0}):
-            candidate = replace(
-                given,
-                prediction=prediction,
-                time_direction=direction,
-                sign=sign if prediction in SIGNED else None,
-                schedule=schedule,
-                schedule_name=name,
-                time_scale=scale,
-                low=None,
-                high=None,
-            )
-            if given.differences(candidate):
-                yield candidate
+        given = math.inf if found.is_off else found.given.value
+        return propose(self._teacher, given, fine, coarse)

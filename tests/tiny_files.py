@@ -21,7 +21,7 @@ def write_mnist(folder, **parts):
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx((np.arange(len(images)) % 10).astype(np.uint8)))
 
 
-def save_autoencoder(folder):
+def save_autoencoder(folder, **config):
     """Stable Diffusion's, in the diffusers layout: halves the sides once; tiles are 32 pixels, 16 latents."""
     ensure_torchvision_ops()
     diffusers = pytest.importorskip("diffusers")
@@ -29,6 +29,6 @@ def save_autoencoder(folder):
         torch.manual_seed(0)
         diffusers.AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=32,
+            block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=32, **config,
         ).save_pretrained(folder)  # fmt: skip
     return folder

@@ -17,7 +17,8 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import grid_image, save_image, scatter_image
 from freeflow_core.interfaces import Codec
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.teacher_check import Proposal, check_built_teacher
+from freeflow_core.teacher_check import check_built_teacher
+from freeflow_core.teacher_proposals import Proposal
 from freeflow_core.types import Check
 
 _COLUMNS = 8

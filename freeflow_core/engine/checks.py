@@ -23,7 +23,7 @@ from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import FreeflowError, PluginError
 from freeflow_core.interfaces import Student, Teacher
 from freeflow_core.math import derivative
-from freeflow_core.math.calibration import GOOD, diagnose, enough_rows
+from freeflow_core.math.calibration import diagnose, enough_rows
 from freeflow_core.math.derivative import relative_error
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin.culprit import described, place
@@ -213,7 +213,7 @@ def _check_calibration(name: str, teacher: Teacher, device: torch.device, dtype:
     found = diagnose(lambda x, t: teacher.velocity(x, t, condition), shape, draws, time_range=teacher.time_range)
     said = (
         f"The teacher {name!r}: expected a velocity dx/dt with t = 0 data and t = 1 noise; what came does not explain "
-        f"the path of its own samples (miscalibration {found.given.value:.2g}, up to {GOOD:g} expected)"
+        f"the path of its own samples ({found.measured})"
     )
     if found.reason:
         raise PluginError(f"{said}, and {found.reason}.")

@@ -10,7 +10,7 @@ One thing no such test can see: the field of N(0, s^2) with time *and* sign reve
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -33,6 +33,10 @@ WRONG = 0.3
 """From here on a field is not the velocity of its own path, whatever the reason; a field of zeros measures 0.7."""
 ZERO = 1e-3
 """Root mean square up to which a velocity is none at all."""
+OFF = 0.4
+"""How far from 1 the data slope of a right field may be: exact ones measure 0.9 to 1.1, predicted noise 0.2 to 0.6."""
+_NEAR_DATA = 0.02
+_SPREAD = 0.15
 _ENOUGH_NUMBERS = 2_048
 _TWO_LEVELS, _LIKELY, _CLOSER = (0.3, 0.7), 6, 3
 """So many readings, by their slope, are looked at coarsely, at two times; so many then as the given one is."""
@@ -54,6 +58,8 @@ class Reading(str, Enum):
     THOUSAND = "v(x, 1000 t)"
     THOUSANDTH = "v(x, t / 1000)"
     SCALED = "v(x, t) / k"
+    LESS = "v(x, t) - x"
+    PLUS = "v(x, t) + x"
     NOISE = "(v(x, t) - x) / (1 - t)"
     DATA = "(x - v(x, t)) / t"
     SCORE = "-(x + t v(x, t)) / (1 - t)"
@@ -71,7 +77,8 @@ class Reading(str, Enum):
                 t = t.clamp(1 - _NOT_ALL, _NOT_ALL)  # what is divided by t or 1 - t is held away from the ends
             answer = field(factor * x, scale * ((1 - t if turned else t) ** power).clamp(*time_range))
             if self not in _PREDICTIONS:
-                return sign * answer / (slope if self is Reading.SCALED else 1)
+                added = {Reading.LESS: -1, Reading.PLUS: 1}.get(self, 0)
+                return sign * answer / (slope if self is Reading.SCALED else 1) + added * x
             t = expand_times(t, x)
             if self is Reading.DATA:
                 return (x - answer) / t
@@ -94,6 +101,8 @@ DIAGNOSES: Mapping[Reading, str] = {
     Reading.THOUSAND: "its time runs from 0 to 1000. Ask it at 1000 t",
     Reading.THOUSANDTH: "its time is multiplied by 1000 on the way to it. Ask it at t",
     Reading.SCALED: "its answer is {slope:.2g} times the velocity. Divide it by that",
+    Reading.LESS: "its answer is the velocity plus the state. Return its answer - x",
+    Reading.PLUS: "its answer is the velocity less the state. Return its answer + x",
     Reading.NOISE: "it predicts the noise, not the velocity. Return (its answer - x) / (1 - t)",
     Reading.DATA: "it predicts the data, not the velocity. Return (x - its answer) / t",
     Reading.SCORE: "it predicts the score, not the velocity. Return -(x + t times its answer) / (1 - t)",
@@ -133,17 +142,25 @@ class Diagnosis:
         size: root mean square of the first step's velocity; near noise it is 1 or more.
         states: (N, *D) at the times of the integration, from noise to samples.
         slope: of the velocity of pure noise on the noise, 1 for a right one; measured where it is suspicious.
+        data_slope: of minus the velocity close to the samples on them, 1 for a right one and for samples all alike.
     """
 
     calibrations: Mapping[Reading, Calibration]
     size: float
     states: list[Tensor]
     slope: float = 1.0
+    data_slope: float = 1.0
 
     @property
     def given(self) -> Calibration:
         """Of the field as it is given."""
         return self.calibrations[Reading.AS_GIVEN]
+
+    @property
+    def measured(self) -> str:
+        """What was found and what a right field has, in words."""
+        near = f"; near its samples it has slope {-self.data_slope:.2f} on them, -1 expected" if self.is_off else ""
+        return f"miscalibration {self.given.value:.2g}, up to {GOOD:g} expected{near}"
 
     @property
     def reason(self) -> str | None:
@@ -155,11 +172,22 @@ class Diagnosis:
     @property
     def fitting(self) -> tuple[Reading, ...]:
         """Readings that fit where the given one does not, as well as the best: chance cannot tell them apart."""
-        if self.given.at_least <= SUSPICIOUS:
+        if not self.is_suspicious:
             return ()
         best = min(calibration.value for calibration in self.calibrations.values())
-        limit = min(GOOD, self.given.value / 5, best + _ALIKE)
-        return tuple(reading for reading in Reading if self.calibrations.get(reading, self.given).value < limit)
+        limit = min(GOOD, math.inf if self.is_off else self.given.value / 5, best + _ALIKE)
+        others = [reading for reading in list(Reading)[1:] if reading in self.calibrations]
+        return tuple(reading for reading in others if self.calibrations[reading].value < limit)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether its data slope is that of no velocity, though little of the residual may show it."""
+        return not abs(self.data_slope - 1) <= OFF  # NaN included
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether other readings are worth a look."""
+        return self.given.at_least > SUSPICIOUS or self.is_off
 
     @property
     def is_wrong(self) -> bool:
@@ -168,7 +196,7 @@ class Diagnosis:
 
 
 def enough_rows(shape: tuple[int, ...], numbers: int = _ENOUGH_NUMBERS) -> int:
-    """Samples that hold about ``numbers`` numbers, at least 8: one look then costs 168 rows, of small states more."""
+    """Samples that hold about ``numbers`` numbers, at least 8: one look then costs 176 rows, of small states more."""
     return max(8, min(512, math.ceil(numbers / math.prod(shape))))
 
 
@@ -194,8 +222,9 @@ def diagnose(
     states = integrate(given, z, num_steps)
     calibrations = {Reading.AS_GIVEN: calibrate(given, states[-1], noises)}
     size = num_steps * float((states[1] - z).square().mean()) ** 0.5
-    if not readings or size < ZERO or calibrations[Reading.AS_GIVEN].at_least <= SUSPICIOUS:
-        return Diagnosis(calibrations, size, states)
+    first = Diagnosis(calibrations, size, states, data_slope=data_slope(given, states[-1], noises))
+    if not readings or size < ZERO or not first.is_suspicious:
+        return first
     slope = noise_slope(given(z, times(1.0, z)), z)
     every = [reading for reading in list(Reading)[1:] if reading is not Reading.SCALED or 0.02 < slope < 50]
     slopes = {r: noise_slope(r.of(field, time_range, slope)(z, times(_NOT_ALL, z)), z) for r in every}
@@ -205,17 +234,34 @@ def diagnose(
         for reading in left:
             read = reading.of(field, time_range, slope)
             x = integrate(read, z, steps)[-1]
-            if reading not in _MILD or deviation(x) > _DIFFERENT:
-                found[reading] = calibrate(read, x, {level: noises[level] for level in levels})
+            if reading in _MILD and deviation(x) <= _DIFFERENT:
+                continue
+            if levels is LEVELS and first.is_off and not abs(data_slope(read, x, noises) - 1) <= OFF:
+                continue
+            found[reading] = calibrate(read, x, {level: noises[level] for level in levels})
         left = sorted(found, key=lambda reading: found[reading].value)[:_CLOSER]
     calibrations |= {reading: found[reading] for reading in left}
-    return Diagnosis(calibrations, size, states, slope)
+    return replace(first, calibrations=calibrations, slope=slope)
 
 
 def noise_slope(v: Tensor, z: Tensor) -> float:
     """Of an answer (N, *D) to pure noise ``z`` (N, *D): 1 for a velocity, v = z - E[x], with N >= 2."""
     centred = z - z.mean(0)
     return float(((v - v.mean(0)) * centred).sum() / centred.square().sum())
+
+
+def data_slope(field: Field, x: Tensor, noises: Mapping[float, Tensor]) -> float:
+    """Of what minus the velocity near a field's own samples ``x`` (N, *D) says of them, on them: 1 for a velocity.
+
+    v = E[n - x | x_t] gives E[(n - v) x_t] = E[x x_t], so that this is a ratio of the two; a prediction of the noise,
+    which hardly changes close to data, has nearly 0, however small its miscalibration. 1 for samples all alike.
+    """
+    if not _SPREAD < deviation(x) < _RUNAWAY:
+        return 1.0
+    noise, t = noises[LEVELS[0]], times(_NEAR_DATA, x)
+    x_t = linear_interpolate(x, noise, t)
+    centred = x_t - x_t.mean(0)
+    return float(((noise - field(x_t, t)) * centred).sum() / (x * centred).sum())
 
 
 def deviation(x: Tensor) -> float:

@@ -32,7 +32,18 @@ class SmallVAEConfig(ComponentConfig):
     batch_size: PositiveInt = Field(256, description="Images that pass through the network at once.")
 
 
-class SDVAEConfig(ComponentConfig):
+class AutoencoderOptions(ComponentConfig):
+    """What the codecs of diffusers' AutoencoderKL share."""
+
+    posterior: Literal["mean", "sample"] = "mean"
+    """What encoding takes of each image's Gaussian; a sample's noise depends on seed and image."""
+    dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="Precision of the autoencoder alone.")
+    decode_batch_size: PositiveInt = Field(8, description="Images decoded, or encoded, at once.")
+    slicing: bool = Field(False, description="One image at a time inside each batch: least memory for exact results.")
+    tiling: bool = Field(False, description="Images above 256 pixels in blended tiles: less memory, colours may shift.")
+
+
+class SDVAEConfig(AutoencoderOptions):
     """Stable Diffusion's autoencoder: uint8 (3, H, W) <-> latents (4, H/8, W/8); needs the extra `vae`.
 
     Source: Rombach et al. 2022, arXiv 2112.10752; weights: stabilityai/sd-vae-ft-mse and -ema
@@ -43,12 +54,19 @@ class SDVAEConfig(ComponentConfig):
     checkpoint: Path | None = None
     """Your own copy instead: a folder in the diffusers layout, or a .safetensors file of the published shape."""
     scale: PositiveFloat = Field(0.18215, description="Latents are multiplied by this, so that they vary about 1.")
-    posterior: Literal["mean", "sample"] = "mean"
-    """What encoding takes of each image's Gaussian; a sample's noise depends on seed and image."""
-    dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="Precision of the autoencoder alone.")
-    decode_batch_size: PositiveInt = Field(8, description="Images decoded, or encoded, at once.")
-    slicing: bool = Field(False, description="One image at a time inside each batch: least memory for exact results.")
-    tiling: bool = Field(False, description="Images above 256 pixels in blended tiles: less memory, colours may shift.")
+
+
+class DiffusersVAEConfig(AutoencoderOptions):
+    """The autoencoder of a diffusers pipeline, such as SD3's or FLUX's, from a local folder; needs the extra `vae`.
+
+    Source: Esser et al. 2024, arXiv 2403.03206 (16 channels, shifted latents)
+    """
+
+    folder: Path
+    """Folder of a pipeline, whose part `vae` is used, or of an AutoencoderKL: config.json beside .safetensors."""
+    scale: PositiveFloat | None = None
+    """Latents less the shift are multiplied by this; null: scaling_factor of config.json."""
+    shift: float | None = Field(None, description="Subtracted from latents first; null: shift_factor of config.json.")
 
 
 class AugmentationConfig(ComponentConfig):

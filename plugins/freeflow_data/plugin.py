@@ -24,10 +24,11 @@ def freeflow_sources() -> Iterable[Component]:
 
 @hookimpl
 def freeflow_codecs() -> Iterable[Component]:
-    """Pixels as states, Stable Diffusion's latents, and those of a small autoencoder of our own."""
+    """Pixels as states, latents of Stable Diffusion's autoencoders, and those of a small one of our own."""
     return [
         Component("pixels", ".plain:PixelCodec", ".config:PixelsConfig"),
-        Component("sd-vae", ".sd_vae:SDVAECodec", ".config:SDVAEConfig"),
+        Component("sd-vae", ".sd_vae:AutoencoderKLCodec", ".config:SDVAEConfig"),
+        Component("diffusers-vae", ".sd_vae:AutoencoderKLCodec", ".config:DiffusersVAEConfig"),
         Component("small-vae", ".small_vae:SmallVAECodec", ".config:SmallVAEConfig"),
     ]
 

@@ -1,7 +1,8 @@
-"""Stable Diffusion's autoencoder, diffusers' AutoencoderKL, as a codec. Nothing in its files is executed."""
+"""diffusers' AutoencoderKL, of Stable Diffusion, SD3 and FLUX, as a codec. Nothing in its files is executed."""
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from freeflow_core.interfaces import BuildContext, Codec
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.network_file import check_tensors, load_tensors
 from freeflow_core.torchvision_ops import diffusers_class
-from freeflow_data.config import SDVAEConfig
+from freeflow_data.config import AutoencoderOptions, DiffusersVAEConfig, SDVAEConfig
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _POSTERIOR_STREAM = "sd-vae/posterior"
@@ -42,28 +43,42 @@ _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(w
 
 
 @final
-class SDVAECodec(Codec):
-    """x = scale E(image), image = D(x / scale), with the KL autoencoder of Rombach et al. 2022.
+class AutoencoderKLCodec(Codec):
+    """x = scale (E(image) - shift), image = D(x / scale + shift), with a KL autoencoder (Rombach et al. 2022).
 
     The weights are loaded at the first image, and never without one: data-free training works on latents alone.
 
-    ``locate`` gives their path, and may download; ``seed`` is that of the posterior's noise. Results lie where the
-    input lay.
+    ``locate`` gives their path, and may download; ``scale`` and ``shift`` None are those of config.json; ``name`` is
+    for errors. ``seed`` is that of the posterior's noise. Results lie where the input lay.
     """
 
-    def __init__(self, config: SDVAEConfig, locate: Callable[[], Path], device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: AutoencoderOptions,
+        locate: Callable[[], Path],
+        scale: float | None,
+        shift: float | None,
+        context: BuildContext,
+    ) -> None:
+        self._name = name
         self._config = config
         self._locate = locate
-        self._device = device
-        self._seed = seed
+        self._device = context.device
+        self._seed = context.seed
         self._dtype = _DTYPES[config.dtype]
+        self._given = scale, shift
+        self._scale, self._shift = 1.0, 0.0
         self._network: Any = None
 
     @classmethod
-    def from_config(cls, config: SDVAEConfig, context: BuildContext) -> Self:
+    def from_config(cls, config: SDVAEConfig | DiffusersVAEConfig, context: BuildContext) -> Self:
+        if isinstance(config, DiffusersVAEConfig):
+            folder = config.folder
+            return cls("diffusers-vae", config, lambda: _part(folder), config.scale, config.shift, context)
         own = config.checkpoint
         locate = (lambda: context.weights(f"sd-vae-ft-{config.variant}")) if own is None else (lambda: own)
-        return cls(config, locate, context.device, context.seed)
+        return cls("sd-vae", config, locate, config.scale, 0.0, context)
 
     @property
     def is_loaded(self) -> bool:
@@ -79,7 +94,11 @@ class SDVAECodec(Codec):
         if self._network is not None:
             return
         autoencoder_class()  # before a download, whatever it is that is missing
-        network: Any = load_autoencoder(self._locate(), self._dtype, self._device)
+        path = self._locate()
+        network: Any = load_autoencoder(path, self._dtype, self._device)
+        scale, shift = self._given
+        self._scale = _number(network.config, "scaling_factor", path) if scale is None else scale
+        self._shift = _number(network.config, "shift_factor", path) if shift is None else shift
         if self._config.slicing:
             network.enable_slicing()
         if self._config.tiling:
@@ -111,8 +130,8 @@ class SDVAECodec(Codec):
             or any(side % factor for side in images.shape[2:])
         ):
             raise ConfigError(
-                f"The codec sd-vae encodes uint8 images (N, 3, H, W) with sides that are multiples of {factor}, got "
-                f"{images.dtype} {tuple(images.shape)}. Repeat grey images over three channels, scale floats to "
+                f"The codec {self._name} encodes uint8 images (N, 3, H, W) with sides that are multiples of {factor}, "
+                f"got {images.dtype} {tuple(images.shape)}. Repeat grey images over three channels, scale floats to "
                 "0..255, crop or resize."
             )
         batches = [self._moments(batch) for batch in torch.split(images, self._config.decode_batch_size)]
@@ -131,7 +150,7 @@ class SDVAECodec(Codec):
         channels = self._network.config.latent_channels
         if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
             raise ConfigError(
-                f"The codec sd-vae decodes latents (N, {channels}, h, w), got {x.dtype} {tuple(x.shape)}. "
+                f"The codec {self._name} decodes latents (N, {channels}, h, w), got {x.dtype} {tuple(x.shape)}. "
                 "A model that works on pixels needs the codec pixels."
             )
         values = torch.cat([self._decode(batch) for batch in torch.split(x, self._config.decode_batch_size)])
@@ -145,12 +164,12 @@ class SDVAECodec(Codec):
         pixels = images.to(self._device).float().div_(127.5).sub_(1).to(self._dtype)
         with torch.autocast(self._device.type, enabled=False):
             posterior = self._network.encode(pixels).latent_dist
-        scale, place = self._config.scale, images.device
-        return (posterior.mean.float() * scale).to(place), (posterior.std.float() * scale).to(place)
+        mean, std = (posterior.mean.float() - self._shift) * self._scale, posterior.std.float() * self._scale
+        return mean.to(images.device), std.to(images.device)
 
     def _decode(self, x: Tensor) -> Tensor:
         # float32 first: latents of a float64 sampler are more than any network here, or an MPS device, can take.
-        latents = x.to(self._device, torch.float32) / self._config.scale
+        latents = x.to(self._device, torch.float32) / self._scale + self._shift
         with torch.autocast(self._device.type, enabled=False):
             values: Tensor = self._network.decode(latents.to(self._dtype)).sample
         return values.float().to(x.device)
@@ -161,6 +180,23 @@ def _image_index(images: Tensor) -> Tensor:
     rows = images.cpu().contiguous().numpy()
     digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
+
+
+def _part(folder: Path) -> Path:
+    """The autoencoder's own folder, where ``folder`` is a pipeline's."""
+    return folder / "vae" if (folder / "vae").is_dir() else folder
+
+
+def _number(config: Any, name: str, path: Path) -> float:
+    """Of an autoencoder's configuration; a shift that it does not name is none."""
+    value, is_shift = config.get(name, None), name == "shift_factor"
+    if value is None and is_shift:
+        return 0.0
+    number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    if not math.isfinite(number) or not (is_shift or number > 0):
+        kind = "number" if is_shift else "number above 0"
+        raise CheckpointError(f"{path / 'config.json'} gives {name}={value!r}; expected a finite {kind}.")
+    return number
 
 
 def load_autoencoder(path: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -184,7 +220,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype, device: torch.device) -> nn
 
 def autoencoder_class() -> Any:
     """diffusers' ``AutoencoderKL``. Raises ``ConfigError`` when it is not installed."""
-    return diffusers_class("AutoencoderKL", "The codec sd-vae", "vae")
+    return diffusers_class("AutoencoderKL", "The codec of an AutoencoderKL", "vae")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -198,7 +234,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"layout: config.json beside {WEIGHTS_FILE}."
         ) from error
     if name != "AutoencoderKL":
-        raise CheckpointError(f"{file} describes a {name}; the codec sd-vae needs an AutoencoderKL.")
+        raise CheckpointError(f"{file} describes a {name}; expected an AutoencoderKL.")
     return config
 
 

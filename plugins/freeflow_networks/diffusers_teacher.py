@@ -88,6 +88,7 @@ class DiffusersTeacher(KeepsDtype, Teacher):
         side = own.get("sample_size") or _DEFAULT_SIDE
         teacher = cls(network, conditions, config.latent_size or (side, side), config.guidance_embedding, dtype)
         teacher.class_names = prompts
+        teacher.codec = "diffusers-vae" if (config.folder / "vae" / "config.json").is_file() else None
         teacher.provenance = f"{type(network).__name__} from {folder}, {conditions.num_classes} prompts"
         return teacher.to(context.device)
 

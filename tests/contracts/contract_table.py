@@ -82,6 +82,11 @@ def sd_vae(folder):
     return Case({"checkpoint": str(save_autoencoder(folder))}, {"tolerance": None})
 
 
+def diffusers_vae(folder):
+    save_autoencoder(folder / "vae", shift_factor=0.1, scaling_factor=1.5)
+    return Case({"folder": str(folder)}, {"tolerance": None})
+
+
 def released_student(folder):
     from freeflow_transformers.architecture import TransformerConfig
     from freeflow_transformers.network import DiffusionTransformer
@@ -162,6 +167,7 @@ CASES: Mapping[tuple[str, str], Maker] = {
     ("objective", "freeflow-prediction"): given(stationary=True)(derivative="forward-mode"),
     ("evaluator", "fidelity"): given()(derivative_samples=8, durations=[1.0]),
     ("codec", "sd-vae"): sd_vae,
+    ("codec", "diffusers-vae"): diffusers_vae,
     ("codec", "small-vae"): given(image_shape=(1, 28, 28), tolerance=None)(),
     ("source", "mnist"): mnist,
     ("source", "fashion-mnist"): mnist,

@@ -49,6 +49,8 @@ MISTAKES: dict[str, tuple[Reading, Callable[[Field], Field]]] = {
     "time-of-1000": (Reading.THOUSAND, lambda v: lambda x, t: v(x, t / 1000)),
     "large-answer": (Reading.SCALED, lambda v: lambda x, t: 3 * v(x, t)),
     "small-answer": (Reading.SCALED, lambda v: lambda x, t: v(x, t) / 2),
+    "plus-state": (Reading.LESS, lambda v: lambda x, t: v(x, t) + x),
+    "less-state": (Reading.PLUS, lambda v: lambda x, t: v(x, t) - x),
     "noise": (Reading.NOISE, lambda v: lambda x, t: x + (1 - t).reshape(-1, *[1] * (x.ndim - 1)) * v(x, t)),
     "data": (Reading.DATA, lambda v: lambda x, t: x - t.reshape(-1, *[1] * (x.ndim - 1)) * v(x, t)),
 }
@@ -76,7 +78,7 @@ def test_a_right_field_passes_and_costs_one_look(name):
 
 
 TURNED = ("sign", "time", "both", "large-states", "small-states", "squared-time")
-SCALED = ("time-of-1000", "large-answer", "small-answer", "noise", "data")
+SCALED = ("time-of-1000", "large-answer", "small-answer", "plus-state", "less-state", "noise", "data")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,16 @@ def test_a_wrong_field_is_named(name, mistake):
     assert found.calibrations[reading].value < GOOD
 
 
+@pytest.mark.parametrize("name", ["like-noise", "mixture-64", "narrow", "large"])
+def test_predicted_noise_is_named_where_its_residual_hardly_shows_it(name):
+    """Data as wide as the noise or narrower: its samples shrink, and so does what it misses."""
+    teacher = GaussianTeacher(torch.zeros(64), torch.full((64,), 0.5)) if name == "narrow" else TEACHERS[name]()
+    for seed in range(2):
+        found = look(MISTAKES["noise"][1](field_of(teacher, seed)), teacher, seed)
+        assert found.is_off
+        assert found.fitting == (Reading.NOISE,)
+
+
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_field_of_zeros_is_no_velocity(name):
     teacher = TEACHERS[name]()
@@ -106,7 +118,7 @@ def test_a_field_of_zeros_is_no_velocity(name):
     assert found.given.at_least > 0.3
 
 
-def test_a_large_state_costs_168_rows():
+def test_a_large_state_costs_176_rows():
     teacher, rows = TEACHERS["large"](), 0
 
     def counted(x, t):
@@ -116,7 +128,7 @@ def test_a_large_state_costs_168_rows():
         return teacher.velocity(x, t, None)
 
     look(counted, teacher)
-    assert rows == 168
+    assert rows == 176
 
 
 def test_guided_and_hardly_trained_fields_are_not_refused():

@@ -88,7 +88,7 @@ class _Kernels(TorchFunctionMode):
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and _is_fake(args[0]):
+        if func is functional.scaled_dot_product_attention and _is_fake(args[0] if args else kwargs["query"]):
             if self._has_fused_attention(*args, **kwargs):
                 return _fused_attention(*args, **kwargs)
             with sdpa_kernel(SDPBackend.MATH):
@@ -119,6 +119,8 @@ def _fused_attention(
     """All fused kernels, on every device, keep the same for the backward pass: inputs, output, (N, heads, T) sums."""
     if _autocast_is_on():
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype)  # a mask of bools becomes one of numbers before the kernel
     out: Tensor = _aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, is_causal=is_causal, attn_mask=attn_mask, scale=scale
     )[0]

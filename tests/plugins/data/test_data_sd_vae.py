@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 from freeflow_data import sd_vae
-from freeflow_data.config import SDVAEConfig
-from freeflow_data.sd_vae import SDVAECodec
+from freeflow_data.config import DiffusersVAEConfig, SDVAEConfig
+from freeflow_data.sd_vae import AutoencoderKLCodec
 from run_helpers import TINY
 from safetensors.torch import load_file, save_file
 from tiny_files import save_autoencoder
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 def codec(folder, seed=0, weights=None, **options):
     context = BuildContext(torch.device("cpu"), seed, lambda *_: None, **({"weights": weights} if weights else {}))
-    return SDVAECodec.from_config(SDVAEConfig(checkpoint=folder, **options), context)
+    return AutoencoderKLCodec.from_config(SDVAEConfig(checkpoint=folder, **options), context)
 
 
 def latents(number, size=8, dtype=torch.float32):
@@ -65,6 +65,35 @@ def test_it_is_diffusers_autoencoder_with_the_family_s_scale_and_rounding(folder
     mean, std = codec(folder).moments(images)
     assert torch.equal(mean, x)
     torch.testing.assert_close(std, posterior.std * 0.18215, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_pipeline_s_autoencoder_shifts_and_scales_as_its_pipeline_does(tmp_path):
+    """As SD3 and FLUX decode: latents / scaling_factor + shift_factor; an autoencoder without quantising layers."""
+    numbers = {"scaling_factor": 1.5305, "shift_factor": 0.3}
+    path = save_autoencoder(tmp_path / "vae", use_quant_conv=False, use_post_quant_conv=False, **numbers)
+    context = BuildContext(torch.device("cpu"), 0, lambda *_: None)
+    one, own = AutoencoderKLCodec.from_config(DiffusersVAEConfig(folder=tmp_path), context), raw(path)
+    z = latents(3)
+    images = one.decode(z)
+    values = own.decode(z / 1.5305 + 0.3).sample
+    assert levels_apart(images, torch.clamp(127.5 * values + 128.0, 0, 255).to(torch.uint8)) == 0
+    posterior = own.encode(images.float() / 127.5 - 1).latent_dist
+    mean, std = one.moments(images)
+    torch.testing.assert_close(mean, (posterior.mean - 0.3) * 1.5305, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(std, posterior.std * 1.5305, rtol=1e-5, atol=1e-5)
+    other = AutoencoderKLCodec.from_config(DiffusersVAEConfig(folder=path, scale=1.0, shift=0.0), context)
+    torch.testing.assert_close(other.encode(images), posterior.mean, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("numbers", [{"scaling_factor": "1.5"}, {"scaling_factor": 0.0}, {"shift_factor": [0.1]}])
+def test_numbers_that_are_none_are_refused(tmp_path, numbers):
+    save_autoencoder(tmp_path / "vae", **numbers)
+    context = BuildContext(torch.device("cpu"), 0, lambda *_: None)
+    vae = AutoencoderKLCodec.from_config(DiffusersVAEConfig(folder=tmp_path), context)
+    with pytest.raises(CheckpointError, match=next(iter(numbers))):
+        vae.decode(latents(1))
+    assert not vae.is_loaded
 
 
 def test_rounding_is_to_the_nearest_level(folder, monkeypatch):

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from freeflow_networks import prompts as prompts_module
+from PIL import Image
+from tiny_files import save_autoencoder
 
 from freeflow_core import api
 from freeflow_core.config import ComponentChoice
@@ -22,55 +24,96 @@ PROMPTS = ("a cat", "a dog", "the sea")
 D, T = "diffusers", "transformers"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Stable Diffusion 3, as its folder looks, without an autoencoder."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+def tokenizers():
+    """CLIP's, of letters and seven tokens, and T5's."""
+    from transformers import CLIPTokenizer
     from transformers import T5Tokenizer as Tokenizer
 
-    folder = tmp_path_factory.mktemp("pipeline") / "sd3"
     vocabulary = {
         t: i for i, t in enumerate([*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"])
     }
-    clip, t5 = (
-        CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=7),
-        Tokenizer(
-            vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)] + [(c, -2.0) for c in LETTERS],
-            extra_ids=0,
-        ),
-    )
+    clip = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=7)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)] + [(c, -2.0) for c in LETTERS]
+    return clip, Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def text_encoders(clip_class, t5_tokens):
+    """Of random weights: the first makes a CLIP of 8 numbers, the second a T5 of 16."""
+    from transformers import CLIPTextConfig, T5Config, T5EncoderModel
+
     sizes = CLIPTextConfig(
-        vocab_size=len(vocabulary), hidden_size=8, intermediate_size=16, projection_dim=3, num_hidden_layers=2,
+        vocab_size=54, hidden_size=8, intermediate_size=16, projection_dim=3, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=7, bos_token_id=52, eos_token_id=53, pad_token_id=53,
     )  # fmt: skip
+    t5 = T5Config(vocab_size=t5_tokens, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    return lambda: clip_class(sizes), lambda: T5EncoderModel(t5)
+
+
+def write(folder, pipeline, network, parts):
+    """The rest of a pipeline's folder, with an autoencoder of 4 channels and shifted latents."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    network.save_pretrained(folder / "transformer")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    save_autoencoder(folder / "vae", scaling_factor=0.36, shift_factor=0.12)
+    index = {"transformer": [D, type(network).__name__], "scheduler": [D, "FlowMatchEulerDiscreteScheduler"]}
+    index |= {"vae": [D, "AutoencoderKL"], "image_encoder": [None, None], "feature_extractor": [None, None]} | parts
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **index}), "utf-8")
+    (folder / "prompts.txt").write_text("a cat\n\na dog \nthe sea\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Stable Diffusion 3, as its folder looks."""
+    from diffusers import SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    folder = tmp_path_factory.mktemp("pipeline") / "sd3"
+    clip, t5 = tokenizers()
+    make_clip, make_t5 = text_encoders(CLIPTextModelWithProjection, len(t5))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for number in ("", "_2"):
-            CLIPTextModelWithProjection(sizes).save_pretrained(folder / f"text_encoder{number}")
+            make_clip().save_pretrained(folder / f"text_encoder{number}")
             clip.save_pretrained(folder / f"tokenizer{number}")
-        t5_sizes = T5Config(vocab_size=len(t5), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-        T5EncoderModel(t5_sizes).save_pretrained(folder / "text_encoder_3")
+        make_t5().save_pretrained(folder / "text_encoder_3")
         t5.save_pretrained(folder / "tokenizer_3")
         network = SD3Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=6,
             pos_embed_max_size=8,
         )  # fmt: skip
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        network.save_pretrained(folder / "transformer")
-    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    index = {"transformer": [D, "SD3Transformer2DModel"], "scheduler": [D, "FlowMatchEulerDiscreteScheduler"]}
-    index |= {f"text_encoder{n}": [T, "CLIPTextModelWithProjection"] for n in ("", "_2")} | {
-        "vae": [D, "AutoencoderKL"]
-    }
-    index |= {f"tokenizer{n}": [T, "CLIPTokenizer"] for n in ("", "_2")}
-    index |= {"text_encoder_3": [T, "T5EncoderModel"], "tokenizer_3": [T, "T5Tokenizer"]}
-    index |= {"image_encoder": [None, None], "feature_extractor": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline", **index}), "utf-8")
-    (folder / "prompts.txt").write_text("a cat\n\na dog \nthe sea\n", "utf-8")
-    return folder
+        parts = {f"text_encoder{n}": [T, "CLIPTextModelWithProjection"] for n in ("", "_2")}
+        parts |= {f"tokenizer{n}": [T, "CLIPTokenizer"] for n in ("", "_2")}
+        parts |= {"text_encoder_3": [T, "T5EncoderModel"], "tokenizer_3": [T, "T5Tokenizer"]}
+        return write(folder, "StableDiffusion3Pipeline", network, parts)
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    """FLUX-dev, as its folder looks: one CLIP, one T5, and a network that takes its guidance as an input."""
+    from diffusers import FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("pipeline") / "flux"
+    clip, t5 = tokenizers()
+    make_clip, make_t5 = text_encoders(CLIPTextModel, len(t5))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        make_clip().save_pretrained(folder / "text_encoder")
+        clip.save_pretrained(folder / "tokenizer")
+        make_t5().save_pretrained(folder / "text_encoder_2")
+        t5.save_pretrained(folder / "tokenizer_2")
+        network = FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(4, 2, 2),
+        )  # fmt: skip
+        parts = {"text_encoder": [T, "CLIPTextModel"], "tokenizer": [T, "CLIPTokenizer"]}
+        parts |= {"text_encoder_2": [T, "T5EncoderModel"], "tokenizer_2": [T, "T5TokenizerFast"]}
+        return write(folder, "FluxPipeline", network, parts)
 
 
 @pytest.fixture
@@ -131,6 +174,46 @@ def test_a_text_conditioned_teacher_becomes_an_adapted_student(manager, options,
     assert result.status == "finished"
     size = (tmp_path / "run" / "student.safetensors").stat().st_size
     assert size < plan.network("teacher").weights
+
+
+def test_a_guidance_distilled_pipeline_becomes_an_adapted_student_with_pictures(
+    manager, registry, flux, options, tmp_path
+):
+    """FLUX: prompts by its own encoders, the run's weight as its own input, and pictures by its own autoencoder."""
+    from diffusers import FluxPipeline
+
+    own = {**options, "folder": str(flux), "prompts": str(flux / "prompts.txt"), "latent_size": [4, 4]}
+    own["guidance_embedding"] = None
+    overrides = {
+        "name": "flux",
+        "teacher": {"name": "diffusers-transformer", **own},
+        "student": {"name": "wrapped", "lora_rank": 2, "width": 16},
+        "codec": {"name": "diffusers-vae", "folder": str(flux)},
+        "training": {"images": 32, "batch_size": 16, "optimizer": {"learning_rate": 1e-2}},
+        "objective": {"name": "freeflow", "guidance_max": 3.0},
+        "evaluation": {"num_samples": 6, "reference_steps": 2, "guidance_weight": 2.0, "evaluators": []},
+        "runtime": {"device": "cpu", "threads": 1},
+        "trackers": [],
+    }
+    config = api.resolve_config("distill", preset="any-teacher", overrides=overrides, manager=manager)
+    assert api.plan(config, manager=manager).extrapolated_from is None
+    assert api.distill(config, output=tmp_path / "run", manager=manager).status == "finished"
+    report = (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert all(prompt in report for prompt in PROMPTS)
+    pictures = sorted((tmp_path / "run" / "samples").glob("*.png"))
+    assert pictures
+    assert all(Image.open(file).mode == "RGB" for file in pictures)
+    teacher = Builder(registry, CPU, 0).teacher(ComponentChoice(name="diffusers-transformer", options=own))
+    assert teacher.codec == "diffusers-vae"
+    pipeline = FluxPipeline.from_pretrained(flux, vae=None, transformer=teacher.network)
+    expected, pooled, _ = pipeline.encode_prompt([*PROMPTS, ""], max_sequence_length=9)
+    rows = teacher.conditions.rows(torch.tensor([0, 1, 2, 3]), CPU, torch.float32)
+    torch.testing.assert_close(rows["prompt_embeds"], expected)
+    torch.testing.assert_close(rows["pooled_prompt_embeds"], pooled)
+    x, t, labels = torch.randn(2, 4, 4, 4), torch.full((2,), 0.6), torch.tensor([0, 2])
+    one, three = (teacher.guided_velocity(x, t, labels, torch.full((2,), w)) for w in (1.0, 3.0))
+    torch.testing.assert_close(one, teacher.velocity(x, t, labels))
+    assert not torch.allclose(one, three, atol=1e-4)
 
 
 def test_what_cannot_be_encoded_is_told(registry, folder, options, tmp_path):
