@@ -31,8 +31,9 @@ COLLAPSED = 0.05
 
 _ALIKE = 0.003
 _UNMOVED = 0.2
-_ALMOST = 0.98
-_SLOPES = -0.5, 4.0
+_ALMOST, _SLOPES = 0.995, (0.5, 1.6)
+_ALMOST_AMPLIFIED, _SLOPES_AMPLIFIED = 0.98, (-0.5, 4.0)
+"""What is divided by 1 - t is divided by little at 0.995, and a trained network's errors with it."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,15 @@ def plausible(teacher: ConvertibleTeacher, probe: Probe) -> list[Convention]:
     """
     given, rows = teacher.convention, torch.arange(max(2, min(len(probe.draws.index) // 2, 256)))
     z = draw_noises(teacher.sample_shape, probe.draws.rows(rows))[0]
-    t, condition = times(_ALMOST, z), index_condition(probe.condition, rows)
+    condition = index_condition(probe.condition, rows)
     found: list[Convention] = []
     for candidate in [*candidates(given), given]:
         read = teacher.with_convention(candidate)
+        amplified = candidate.prediction in (Prediction.NOISE, Prediction.SCORE)
+        t = times(_ALMOST_AMPLIFIED if amplified else _ALMOST, z)
+        low, high = _SLOPES_AMPLIFIED if amplified else _SLOPES
         slope = noise_slope(read.velocity(z, t.clamp(*read.time_range), condition), z)
-        if candidate is not given and _SLOPES[0] < slope < _SLOPES[1]:
+        if candidate is not given and low < slope < high:
             found.append(candidate)
         if candidate.schedule_name != given.schedule_name or candidate.scale != given.scale:
             continue

@@ -6,7 +6,6 @@ from typing import final
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from freeflow_core.errors import ConfigError
@@ -43,6 +42,8 @@ class DigitsSource(ImageSource):
 
 def load_all_digits() -> Images:
     """All 1797 images; grey values 0..16 become round(v * 255 / 16)."""
+    from sklearn.datasets import load_digits  # a second of imports, which the prior does without
+
     bunch = load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     return Images.in_memory(torch.from_numpy(grey[:, None]), torch.from_numpy(bunch.target.astype(np.int64)))

@@ -122,6 +122,25 @@ def test_a_wrong_scale_of_the_answer_is_proposed(prediction, scale):
     assert report.proposals[0].settings == {"output_scale": scale}
 
 
+def test_predicted_noise_is_proposed_where_its_residual_hardly_shows_it():
+    for std in (0.5, 1.0):
+        exact = ExactNetwork("noise", std=(std, std))
+        report = examine(teacher_of(exact, Convention()))
+        assert not report.is_right
+        assert {"prediction": "noise"} in [proposal.settings for proposal in report.proposals]
+        assert examine(teacher_of(exact, convention("noise", "linear", "data-at-0", "noise-minus-data"))).is_right
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_state_in_the_answer_is_told_and_nothing_else_proposed(sign):
+    exact = ExactNetwork()
+    report = examine(teacher_of(lambda x, t: exact(x, t) + sign * x, Convention()))
+    assert not report.is_right
+    assert report.proposals == ()
+    (told,) = [check.detail for check in report.checks if check.name == "calibration"]
+    assert f"its answer {'-' if sign > 0 else '+'} x" in told
+
+
 def test_a_check_asks_a_network_of_images_a_few_thousand_rows():
     """Of a network of a million weights, at about two milliseconds a row, that is fourteen seconds."""
     asked = 0
