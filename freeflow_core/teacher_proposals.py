@@ -75,14 +75,16 @@ class Probe:
 def propose(teacher: ConvertibleTeacher, given: float, fine: Probe, coarse: Probe) -> list[Proposal]:
     """Conventions that fit where the given one does not, the best first, those alike with fewest changes first.
 
-    Every candidate is integrated coarsely and the best ones as carefully as the given one.
+    Every candidate is integrated coarsely, and the best ones with more steps and samples.
 
     Args:
         given: miscalibration of the teacher as it is read; infinite where that says nothing.
         fine, coarse: many samples, and few.
     """
     remaining = plausible(teacher, coarse)
-    rounds = ((replace(coarse, num_steps=3, levels=(0.3, 0.7)), 24), (replace(coarse, num_steps=8), 5), (fine, 5))
+    steps = min(8, fine.num_steps)
+    first, second = replace(coarse, num_steps=3, levels=(0.3, 0.7)), replace(coarse, num_steps=steps)
+    rounds = ((first, 12), (second, 3), (replace(fine, num_steps=steps), 3))
     scores: list[float] = []
     for probe, keep in rounds:
         measured = [(probe.measure(teacher.with_convention(convention)), convention) for convention in remaining]

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from freeflow_networks.time_path import follow_time
+from networks_support import MLP as PlainMLP
 from run_helpers import TINY, TINY_SIT
 from torch import nn
 
@@ -234,6 +235,9 @@ def test_what_cannot_be_wrapped_is_refused(build, registry, tmp_path):
         build({"name": "gaussian-mixture"})
     with pytest.raises(ConfigError, match="no weights of its own"):
         build(MLP | {"network": "networks_support:ExactNetwork", "options": {}})
+    torch.jit.script(PlainMLP()).save(str(tmp_path / "program.pt"))
+    with pytest.raises(ConfigError, match=r"is a saved program.*as the teacher `callable`"):
+        build({"name": "torch-file", "file": str(tmp_path / "program.pt"), "sample_shape": [2]})
     with pytest.raises(ConfigError, match=r"no module 'time_embd'.*'time_embed'"):
         build(UNET, time_embedding="time_embd")
     with pytest.raises(ConfigError, match="'labels' of the teacher's network gives no tensor"):
