@@ -27,8 +27,10 @@ from torch.nn.functional import interpolate, max_pool2d
 ROWS = {
     "data": "training images",
     "teacher": "teacher, many steps",
+    "teacher_floor": "teacher, many steps, other noise",
     "teacher_1_step": "teacher, one step",
     "student": "student, one step",
+    "student_jump": "student to t = 0.5, then the teacher",
 }
 SCORES = ("fd_data", "fd_teacher", "accuracy", "spread_ratio", "fidelity_mse")
 _SAVE_EVERY = 200

@@ -72,9 +72,14 @@ def _is_adapter(name: str) -> bool:
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers that can be adapted; those inside torch's attention are read past their ``forward``."""
+    """Layers that can be adapted.
+
+    Those inside torch's attention are read past their ``forward``; a weight that is computed (weight or spectral norm)
+    is nothing that an adapter could be merged into.
+    """
     for path, module in network.named_modules():
         inside = isinstance(network.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
         grouped = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
-        if path and not inside and (isinstance(module, nn.Linear) or grouped):
+        computed = "weight" not in dict(module.named_parameters(recurse=False))
+        if path and not inside and not computed and (isinstance(module, nn.Linear) or grouped):
             yield path, module

@@ -211,11 +211,14 @@ class ForeignNetwork(KeepsDtype):
     def _checked(self, answer: Any, x: Tensor) -> Tensor:
         if isinstance(answer, (tuple, list)) and answer:
             answer = answer[0]
+        if isinstance(answer, Mapping) and len(answer) == 1:  # diffusers' outputs are mappings too
+            answer = next(iter(answer.values()))
         if not isinstance(answer, Tensor):
+            names = f" of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
             raise ConfigError(
-                f"{self.name} answered with a {type(answer).__name__}; expected a tensor like the states, "
-                f"{tuple(x.shape)}, or a tuple that begins with one. For diffusers models set "
-                "teacher.keywords={return_dict: false}."
+                f"{self.name} answered with a {type(answer).__name__}{names}; expected a tensor like the states, "
+                f"{tuple(x.shape)}, a tuple that begins with one, or a mapping of one alone. Name a function of yours "
+                "that picks it as teacher.network."
             )
         if answer.shape == x.shape:
             return answer

@@ -110,6 +110,15 @@ class CallableTeacherConfig(OwnNetworkOptions):
     """Arguments that make the network; null: a class is called without any."""
     weights: Path | None = None
     """State dict for a torch module: .safetensors, or .pt and .pth read without running code."""
+    weights_key: str | None = None
+    """Where a training checkpoint holds the state dict, such as `ema` or `state.model`; null: the file is one. A prefix
+    that all names share, such as `module.`, is left out where the network's have none."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> CallableTeacherConfig:
+        if self.weights_key is not None and (self.weights is None or self.weights.suffix == ".safetensors"):
+            raise ValueError("weights_key goes with weights that are a .pt or .pth file")
+        return self
 
 
 class TorchFileTeacherConfig(OwnNetworkOptions):

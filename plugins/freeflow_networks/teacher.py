@@ -5,6 +5,7 @@ import copy
 import functools
 import importlib
 import importlib.util
+import logging
 import pickle
 import sys
 import warnings
@@ -26,6 +27,8 @@ from freeflow_core.network_file import check_tensors, load_tensors
 from freeflow_core.types import Condition
 from freeflow_networks.calling import Conditions, ForeignNetwork, read_embeddings
 from freeflow_networks.config import CallableTeacherConfig, ConventionOptions, OwnNetworkOptions, TorchFileTeacherConfig
+
+_log = logging.getLogger("freeflow")
 
 
 def make_callable(config: CallableTeacherConfig) -> Callable[..., Any]:
@@ -54,7 +57,7 @@ def make_callable(config: CallableTeacherConfig) -> Callable[..., Any]:
     if config.weights is not None:
         if not isinstance(found, nn.Module):
             raise ConfigError(f"teacher.weights is for torch modules; {config.network} is a {type(found).__name__}.")
-        tensors = _read_weights(config.weights)
+        tensors = _without_prefix(_read_weights(config.weights, config.weights_key), found.state_dict())
         check_tensors(found.state_dict(), tensors, f"state dict in {config.weights}")
         found.load_state_dict(tensors)
     return found
@@ -107,7 +110,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, key: str | None) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_tensors(path)[0]
     try:
@@ -115,11 +118,38 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"The weights {path} cannot be read without running code ({' '.join(str(error).split())[:200]}). "
-            "Expected a state dict as torch.save or safetensors write it."
+            "Expected a state dict as torch.save or safetensors write it. Where you trust the file, write the part "
+            "that is needed anew: torch.save(torch.load(FILE, weights_only=False)[KEY], 'weights.pt')."
         ) from error
-    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise CheckpointError(f"The weights {path} are no state dict: expected tensors by name, and nothing else.")
+    for part in () if key is None else key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            raise CheckpointError(f"{path} has no {key!r} (teacher.weights_key): there {_held(values)}.")
+        values = values[part]
+    if not isinstance(values, Mapping) or not values or not all(isinstance(v, Tensor) for v in values.values()):
+        where = f" at {key!r}" if key else ""
+        raise CheckpointError(
+            f"The weights {path} are no state dict{where}: expected tensors by name, and nothing else; there "
+            f"{_held(values)}. Name the part that is one with teacher.weights_key."
+        )
     return dict(values)
+
+
+def _held(values: Any) -> str:
+    if not isinstance(values, Mapping):
+        return f"is one {type(values).__name__}"
+    shown = ", ".join(f"{name!r} ({type(value).__name__})" for name, value in list(values.items())[:8])
+    return f"are {shown}{', ...' if len(values) > 8 else ''}" if values else "is nothing"
+
+
+def _without_prefix(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the network's own names, where the file's have one prefix more: DataParallel, compiled, AveragedModel."""
+    name, tensors = next(iter(own), ""), {k: v for k, v in tensors.items() if k != "n_averaged" or k in own}
+    for found in [other for other in tensors if other.endswith(f".{name}")]:
+        prefix = found.removesuffix(name)
+        if {f"{prefix}{wanted}" for wanted in own} == set(tensors):
+            _log.info(f"The names of the weights begin with {prefix!r}, which is left out.")
+            return {other.removeprefix(prefix): tensor for other, tensor in tensors.items()}
+    return tensors
 
 
 @final

@@ -260,7 +260,7 @@ def test_packing_is_diffusers_own():
 def test_a_wrapped_network_starts_as_the_teacher(build, registry, name, options, place, rank):
     if name == "unet":
         choice = {"name": "callable", "network": f"{__name__}:unet", "options": {}, "sample_shape": [1, 8, 8]}
-        choice |= {"arguments": ["x", "t"], "keywords": {"return_dict": False}, "time_scale": 1000}
+        choice |= {"arguments": ["x", "t"], "time_scale": 1000}
         registry = Registry(Manager.load(trust=True))
         teacher = Builder(registry, CPU, 0).teacher(ComponentChoice.model_validate(choice))
     else:

@@ -42,7 +42,10 @@ def wrapped(x, t):
     return (x, "more")
 
 def wordy(x, t):
-    return {"sample": x}
+    return {"sample": x, "hidden": x}
+
+def mapped(x, t):
+    return {"sample": 2 * x}
 
 def broken(x, t):
     raise RuntimeError("no such luck")
@@ -131,7 +134,7 @@ def test_a_network_stays_in_evaluation_mode(networks, build):
         ({"network": "{}:Net", "options": {"depth": 3}}, r"could not make a network of teacher.options=\{'depth': 3\}"),
         ({"network": "{}:broken"}, r"failed when it was asked about 2 states \(2, 2\): RuntimeError: no such luck"),
         ({"network": "{}:wide"}, r"with \(2, 4\); expected the same shape.*teacher.extra_channels=drop"),
-        ({"network": "{}:wordy"}, r"answered with a dict; expected a tensor.*return_dict"),
+        ({"network": "{}:wordy"}, r"answered with a dict of sample, hidden; expected a tensor"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(networks, build, options, message):
@@ -203,6 +206,11 @@ def test_embeddings_that_do_not_belong_together_are_refused(networks, build, tmp
         build("callable", network=f"{networks}:two", condition="embeddings", embeddings=tmp_path / "file.safetensors")
 
 
+def test_a_mapping_of_one_tensor_is_an_answer(networks, build):
+    x, v = ask(build("callable", network=f"{networks}:mapped"))
+    assert torch.equal(v, 2 * x)
+
+
 def test_weights_are_read_without_running_code(networks, build, tmp_path):
     state = {"inner.weight": torch.full((2, 2), 2.0), "inner.bias": torch.zeros(2)}
     save_file(state, tmp_path / "w.safetensors")
@@ -219,6 +227,30 @@ def test_weights_are_read_without_running_code(networks, build, tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
     with pytest.raises(CheckpointError, match="without running code"):
         build("callable", network=f"{networks}:Net", weights=tmp_path / "whole.pt")
+
+
+def test_weights_are_found_in_a_training_checkpoint(networks, build, tmp_path):
+    inner = nn.ModuleDict({"inner": nn.Linear(2, 2)})
+    with torch.no_grad():
+        inner["inner"].weight.fill_(2.0)
+        inner["inner"].bias.zero_()
+    state, file = inner.state_dict(), tmp_path / "checkpoint.pt"
+    average = torch.optim.swa_utils.AveragedModel(inner)
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in parallel.items()}
+    torch.save({"step": 3, "ema": average.state_dict(), "state": {"model": parallel, "optimizer": {}}}, file)
+    torch.save(compiled, tmp_path / "compiled.pt")
+    for path, key in ((file, "ema"), (file, "state.model"), (tmp_path / "compiled.pt", None)):
+        x, v = ask(build("callable", network=f"{networks}:Net", weights=path, weights_key=key))
+        assert torch.equal(v, 0.25 * 2 * x.sum(1, keepdim=True).expand(2, 2))
+    with pytest.raises(CheckpointError, match=r"'step' \(int\), 'ema' \(.*teacher.weights_key"):
+        build("callable", network=f"{networks}:Net", weights=file)
+    with pytest.raises(CheckpointError, match=r"no 'emma'.*'ema'"):
+        build("callable", network=f"{networks}:Net", weights=file, weights_key="emma")
+    with pytest.raises(CheckpointError, match=r"no 'step.model'.*is one int"):
+        build("callable", network=f"{networks}:Net", weights=file, weights_key="step.model")
+    with pytest.raises(ConfigError, match=r"weights_key goes with"):
+        build("callable", network=f"{networks}:Net", weights_key="ema")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "float64", None])

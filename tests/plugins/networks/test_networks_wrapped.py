@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from freeflow_networks.config import WrappedStudentConfig
 from freeflow_networks.time_path import follow_time
+from freeflow_networks.wrapped import WrappedStudent
 from networks_support import MLP as PlainMLP
 from run_helpers import TINY, TINY_SIT
 from torch import nn
@@ -228,6 +230,17 @@ class OutsideOfModules(nn.Module):
 
     def forward(self, x, t):
         return x * self.weight + t[:, None]
+
+
+def test_computed_weights_are_not_adapted(build, tmp_path):
+    teacher, _ = build(MLP)
+    nn.utils.parametrizations.weight_norm(teacher.own_network.net[0])
+    student = WrappedStudent(teacher.student_copy(share_weights=True), WrappedStudentConfig(lora_rank=2))
+    learn(student)
+    student.export(tmp_path / "merged.pt")
+    names = set(torch.load(tmp_path / "merged.pt", weights_only=True))
+    assert names > set(teacher.own_network.state_dict())
+    assert any("parametrizations" in name for name in names)
 
 
 def test_what_cannot_be_wrapped_is_refused(build, registry, tmp_path):
