@@ -159,7 +159,8 @@ class Diagnosis:
     @property
     def measured(self) -> str:
         """What was found and what a right field has, in words."""
-        near = f"; near its samples it has slope {-self.data_slope:.2f} on them, -1 expected" if self.is_off else ""
+        hidden = self.is_off and self.given.at_least <= SUSPICIOUS
+        near = f"; near its samples it has slope {-self.data_slope:.2f} on them, -1 expected" if hidden else ""
         return f"miscalibration {self.given.value:.2g}, up to {GOOD:g} expected{near}"
 
     @property

@@ -176,7 +176,7 @@ class TeacherContract(NetworkContract):
         shape = tuple(teacher.sample_shape)
         found = diagnose(field, shape, draws, num_steps=16, time_range=teacher.time_range)
         expected = f"a velocity field that explains the path of its own samples (miscalibration up to {GOOD:g})"
-        came = f"{found.measured}{f': {found.reason}' if found.reason else ''}"
+        came = f"a miscalibration of {found.given.value:.2g}{f': {found.reason}' if found.reason else ''}"
         self.expect(not found.is_wrong, expected, came, _CONVENTION)
 
     def test_forward_mode_agrees_with_differences(self) -> None:
