@@ -268,7 +268,7 @@ class Run:
     def _cut_journal(self) -> bool:
         """Back to the checkpoint; whether it was seen whole then. If not, what was seen of it is seen again."""
         images, journal = self.state.images, self.folder.journal
-        has_looked = bool(journal.status().get(_LOOKED, -1) >= images)
+        has_looked = bool(0 < images <= journal.status().get(_LOOKED, -1))  # from 0 on all is told anew
         journal.write_status(**{_LOOKED: images if has_looked else -1})
         journal.cut(images, looks=has_looked)
         return has_looked

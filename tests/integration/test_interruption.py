@@ -83,6 +83,14 @@ def test_scores_that_are_there_are_replaced_and_not_doubled(tiny, tmp_path, mana
     assert told(watched_run.folder) == told(resumed.folder)
 
 
+def test_a_run_without_a_checkpoint_tells_everything_anew(tiny, tmp_path, manager, watched_run):
+    """As after a kill between the first look and the first checkpoint."""
+    shutil.copytree(watched_run.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    resumed = api.distill(tiny(*EVALUATED, *LOOKS), output=tmp_path / "run", resume=True, manager=manager)
+    assert told(watched_run.folder) == told(resumed.folder)
+
+
 def test_a_signal_ends_the_last_evaluation(tiny, tmp_path, manager):
     watched = Manager.load()
     watched.register(Sends("evaluation"), "sends")
