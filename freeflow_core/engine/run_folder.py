@@ -132,7 +132,8 @@ class RunFolder:
                 f"{status.get('host', 'this machine')}. Two would spoil the run. Wait until it has ended, or stop it; "
                 f"if there is no such process, delete {self._lock.lock_file}."
             ) from error
-        remove_leftovers(self.path)
+        for folder in (self.path, self.samples):
+            remove_leftovers(folder)
         self.checkpoints.clear()
 
     def _taken(self) -> str | None:

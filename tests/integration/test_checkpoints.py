@@ -134,9 +134,12 @@ def test_a_run_whose_folder_was_removed_does_not_bring_it_back(tiny, tmp_path):
 
 def test_half_written_files_of_a_killed_process_are_removed(copied, tiny, manager):
     folder, newest = copied
-    left = [folder / ".run.json.0a1b2c3d.partial", newest.parent / ".partial-000000000112"]
-    left[0].write_text("{")
-    left[1].mkdir()
+    left = [folder / ".run.json.0a1b2c3d.partial", folder / "samples" / ".images-000000000096.png.0a1b2c3d.partial"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{")
+    left.append(newest.parent / ".partial-000000000112")
+    left[-1].mkdir()
     api.distill(tiny(), output=folder, resume=True, manager=manager)
     assert not any(path.exists() for path in left)
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
