@@ -169,6 +169,23 @@ class NetworkState:
 
 
 @dataclass(frozen=True)
+class PortableNetwork:
+    """A network as diffusers loads it, without this package.
+
+    Args:
+        class_name: of a ``diffusers.ModelMixin``: in ``code``, or without it one of diffusers' own.
+        config: arguments of its constructor, as JSON holds them.
+        tensors: its state dict.
+        code: a Python file that needs torch and diffusers alone, or None.
+    """
+
+    class_name: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    code: Path | None = None
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """What a student took from its teacher: tensor names taken, new (initialised here), and left behind."""
 

@@ -39,19 +39,27 @@ def load_teacher(
 
 
 def export(
-    name: str | Path, path: Path, *, options: Mapping[str, Any] | None = None, manager: Manager | None = None
+    name: str | Path,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    manager: Manager | None = None,
 ) -> str:
-    """Write a trained student in its field's published format; what was written, in words.
+    """Write a trained student for other programs; what was written, in words.
 
     Args:
         name, options: as for :func:`load_student`.
-        path: the file to write; its suffix names the format, e.g. ``.pt`` or ``.safetensors``.
+        path: the file to write, or for ``diffusers`` the folder.
+        format: ``"safetensors"`` and ``"pt"``, the published format of its field; ``"pt2"``, a program of
+            ``torch.export``; ``"onnx"``, with a script that samples without torch; ``"diffusers"``, a pipeline. None:
+            what the suffix of ``path`` says.
 
     Raises:
-        ConfigError: a student or suffix without such a format.
+        ConfigError: a format that is not installed or cannot carry the student; something is there already.
         CheckpointError: a student that cannot be read, or a file that cannot be written.
     """
-    return load_student(name, options=options, manager=manager).student.export(path)
+    return load_student(name, options=options, manager=manager).export(path, format=format)
 
 
 def list_weights(*, manager: Manager | None = None) -> list[WeightStatus]:

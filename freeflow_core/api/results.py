@@ -23,6 +23,7 @@ from freeflow_core.evaluation.report import score_cells
 from freeflow_core.evaluation.student_file import StudentFile, load_student
 from freeflow_core.interfaces import Student
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.export import export_student, push, save_pretrained
 from freeflow_core.tools.sample_files.files import class_labels
 from freeflow_core.tools.sample_files.sample import PreparedSamples, SampleRequest, check_numbers
 from freeflow_core.types import Scores
@@ -154,9 +155,33 @@ class TrainedStudent:
             torch.cat([batch.images.cpu() for batch in batches]), None if classes is None else torch.from_numpy(classes)
         )
 
-    def export(self, path: str | Path) -> str:
+    def export(self, path: str | Path, *, format: str | None = None) -> str:
         """Write it as :func:`freeflow_core.api.export` does; what was written, in words."""
-        return self.student.export(Path(path))
+        return export_student(self._file, self._registry, Path(path), format)
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None, diffusers: bool = False) -> list[str]:
+        """Write what a repository of the Hugging Face hub holds, model card included; names of the files.
+
+        Args:
+            folder: new or empty.
+            licence: of the weights, for the card; None: the teacher's, where it is known.
+            diffusers: add a pipeline that ``DiffusionPipeline.from_pretrained`` loads.
+
+        Raises:
+            ConfigError: other files there; a student that diffusers cannot load.
+            CheckpointError: it cannot be written.
+        """
+        return save_pretrained(self._file, self._registry, Path(folder), licence=licence, diffusers=diffusers)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, licence: str | None = None, diffusers: bool = False
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to ``"owner/name"``, made when it is missing; its address.
+
+        Raises as :meth:`save_pretrained`; ``ConfigError`` without a token; ``DownloadError`` where the hub refuses or
+        cannot be reached.
+        """
+        return push(self._file, self._registry, repository, private=private, licence=licence, diffusers=diffusers)
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.student.parameters())

@@ -60,7 +60,7 @@ def write_report(
     for look in looks:
         lines += [look, ""]
     if scores:
-        lines += ["## Scores", "", *score_table(scores, config), "", _legend(config), ""]
+        lines += ["## Scores", "", *score_table(scores, config), "", legend(config), ""]
     for title, path in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({path})", ""]
     if pictures and (named := [f"{number}. {name}" for number, name in enumerate(columns)]):
@@ -69,7 +69,8 @@ def write_report(
     return "\n".join(lines)
 
 
-def _legend(config: RunConfig) -> str:
+def legend(config: RunConfig) -> str:
+    """What the table of scores shows, in a paragraph."""
     evaluation = config.evaluation
     guidance = "unguided" if evaluation.guidance_weight == 1 else f"guided at {evaluation.guidance_weight:g}"
     return (

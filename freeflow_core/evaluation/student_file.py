@@ -14,6 +14,11 @@ from freeflow_core.errors import CheckpointError, ConfigError, PluginError
 from freeflow_core.interfaces import StartTimes, Student
 from freeflow_core.network_file import load_network, save_network
 from freeflow_core.plugin import Registry
+from freeflow_core.weights.hub import hub_folder, is_hub_name
+
+STUDENT_NAME = "student.safetensors"
+CODEC_FILES = "codec_files"
+"""Key of the metadata: options of the codec that are paths beside the file, which travel with it."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class StudentFile:
     teacher: ComponentChoice | None
     codec: ComponentChoice
     metadata: dict[str, Any]
+    folder: Path | None = None  # where the file lies
 
     @property
     def guidance(self) -> float:
@@ -51,14 +57,16 @@ def load_student(name: str | Path, registry: Registry, options: Mapping[str, Any
     """A trained student: from its file, a run's folder, or published weights by the name of their component.
 
     Args:
-        name: a path, or a student component that brings weights of its own, such as ``freeflow-xl-2-256``.
+        name: a path, ``hf:owner/name[@revision]`` on the Hugging Face hub, or a student component that brings weights
+            of its own, such as ``freeflow-xl-2-256``.
         options: of that component.
 
     Raises:
         CheckpointError: missing, damaged, not a student, or of a plugin that is not installed.
+        DownloadError: it cannot be had from the hub.
         ConfigError: a component without weights of its own; options for a file.
     """
-    path = Path(name)
+    path = hub_folder(str(name), (STUDENT_NAME, "codec/*")) if is_hub_name(name) else Path(name)
     if not path.exists() and str(name) in registry.components("student"):
         return _published_student(str(name), registry, dict(options or {}))
     if options:
@@ -67,11 +75,11 @@ def load_student(name: str | Path, registry: Registry, options: Mapping[str, Any
             "student's name, such as --student freeflow --set student.checkpoint=PATH."
         )
     if path.is_dir():
-        path = path / "student.safetensors"
+        path = path / STUDENT_NAME
     if not path.is_file():
         raise CheckpointError(
             f"There is no student file {path}. Expected the folder of a finished run, the student.safetensors in it, "
-            "or the name of a published student (freeflow plugins list --kind student)."
+            "the name of a published student (freeflow plugins list --kind student), or hf:OWNER/NAME on the hub."
         )
     state, metadata = load_network(path)
     component = metadata.get("component")
@@ -84,12 +92,15 @@ def load_student(name: str | Path, registry: Registry, options: Mapping[str, Any
     if not isinstance(student, Student):
         raise PluginError(f"The student {component!r} was rebuilt as a {type(student).__name__}, not a Student.")
     student.start_times = StartTimes(metadata.get("start_times", StartTimes.ANY.value))
-    teacher = metadata.get("teacher")
+    teacher, codec = metadata.get("teacher"), metadata.get("codec", "pixels")
+    if beside := metadata.get(CODEC_FILES):
+        codec = codec | {option: str((path.parent / codec[option]).absolute()) for option in beside}
     return StudentFile(
         student.eval(),
         ComponentChoice.model_validate(teacher) if teacher else None,
-        ComponentChoice.model_validate(metadata.get("codec", "pixels")),
+        ComponentChoice.model_validate(codec),
         metadata,
+        path.parent,
     )
 
 

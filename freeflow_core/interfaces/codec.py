@@ -6,6 +6,7 @@ from torch import Tensor
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
+from freeflow_core.types import PortableNetwork
 
 
 class Codec(Buildable):
@@ -43,6 +44,14 @@ class Codec(Buildable):
         For losses on images: gradients flow to ``x``. Raises ``ConfigError`` where states are no images.
         """
         raise ConfigError(f"{type(self).__name__} decodes without gradient, so no loss can look at its images.")
+
+    def portable(self) -> PortableNetwork | None:
+        """The decoder for a diffusers pipeline: its ``decode(states / scaling_factor + shift_factor, return_dict=False)``
+        gives ``(images,)`` in [-1, 1], the factors being of its ``config``, by default 1 and 0. None where the states are such images.
+
+        Raises ``ConfigError`` for a codec without such a form, and as :meth:`prepare` does.
+        """
+        raise ConfigError(f"The codec {type(self).__name__} has no form that diffusers loads.")
 
 
 class Distance(Buildable):

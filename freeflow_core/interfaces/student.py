@@ -14,7 +14,7 @@ from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import average_velocity_jump
 from freeflow_core.math.policies import Policy as Policy
 from freeflow_core.math.policies import roll_policy
-from freeflow_core.types import Condition, LoadReport, NetworkState
+from freeflow_core.types import Condition, LoadReport, NetworkState, PortableNetwork
 
 
 class StartTimes(str, Enum):
@@ -95,6 +95,19 @@ class Student(nn.Module, Buildable):
         raise ConfigError(
             f"The student {type(self).__name__} has no published format to export to. Its own file, "
             "student.safetensors in the run's folder, can be read with safetensors as it is."
+        )
+
+    def portable(self) -> PortableNetwork:
+        """The network for a diffusers pipeline.
+
+        Its ``config`` has ``sample_shape`` and ``num_classes``; its ``forward`` takes (states, t, s, class_labels,
+        guidance) and gives the average velocity.
+
+        Raises ``ConfigError`` for a student without such a form.
+        """
+        raise ConfigError(
+            f"The student {type(self).__name__} has no form that diffusers loads. `--format onnx` and `--format pt2` "
+            "carry every student of classes whose computation can be traced; student.safetensors is read by freeflow."
         )
 
     def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:

@@ -33,6 +33,7 @@ class Component:
         config: its options, named likewise; a :class:`freeflow_core.config.ComponentConfig`.
         summary: one line for ``freeflow plugins list``; empty: the first paragraph of the options' docstring.
         source: paper or repository; empty: the paragraph ``Source: ...`` of that docstring, if there is one.
+        licence: of the weights it ships with, or empty.
 
     Raises ``PluginError`` for a name that cannot be typed, or a field that is no text.
     """
@@ -42,6 +43,7 @@ class Component:
     config: str
     summary: str = ""
     source: str = ""
+    licence: str = ""
 
     def __post_init__(self) -> None:
         _check_fields(self, "Component")

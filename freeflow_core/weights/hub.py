@@ -3,19 +3,24 @@
 import logging
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
 from freeflow_core import __version__
-from freeflow_core.errors import DownloadError
+from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.plugin import WeightFile
-from freeflow_core.weights.cache import file_size, read_content
+from freeflow_core.weights.cache import file_size, offline_variable, read_content
 from freeflow_core.weights.failures import by_hand, network_failure, refused_status
 
 USER_AGENT = f"freeflow/{__version__}"
+HUB_PREFIX = "hf:"
+"""Before ``owner/name`` or ``owner/name@revision``, where a student's name is asked for."""
 _SHOWN = 12
 _LOG = logging.getLogger("freeflow")
 
@@ -116,3 +121,101 @@ def _hub() -> tuple[str, dict[str, str]]:
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or constants.ENDPOINT, headers
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether ``name`` begins with ``hf:``."""
+    return str(name).startswith(HUB_PREFIX)
+
+
+def hub_folder(name: str, patterns: Sequence[str]) -> Path:
+    """The folder in the user's Hugging Face cache with the files of ``name`` that ``patterns`` choose, downloaded
+    where they are not there or not the newest of their revision.
+
+    Raises:
+        ConfigError: no such name.
+        DownloadError: the repository is not there, private or out of reach, or holds no such files.
+    """
+    repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+    with hub_errors(repository):
+        from huggingface_hub import snapshot_download
+
+        found = Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=list(patterns),
+                endpoint=_hub()[0],
+                library_name="freeflow",
+                library_version=__version__,
+                local_files_only=offline_variable() is not None,
+            )
+        )
+    if not (found / patterns[0]).is_file():
+        raise DownloadError(
+            f"The repository {repository} holds no {patterns[0]}, so it is no student that `freeflow push` wrote. "
+            "One that is a diffusers pipeline alone is loaded by DiffusionPipeline.from_pretrained."
+        )
+    return found
+
+
+def hub_client(*, writing: bool = False) -> Any:
+    """``huggingface_hub.HfApi`` of ``HF_ENDPOINT``. Raises ``ConfigError`` where it could not write."""
+    from huggingface_hub import HfApi, get_token
+
+    if writing and (variable := offline_variable()) is not None:
+        raise ConfigError(f"{variable} forbids to use the network, so nothing can be pushed. Unset it.")
+    if writing and get_token() is None:
+        raise ConfigError(
+            "There is no Hugging Face token, and only its owner can write to a repository. Log in with `hf auth "
+            "login`, or set HF_TOKEN to a token with write access (https://huggingface.co/settings/tokens)."
+        )
+    return HfApi(endpoint=_hub()[0], library_name="freeflow", library_version=__version__)
+
+
+@contextmanager
+def hub_errors(repository: str, *, writing: bool = False) -> Iterator[None]:
+    """What ``huggingface_hub`` raises inside, as this project's errors: what came, and what to do."""
+    from huggingface_hub import errors
+
+    hub, verb = _hub()[0], "pushed to" if writing else "fetched from"
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ConfigError(f"{repository!r} is no repository of the hub: expected OWNER/NAME. {error}") from error
+    except errors.GatedRepoError as error:
+        raise DownloadError(
+            f"{repository} can be used only by those who accepted its terms: do so at {hub}/{repository}, then log in "
+            "with `hf auth login` or set HF_TOKEN."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"There is no repository {repository} at {hub}, or it is private and you are not let in. Check the name; "
+            "for a private one log in with `hf auth login`, or set HF_TOKEN."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DownloadError(f"The repository {repository} has no such revision. {_first_line(error)}") from error
+    except errors.LocalEntryNotFoundError as error:
+        variable = offline_variable()
+        why = f"{variable} forbids to fetch it" if variable else f"{hub} cannot be reached ({_first_line(error)})"
+        raise DownloadError(
+            f"{repository} is not in the Hugging Face cache, and {why}. Fetch it once where there is a network, or "
+            "give the path of a copy."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        refused = {401: "the token is not valid", 403: "the token may not write there"}.get(status or 0)
+        hint = " Use a token with write access: `hf auth login`, or HF_TOKEN." if refused else " Try again later."
+        raise DownloadError(f"{repository} cannot be {verb} {hub}: {refused or _first_line(error)}.{hint}") from error
+    except Exception as error:  # no connection, by whatever library the version of the hub's client uses
+        ours = type(error).__module__.startswith(("httpx", "requests", "huggingface_hub"))
+        if not ours and not isinstance(error, ConnectionError | TimeoutError):
+            raise
+        raise DownloadError(
+            f"{hub} cannot be reached ({_first_line(error)}), so {repository} cannot be {verb} it. Check the network, "
+            "the proxy and HF_ENDPOINT."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

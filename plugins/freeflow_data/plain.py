@@ -75,3 +75,6 @@ class PixelCodec(Codec):
 
     def decode_with_gradient(self, x: Tensor) -> Tensor:
         return x.float()
+
+    def portable(self) -> None:
+        """States are images already."""

@@ -16,6 +16,7 @@ from freeflow_core.interfaces import BuildContext, Codec
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.network_file import check_tensors, load_tensors
 from freeflow_core.torchvision_ops import diffusers_class
+from freeflow_core.types import PortableNetwork
 from freeflow_data.config import AutoencoderOptions, DiffusersVAEConfig, SDVAEConfig
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -159,6 +160,12 @@ class AutoencoderKLCodec(Codec):
     def decode_with_gradient(self, x: Tensor) -> Tensor:
         self.prepare()
         return self._decode(x)
+
+    def portable(self) -> PortableNetwork:
+        self.prepare()
+        config = {name: value for name, value in self._network.config.items() if not name.startswith("_")}
+        config |= {"scaling_factor": self._scale, "shift_factor": self._shift}
+        return PortableNetwork(type(self._network).__name__, config, self._network.state_dict())
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = images.to(self._device).float().div_(127.5).sub_(1).to(self._dtype)

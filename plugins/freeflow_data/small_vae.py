@@ -13,6 +13,7 @@ from torch.nn import functional
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import BuildContext, Codec
 from freeflow_core.network_file import build_network, load_network
+from freeflow_core.types import PortableNetwork
 from freeflow_data.config import SmallVAEConfig
 
 FAMILY = "freeflow_data.small_autoencoder"
@@ -83,6 +84,12 @@ class SmallVAECodec(Codec):
 
     def decode_with_gradient(self, x: Tensor) -> Tensor:
         return self._decode(x)
+
+    def portable(self) -> PortableNetwork:
+        kept = ("decoder.", "shift", "scale")
+        tensors = {name: tensor for name, tensor in self._network.state_dict().items() if name.startswith(kept)}
+        code = Path(__file__).parent / "portable" / "freeflow_decoder.py"
+        return PortableNetwork("FreeFlowDecoder", {**self._network.config, "multiple": _MULTIPLE}, tensors, code)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self._device.type, enabled=False):

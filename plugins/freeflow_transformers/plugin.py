@@ -12,8 +12,8 @@ freeflow_api = "1"
 def freeflow_teachers() -> Iterable[Component]:
     """The shipped teachers of digits, and teachers pretrained here or published."""
     return [
-        Component("digits", ".teachers:TransformerTeacher", ".config:DigitsTeacherConfig"),
-        Component("mnist", ".teachers:TransformerTeacher", ".config:MNISTTeacherConfig"),
+        Component("digits", ".teachers:TransformerTeacher", ".config:DigitsTeacherConfig", licence="Apache-2.0"),
+        Component("mnist", ".teachers:TransformerTeacher", ".config:MNISTTeacherConfig", licence="Apache-2.0"),
         Component("sit", ".teachers:TransformerTeacher", ".config:SiTTeacherConfig"),
         Component("sit-repa", ".teachers:TransformerTeacher", ".config:SiTRepaTeacherConfig"),
         Component("dit", ".teachers:NoiseTeacher", ".config:DiTTeacherConfig"),

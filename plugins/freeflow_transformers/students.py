@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, StartTimes, Teacher
-from freeflow_core.types import Condition, LoadReport, NetworkState
+from freeflow_core.types import Condition, LoadReport, NetworkState, PortableNetwork
 from freeflow_transformers.architecture import SIZES, TransformerConfig
 from freeflow_transformers.config import (
     FlowMapTransformerConfig,
@@ -108,6 +108,11 @@ class FlowMapTransformer(TransformerStudent):
         student.start_times = StartTimes.PRIOR
         loaded.describe(student, lambda z, t, c: student.average_velocity(student(z, t, t, c, None), z, t, t))
         return student
+
+    def portable(self) -> PortableNetwork:
+        code = Path(__file__).parent / "portable" / "freeflow_transformer.py"
+        config = self.network.config.model_dump(mode="json", exclude={"jump", "prediction"})
+        return PortableNetwork("FreeFlowTransformer2DModel", config, self.network.state_dict(), code)
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, condition: Condition, guidance: Tensor | None) -> Tensor:
         return jump_output(self.network, x_t, t, s, condition, guidance)

@@ -147,6 +147,11 @@ def mlflow(folder):
     return Case({"uri": f"sqlite:///{(folder.parent / 'contracts-mlflow.db').as_posix()}", "timeout_seconds": 5})
 
 
+def wandb(folder):
+    """Files on the disk, nothing sent. One program serves all runs of the session: starting it takes seconds."""
+    return Case({"mode": "offline"})
+
+
 CASES: Mapping[tuple[str, str], Maker] = {
     ("teacher", "autoguidance"): given()(main=MIXTURE, guide=MIXTURE | {"std": 0.6}),
     ("teacher", "gaussian-mixture"): given()(num_modes=4, num_classes=2, std=0.3),
@@ -178,4 +183,5 @@ CASES: Mapping[tuple[str, str], Maker] = {
     # A ratio of densities says nothing of what neither has, such as noise.
     ("verifier", "density-ratio"): given(prefers_real_images=False)(num_samples=60),
     ("tracker", "mlflow"): mlflow,
+    ("tracker", "wandb"): wandb,
 }

@@ -43,6 +43,9 @@ LONG_ONLY = {
     "freeflow plugins check": "trains and samples",
     "freeflow teacher check": "integrates the teacher and tries other readings of it",
     "freeflow search": "screens noises and scores them",
+    "freeflow export": "traces networks: seconds each",
+    "python sample_": "samples what was exported",
+    "python use_p": "loads what was exported",
 }
 RUN_ELSEWHERE = ("tutorial/first-plugin.md",)
 """Installs a package of its own: tests/packaging/test_plugins_new.py runs its commands."""

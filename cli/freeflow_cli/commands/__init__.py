@@ -16,6 +16,7 @@ def register_commands(app: typer.Typer) -> None:
     app.command("view")(view.view)
     app.command("encode")(sample.encode)
     app.command("export")(weights.export)
+    app.command("push")(weights.push)
     app.command("fetch")(weights.fetch)
     group = _add_group(app, "plugins", "Look at plugins, components and presets.")
     group.command("list")(plugins.list_plugins)

@@ -70,7 +70,8 @@ PresetName = Annotated[
     str | None, presets(["distill", "pretrain"], "Start from this preset; without it and --config: mnist, or digits.")
 ]
 TrainedStudent = Annotated[
-    Path | None, text("--run", "PATH", "Folder of a run, a student file, or a published student.", "--student")
+    Path | None,
+    text("--run", "PATH", "Folder of a run, a student file, hf:OWNER/NAME, or a published student.", "--student"),
 ]
 ConfigFile = Annotated[
     Path | None, text("--config", "FILE", "YAML or JSON file; complete unless it names a preset (preset: NAME).")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -14,7 +14,17 @@ from rich.table import Column
 from rich.text import Text
 
 from freeflow_cli.commands import options
-from freeflow_cli.console import ERROR_STYLE, make_table, messages, print_json, print_line, say, shown_path, stdout
+from freeflow_cli.console import (
+    ERROR_STYLE,
+    make_table,
+    messages,
+    print_files,
+    print_json,
+    print_line,
+    say,
+    shown_path,
+    stdout,
+)
 from freeflow_cli.session import Session
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.plugin import WeightFile
@@ -158,16 +168,58 @@ def _progress(name: str) -> Iterator[OnProgress]:
 def export(
     context: typer.Context,
     student: options.TrainedStudent = None,
-    output: Annotated[Path, options.text("--output", "FILE", "File to write: .pt or .safetensors.", "-o")] = Path(
-        "student.pt"
-    ),
+    output: Annotated[
+        Path | None, options.text("--output", "PATH", "File to write; diffusers: a folder. Default: student.*", "-o")
+    ] = None,
+    format_name: Annotated[
+        Literal["safetensors", "pt", "pt2", "onnx", "diffusers"] | None,
+        typer.Option("--format", help="Default: by the suffix of --output, else pt."),
+    ] = None,
 ) -> None:
-    """Write a trained student as the published FreeFlow students are written, for other people's code."""
+    """Write a trained student for other programs, codec included where it makes the images.
+
+    safetensors, pt: tensors named as its field publishes them. pt2: torch.export. onnx: with a script that samples
+    without torch. diffusers: a pipeline's folder.
+    """
     if student is None:
         raise ConfigError("Nothing to export. Give --run PATH: the folder of a run, or a student file.")
+    if output is None:
+        output = Path("student-diffusers" if format_name == "diffusers" else f"student.{format_name or 'pt'}")
     if output.exists():
         raise ConfigError(f"{output} exists already and is left as it is. Choose another --output.")
     session = Session.of(context)
     from freeflow_core import api
 
-    print_line(api.export(student, output, manager=session.manager))
+    print_line(api.export(student, output, format=format_name, manager=session.manager))
+
+
+def push(
+    context: typer.Context,
+    repository: Annotated[str | None, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub.")] = None,
+    student: options.TrainedStudent = None,
+    private: Annotated[bool, typer.Option("--private", help="Where the repository has to be made.")] = False,
+    diffusers: Annotated[bool, typer.Option("--diffusers", help="Add a pipeline that diffusers loads.")] = False,
+    licence: Annotated[
+        str | None, options.text("--licence", "NAME", "Of the weights, e.g. mit; default: the teacher's, if known.")
+    ] = None,
+    output: Annotated[Path | None, options.folder("Write the files there, and push nothing.")] = None,
+) -> None:
+    """Publish a trained student on the Hugging Face hub, with a model card made from its run.
+
+    `freeflow sample --student hf:OWNER/NAME` draws from it. HF_TOKEN, or the login of `hf auth login`, is used.
+    """
+    if student is None:
+        raise ConfigError("Nothing to push. Give --run PATH: the folder of a run, or a student file.")
+    if (repository is None) == (output is None):
+        raise ConfigError(
+            "Expected either the repository to push to, OWNER/NAME, or --output DIR to look at the files."
+        )
+    session = Session.of(context)
+    from freeflow_core import api
+
+    loaded = api.load_student(student, manager=session.manager)
+    if repository is not None:
+        print_line(loaded.push_to_hub(repository, private=private, licence=licence, diffusers=diffusers))
+    elif output is not None:
+        files = loaded.save_pretrained(output, licence=licence, diffusers=diffusers)
+        print_files({name: output / name for name in files})

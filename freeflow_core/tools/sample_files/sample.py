@@ -71,7 +71,7 @@ class PreparedSamples:
         def resolved(kind: str, choice: Any) -> ComponentChoice:
             return resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)
 
-        self._choices = {kind: resolved(kind, laid[kind]) for kind in chosen}
+        self._choices = {"sampler": resolved("sampler", laid["sampler"])}
         builder = Builder(registry, device, request.seed, request.precision)
         sampler = builder.build("sampler", self._choices["sampler"])
         self._is_hybrid = isinstance(sampler, HybridSampler)
@@ -79,6 +79,7 @@ class PreparedSamples:
         if not isinstance(sampler, FlowMapSampler):
             if "teacher" not in chosen:
                 raise ConfigError("This sampler needs a teacher: name one with --teacher.")
+            self._choices["teacher"] = resolved("teacher", laid["teacher"])
             self._teacher = builder.teacher(self._choices["teacher"])
         codec: Any = {"name": (self._teacher.codec if self._teacher else None) or "pixels"}
         if student is not None:
