@@ -1,6 +1,5 @@
 """Errors a user can act on: what was expected, what came, what to do."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -58,5 +57,20 @@ class Interrupted(FreeflowError):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    found = min(((_edits(name.lower(), each.lower()), each) for each in known), default=None)
+    if found is None or found[0] > max(1, max(len(name), len(found[1])) // 2):
+        return ""
+    return f" Did you mean {found[1]!r}?"
+
+
+def _edits(first: str, second: str) -> int:
+    """Insertions, deletions, replacements and swaps of neighbours between two words (optimal string alignment)."""
+    rows = [list(range(len(second) + 1))]
+    for i, a in enumerate(first, 1):
+        row = [i]
+        for j, b in enumerate(second, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b)))
+            if i > 1 and j > 1 and (a, b) == (second[j - 2], first[i - 2]):
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]

@@ -27,7 +27,11 @@ PLAIN_WIDTH = 100
 ERROR_STYLE = "bold red"
 _HEADERS = {"evaluations": "evals", "ms_per_image": "ms / image"}
 """The costs of a row, which stand before its scores."""
-_TITLE_WIDTH = 24
+_DISTANCES = (
+    (("fd", "fid"), "Fréchet distance of features"),
+    (("kd", "kid"), "kernel distance (squared MMD), an unbiased estimate, so it may be slightly negative"),
+)
+"""What the distances are that evaluators' scores begin with."""
 _GAP = 3
 """Characters between two columns, and those at the edges of the table taken together."""
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
@@ -141,24 +145,33 @@ def shown_path(path: Path) -> str:
 def score_tables(
     scores: Mapping[str, Mapping[str, float]], *, evaluation: EvaluationConfig | None = None, width: int = 100
 ) -> list[Table]:
-    """``scores`` by row and name as one table, or as several when the columns do not fit into ``width``."""
+    """``scores`` as one table, a column for each way of sampling, or as several where these do not fit ``width``."""
     from freeflow_core.config.run import row_title  # with pydantic behind it: not a price for --help
     from freeflow_core.interfaces.evaluator import score_texts  # with torch behind it
 
     texts = {row: score_texts(own, number) for row, own in scores.items()}
-    names = dict.fromkeys(name for row in texts.values() for name in row)
+    named = dict.fromkeys(name for row in texts.values() for name in row)
+    names = [*(cost for cost in _HEADERS if cost in named), *(name for name in named if name not in _HEADERS)]
+    shown = [_HEADERS.get(name, name.replace("_", " ").replace("/", " ")) for name in names]
+    wide = max(map(len, shown), default=0)
     parts: list[list[tuple[Column, list[str]]]] = []
     used = width
-    for name in [*(cost for cost in _HEADERS if cost in names), *(name for name in names if name not in _HEADERS)]:
-        header = _HEADERS.get(name, name.replace("_", " ").replace("/", " "))
-        cells = [row.get(name, "-") for row in texts.values()]
-        needed = max(map(len, [*header.split(), *cells]))
+    for row, own in texts.items():
+        title, cells = row_title(row, evaluation), [own.get(name, "-") for name in names]
+        needed = max(map(len, [*title.split(), *cells]))
         used += needed + _GAP
         if not parts or used > width:  # at least one column to a table
-            parts.append([(Column(width=_TITLE_WIDTH), [row_title(row, evaluation) for row in scores])])
-            used = _TITLE_WIDTH + _GAP + needed + _GAP
-        parts[-1].append((Column(Text(header), justify="right", width=needed), cells))
+            parts.append([(Column(no_wrap=True), shown)])
+            used = wide + _GAP + needed + _GAP
+        parts[-1].append((Column(Text(title), justify="right", width=needed), cells))
     return [make_table([c for c, _ in part], zip(*(cells for _, cells in part), strict=True)) for part in parts]
+
+
+def score_legend(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """What the distances among the scores are, once, in a line; empty where there are none."""
+    kinds = {name.partition("_")[0] for row in scores.values() for name in row}
+    told = [f"{', '.join(found)}: {text}" for names, text in _DISTANCES if (found := [n for n in names if n in kinds])]
+    return f"{'; '.join(told)}. Lower is better; read them against the floor." if told else ""
 
 
 def print_result(result: RunResult, command: str, config: RunConfig | None) -> None:
@@ -170,6 +183,8 @@ def print_result(result: RunResult, command: str, config: RunConfig | None) -> N
         evaluation = config.evaluation if config else None
         for table in score_tables(result.scores, evaluation=evaluation, width=console.width):
             console.print(table)
+        if legend := score_legend(result.scores):
+            console.print(Text(legend, style="dim"), soft_wrap=not console.is_terminal)
     if result.load_report:
         print_line(f"Started from the teacher: {result.load_report}")
     cost = f", {size(result.peak_memory_bytes)} of memory at most" if result.peak_memory_bytes else ""

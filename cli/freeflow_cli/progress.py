@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -49,6 +49,16 @@ class Display(ABC):
 
 
 @final
+class _TwoLines(Progress):
+    """The bars, and below them the details of the work that goes on, which no bar leaves room for."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.tasks and (details := self.tasks[-1].fields["details"]):
+            yield Text(f"  {details}", style="dim")
+
+
+@final
 class LiveDisplay(Display):
     """A Rich bar that is redrawn in place; finished work stays on the screen as one line."""
 
@@ -79,18 +89,17 @@ class LiveDisplay(Display):
         self._progress = self._task = None
 
     def _start(self) -> Progress:
-        def column(field: str, style: str = "none", ratio: int | None = None) -> TextColumn:
+        def column(field: str, style: str = "none") -> TextColumn:
             # No markup: the values hold metric names, which plugins choose.
-            place = Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
+            place = Column(no_wrap=True, overflow="ellipsis")
             return TextColumn(f"{{task.{field}}}", style=style, markup=False, table_column=place)
 
-        progress = Progress(
+        progress = _TwoLines(
             column("description"),
             BarColumn(bar_width=12),
             column("fields[count]"),
             column("fields[speed]"),
             column("fields[left]", style="cyan"),
-            column("fields[details]", style="dim", ratio=1),  # the one that is cut when the terminal is narrow
             console=self._console,
             expand=True,
             refresh_per_second=4,
@@ -167,20 +176,27 @@ class CountProgress:
 
 @final
 class ProgressObserver:
-    """Implements the observer hooks; shows nothing before the first event."""
+    """Implements the observer hooks; shows nothing before the first event. ``origin``: where the settings are from."""
 
     def __init__(self, console: Console, display: Callable[[Console], Display] = choose_display) -> None:
         self._display = display(console)
+        self._shown_pictures = 0
+        self.origin = ""
 
     @hookimpl
     def freeflow_run_started(self, run: RunInfo) -> None:
         verb = "Resuming" if run.resumed else "Starting"
-        self._display.note(f"{verb} {run.command} run {run.name!r} in {shown_path(run.folder)}")
+        settings = f", settings of the {self.origin}" if self.origin else ""
+        self._display.note(f"{verb} {run.command} run {run.name!r} in {shown_path(run.folder)}{settings}")
 
     @hookimpl
     def freeflow_step_finished(self, run: RunInfo, progress: TrainingProgress, metrics: Mapping[str, float]) -> None:
         done, rate = min(progress.images, progress.total_images), metrics.get("images_per_second")
         self._display.advance(run.command, done, progress.total_images, rate=rate, details=main_losses(metrics))
+        pictures = sorted((run.folder / "samples").glob("*.png"))
+        if len(pictures) > self._shown_pictures:
+            self._shown_pictures = len(pictures)
+            self._display.note(f"Samples: {shown_path(pictures[-1])}")
 
     @hookimpl
     def freeflow_evaluation_advanced(self, run: RunInfo, row: str, done: int, total: int) -> None:
@@ -212,7 +228,7 @@ class ProgressObserver:
         self._display.close()
 
 
-def main_losses(metrics: Mapping[str, float], limit: int = 3) -> str:
+def main_losses(metrics: Mapping[str, float], limit: int = 5) -> str:
     """The losses and residuals among ``metrics``, the student's first and without its prefix."""
     chosen = [name for name in metrics if name.rsplit("/", 1)[-1].endswith(("loss", "residual"))]
     chosen.sort(key=lambda name: (not name.startswith("student/"), not name.endswith("/loss")))

@@ -70,13 +70,17 @@ class Session:
                 warn(text)
 
     @contextmanager
-    def progress(self) -> Iterator[None]:
-        """Show the progress of the run made inside, and leave the terminal clean whatever happens."""
+    def progress(self, origin: str = "") -> Iterator[None]:
+        """Show the progress of the run made inside, and leave the terminal clean whatever happens.
+
+        ``origin`` is where the run's settings come from, in words.
+        """
         from freeflow_cli.progress import ProgressObserver
 
         if self._observer is None:
             self._observer = ProgressObserver(messages())
             self.manager.register(self._observer, PROGRESS_PLUGIN)
+        self._observer.origin = origin
         try:
             yield
         finally:

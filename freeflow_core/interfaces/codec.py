@@ -46,8 +46,10 @@ class Codec(Buildable):
         raise ConfigError(f"{type(self).__name__} decodes without gradient, so no loss can look at its images.")
 
     def portable(self) -> PortableNetwork | None:
-        """The decoder for a diffusers pipeline: its ``decode(states / scaling_factor + shift_factor, return_dict=False)``
-        gives ``(images,)`` in [-1, 1], the factors being of its ``config``, by default 1 and 0. None where the states are such images.
+        """The decoder for a diffusers pipeline; None where the states are images in [-1, 1] themselves.
+
+        Its ``decode(states / scaling_factor + shift_factor, return_dict=False)`` gives ``(images,)`` in [-1, 1], the
+        factors being of its ``config``, by default 1 and 0.
 
         Raises ``ConfigError`` for a codec without such a form, and as :meth:`prepare` does.
         """

@@ -51,7 +51,7 @@ def test_cli_show_prints_the_options_of_a_component(freeflow):
     for word in ("teacher wise: The wise of the tests.", "Somebody 1999", "freeflow-example 1.2", "inner.depth"):
         assert word in result.stdout
     line = next(line for line in result.stdout.splitlines() if "power" in line)
-    assert line.split()[:5] == ["power", "float", "0.5", ">=", "0,"]
+    assert line.split()[:6] == ["power", "float,", "default", "0.5,", ">=", "0,"]
     assert "[in brackets]" in result.stdout
 
 

@@ -54,7 +54,7 @@ def test_cli_progress_observer_fits_the_hooks():
     hook.freeflow_run_finished(run=RUN, status="finished")
     assert stream.getvalue().splitlines() == [
         "Starting distill run 'toy' in runs/toy",
-        "distill: 1,000/1,000 images (100%), 50 images/s, loss 0.1235, prediction loss 0.25, fake velocity/loss 3",
+        "distill: 1,000/1,000 images (100%), 50 images/s, loss 0.1235, prediction loss 0.25, fake velocity/loss 3, correction residual 0.5",
         "Checkpoint at 1,000 images: runs/toy/checkpoints/a",
         "evaluate teacher 1 step: 50/50 samples (100%)",
         "Scores at 500 images: student/fid 2.5",
@@ -104,5 +104,25 @@ def test_cli_live_bar_shows_count_speed_time_and_losses_in_80_columns():
     text = stream.getvalue()
     observer.close()
     assert stream.getvalue() == text
-    for part in ("distill", "500/1,000 images", "50/s", "0:10 left", "loss 0.1235", "Checkpoint at 500 images: [a]"):
+    for part in (
+        "distill",
+        "500/1,000 images",
+        "50/s",
+        "0:10 left",
+        "loss 0.1235, prediction loss 0.25",
+        "correction residual",
+        "Checkpoint at 500 images: [a]",
+    ):
         assert part in text
+
+
+def test_cli_a_new_picture_of_samples_is_named_once(tmp_path):
+    observer, stream = plain(Clock())
+    run = SimpleNamespace(name="toy", command="distill", folder=tmp_path, resumed=False)
+    (tmp_path / "samples").mkdir()
+    for images in (100, 200):
+        (tmp_path / "samples" / f"images-{images}.png").write_bytes(b"")
+        observer.freeflow_step_finished(run, at(images), METRICS)
+        observer.freeflow_step_finished(run, at(images + 50), METRICS)
+    told = [line for line in stream.getvalue().splitlines() if line.startswith("Samples: ")]
+    assert [Path(line).name for line in told] == ["images-100.png", "images-200.png"]

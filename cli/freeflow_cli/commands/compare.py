@@ -44,13 +44,13 @@ def compare(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each objective; default: 3.")] = None,
     budget: Annotated[str | None, options.value("KIND=N", "images=N or forwards=N; default: the preset's.")] = None,
-    source: Annotated[str | None, options.value("NAME", "Data for the objectives that train on data.")] = None,
+    source: Annotated[str | None, options.named("source", "Data for the objectives that train on data.")] = None,
     student: options.StudentName = None,
     preset: Annotated[
         str | None,
         options.presets(
             ["compare", "distill"],
-            "A comparison's preset, or one of distill to start from; without it and --config: digits.",
+            "A comparison's preset, or one of distill to start from. Default without --config: digits.",
         ),
     ] = None,
     config: Annotated[Path | None, options.value("FILE", "Settings of the runs, and a section `compare`.")] = None,
@@ -76,7 +76,7 @@ def compare(
     session = Session.of(context)
     components = {"teacher": teacher, "source": source, "student": student}
     resolved = load_compare_config(
-        session.registry(),
+        session.registry(**components),
         preset=preset if preset or config else DEFAULT_PRESETS["compare"],
         file=config,
         overrides=options.overrides(components, seed=seed, name=name),

@@ -24,7 +24,7 @@ def completion(find: Callable[[Registry], Iterable[Mapping[str, Component | Pres
 
     def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         found = find(Registry(Session.of(context).manager))
-        items = [item for mapping in found for item in mapping.values()]
+        items = {name: item for mapping in found for name, item in mapping.items()}.values()  # two may share a name
         return [(i.name, i.about()[0] if isinstance(i, Component) else i.summary) for i in items]
 
     return complete
@@ -36,7 +36,8 @@ def presets(commands: Sequence[str], help_text: str) -> Any:
     return typer.Option("--preset", metavar="NAME", autocompletion=found, help=help_text)
 
 
-def _named(kind: str, help_text: str) -> Any:
+def named(kind: str, help_text: str) -> Any:
+    """The option of a component's name."""
     found = completion(lambda registry: [registry.components(kind)])
     return typer.Option(f"--{kind}", metavar="NAME", autocompletion=found, help=help_text)
 
@@ -61,13 +62,17 @@ def folder(help_text: str) -> Any:
     return text("--output", "DIR", help_text, "-o")
 
 
-TeacherName = Annotated[str | None, _named("teacher", "Teacher, by name.")]
-ObjectiveName = Annotated[str | None, _named("objective", "What is minimised.")]
-StudentName = Annotated[str | None, _named("student", "Network to train.")]
-SourceName = Annotated[str | None, _named("source", "Training data.")]
-CodecName = Annotated[str, _named("codec", "What makes latents of the images.")]
+TeacherName = Annotated[str | None, named("teacher", "Teacher, by name.")]
+ObjectiveName = Annotated[str | None, named("objective", "What is minimised.")]
+StudentName = Annotated[str | None, named("student", "Network to train.")]
+SourceName = Annotated[str | None, named("source", "Training data.")]
+CodecName = Annotated[str, named("codec", "What makes latents of the images.")]
 PresetName = Annotated[
-    str | None, presets(["distill", "pretrain"], "Start from this preset; without it and --config: mnist, or digits.")
+    str | None,
+    presets(
+        ["distill", "pretrain"],
+        "Start from this preset. Default: the one made for --teacher or --source, else the command's own.",
+    ),
 ]
 TrainedStudent = Annotated[
     Path | None,
@@ -111,23 +116,29 @@ class Request:
     assignments: tuple[str, ...] = ()
     resume_in: Path | None = None
 
+    def begins_with(self, session: Session) -> tuple[str | None, Path | None]:
+        """The preset and the file that the settings are laid over; a file may name a preset itself."""
+        from freeflow_core.config.load import CONFIG_NAME, choose_preset
+
+        preset, file = self.preset, self.file
+        if preset is None and file is None and self.resume_in is not None:
+            saved = self.resume_in / CONFIG_NAME
+            file = saved if saved.is_file() else None
+        if preset is None and file is None:  # made for the teacher asked for, or named after the source
+            named = {kind: self.components.get(kind) for kind in ("teacher", "source")}
+            preset = choose_preset(session.registry(), self.command, **named)
+        return preset, file
+
     def load(self, session: Session) -> RunConfig:
         """The validated configuration. Raises :class:`ConfigError` as :func:`load_run_config` does.
 
         A run that is resumed by its folder goes on with the configuration in it, unless another is named.
         """
         from freeflow_core.config import load_run_config
-        from freeflow_core.config.load import CONFIG_NAME, choose_preset
 
-        preset, file, registry = self.preset, self.file, session.registry()
-        if preset is None and file is None and self.resume_in is not None:
-            saved = self.resume_in / CONFIG_NAME
-            file = saved if saved.is_file() else None
-        if preset is None and file is None:  # made for the teacher asked for, or named after the source
-            named = {kind: self.components.get(kind) for kind in ("teacher", "source")}
-            preset = choose_preset(registry, self.command, **named)
+        preset, file = self.begins_with(session)
         return load_run_config(
-            registry,
+            session.registry(),
             self.command,
             preset=preset,
             file=file,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.padding import Padding
 from rich.table import Column
 from rich.text import Text
 
@@ -45,11 +46,16 @@ def list_plugins(context: typer.Context, kind: Kind = None, as_json: options.AsJ
 
 def show_plugin(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A component, preset or plugin.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="[KIND] NAME", help="A component, preset or plugin; its kind may come first.")
+    ],
     kind: Kind = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Show a component's options, a preset's settings, or a plugin's hooks."""
+    if len(words) > 2 or (len(words) == 2 and kind is not None):
+        raise ConfigError(f"Expected one NAME, or KIND NAME, as in `plugins show objective freeflow`; got {words}.")
+    kind, name = words[0] if len(words) == 2 else kind, words[-1]
     check_kind(kind)
     session = Session.of(context)
     registry = session.registry()
@@ -87,15 +93,16 @@ def _print_entry(registry: Registry, entry: Entry) -> None:
     if not settings:
         print_line("It has no options.\n")
         return
-    folded = [Column(title, overflow="fold") for title in ("option", "type", "default")]
-    folded[0].style = "cyan"
-    columns = [*folded, Column("range"), Column("description", ratio=1)]
-    stdout().print(make_table(columns, settings))
+    for setting in settings:  # no table: names, types and descriptions together are wider than most terminals
+        facts = [setting.type, f"default {setting.default}" if setting.default != "required" else "required"]
+        line = Text(setting.name, style="cyan").append(f"  {', '.join(filter(None, [*facts, setting.range]))}", "none")
+        stdout().print(line, soft_wrap=True)
+        stdout().print(Padding(Text(setting.description), (0, 0, 0, 4)))
 
 
 def _print_components(found: Iterable[Entry]) -> None:
-    name = Column("name", style="cyan", overflow="fold")
-    table = make_table([name, Column("summary", ratio=1), Column("plugin", overflow="fold"), "version"])
+    name = Column("name", style="cyan", no_wrap=True)
+    table = make_table([name, Column("summary", ratio=1), Column("plugin", no_wrap=True), "version"])
     kind = ""
     for entry in found:
         if entry.kind != kind:
@@ -106,7 +113,7 @@ def _print_components(found: Iterable[Entry]) -> None:
 
 
 def _print_plugins(plugins: Iterable[PluginEntry]) -> None:
-    name, distribution = Column("plugin", style="bold", overflow="fold"), Column("distribution", overflow="fold")
+    name, distribution = Column("plugin", style="bold", no_wrap=True), Column("distribution", no_wrap=True)
     table = make_table([name, distribution, "version", "API", Column("hooks", ratio=1)])
     for plugin in plugins:
         hooks = ", ".join(hook.removeprefix("freeflow_") for hook in plugin.hooks) or "none"

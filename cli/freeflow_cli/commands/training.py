@@ -90,11 +90,14 @@ def show(
 def train(session: Session, request: Request, folder: Path | None, resume: bool, dry_run: bool) -> None:
     """Carry out a training command. The configuration is checked before torch is imported."""
     config = request.load(session)
+    preset, file = request.begins_with(session)
+    origin = f"preset {preset}" if preset else ""
+    origin = ", ".join(filter(None, (f"file {file}" if file else "", origin)))
     from freeflow_core import api
 
     if not dry_run:
         command = api.pretrain if request.command == "pretrain" else api.distill
-        with session.progress():
+        with session.progress(origin):
             result = command(config, output=folder, resume=resume, progress=False, manager=session.manager)
         print_result(result, request.command, config)
         return
@@ -103,7 +106,8 @@ def train(session: Session, request: Request, folder: Path | None, resume: bool,
         return
     stdout().print(network_table(plan))
     stdout().print(memory_table(plan))
-    print_columns([(Text(name, style="bold"), Text(value)) for name, value in facts(plan)])
+    told = [("settings", origin), *facts(plan)]
+    print_columns([(Text(name, style="bold"), Text(value)) for name, value in told])
     print_line("Dry run: nothing was trained or written.")
     for warning in plan.warnings:
         warn(warning)

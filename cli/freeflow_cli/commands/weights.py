@@ -125,7 +125,7 @@ def _show(store: WeightStore, weights: Sequence[WeightFile], *, as_json: bool) -
     if not statuses:
         print_line("No plugin offers weights.")
         return
-    names, sizes = Column("name", style="cyan", overflow="fold"), Column("size", justify="right", no_wrap=True)
+    names, sizes = Column("name", style="cyan", no_wrap=True), Column("size", justify="right", no_wrap=True)
     table = make_table([names, Column("summary", ratio=1), sizes, Column("from", overflow="fold"), "cached"])
     for status in statuses:
         weight, size = status.weight, data_size(status.size) if status.size is not None else "-"
