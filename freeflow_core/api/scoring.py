@@ -16,7 +16,7 @@ from freeflow_core.config import ComponentChoice, RunConfig, to_yaml
 from freeflow_core.config.load import saved_config
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.events import Events
-from freeflow_core.engine.process import peak_memory, start_accelerator
+from freeflow_core.engine.process import Crew, peak_memory, start_accelerator
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.report import score_table
 from freeflow_core.evaluation.scores import Evaluation
@@ -75,6 +75,7 @@ def _evaluated(
     files: dict[str, Path] = {}
     if output is not None:
         files = {"scores": output / "scores.json", "table": output / "scores.md"}
+    if output is not None and accelerator.is_main_process:
         write_text(files["scores"], json.dumps(scores, indent=1))
         write_text(files["table"], "\n".join(score_table(scores, config)) + "\n")
     seconds, memory = time.perf_counter() - began, peak_memory(accelerator.device)
@@ -136,7 +137,8 @@ def search(
         return result
     first = config.evaluation.seed
     rows = searching.rows(range(first, first + compare_seeds))
-    return replace(result, rows=rows, files={**result.files, **write_rows(rows, config, output)})
+    files = builder.crew.from_main(lambda: write_rows(rows, config, output))
+    return replace(result, rows=rows, files={**result.files, **files})
 
 
 def _built(
@@ -144,15 +146,16 @@ def _built(
 ) -> tuple[Accelerator, Builder, EvaluationContext]:
     """What the configuration names, with a trained student; its own teacher where the configuration has none."""
     registry, accelerator = Registry(manager), start_accelerator(config.runtime)
-    builder = Builder(registry, accelerator.device, config.seed, config.runtime.precision)
+    device, crew = accelerator.device, Crew(accelerator)
+    builder = Builder(registry, device, config.seed, config.runtime.precision, crew=crew)
     dtype = DTYPES[config.runtime.precision]
     loaded = load_student(student, registry) if student is not None else None
     choice = config.teacher or (loaded.teacher if loaded else None)
     context = EvaluationContext(
-        accelerator.device,
+        device,
         builder.build("codec", config.codec),
         builder.teacher(choice).to(dtype) if choice else None,
-        loaded.student.to(device=accelerator.device, dtype=dtype) if loaded else None,
+        loaded.student.to(device=device, dtype=dtype) if loaded else None,
         builder.build("source", config.reference) if config.reference else None,
     )
     return accelerator, builder, context

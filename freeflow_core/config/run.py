@@ -62,6 +62,9 @@ class RuntimeConfig(Section):
     compile: bool = Field(False, description="torch.compile the gradient passes of trained networks; for GPUs.")
     threads: PositiveInt | None = Field(None, le=4096, description="CPU threads; null leaves torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
+    timeout_seconds: PositiveFloat = Field(
+        3_600, le=31_536_000, description="How long one of several processes waits for the others before it gives up."
+    )
 
 
 class LoggingConfig(Section):

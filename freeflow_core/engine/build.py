@@ -11,6 +11,7 @@ import torch
 from freeflow_core import interfaces
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.config.load import resolve_choice
+from freeflow_core.engine.process import Crew
 from freeflow_core.errors import ConfigError, PluginError
 from freeflow_core.interfaces import BuildContext, Codec, Objective, Source, Student, Teacher
 from freeflow_core.plugin import Registry
@@ -41,6 +42,7 @@ class Builder:
 
     Args:
         weights: where published weights lie, by name; None: in the cache, fetched on first use.
+        crew: the processes that sample together; None: this one alone.
 
     Raises:
         PluginError: a component is not what its kind promises, or its constructor broke.
@@ -53,7 +55,9 @@ class Builder:
         seed: int,
         precision: str = "float32",
         weights: Callable[[str], Path] | None = None,
+        crew: Crew | None = None,
     ) -> None:
+        self.crew = crew or Crew()
         self.registry = registry
         self.device = device
         self.seed = seed

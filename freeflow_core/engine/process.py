@@ -5,10 +5,12 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from types import FrameType, TracebackType
+from io import BytesIO
+from itertools import islice
+from types import FrameType, NoneType, TracebackType
 from typing import Any, Protocol, Self, TypeVar, final
 
 import psutil
@@ -20,8 +22,6 @@ from freeflow_core.config import RuntimeConfig
 from freeflow_core.errors import ConfigError, FreeflowError
 
 _T = TypeVar("_T")
-_PATIENCE = timedelta(hours=12)
-"""How long processes wait for the first one, which evaluates alone; torch's own 10 or 30 minutes can be too short."""
 
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:
@@ -73,7 +73,8 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     # Deterministic mode also fills every `torch.empty`: a debugging aid that costs 3 % of a small network's step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub for it
     torch.backends.cudnn.benchmark = not runtime.deterministic
-    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout_seconds))
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
     if accelerator.num_processes > 1:
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
@@ -101,16 +102,16 @@ class Process(Protocol):
 
 
 def from_main(process: Process, work: Callable[[], _T]) -> _T:
-    """What ``work`` returns on the main process, on every process; a ``FreeflowError`` of it likewise."""
+    """What ``work`` returns on the main process, on every process; a ``FreeflowError`` or ``OSError`` likewise."""
     found: list[Any] = [None]
     if process.is_main_process:
         try:
             found = [work()]
-        except FreeflowError as error:
+        except (FreeflowError, OSError) as error:
             found = [error]
     if process.num_processes > 1:
         broadcast_object_list(found)
-    if isinstance(found[0], FreeflowError):
+    if isinstance(found[0], (FreeflowError, OSError)):
         raise found[0]
     result: _T = found[0]
     return result
@@ -131,6 +132,70 @@ def on_each(process: Process, work: Callable[[], None]) -> None:
     for failure in from_each(process, failed):
         if failure is not None:
             raise failure
+
+
+@final
+class Crew:
+    """Processes that share out pieces of work of which each needs every result; one alone does them all.
+
+    Args:
+        process: one of them, as its siblings are; None: alone.
+        stop: a signal to any of them ends the pieces in hand, and is ``KeyboardInterrupt`` in all of them. Signals at
+            other moments only set ``requested``, so that no process leaves while another waits for it.
+    """
+
+    def __init__(self, process: Accelerator | None = None, stop: "StopRequest | None" = None) -> None:
+        self._process, self._stop = process, stop
+        self.num_processes = 1 if process is None else process.num_processes
+        self.is_main_process = process is None or process.is_main_process
+
+    def shared(self, pieces: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+        """What the pieces give, in their order, on every process. To be called, and gone through, by all alike.
+
+        Tensors come back on the kind of device that they were made on.
+
+        Raises what a piece raises, in the process that did it; in the others a ``FreeflowError``.
+        """
+        if self._process is None or self.num_processes == 1:
+            for piece in pieces:
+                yield piece()
+            return
+        waiting, rank = iter(pieces), self._process.process_index
+        while turn := list(islice(waiting, self.num_processes)):
+            result, error = self._attempt(turn[rank]) if rank < len(turn) else (b"", None)
+            told = error if isinstance(error, (FreeflowError, NoneType)) else FreeflowError(_in_short(error))
+            found = from_each(self._process, [(result, told, isinstance(error, KeyboardInterrupt))])
+            if any(stopped for _, _, stopped in found):
+                raise KeyboardInterrupt
+            if error is not None:
+                raise error
+            for _, failure, _ in found:
+                if failure is not None:
+                    raise failure
+            for content, _, _ in found[: len(turn)]:
+                yield torch.load(BytesIO(content), map_location=self._here, weights_only=False)
+
+    def from_main(self, work: Callable[[], _T]) -> _T:
+        """See :func:`from_main`."""
+        return from_main(self, work)
+
+    def _attempt(self, piece: Callable[[], object]) -> tuple[bytes, BaseException | None]:
+        """What a piece gives, in bytes, or what it raised."""
+        content = BytesIO()
+        try:
+            with nullcontext() if self._stop is None else self._stop.at_once():
+                torch.save(piece(), content)
+        except (Exception, KeyboardInterrupt) as error:
+            return b"", error
+        return content.getvalue(), None
+
+    def _here(self, storage: Any, location: str) -> Any:
+        """A storage on this process's device, where it was on another's."""
+        return storage if location == "cpu" or self._process is None else storage.to(self._process.device)
+
+
+def _in_short(error: BaseException) -> str:
+    return f"Another process of the run failed: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

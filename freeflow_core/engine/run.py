@@ -5,84 +5,39 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 
 from freeflow_core.config import RunConfig, to_yaml
-from freeflow_core.engine.build import Builder, Components, build_components
+from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.checks import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.events import Events
-from freeflow_core.engine.process import Agreement, StopRequest, from_main, on_each, peak_memory, start_accelerator
+from freeflow_core.engine.process import (
+    Agreement,
+    Crew,
+    StopRequest,
+    from_each,
+    from_main,
+    on_each,
+    peak_memory,
+    start_accelerator,
+)
 from freeflow_core.engine.run_folder import RunFolder
+from freeflow_core.engine.scorer import MakeScorer
 from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError, Interrupted
-from freeflow_core.interfaces import Student
 from freeflow_core.interfaces.journal import now
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.types import Progress, RunInfo, RunParent, Scores
+from freeflow_core.types import RunInfo, RunParent, Scores
 
 _LOOKED = "looked_at"
 """In ``run.json``: the images after which all looks that were due have come to their end."""
-
-
-class Scorer(Protocol):
-    """Looks at the (averaged) student of a run, on the main process; :class:`freeflow_core.evaluation.scoring.Scoring`.
-
-    ``no_images`` says why there are neither pictures nor scores, or is None.
-    """
-
-    @property
-    def no_images(self) -> str | None: ...
-
-    def prepare(self) -> None:
-        """Before training: a missing file shows now, and not after hours."""
-
-    def can_show(self) -> bool:
-        """Whether there is a codec to make images with."""
-
-    def picture(self, images_seen: int) -> None:
-        """A grid of samples."""
-
-    def score(self, progress: Progress, *, everything: bool) -> Scores:
-        """All rows of the table, or the student's one step alone."""
-
-    @property
-    def first_look(self) -> int | None:
-        """Images after which to :meth:`look`; None: never."""
-
-    def look(self, progress: Progress) -> None:
-        """The student's single step beside the teacher's own, cheaply; a student that is worse is told."""
-
-    def compare(self, images_seen: int) -> bool:
-        """Teacher and student from the same noise; False when there is nothing to show."""
-
-    def save_student(self, images_seen: int) -> None:
-        """The final network in one file."""
-
-    def report(self, command: str, scores: Scores, facts: Mapping[str, str], load_report: str | None) -> None:
-        """``report.md``."""
-
-    def files(self) -> dict[str, Path]:
-        """What was written, by name; tells the trackers to keep it."""
-
-
-class MakeScorer(Protocol):
-    """Makes the :class:`Scorer` of a run; the engine itself knows none."""
-
-    def __call__(
-        self,
-        config: RunConfig,
-        builder: Builder,
-        components: Components,
-        student: Student,
-        folder: RunFolder,
-        events: Events,
-    ) -> Scorer: ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +99,10 @@ class Run:
         self.config = config
         self.command = command
         self.accelerator = start_accelerator(config.runtime)
-        builder = Builder(Registry(manager), self.accelerator.device, config.seed, config.runtime.precision)
+        self._is_alone = self.accelerator.num_processes == 1
+        self._stop = StopRequest(patient=not self._is_alone)
+        registry, crew = Registry(manager), Crew(self.accelerator, self._stop)
+        builder = Builder(registry, self.accelerator.device, config.seed, config.runtime.precision, crew=crew)
         self.components = build_components(builder, config)
         self.state = build_state(config, self.components, self.accelerator)
         self._main = self.accelerator.is_main_process
@@ -153,7 +111,7 @@ class Run:
         self._status, self._has_begun = "failed", False
         trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
         with contextlib.ExitStack() as ending:
-            self._stop = ending.enter_context(StopRequest(patient=self.accelerator.num_processes > 1))
+            ending.enter_context(self._stop)
             self.folder = self._open_folder(output, resume)
             ending.callback(self.folder.release)
             ending.push(self._note_end)
@@ -167,8 +125,7 @@ class Run:
                 role = self.state.roles[STUDENT]
                 student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
                 self.scoring = scorer(config, builder, self.components, student, self.folder, self.events)
-                if self._main:
-                    self.scoring.prepare()
+                on_each(self.accelerator, self.scoring.prepare)
             self._ending = ending.pop_all()
 
     def execute(self) -> RunOutcome:
@@ -187,7 +144,7 @@ class Run:
                     self.events.filed(self.folder.config_file)
                 self._train()
                 outcome = "finished" if self.state.images >= self.config.training.images else "stopped"
-                result = from_main(self.accelerator, lambda: self._conclude(outcome))
+                result = self._conclude(outcome)
                 self._status = outcome
                 return result
             except OSError as error:
@@ -346,33 +303,37 @@ class Run:
         return path
 
     def _look(self, look: Callable[[], object], *, shows: bool) -> bool:
-        """On the main process, while the others wait and training's clock stands still; ``shows`` needs a codec.
+        """While training's clock stands still; ``shows`` needs a codec.
 
         Whether it came to its end: a signal ends it, and then the run.
         """
+        try:
+            with self._answering():
+                if not shows or self._can_show():
+                    look()
+        except KeyboardInterrupt:
+            return False
+        finally:
+            self._restart_clock()
+        return True
 
-        def looked() -> bool:
-            try:
-                with self._stop.at_once():
-                    if not shows or self.scoring.can_show():
-                        look()
-            except KeyboardInterrupt:
-                return False
-            return True
+    def _answering(self) -> AbstractContextManager[None]:
+        """A process alone answers signals at once, several where their crew agrees on it."""
+        return self._stop.at_once() if self._is_alone else contextlib.nullcontext()
 
-        has_ended = from_main(self.accelerator, looked)
-        self._restart_clock()
-        return has_ended
+    def _can_show(self) -> bool:
+        return all(from_each(self.accelerator, [self.scoring.can_show()]))
 
     def _restart_clock(self) -> None:
         self.trainer.restart_clock()
         self._agreement.restart_clock()
 
     def _conclude(self, status: str) -> RunOutcome:
-        """On the main process, while the others wait. What a signal ends here, --resume does again."""
+        """What a signal ends here, --resume does again."""
         try:
-            with self._stop.at_once():
-                return self._report(status)
+            with self._answering():
+                result = self._report(status)
+                return from_main(self.accelerator, lambda: result)
         except KeyboardInterrupt:
             raise Interrupted(
                 "The run was stopped after training, before its scores and report were complete. "
@@ -384,7 +345,7 @@ class Run:
         self.scoring.save_student(self.state.images)
         if status == "finished":
             self.scoring.look(self.trainer.progress)
-        if self.scoring.can_show():
+        if self._can_show():
             if self.config.evaluation.enabled and status == "finished":
                 scores = self.scoring.score(self.trainer.progress, everything=True)
                 self.scoring.compare(self.state.images)

@@ -21,7 +21,10 @@ from freeflow_core.files import remove_leftovers, write_text
 from freeflow_core.interfaces.journal import Journal, now
 
 DEFAULT_PARENT = Path("runs")
-FREE_TO_CHANGE = ("trackers", "logging", "checkpointing", "samples", "evaluation", "training.stop_at_images")
+FREE_TO_CHANGE = (
+    "trackers", "logging", "checkpointing", "samples", "evaluation",
+    "training.stop_at_images", "runtime.timeout_seconds",
+)  # fmt: skip
 """Settings that a resumed run may change, because they cannot change the weights."""
 _LOCK = ".lock"
 _log = logging.getLogger("freeflow")

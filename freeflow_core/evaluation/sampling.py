@@ -1,8 +1,9 @@
 """Samples by index: the noise and the condition of sample i are a function of (seed, i) alone."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, Protocol, TypeAlias, final
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, EvaluationConfig
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.process import autocast
+from freeflow_core.engine.process import Crew, autocast
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import (
     Codec,
@@ -37,6 +38,7 @@ class SampleBatch:
     """Samples of ``index`` (N,): noise ``z``, states ``x`` (N, *D), uint8 ``images``, and what they cost.
 
     ``seconds`` are those of sampling and decoding; drawing the noise and moving the images to the host do not count.
+    ``memo``: see :meth:`EvaluationBatch.memo`.
     """
 
     index: Tensor
@@ -47,19 +49,46 @@ class SampleBatch:
     guidance: Guidance
     num_evaluations: float
     seconds: float
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def shown(self, reference_x: Tensor | None = None) -> EvaluationBatch:
         """What evaluators are shown of it; ``reference_x``: see :class:`EvaluationBatch`."""
         return EvaluationBatch(
-            self.images, self.condition, self.index, self.x, self.z, reference_x=reference_x, guidance=self.guidance
+            self.images, self.condition, self.index, self.x, self.z, reference_x, self.guidance, self.memo
         )
+
+
+Extract: TypeAlias = Callable[[EvaluationBatch], None]
 
 
 class SampleStream(Protocol):
     """Samples by index, however they come about."""
 
-    def batches(self, start: int, num: int, batch_size: int) -> Iterator[SampleBatch]:
-        """Samples ``start`` ... ``start + num - 1``."""
+    def batches(self, start: int, num: int, batch_size: int, extract: Extract | None = None) -> Iterator[SampleBatch]:
+        """Samples ``start`` ... ``start + num - 1``, on every process of the crew that draws them.
+
+        The process that drew a batch has ``extract`` memorise something of it.
+        """
+
+
+def crew_batches(
+    crew: Crew, draw: Callable[[Tensor], SampleBatch], rows: Iterable[Tensor], extract: Extract | None = None
+) -> Iterator[SampleBatch]:
+    """The batches of ``rows``, each drawn by one process and given to all."""
+
+    def drawn(index: Tensor) -> SampleBatch:
+        batch = draw(index)
+        if extract is not None:
+            extract(batch.shown())
+        return batch
+
+    return crew.shared(partial(drawn, index) for index in rows)
+
+
+def blocks(start: int, num: int, size: int) -> Iterator[Tensor]:
+    """The indices ``start`` ... ``start + num - 1``, ``size`` at a time."""
+    for first in range(start, start + num, size):
+        yield torch.arange(first, min(first + size, start + num))
 
 
 @final
@@ -71,6 +100,7 @@ class Generator:
         num_steps: steps of the sampler; a hybrid's count the teacher's, after the jump to ``jump_to``.
         labels: which classes; models without classes take ``"balanced"`` alone.
         precision: ``"bf16"`` autocasts the networks; the noise, the sampler's states and the codec keep their own.
+        crew: the processes that draw together in :meth:`batches` and :meth:`drawn`.
 
     Attributes:
         networks: the models that are used: the student, the teacher, or both.
@@ -94,7 +124,9 @@ class Generator:
         jump_to: float = 0.5,
         labels: Labels = "balanced",
         precision: str = "float32",
+        crew: Crew | None = None,
     ) -> None:
+        self.crew = crew or Crew()
         self.sampler = sampler
         self.codec = codec
         self.seed = seed
@@ -115,10 +147,15 @@ class Generator:
         """Dimensions of one state."""
         return tuple(self.networks[0].sample_shape)
 
-    def batches(self, start: int, num: int, batch_size: int) -> Iterator[SampleBatch]:
-        """Samples ``start`` ... ``start + num - 1``."""
-        for first in range(start, start + num, batch_size):
-            yield self.batch(torch.arange(first, min(first + batch_size, start + num)))
+    def batches(self, start: int, num: int, batch_size: int, extract: Extract | None = None) -> Iterator[SampleBatch]:
+        """See :class:`SampleStream`."""
+        return crew_batches(self.crew, self.batch, blocks(start, num, batch_size), extract)
+
+    def drawn(self, index: Tensor, batch_size: int, *, decode: bool = True) -> tuple[Tensor, Tensor]:
+        """States and images of the samples ``index`` (N,)."""
+        draw = partial(self.batch, decode=decode)
+        parts = list(crew_batches(self.crew, draw, torch.split(index, batch_size)))
+        return torch.cat([part.x for part in parts]), torch.cat([part.images for part in parts])
 
     @torch.no_grad()
     def batch(self, index: Tensor, noise_index: Tensor | None = None, *, decode: bool = True) -> SampleBatch:
@@ -171,6 +208,7 @@ def make_generator(
         guidance_high=evaluation.guidance_high,
         jump_to=evaluation.jump_to,
         precision=builder.precision,
+        crew=builder.crew,
     )
 
 

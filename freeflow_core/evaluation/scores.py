@@ -3,7 +3,9 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import tee
 from typing import Any, final
 
 import torch
@@ -13,7 +15,7 @@ from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.config.run import EvaluationConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, PluginError
-from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, make_generator
+from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, blocks, make_generator
 from freeflow_core.evaluation.teacher_samples import TeacherSamples
 from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator, StartTimes
 from freeflow_core.interfaces.journal import EVALUATION
@@ -64,6 +66,7 @@ class Evaluation:
     """Scores rows. The many-step teacher is sampled once and kept, for paired comparison and for pictures.
 
     Distributions are compared on noise that the reference did not use, so that pairing cannot flatter a distance.
+    The processes of the builder's crew sample together, and each scores all that they drew: it is called on all alike.
 
     Args:
         shared: rows that do not depend on the student, for several evaluations to make once.
@@ -132,20 +135,20 @@ class Evaluation:
             return self._reference
         number, unpaired = self.config.num_samples, self._started(TEACHER, paired=False)
         if (known := self._shared.reference) is not None:
-            for batch in self._batches(known.x, known.images):
+            for batch in self._batches(known.x, known.images, unpaired):
                 for evaluator in unpaired:
                     evaluator.observe_reference(batch)
             self._reference = known
             return known
         x, images, cost = self._teacher_samples()
-        for batch in self._batches(x, images):
+        for batch in self._batches(x, images, unpaired):
             for evaluator in unpaired:
                 evaluator.observe_reference(batch)
                 evaluator.update(batch)
         self._reference = self._shared.reference = Reference(x[:number], images[:number], cost | _computed(unpaired))
         if self.config.floor:
             unpaired = self._started(FLOOR, paired=False)
-            for batch in self._batches(x, images, number):
+            for batch in self._batches(x, images, unpaired, number):
                 for evaluator in unpaired:
                     evaluator.update(batch)
             self._shared.rows[FLOOR] = {"evaluations": cost["evaluations"]} | _computed(unpaired)
@@ -159,24 +162,46 @@ class Evaluation:
         assert self._teacher is not None
         number, size = self.config.num_samples * (2 if self.config.floor else 1), self.config.batch_size
         kept = TeacherSamples(self._run, self._teacher, number, self._builder.precision)
-        if (found := kept.load()) is not None:
+        if (found := self._builder.crew.from_main(kept.load)) is not None:
             x, evaluations = found[0].to(self._context.device), found[1]
-            images = [self._context.codec.decode(part) if x.ndim == 4 else part for part in torch.split(x, size)]
-            return x, torch.cat(images), {"evaluations": evaluations}
+            decode = self._context.codec.decode
+            pieces = (partial(decode, part) for part in torch.split(x, size))
+            images = torch.cat(list(self._builder.crew.shared(pieces))) if x.ndim == 4 else x
+            return x, images, {"evaluations": evaluations}
         generator = self._generator(self.config.reference_sampler, self.config.reference_steps)
         batches: list[SampleBatch] = []
         for batch in generator.batches(0, number, size):
             batches.append(batch)
             self._on_advance(TEACHER, int(batch.index[-1]) + 1, number)
         cost, x = _cost(batches), torch.cat([batch.x for batch in batches])
-        kept.save(x, cost["evaluations"])
+        if self._builder.crew.is_main_process:
+            kept.save(x, cost["evaluations"])
         return x, torch.cat([batch.images for batch in batches]), cost
 
-    def _batches(self, x: Tensor, images: Tensor, start: int = 0) -> Iterator[EvaluationBatch]:
-        """Samples from ``start`` on, ``num_samples`` of them, as evaluators see them."""
-        for rows in torch.split(torch.arange(start, start + self.config.num_samples), self.config.batch_size):
+    def _batches(
+        self, x: Tensor, images: Tensor, evaluators: Sequence[Evaluator], start: int = 0
+    ) -> Iterator[EvaluationBatch]:
+        """Samples from ``start`` on, ``num_samples`` of them, as ``evaluators`` see them."""
+
+        def batch(rows: Tensor) -> EvaluationBatch:
             condition = self._teacher.balanced_condition(rows) if self._teacher is not None else None
-            yield EvaluationBatch(images[rows], condition, index=rows, x=x[rows])
+            return EvaluationBatch(images[rows], condition, index=rows, x=x[rows])
+
+        return self._extracted(map(batch, blocks(start, self.config.num_samples, self.config.batch_size)), evaluators)
+
+    def _extracted(
+        self, batches: Iterable[EvaluationBatch], evaluators: Sequence[Evaluator]
+    ) -> Iterator[EvaluationBatch]:
+        """Batches that every process has, with what ``evaluators`` memorise of each on one of them."""
+
+        def memo(batch: EvaluationBatch) -> dict[str, Any]:
+            _extract(evaluators, batch)
+            return batch._memo
+
+        ahead, batches = tee(batches)
+        memos = self._builder.crew.shared(partial(memo, batch) for batch in ahead)
+        for found, batch in zip(memos, batches, strict=True):
+            yield replace(batch, _memo=found)
 
     def data_row(self) -> dict[str, float]:
         """Training images scored like samples: the floor that sampling noise sets. Empty without training images."""
@@ -186,8 +211,9 @@ class Evaluation:
             return {}
         images, labels = found
         unpaired = self._started(DATA, paired=False)
-        for rows in torch.split(torch.arange(len(images)), self.config.batch_size):
-            batch = EvaluationBatch(images[rows], index_condition(labels, rows))
+        rows = blocks(0, len(images), self.config.batch_size)
+        batches = (EvaluationBatch(images[part], index_condition(labels, part)) for part in rows)
+        for batch in self._extracted(batches, unpaired):
             for evaluator in unpaired:
                 evaluator.update(batch)
         return _computed(unpaired)
@@ -197,12 +223,12 @@ class Evaluation:
         number, size = self.config.num_samples, self.config.batch_size
         paired, unpaired = self._started(name, paired=True), self._started(name, paired=False)
         if paired and self._reference is not None:
-            for batch in generator.batches(0, number, size):
+            for batch in generator.batches(0, number, size, partial(_extract, paired)):
                 shown = batch.shown(self._reference.x[batch.index.to(self._reference.x.device)])
                 for evaluator in paired:
                     evaluator.update(shown)
         fresh: list[SampleBatch] = []
-        for batch in generator.batches(number, number, size):
+        for batch in generator.batches(number, number, size, partial(_extract, unpaired)):
             fresh.append(batch)
             shown = batch.shown()
             for evaluator in unpaired:
@@ -258,6 +284,7 @@ def check_evaluators(evaluators: Iterable[tuple[str, Evaluator]], batch: Evaluat
     for name, evaluator in evaluators:
         try:
             evaluator.reset(STUDENT)
+            evaluator.extract(batch)
             evaluator.update(batch)
         except FreeflowError as error:
             raise ConfigError(
@@ -270,6 +297,11 @@ def check_evaluators(evaluators: Iterable[tuple[str, Evaluator]], batch: Evaluat
                 f"{' '.join(str(error).split())}. It was given images {describe(batch.images)} and states "
                 f"{describe(batch.x)}."
             ) from error
+
+
+def _extract(evaluators: Sequence[Evaluator], batch: EvaluationBatch) -> None:
+    for evaluator in evaluators:
+        evaluator.extract(batch)
 
 
 def _computed(evaluators: Sequence[Evaluator]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Pictures, scores and the report of a run. Everything here happens on the main process."""
+"""Pictures, scores and the report of a run. All its processes sample; the main one writes."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ class Scoring:
     ) -> None:
         self.config = config
         self.folder = folder
-        self._builder = builder
+        self._builder, self._crew = builder, builder.crew
         self._events = events
         self._shared = shared
         self._network = student
@@ -95,12 +95,10 @@ class Scoring:
         """A grid of samples, classes in columns; a scatter plot for states that are not images."""
         index, columns, _ = self._shown()
         with evaluation_mode(self._network):
-            batch = self._generator().batch(index)
-        image = grid_image(batch.images, columns) if _is_image(batch.x) else _scatter([("samples", batch.x)])
+            x, images = self._generator().drawn(index, columns)
+        image = grid_image(images, columns) if _is_image(x) else _scatter([("samples", x)])
         if image is not None:
-            path = self.folder.samples / f"images-{images_seen:012d}.png"
-            save_image(image, path)
-            self._events.pictured("samples", path, images_seen)
+            self._save_image(image, "samples", self.folder.samples / f"images-{images_seen:012d}.png", images_seen)
 
     def score(self, progress: Progress, *, everything: bool) -> Scores:
         """Score all rows, or the student's one step alone; keep the scores, and tell observers and trackers."""
@@ -111,7 +109,7 @@ class Scoring:
             else:
                 rows = {STUDENT: evaluation.student_row()} if self._student is not None else {}
         if everything:
-            write_text(self.folder.scores_file, json.dumps(rows, indent=1))
+            self._crew.from_main(lambda: write_text(self.folder.scores_file, json.dumps(rows, indent=1)))
         flat = {metric_name(row, name): value for row, scores in rows.items() for name, value in scores.items()}
         self._events.evaluated(progress, flat)
         return rows
@@ -154,24 +152,28 @@ class Scoring:
         titles = [row_title(TEACHER, self.config.evaluation), row_title(other, self.config.evaluation)]
         image: Tensor | None
         if _is_image(reference.x):
-            shown = self._generator(one_step=True).batch(index).images.cpu()
+            shown = self._generator(one_step=True).drawn(index, columns)[1].cpu()
             rows = []
             for block in torch.split(torch.arange(len(index)), columns):
                 rows.append((titles[0], reference.images[index[block]].cpu()))
                 rows.append((titles[1], shown[block]))
             image = comparison_image(rows, [str(i) if classes else "" for i in range(columns)])
         else:
-            x = self._generator(one_step=True).batch(torch.arange(len(reference.x))).x
+            index = torch.arange(len(reference.x))
+            x, _ = self._generator(one_step=True).drawn(index, self.config.evaluation.batch_size)
             image = _scatter([(titles[0], reference.x), (titles[1], x)])
         if image is None:
             return False
-        save_image(image, self.folder.comparison_file)
-        self._events.pictured("comparison", self.folder.comparison_file, images_seen)
+        self._save_image(image, "comparison", self.folder.comparison_file, images_seen)
         return True
+
+    def _save_image(self, image: Tensor, name: str, path: Path, images_seen: int) -> None:
+        self._crew.from_main(lambda: save_image(image, path))
+        self._events.pictured(name, path, images_seen)
 
     def save_student(self, images_seen: int) -> None:
         """The final network in one file."""
-        save_student(self.folder.student_file, self.config, self._network, images_seen)
+        self._crew.from_main(lambda: save_student(self.folder.student_file, self.config, self._network, images_seen))
 
     def report(self, command: str, scores: Scores, facts: Mapping[str, str], load_report: str | None) -> None:
         """``report.md``."""
@@ -193,7 +195,7 @@ class Scoring:
             looks=looks,
             columns=self._column_names(),
         )
-        write_text(self.folder.report_file, text)
+        self._crew.from_main(lambda: write_text(self.folder.report_file, text))
 
     def files(self) -> dict[str, Path]:
         """What is there to look at, by name; tells the trackers to keep it."""

@@ -103,8 +103,7 @@ class SingleSteps:
         evaluation = self._config.evaluation
         generator = make_generator(evaluation, self._builder, self._context, ComponentChoice(name=sampler), steps)
         index = torch.arange(first, first + self._num)
-        parts = torch.split(index, evaluation.batch_size)
-        return torch.cat([generator.batch(rows, decode=False).x.cpu() for rows in parts])
+        return generator.drawn(index, evaluation.batch_size, decode=False)[0].cpu()
 
     @staticmethod
     def _distance(x: Tensor, reference: Tensor) -> float:

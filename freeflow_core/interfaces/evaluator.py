@@ -101,6 +101,13 @@ class Evaluator(Buildable):
     def reset(self, subject: str) -> None:
         """Start a row: ``"data"``, ``"teacher"``, ``"teacher_1_step"``, ``"student"``, ``"student_jump"``, ..."""
 
+    def extract(self, batch: EvaluationBatch) -> None:
+        """Memorise what is costly about a batch, such as features (:meth:`EvaluationBatch.memo`), before ``update``.
+
+        Among several processes the one that drew the batch does this; ``update`` follows on each, so that all know the
+        whole row. What ``reference_x`` enters may not be memorised. Default: nothing.
+        """
+
     @abstractmethod
     def update(self, batch: EvaluationBatch) -> None:
         """Take in one batch."""

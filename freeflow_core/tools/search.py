@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import final
@@ -21,7 +22,7 @@ from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import comparison_image, save_image
 from freeflow_core.evaluation.report import markdown_table
-from freeflow_core.evaluation.sampling import Generator, SampleBatch, make_generator
+from freeflow_core.evaluation.sampling import Extract, Generator, SampleBatch, blocks, crew_batches, make_generator
 from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import EvaluationContext, FlowMapSampler, VelocitySampler, Verifier
@@ -67,11 +68,10 @@ class BestOfN:
         self._screen, self._finish, self._verifier, self._candidates = screen, finish, verifier, candidates
         self._temperature = temperature
 
-    def batches(self, start: int, num: int, batch_size: int) -> Iterator[SampleBatch]:
-        """Samples ``start`` ... ``start + num - 1``; at most ``batch_size`` states are held at once."""
-        for first in range(start, start + num, batch_size):
-            index = torch.arange(first, min(first + batch_size, start + num))
-            yield self.batch(index, batch_size)
+    def batches(self, start: int, num: int, batch_size: int, extract: Extract | None = None) -> Iterator[SampleBatch]:
+        """See :class:`SampleStream`; at most ``batch_size`` states are held at once."""
+        draw = partial(self.batch, batch_size=batch_size)
+        return crew_batches(self._finish.crew, draw, blocks(start, num, batch_size), extract)
 
     def batch(self, index: Tensor, batch_size: int) -> SampleBatch:
         chosen, _, seconds = self.screen(index, batch_size)
@@ -191,7 +191,6 @@ class Search:
         assert drawn.samples is not None
         files = {"samples": output / "samples.npz", "search": output / "search.json"}
         arrays = {"arr_0": drawn.samples} | ({} if drawn.labels is None else {"arr_1": drawn.labels})
-        write_npz(files["samples"], num, {name: [array] for name, array in arrays.items()})
         index = torch.arange(min(num, _PICTURE_COLUMNS))
         chosen, scores, _ = stream.screen(index, batch_size)
         described = {
@@ -206,14 +205,22 @@ class Search:
                 {"sample": i, "noise": int(chosen[i]), "scores": scores[i].tolist()} for i in range(len(index))
             ],
         }
-        write_text(files["search"], json.dumps(described, indent=1) + "\n")
+        picture: Tensor | None = None
         if drawn.samples.ndim == 4:
             unsearched = self.plain(seed).batch(index, index * self.candidates)
             best = torch.from_numpy(drawn.samples[: len(index)]).permute(0, 3, 1, 2)
             rows = [("first noise", unsearched.images.cpu()), (f"best of {self.candidates}", best)]
             shown = index if drawn.labels is None else drawn.labels[: len(index)]
             files["picture"] = output / "search.png"
-            save_image(comparison_image(rows, [str(label) for label in shown.tolist()]), files["picture"])
+            picture = comparison_image(rows, [str(label) for label in shown.tolist()])
+
+        def write() -> None:
+            write_npz(files["samples"], num, {name: [array] for name, array in arrays.items()})
+            write_text(files["search"], json.dumps(described, indent=1) + "\n")
+            if picture is not None:
+                save_image(picture, files["picture"])
+
+        self.builder.crew.from_main(write)
         return SearchResult(output, files, drawn.evaluations / num)
 
     def _generator(self, sampler: ComponentChoice, steps: int, weight: float, seed: int) -> Generator:

@@ -42,6 +42,10 @@ class ClassAccuracyEvaluator(Evaluator):
     def reset(self, subject: str) -> None:
         self._num_right = self._num_seen = 0
 
+    def extract(self, batch: EvaluationBatch) -> None:
+        if class_labels(batch.condition) is not None:
+            batch_features(self._network, batch)
+
     def update(self, batch: EvaluationBatch) -> None:
         labels = class_labels(batch.condition)
         if labels is not None:

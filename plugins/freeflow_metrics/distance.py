@@ -67,6 +67,9 @@ class DistanceEvaluator(Evaluator, Generic[K]):
         self._subject = subject
         self._row = self.empty()
 
+    def extract(self, batch: EvaluationBatch) -> None:
+        batch_features(self._network, batch)
+
     def update(self, batch: EvaluationBatch) -> None:
         self._row.update(batch_features(self._network, batch))
 
