@@ -20,10 +20,10 @@ def seen(monkeypatch):
     found, sampling = set(), []
     batch = Generator.batch
 
-    def watched(self, *arguments):
+    def watched(self, *arguments, **named):
         sampling.append(True)
         try:
-            return batch(self, *arguments)
+            return batch(self, *arguments, **named)
         finally:
             sampling.pop()
 
