@@ -18,7 +18,7 @@ from freeflow_cli.commands import register_commands
 from freeflow_cli.console import ERROR_STYLE, is_main_process, say, warn
 from freeflow_cli.session import Session
 from freeflow_core import __version__
-from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
+from freeflow_core.errors import ConfigError, FreeflowError, Interrupted, PluginError
 from freeflow_core.plugin import Manager
 
 DEBUG = "--debug"
@@ -84,7 +84,7 @@ def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[Non
             again = "Give the same command again; a training run that saved a checkpoint goes on with --resume."
             say(str(error) or again, title="Interrupted", style="yellow")
         elif isinstance(error, FreeflowError):
-            say(str(error), title="Error", style=ERROR_STYLE)
+            say(_with_culprit(error, manager), title="Error", style=ERROR_STYLE)
         elif (told := _environment_failure(error)) is not None:
             say(told, title="Error", style=ERROR_STYLE)
         elif manager is not None and (told := manager.blame(error)):
@@ -95,6 +95,15 @@ def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[Non
             hint = "" if debug else " Run again with --debug to see where; that output belongs in a bug report."
             say(f"{text}.{hint}", title="Unexpected error", style=ERROR_STYLE)
         raise SystemExit(error.exit_code if isinstance(error, FreeflowError) else 1) from None
+
+
+def _with_culprit(error: FreeflowError, manager: Manager | None) -> str:
+    """What it says; before it, whose code failed where, when a check that met the failure could not know."""
+    cause = error.__cause__
+    if manager is None or not isinstance(error, PluginError) or cause is None or isinstance(cause, FreeflowError):
+        return str(error)
+    told = manager.blame(cause)
+    return str(error) if told is None or ", line " in str(error) else f"{told.rstrip('. ')}. {error}"
 
 
 _TOO_LARGE = re.compile("allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow")

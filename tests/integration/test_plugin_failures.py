@@ -132,8 +132,9 @@ def test_a_failure_at_any_time_names_its_place(told, package, call):
     assert "bug report" not in said
 
 
-def test_a_failure_of_the_first_question_names_its_place_too(told, package):
-    said = told(teacher={"name": "field", "fails": "first"})
+@pytest.mark.parametrize("asked", [{}, {"evaluation": {**EVALUATION, "evaluators": ["fidelity"]}}])
+def test_a_failure_of_the_first_question_names_its_place_too(told, package, asked):
+    said = told(teacher={"name": "field", "fails": "first"}, **asked)
     assert "'failing' (failing-flow 0.3)" in said
     assert "Field.velocity()" in said
     assert str(package / "parts.py") in said
