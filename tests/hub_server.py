@@ -53,8 +53,10 @@ class Hub:
         handler.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             handler.send_header(name, value)
+        # Said, and not only done: a client that keeps the connection would meet its end on its next request. Kept open,
+        # it would be answered when the server is gone.
+        handler.send_header("Connection", "close")
         handler.end_headers()
-        handler.close_connection = True  # else it would be answered when the server is gone
         if handler.command != "HEAD":
             handler.wfile.write(body)
 
