@@ -10,10 +10,21 @@ from freeflow_core.api.checking import TeacherCheck, check_teacher
 from freeflow_core.api.networks import export, fetch, list_weights, load_student, load_teacher
 from freeflow_core.api.results import Images, RunResult, TrainedStudent
 from freeflow_core.api.scoring import evaluate, search
-from freeflow_core.api.training import RunSettings, ScoreSettings, compare, distill, plan, pretrain, resolve_config
+from freeflow_core.api.training import (
+    RunSettings,
+    ScoreSettings,
+    compare,
+    distill,
+    plan,
+    pretrain,
+    propose,
+    resolve_config,
+)
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.tools.compare.runner import CompareResult
 from freeflow_core.tools.cost.plan import Plan
+from freeflow_core.tools.cost.proposal import Proposal
+from freeflow_core.tools.cost.rate import Rate, RateFrom
 from freeflow_core.tools.cost.step import RolePlan
 from freeflow_core.tools.doctor import diagnose
 from freeflow_core.tools.encode import Encoded, encode
@@ -30,6 +41,9 @@ __all__ = [
     "Encoded",
     "Images",
     "Plan",
+    "Proposal",
+    "Rate",
+    "RateFrom",
     "RolePlan",
     "RunResult",
     "RunSettings",
@@ -52,6 +66,7 @@ __all__ = [
     "load_teacher",
     "plan",
     "pretrain",
+    "propose",
     "resolve_config",
     "sample",
     "search",

@@ -15,7 +15,10 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.runner import CompareResult, Comparison, each_message_once
-from freeflow_core.tools.cost.plan import Plan, make_plan
+from freeflow_core.tools.cost.plan import Plan, make_plan, with_measured_rate
+from freeflow_core.tools.cost.proposal import Proposal
+from freeflow_core.tools.cost.proposal import propose as find_fitting
+from freeflow_core.tools.cost.rate import Rate, RateFrom
 
 Part: TypeAlias = str | Mapping[str, Any]
 """A component: its name, or its name and options in one mapping."""
@@ -171,18 +174,42 @@ def compare(
         return comparison.plan() if dry_run else comparison.execute()
 
 
-def plan(config: RunConfig, *, num_processes: int | None = None, manager: Manager | None = None) -> Plan:
-    """What a run would cost (``--dry-run``): parameters, memory by kind, passes and operations per step.
+def plan(
+    config: RunConfig,
+    *,
+    num_processes: int | None = None,
+    device_memory: float | None = None,
+    rate: float | None = None,
+    measure: bool = False,
+    manager: Manager | None = None,
+) -> Plan:
+    """What a run would cost (``--dry-run``): parameters, memory by kind, passes, operations and hours.
 
     Nothing is trained, written or started: neither the device nor the memory nor published weights need to be there.
 
-    ``num_processes``: processes that share the batch; None for as many as a launcher started (``WORLD_SIZE``), or one.
+    Args:
+        num_processes: that share the batch; None for as many as a launcher started (``WORLD_SIZE``), or one.
+        device_memory: GiB of the device to plan for, a GPU unless ``runtime.device`` says otherwise; None: what is
+            free on the one that is here.
+        rate: TFLOP/s that a device keeps up in the steps of this run; None: what a matrix product reaches here.
+        measure: take a few real steps here, and go by their rate.
 
     Raises ``ConfigError``: whatever the run itself would refuse.
     """
+    registry = Registry(manager or Manager.load())
     if num_processes is None:
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return make_plan(config, Registry(manager or Manager.load()), num_processes)
+    memory = None if device_memory is None else int(device_memory * 2**30)
+    given = None if rate is None else Rate(1e12 * rate, RateFrom.GIVEN)
+    found = make_plan(config, registry, num_processes, device_memory=memory, rate=given)
+    if not measure:
+        return found
+    return with_measured_rate(found, config, registry)
+
+
+def propose(config: RunConfig, plan: Plan, *, manager: Manager | None = None) -> Proposal | None:
+    """Settings with which a run of ``config`` fits the device of its ``plan``; None where none of those tried does."""
+    return find_fitting(config, plan, Registry(manager or Manager.load()))
 
 
 def _run(

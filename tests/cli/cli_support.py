@@ -41,6 +41,8 @@ class FakeApi:
     failure: BaseException | None = None
     checks: list[Any] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    free: int | None = None
+    helps: bool = True
 
     def distill(self, config, **arguments):
         return self._run("distill", config, arguments)
@@ -53,7 +55,13 @@ class FakeApi:
 
     def plan(self, config, **arguments):
         self.calls.append(("plan", {"config": config, **arguments}))
-        return small_plan()
+        return small_plan(free=self.free)
+
+    def propose(self, config, plan, **arguments):
+        from freeflow_core.tools.cost.proposal import Proposal
+
+        self.calls.append(("propose", {"config": config, "plan": plan, **arguments}))
+        return Proposal(("runtime.activation_checkpointing=true",), small_plan(activations=0)) if self.helps else None
 
     def sample(self, **arguments):
         self.calls.append(("sample", arguments))

@@ -4,6 +4,8 @@ from cli_support import small_plan
 from freeflow_cli.commands.training import facts, memory_table, network_table
 from rich.console import Console
 
+from freeflow_core import api
+
 
 def lines(table):
     console = Console(width=100)
@@ -39,8 +41,12 @@ def test_cli_plan_facts_say_what_was_planned_for_and_the_work():
     assert found["planned for"] == "cuda, bf16, 2 processes"
     assert found["batch"] == "256 images: 2 processes x 2 passes of 64"
     assert found["work"] == "459.2 TFLOP per step, 183.7 PFLOP in all"
-    assert found["time"].startswith("15.3 minutes at least, at the 100 TFLOP/s")  # two devices that are not here
-    assert dict(facts(small_plan(rate=1e12)))["time"].startswith("25.5 hours at least, at the 1 TFLOP/s")
+    assert found["time"].startswith("15.3 minutes, 0.5 device-hours, at 100 TFLOP/s")  # two devices not here
+    for origin in api.RateFrom:
+        time = dict(facts(small_plan(rate=api.Rate(1e12, origin))))["time"]
+        assert time.startswith("25.5 hours, 51.0 device-hours, at 1 TFLOP/s")
+        assert ("1.11 images/s" in time) is (origin is api.RateFrom.STEPS)
+    assert "device-hours" not in dict(facts(small_plan(num_processes=1)))["time"]
     assert found["at one moment"].startswith("40.00 GiB")
     assert "free now" not in found
     assert dict(facts(small_plan(free=2**31)))["free now"] == "2.00 GiB (cuda)"

@@ -1,3 +1,6 @@
+import shlex
+
+
 def test_cli_distill_without_options_runs_the_mnist_preset(freeflow, api, manager):
     result = freeflow("distill")
     assert result.exit_code == 0, result.output
@@ -79,3 +82,30 @@ def test_cli_dry_run_prints_the_plan_and_trains_nothing(freeflow, api):
     assert [name for name, _ in api.calls] == ["plan"]
     assert "292 tensors taken" in result.stdout
     assert "Warning: no GPU was found" in result.stderr
+
+
+def test_cli_dry_run_plans_for_the_device_named(freeflow, api):
+    named = ("--device-memory", "80", "--processes", "8", "--rate", "250")
+    assert freeflow("distill", "--dry-run", *named).exit_code == 0
+    ((_, arguments),) = api.calls
+    given = ("device_memory", "num_processes", "rate", "measure")
+    assert [arguments[name] for name in given] == [80.0, 8, 250.0, False]
+    for wrong in (named, ("--dry-run", "--measure", "--rate", "2"), ("--dry-run", "--measure", "--device-memory", "2")):
+        assert freeflow("distill", *wrong).exit_code == 2
+    assert len(api.calls) == 1
+
+
+def test_cli_dry_run_proposes_a_line_to_paste(freeflow, api):
+    api.free = 2**30
+    chosen = ("--teacher", "stern", "--seed", "9", "--set", "name=a-b")
+    lines = freeflow("distill", *chosen, "--dry-run").stdout.splitlines()
+    pasted = shlex.split(lines[-1])
+    assert pasted[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "freeflow_cli"]
+    assert freeflow(*pasted[5:]).exit_code == 0
+    name, arguments = api.calls[-1]
+    config = arguments["config"]
+    assert name == "distill"
+    assert (config.teacher.name, config.seed, config.name) == ("stern", 9, "a-b")
+    assert config.runtime.activation_checkpointing
+    api.helps = False
+    assert freeflow("distill", "--dry-run").exit_code == 0

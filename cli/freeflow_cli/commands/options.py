@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,31 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint of the run in --output, else the newest run.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print what would happen, and stop.")]
+PLAN = "With --dry-run"
+DeviceMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--device-memory", metavar="GIB", min=0.1, rich_help_panel=PLAN,
+        help="Plan for a GPU of that memory, such as 24 or 80; default: for what is here.",
+    ),
+]  # fmt: skip
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", metavar="N", min=1, max=100_000, rich_help_panel=PLAN,
+        help="Plan for N processes, one per device; default: those that were launched.",
+    ),
+]  # fmt: skip
+DeviceRate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate", metavar="TFLOPS", min=1e-6, rich_help_panel=PLAN,
+        help="TFLOP/s that a device keeps up; default: what a matrix product reaches here.",
+    ),
+]  # fmt: skip
+Measure = Annotated[
+    bool, typer.Option("--measure", rich_help_panel=PLAN, help="Take a few real steps, and go by their rate.")
+]
 Precision = Annotated[
     Literal["float32", "bf16", "float64"], typer.Option("--precision", help="Of the networks; bf16 is autocast.")
 ]
@@ -102,6 +128,27 @@ def overrides(components: Mapping[str, str | None], **settings: object) -> dict[
     """What single options lay over preset and file: components by name, and settings; None is no choice."""
     named: dict[str, object] = {kind: {"name": name} for kind, name in components.items() if name is not None}
     return named | {key: value for key, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a dry run plans for; None: what is here."""
+
+    device_memory: float | None = None
+    num_processes: int | None = None
+    rate: float | None = None
+    measure: bool = False
+
+    def check(self, dry_run: bool) -> None:
+        """Raises :class:`ConfigError` where they would be without effect."""
+        from freeflow_core.errors import ConfigError
+
+        if not dry_run and self != Planned():
+            raise ConfigError("--device-memory, --processes, --rate and --measure belong to --dry-run. Add it.")
+        if self.measure and self.rate is not None:
+            raise ConfigError("--rate says how fast the device is, and --measure finds it out: give one of them.")
+        if self.measure and self.device_memory is not None:
+            raise ConfigError("--measure takes steps on the device that is here, and --device-memory names another.")
 
 
 @dataclass(frozen=True)
@@ -128,6 +175,14 @@ class Request:
             named = {kind: self.components.get(kind) for kind in ("teacher", "source")}
             preset = choose_preset(session.registry(), self.command, **named)
         return preset, file
+
+    def line(self, more: Iterable[str] = (), num_processes: int = 1) -> str:
+        """The command itself, with ``more`` settings, to be pasted."""
+        start = f"torchrun --nproc_per_node {num_processes} -m freeflow_cli" if num_processes > 1 else "freeflow"
+        named = {**self.components, "preset": self.preset, "config": self.file, "seed": self.seed}
+        options = [part for name, given in named.items() if given is not None for part in (f"--{name}", str(given))]
+        options += [part for setting in (*self.assignments, *more) for part in ("--set", setting)]
+        return f"{start} {self.command} {shlex.join(options)}".rstrip()
 
     def load(self, session: Session) -> RunConfig:
         """The validated configuration. Raises :class:`ConfigError` as :func:`load_run_config` does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from freeflow_cli.commands import options
-from freeflow_cli.commands.options import Request
+from freeflow_cli.commands.options import Planned, Request
 from freeflow_cli.console import (
     is_main_process,
     make_table,
@@ -25,7 +26,7 @@ from freeflow_cli.console import (
 from freeflow_cli.session import Session
 
 if TYPE_CHECKING:
-    from freeflow_core.api import Plan
+    from freeflow_core.api import Plan, Proposal
 
 
 def distill(
@@ -41,11 +42,16 @@ def distill(
     output: options.Output = None,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
+    device_memory: options.DeviceMemory = None,
+    processes: options.Processes = None,
+    rate: options.DeviceRate = None,
+    measure: options.Measure = False,
 ) -> None:
     """Distil a teacher into a one-step student. Without options: the mnist preset, in minutes on a CPU."""
     chosen = {"teacher": teacher, "objective": objective, "student": student, "source": source}
     request = Request("distill", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
-    train(Session.of(context), request, output, resume, dry_run)
+    planned = Planned(device_memory, processes, rate, measure)
+    train(Session.of(context), request, output, resume, dry_run, planned)
 
 
 def pretrain(
@@ -59,11 +65,16 @@ def pretrain(
     output: options.Output = None,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
+    device_memory: options.DeviceMemory = None,
+    processes: options.Processes = None,
+    rate: options.DeviceRate = None,
+    measure: options.Measure = False,
 ) -> None:
     """Train a teacher from data. Without options: the digits preset, in minutes on a CPU."""
     chosen = {"source": source, "student": student}
     request = Request("pretrain", preset, config, chosen, seed, tuple(assignments or ()), output if resume else None)
-    train(Session.of(context), request, output, resume, dry_run)
+    planned = Planned(device_memory, processes, rate, measure)
+    train(Session.of(context), request, output, resume, dry_run, planned)
 
 
 def show(
@@ -87,8 +98,11 @@ def show(
     typer.echo(resolved.model_dump_json(indent=2) if as_json else to_yaml(resolved).rstrip("\n"))
 
 
-def train(session: Session, request: Request, folder: Path | None, resume: bool, dry_run: bool) -> None:
+def train(
+    session: Session, request: Request, folder: Path | None, resume: bool, dry_run: bool, planned: Planned
+) -> None:
     """Carry out a training command. The configuration is checked before torch is imported."""
+    planned.check(dry_run)
     config = request.load(session)
     preset, file = request.begins_with(session)
     origin = f"preset {preset}" if preset else ""
@@ -101,7 +115,7 @@ def train(session: Session, request: Request, folder: Path | None, resume: bool,
             result = command(config, output=folder, resume=resume, progress=False, manager=session.manager)
         print_result(result, request.command, config)
         return
-    plan = api.plan(config, manager=session.manager)
+    plan = api.plan(config, manager=session.manager, **dataclasses.asdict(planned))
     if not is_main_process():
         return
     stdout().print(network_table(plan))
@@ -111,6 +125,24 @@ def train(session: Session, request: Request, folder: Path | None, resume: bool,
     print_line("Dry run: nothing was trained or written.")
     for warning in plan.warnings:
         warn(warning)
+    if not plan.fits:
+        found = api.propose(config, plan, manager=session.manager)
+        for line in advice(plan, found, request):
+            print_line(line)
+
+
+def advice(plan: Plan, found: Proposal | None, request: Request) -> Iterator[str]:
+    """What makes a run fit that does not, and what that costs."""
+    if found is None:
+        fixed = plan.total - plan.activations
+        yield (
+            f"No micro-batches and recomputed activations make it fit: weights, gradients and optimizer alone take "
+            f"{size(fixed)}. Take a smaller student or a larger device."
+        )
+        return
+    more = found.plan.flops_per_step / plan.flops_per_step
+    yield f"This fits, with {size(found.plan.total)} and {more:.2f} times the operations, {_time(found.plan)}:"
+    yield f"  {request.line(found.settings, plan.num_processes)}"
 
 
 _KINDS = ("weights", "gradients", "optimizer", "average", "memory")
@@ -161,10 +193,7 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "batch", f"{plan.batch_size:,} images: {processes} x {passes} of {plan.rows:,}"
     yield "length", f"{plan.images:,} images, {plan.steps:,} steps"
     yield "work", f"{_flops(plan.flops_per_step)} per step, {_flops(plan.flops)} in all"
-    rate = plan.rate or _ABSENT_RATE
-    at = "that matrix products reach here now" if plan.rate else "of a device that is not here"
-    hours = plan.flops / (rate * plan.num_processes) / 3600
-    yield "time", f"{_hours(hours)} at least, at the {rate / 1e12:,.3g} TFLOP/s {at}"
+    yield "time", _time(plan)
     if plan.teacher:
         yield "teacher", plan.teacher
     if plan.load_report is not None:
@@ -173,6 +202,21 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 _ABSENT_RATE = 100e12
 """Operations a second assumed of a process's device that cannot be asked."""
+
+
+def _time(plan: Plan) -> str:
+    operations = plan.rate.operations if plan.rate else _ABSENT_RATE
+    hours = plan.flops / operations / 3600
+    rate = f"at {operations / 1e12:,.3g} TFLOP/s"
+    if plan.rate is None:
+        rate += ", assumed of a device that is not here (--rate)"
+    elif plan.rate.origin == "products":
+        rate += " that matrix products reach here now; no run is faster"
+    elif plan.rate.origin == "steps":
+        images = plan.batch_size * operations * plan.num_processes / plan.flops_per_step
+        rate += f" of its own steps, {images:,.3g} images/s"
+    each = f"{_hours(hours / plan.num_processes)}, "
+    return f"{each}{hours:,.1f} device-hours, {rate}" if plan.num_processes > 1 else each + rate
 
 
 def _hours(hours: float) -> str:

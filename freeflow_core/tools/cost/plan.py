@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,15 +11,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from freeflow_core.config import RunConfig
-from freeflow_core.engine.build import DTYPES, Builder, Components, build_components
+from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.optimizer import RoleOptimizer
 from freeflow_core.engine.process import choose_device, free_memory, is_available, planned_device_type
 from freeflow_core.engine.state import RoleState, TrainingState, build_state
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.evaluation.scores import build_evaluators, check_evaluators
-from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext, Objective
+from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.fake import FakeTensors
+from freeflow_core.tools.cost.rate import Rate, RateFrom, product_rate, step_seconds
 from freeflow_core.tools.cost.step import PlannedProcess, RolePlan, StepCost, measure_step, size_of
 from freeflow_core.weights import offline
 
@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 _FEW_ROWS = (8, 16, 32, 64)
 _GIB = 2**30
+USABLE = 0.95
+"""Of a named device's memory; the rest is its context and what the allocator cannot use."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ class Plan:
         flops_per_step: floating-point operations of the matrix products of a step, of all processes together.
         load_report: what the student takes from its teacher; None without a teacher.
         free: bytes free on the device when the plan was made; None when it is not there to be asked.
+        device_memory: bytes of the device that was named instead of one that is there.
         extrapolated_from: None when the whole step was gone through; else the number of rows that were run on real
             data, and from which activations and operations were extrapolated.
         warnings: what to know before starting.
         teacher: where the teacher's weights come from and how they are read, in words, or empty.
-        rate: operations a second that a large matrix product reaches on the device now, in the precision of the
-            networks' passes; None when the device is not there.
+        rate: how fast the device is; None when it is not there and no rate was given.
+        twice_with_micro_batches: whether more than one micro-batch has every row passed once more without gradient.
     """
 
     device: str
@@ -73,7 +76,24 @@ class Plan:
     extrapolated_from: int | None
     warnings: tuple[str, ...] = ()
     teacher: str = ""
-    rate: float | None = None
+    rate: Rate | None = None
+    device_memory: int | None = None
+    twice_with_micro_batches: bool = False
+
+    @property
+    def available(self) -> int | None:
+        """Bytes that a process may hold: what is free, or of a device that was named all but its context's share."""
+        return self.free if self.device_memory is None else int(USABLE * self.device_memory)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total is available, as far as is known."""
+        return self.available is None or self.total <= self.available
+
+    @property
+    def hours(self) -> float | None:
+        """Of all devices together, at ``rate``; None where that is not known."""
+        return None if self.rate is None else self.flops / self.rate.operations / 3600
 
     def network(self, name: str) -> RolePlan:
         return {network.name: network for network in self.networks}[name]
@@ -116,17 +136,32 @@ class _Failure:
     held: int = 0
 
 
-def make_plan(config: RunConfig, registry: Registry, num_processes: int = 1) -> Plan:
+def make_plan(
+    config: RunConfig,
+    registry: Registry,
+    num_processes: int = 1,
+    *,
+    device_memory: int | None = None,
+    rate: Rate | None = None,
+    free: int | None = None,
+) -> Plan:
     """What ``config`` costs each of ``num_processes``. Nothing is started, trained or written.
 
     Needs neither the device, nor its memory, nor (for teachers that can be built from their architecture) weights.
+
+    Args:
+        device_memory: bytes of a device to plan for, a GPU unless ``runtime.device`` says otherwise.
+        rate: how fast the device is; None: that of a matrix product, measured now, where it is there.
+        free: bytes free on the device; None: asked now, where it is there.
 
     Raises:
         ConfigError: whatever the run itself would refuse.
         FreeflowError: from a component that cannot be built.
     """
     # Compiled networks hold no more than others; compiling them takes longer than all the rest.
-    config = _changed(config, runtime={"compile": False})
+    config = changed(config, runtime={"compile": False})
+    if device_memory is not None and config.runtime.device == "auto":
+        config = changed(config, runtime={"device": "cuda"})
     device_type = planned_device_type(config.runtime)
     short = _shortened(config, num_processes)
     found = _without_memory(short, registry, device_type, num_processes)
@@ -149,29 +184,22 @@ def make_plan(config: RunConfig, registry: Registry, num_processes: int = 1) -> 
         peak=cost.peak + buckets,
         flops_per_step=round(cost.flops * num_processes * training.accumulation / short.training.accumulation),
         load_report=None if teacher is None else str(found.components.load_report),
-        free=free_memory(device_type),
+        free=free_memory(device_type) if free is None else free,
         extrapolated_from=found.measured_rows,
         teacher="" if teacher is None else teacher.provenance,
-        rate=_product_rate(device_type, config.runtime.precision),
+        rate=rate or product_rate(device_type, config.runtime.precision),
+        device_memory=device_memory,
+        twice_with_micro_batches=found.components.objective.uses_batch_means,
     )
-    warnings = [*warnings_for(plan, config, found.components.objective, found.reason)]
+    warnings = [*warnings_for(plan, found.reason)]
     return dataclasses.replace(plan, warnings=(*warnings, *_check_scoring(config, registry, found.components)))
 
 
-def _product_rate(device_type: str, precision: str) -> float | None:
-    if not is_available(device_type):
-        return None
-    size = 512 if device_type == "cpu" else 4096
-    dtype = torch.bfloat16 if precision == "bf16" else DTYPES[precision]
-    if dtype is torch.float64 and device_type == "mps":
-        return None
-    factor = torch.ones(size, size, device=device_type, dtype=dtype)
-    seconds = []
-    for _ in range(4):  # the first finds its kernel
-        began = time.perf_counter()
-        (factor @ factor)[0, 0].item()
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
+def with_measured_rate(plan: Plan, config: RunConfig, registry: Registry) -> Plan:
+    """The plan with the rate of a few real steps, taken by this process alone on its share of the batch."""
+    alone = changed(config, training={"batch_size": plan.rows * plan.accumulation})
+    operations = plan.flops_per_step / plan.num_processes / step_seconds(alone, registry)
+    return dataclasses.replace(plan, rate=Rate(operations, RateFrom.STEPS))
 
 
 def _check_scoring(config: RunConfig, registry: Registry, components: Components) -> Iterator[str]:
@@ -244,7 +272,7 @@ def _on_few_rows(config: RunConfig, registry: Registry, num_processes: int, fail
     measured: dict[int, StepCost] = {}
     refused: ConfigError | None = None
     for rows in (wanted,) if wanted <= min(_FEW_ROWS) else _FEW_ROWS:
-        small = _changed(config, training={"batch_size": rows * config.training.accumulation})
+        small = changed(config, training={"batch_size": rows * config.training.accumulation})
         try:
             state = build_state(small, components, cast(Accelerator, process))
             measured[rows] = measure_step(small, components, state, process)
@@ -278,26 +306,29 @@ def _shortened(config: RunConfig, num_processes: int) -> RunConfig:
     whole = training.batch_size % (num_processes * training.accumulation) == 0  # else the run would refuse it
     if training.accumulation <= 2 or not whole:
         return config
-    return _changed(
-        config, training={"batch_size": 2 * training.batch_size // training.accumulation, "accumulation": 2}
-    )
+    return changed(config, training={"batch_size": 2 * training.batch_size // training.accumulation, "accumulation": 2})
 
 
 def _rows(config: RunConfig, num_processes: int) -> int:
     return config.training.batch_size // (num_processes * config.training.accumulation)
 
 
-def _changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
+def changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
+    """The configuration with other settings in some of its sections."""
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=dict(fields)) for name, fields in sections.items()}
     )
 
 
-def warnings_for(plan: Plan, config: RunConfig, objective: Objective, reason: str) -> Iterator[str]:
+def warnings_for(plan: Plan, reason: str) -> Iterator[str]:
     """Memory that will not do, passes that a setting adds, and figures that are not exact; ``reason``: why not."""
-    if plan.free is not None and plan.total > plan.free:
-        yield _too_large(plan, plan.free, config)
-    if plan.accumulation > 1 and objective.uses_batch_means:
+    if not plan.fits and plan.available is not None:
+        where = "are free on this machine" if plan.device_memory is None else "can be used of the device named"
+        yield (
+            f"A step needs about {plan.total / _GIB:.1f} GiB, but {plan.available / _GIB:.1f} GiB {where} "
+            f"({plan.device})."
+        )
+    if plan.accumulation > 1 and plan.twice_with_micro_batches:
         yield (
             "This objective needs means over the whole batch: with accumulation, every micro-batch is passed once "
             "more without gradient."
@@ -308,23 +339,3 @@ def warnings_for(plan: Plan, config: RunConfig, objective: Objective, reason: st
             f"{plan.extrapolated_from} rows were measured instead; activations, peak and operations for {plan.rows} "
             "rows are extrapolated from them."
         )
-
-
-def _too_large(plan: Plan, free: int, config: RunConfig) -> str:
-    fixed = sum(network.memory for network in plan.networks) + plan.buckets
-    text = (
-        f"A step needs about {plan.total / _GIB:.1f} GiB, but {free / _GIB:.1f} GiB are free on this machine "
-        f"({plan.device})."
-    )
-    if fixed > free:
-        return f"{text} Weights, gradients and optimizer alone take {fixed / _GIB:.1f} GiB: use a smaller student."
-    ways = []
-    if not config.runtime.activation_checkpointing:
-        ways.append("runtime.activation_checkpointing=true")
-    if plan.rows > 1:
-        share = plan.rows * plan.accumulation  # of the batch, this process's
-        more = next(n for n in range(plan.accumulation + 1, share + 1) if share % n == 0)
-        ways.append(f"training.accumulation={more} or more")
-    if config.runtime.precision != "bf16":
-        ways.append("runtime.precision=bf16")
-    return f"{text} To save memory: {', '.join(ways)}." if ways else text

@@ -1,0 +1,68 @@
+"""How fast a device is: given, of a run's own steps, or of one large matrix product."""
+
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from freeflow_core.config import RunConfig
+from freeflow_core.engine.build import DTYPES, Builder, build_components
+from freeflow_core.engine.process import is_available, start_accelerator
+from freeflow_core.engine.state import build_state
+from freeflow_core.engine.trainer import Trainer
+from freeflow_core.plugin import Registry
+
+_UNTIMED, _LEAST, _MOST, _SECONDS = 2, 3, 30, 5.0
+
+
+class RateFrom(str, Enum):
+    """Where a rate comes from; ``PRODUCTS`` is what no run exceeds."""
+
+    GIVEN = "given"
+    STEPS = "steps"
+    PRODUCTS = "products"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Floating-point operations a second of one process's device, in the precision of the networks' passes."""
+
+    operations: float
+    origin: RateFrom
+
+
+def product_rate(device_type: str, precision: str) -> Rate | None:
+    """Of a large matrix product, now. None when the device is not there."""
+    if not is_available(device_type):
+        return None
+    size = 512 if device_type == "cpu" else 4096
+    dtype = torch.bfloat16 if precision == "bf16" else DTYPES[precision]
+    if dtype is torch.float64 and device_type == "mps":
+        return None
+    factor = torch.ones(size, size, device=device_type, dtype=dtype)
+    seconds = []
+    for _ in range(4):  # the first finds its kernel
+        began = time.perf_counter()
+        (factor @ factor)[0, 0].item()
+        seconds.append(time.perf_counter() - began)
+    return Rate(2 * size**3 / min(seconds), RateFrom.PRODUCTS)
+
+
+def step_seconds(config: RunConfig, registry: Registry) -> float:
+    """What one step takes, in the mean over a few that are taken here, by this process alone, and forgotten.
+
+    Raises what the run itself would raise: weights and the device must be there, and memory for the whole step.
+    """
+    accelerator = start_accelerator(config.runtime)
+    components = build_components(Builder(registry, accelerator.device, config.seed, config.runtime.precision), config)
+    trainer = Trainer(config, components, build_state(config, components, accelerator), accelerator)
+    for _ in range(_UNTIMED):  # the first compile, find their kernels, and make the optimizer's moments
+        trainer.step()
+    trainer.read_metrics()
+    steps, began = 0, time.perf_counter()
+    while steps < _LEAST or (steps < _MOST and time.perf_counter() - began < _SECONDS):
+        trainer.step()
+        steps += 1
+    trainer.read_metrics()  # waits for the device
+    return (time.perf_counter() - began) / steps
