@@ -31,7 +31,11 @@ __all__ = ["__version__", *_API]
 
 def __getattr__(name: str) -> Any:
     if name in _API:
-        return getattr(importlib.import_module("freeflow_core.api"), name)
+        value = getattr(importlib.import_module("freeflow_core.api"), name)
+        if not isinstance(value, type):  # the command line takes the functions from there, with errors in its own words
+            value = importlib.import_module("freeflow_core.api.wording").speaks_python(value)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

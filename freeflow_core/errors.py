@@ -6,10 +6,14 @@ from collections.abc import Iterable
 class FreeflowError(Exception):
     """A failure the user can do something about. The command line prints it without a traceback.
 
+    Messages name options as the command line does, e.g. ``--set a.b=c``; ``freeflow_core``'s functions tell them in
+    Python's words, and keep what the command line would print in ``on_command_line``.
+
     ``exit_code`` is 1 for failures and 2 for usage errors.
     """
 
     exit_code = 1
+    on_command_line: str | None = None
 
 
 class ConfigError(FreeflowError):

@@ -82,7 +82,7 @@ def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[Non
             traceback.print_exc()
         if isinstance(error, (Interrupted, KeyboardInterrupt)):
             again = "Give the same command again; a training run that saved a checkpoint goes on with --resume."
-            say(str(error) or again, title="Interrupted", style="yellow")
+            say(_written(error) or again, title="Interrupted", style="yellow")
         elif isinstance(error, FreeflowError):
             say(_with_culprit(error, manager), title="Error", style=ERROR_STYLE)
         elif (told := _environment_failure(error)) is not None:
@@ -99,11 +99,16 @@ def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[Non
 
 def _with_culprit(error: FreeflowError, manager: Manager | None) -> str:
     """What it says; before it, whose code failed where, when a check that met the failure could not know."""
-    cause = error.__cause__
+    cause, text = error.__cause__, _written(error)
     if manager is None or not isinstance(error, PluginError) or cause is None or isinstance(cause, FreeflowError):
-        return str(error)
+        return text
     told = manager.blame(cause)
-    return str(error) if told is None or ", line " in str(error) else f"{told.rstrip('. ')}. {error}"
+    return text if told is None or ", line " in text else f"{told.rstrip('. ')}. {text}"
+
+
+def _written(error: BaseException) -> str:
+    """The message with options named as here, though it may come from a function that has told it for Python."""
+    return (error.on_command_line if isinstance(error, FreeflowError) else None) or str(error)
 
 
 _TOO_LARGE = re.compile("allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow")

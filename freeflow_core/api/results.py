@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from freeflow_core.api.wording import speaks_python
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.pictures import grid_image
@@ -111,6 +112,7 @@ class TrainedStudent:
         self.student.to(device)
         return self
 
+    @speaks_python
     def sample(
         self,
         num: int = 16,
@@ -155,10 +157,12 @@ class TrainedStudent:
             torch.cat([batch.images.cpu() for batch in batches]), None if classes is None else torch.from_numpy(classes)
         )
 
+    @speaks_python
     def export(self, path: str | Path, *, format: str | None = None) -> str:
         """Write it as :func:`freeflow_core.api.export` does; what was written, in words."""
         return export_student(self._file, self._registry, Path(path), format)
 
+    @speaks_python
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None, diffusers: bool = False) -> list[str]:
         """Write what a repository of the Hugging Face hub holds, model card included; names of the files.
 
@@ -173,6 +177,7 @@ class TrainedStudent:
         """
         return save_pretrained(self._file, self._registry, Path(folder), licence=licence, diffusers=diffusers)
 
+    @speaks_python
     def push_to_hub(
         self, repository: str, *, private: bool = False, licence: str | None = None, diffusers: bool = False
     ) -> str:

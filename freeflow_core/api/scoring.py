@@ -67,7 +67,7 @@ def _evaluated(
 ) -> RunResult:
     accelerator, builder, context = _built(config, student, manager)
     if context.student is None and context.teacher is None:
-        raise ConfigError("Nothing to evaluate: name a --student file or run folder, or a --teacher.")
+        raise ConfigError("Nothing to evaluate: name a student, by its run's folder or its file, or a teacher.")
     folder = output or Path()
     info = RunInfo(config.name, "evaluate", folder, config.model_dump(mode="json"), to_yaml(config), resumed=False)
     events = Events(manager, [], info, accelerator.is_main_process)

@@ -120,37 +120,40 @@ def pretrain(
 def compare(
     config: CompareConfig | None = None,
     *,
-    teacher: str | None = None,
     objectives: Iterable[str] = (),
     seeds: int | None = None,
-    budget: str | None = None,
-    source: str | None = None,
+    budget: str | Mapping[str, float] | None = None,
     preset: str | None = None,
     config_file: Path | None = None,
     settings: Iterable[str] = (),
-    settings_for: Iterable[str] = (),
-    sweep: str | None = None,
-    output: Path | None = None,
+    settings_for: Mapping[str, Mapping[str, Any]] | Iterable[str] = (),
+    sweep: str | Mapping[str, Sequence[Any]] | None = None,
+    score: str | None = None,
+    output: str | Path | None = None,
     dry_run: bool = False,
     progress: bool | None = None,
     manager: Manager | None = None,
+    **chosen: Unpack[RunSettings],
 ) -> CompareResult:
     """Train several objectives on one teacher with one budget, score them alike, and put them into one table.
 
     The same call again goes on where an earlier one stopped; what is finished is not repeated.
 
     Args:
-        config: a resolved comparison; None to resolve the arguments up to ``sweep`` here, over ``preset`` and
-            ``config_file`` (without either: ``"digits"``).
+        config: a resolved comparison; None to resolve the arguments up to ``score``, and ``chosen``, here, over
+            ``preset`` and ``config_file`` (without either: ``"digits"``).
         objectives: names.
         seeds: runs of each objective; None: the preset's, else 3.
-        budget: ``"images=N"`` or ``"forwards=N"`` of training; None: the preset's.
-        source: data for the objectives that train on data.
-        settings: ``a.b=c`` strings for all runs; ``settings_for``: ``objective:a.b=c`` strings for one objective's.
-        sweep: ``a.b=v1,v2,...``: a setting that takes several values in turn.
+        budget: ``{"images": N}`` or ``{"forwards": N}`` of training, or ``"images=N"``; None: the preset's.
+        settings: ``a.b=c`` strings for all runs.
+        settings_for: by objective, e.g. ``{"freeflow": {"objective": {"balance": "weighted"}}}``, or
+            ``objective:a.b=c`` strings.
+        sweep: a setting that takes several values in turn: ``{"a.b": [v1, v2]}``, or ``"a.b=v1,v2"``.
+        score: what is compared; None: a distance to data.
         output: the comparison's folder; None for ``runs/compare-<name>``.
         dry_run: measure what each objective costs, and train and write nothing.
         progress: show a bar; None: in a notebook and on a terminal.
+        chosen: of all runs, see :class:`RunSettings`; ``source``: data for the objectives that train on data.
 
     Raises:
         ConfigError: settings, names or parts that do not fit, or a folder with another comparison.
@@ -159,18 +162,27 @@ def compare(
     """
     manager = manager or Manager.load()
     if config is None:
-        names = {"teacher": teacher, "source": source}
+        of_each, texts_for = (settings_for, ()) if isinstance(settings_for, Mapping) else ({}, settings_for)
         config = load_compare_config(
             Registry(manager),
             preset=preset if preset or config_file else DEFAULT_PRESETS["compare"],
             file=config_file,
-            overrides={kind: {"name": name} for kind, name in names.items() if name},
-            comparison={"objectives": tuple(objectives) or None, "seeds": seeds, "budget": budget, "sweep": sweep},
+            overrides=_named(chosen),
+            comparison={
+                "objectives": tuple(objectives) or None,
+                "seeds": seeds,
+                "budget": budget,
+                "sweep": sweep,
+                "score": score,
+                "settings_for": {name: _named(own) for name, own in of_each.items()},
+            },
             assignments=settings,
-            assignments_for=settings_for,
+            assignments_for=texts_for,
         )
+    elif preset or config_file or chosen:
+        raise ConfigError("Got a complete comparison and also what would change it. Give one of the two.")
     with each_message_once(), shown(manager, progress):
-        comparison = Comparison(config, manager, output)
+        comparison = Comparison(config, manager, None if output is None else Path(output))
         return comparison.plan() if dry_run else comparison.execute()
 
 
@@ -254,7 +266,8 @@ def settled(
         )
     if not parts and not settings:
         return config
-    return resolve(registry, lay_settings(merge(config.model_dump(mode="json"), parts), settings))
+    laid = lay_settings(merge(config.model_dump(mode="json"), parts), settings)
+    return resolve(registry, laid).from_preset(config.preset)
 
 
 def _named(values: Mapping[str, object]) -> dict[str, Any]:

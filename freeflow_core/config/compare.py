@@ -59,7 +59,7 @@ class Budget(Section):
 
 
 class SweepConfig(Section):
-    """One setting that takes several values in turn, written ``a.b=0,0.5,1`` or with its two keys."""
+    """One setting that takes several values in turn, written ``a.b=0,0.5,1``, ``{a.b: [0, 0.5, 1]}`` or in two keys."""
 
     setting: str = Field(min_length=1, description="Dotted name, as --set takes it.")
     values: tuple[Any, ...] = Field(min_length=2, description="The values, in the order of the plot.")
@@ -67,6 +67,9 @@ class SweepConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _parse(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and len(value) == 1:
+            ((setting, values),) = value.items()
+            return {"setting": setting, "values": values}
         if not isinstance(value, str):
             return value
         setting, _, values = (part.strip() for part in value.partition("="))
@@ -138,12 +141,16 @@ class CompareConfig:
         comparison: objectives, seeds, budget, sweep.
         base: settings of preset and file.
         settings: settings of the command line, which are laid over every objective's own.
+        preset: what the runs begin with.
+        wants_data: a source was asked for, rather than found in preset or file.
     """
 
     name: str
     comparison: ComparisonConfig
     base: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    wants_data: bool = False
 
     @property
     def values(self) -> Sequence[Any]:
@@ -178,7 +185,7 @@ def load_compare_config(
 
     Raises ``ConfigError`` for unknown keys or names (with a suggestion), wrong types or values, an unreadable file.
     """
-    own_layers, base_layers = _layers(registry, preset, file)
+    begins_with, own_layers, base_layers = _layers(registry, preset, file)
     own_layers.append(dict(overrides or {}))
     settings = lay_settings({}, assignments)
     section: dict[str, Any] = {}
@@ -206,7 +213,8 @@ def load_compare_config(
     named = next((layer["name"] for layer in (settings, *reversed(own_layers)) if "name" in layer), None)
     teacher = merge(base, settings).get("teacher") or "run"
     named = named or (teacher["name"] if isinstance(teacher, Mapping) else teacher)
-    config = CompareConfig(str(named), checked, base, settings)
+    wants_data = "source" in settings or "source" in own_layers[-1]
+    config = CompareConfig(str(named), checked, base, settings, begins_with, wants_data)
     _check(registry, config)
     return config
 
@@ -225,7 +233,7 @@ def objective_config(registry: Registry, config: CompareConfig, objective: str, 
         values = merge(values, nest(sweep.setting.split("."), value))
     values["name"] = objective
     try:
-        return resolve(registry, values)
+        return resolve(registry, values).from_preset(config.preset)
     except UnknownComponent as error:
         error.args = (f"In the runs of {objective}: {error}",)
         raise
@@ -233,20 +241,22 @@ def objective_config(registry: Registry, config: CompareConfig, objective: str, 
         raise ConfigError(f"In the runs of {objective}: {error}") from None
 
 
-def _layers(registry: Registry, preset: str | None, file: Path | None) -> tuple[list[dict[str, Any]], list[Any]]:
-    """What the comparison itself says (its preset, the file), and the ``distill`` preset below that, if any."""
+def _layers(
+    registry: Registry, preset: str | None, file: Path | None
+) -> tuple[str | None, list[dict[str, Any]], list[Any]]:
+    """The preset's name; what the comparison itself says (its preset, the file); the ``distill`` preset below."""
     own: list[dict[str, Any]] = [read_config_file(file)] if file else [{}]
     named = own[0].pop("preset", None)
-    preset = preset or named
+    begins_with = preset = preset or named
     if preset in (presets := registry.presets(SECTION)):
         own.insert(0, read_preset(registry, presets[preset]))
         preset = own[0].pop("preset", None)
     if preset is None:
-        return own, []
+        return begins_with, own, []
     bases = registry.presets("distill")
     if preset not in bases:
         raise UnknownComponent("compare or distill preset", preset, [*presets, *bases])
-    return own, [read_preset(registry, bases[preset])]
+    return begins_with, own, [read_preset(registry, bases[preset])]
 
 
 def _check(registry: Registry, config: CompareConfig) -> None:
@@ -262,7 +272,7 @@ def _check(registry: Registry, config: CompareConfig) -> None:
     for settings in (config.settings, *comparison.settings_for.values()):
         objective = settings.get("objective", {})
         if not isinstance(objective, Mapping) or "name" in objective:
-            raise ConfigError("A setting names another objective. Name the objectives with --objectives alone.")
+            raise ConfigError("A setting names another objective. Objectives are named with --objectives.")
     for objective in comparison.objectives:
         for value in config.values:
             _check_run(objective_config(registry, config, objective, value))

@@ -55,7 +55,7 @@ def load_run_config(
     values = lay_settings(merge(merge(base, written), overrides or {}), assignments)
     if "objective" in values:
         values["objective"] = with_guidance(registry, base, values["objective"])
-    return resolve(registry, values)
+    return resolve(registry, values).from_preset(preset)
 
 
 ANY_TEACHER = "any-teacher"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from freeflow_core.config.component import ComponentChoice, Section
 
@@ -147,6 +147,18 @@ class RunConfig(Section):
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     trackers: tuple[ComponentChoice, ...] = Field((), description="Where metrics go besides the run folder.")
+    _preset: str | None = PrivateAttr(None)
+
+    @property
+    def preset(self) -> str | None:
+        """Name of the preset that the settings were laid over. No setting: what is written out is complete without."""
+        return self._preset
+
+    def from_preset(self, name: str | None) -> RunConfig:
+        """The same settings, known to begin with this preset."""
+        config = self.model_copy()
+        config._preset = name
+        return config
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

@@ -32,7 +32,7 @@ from freeflow_core.engine.scorer import MakeScorer
 from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError, Interrupted
-from freeflow_core.interfaces.journal import now
+from freeflow_core.interfaces.journal import now, run_tags
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import RunInfo, RunParent, Scores
 
@@ -178,7 +178,7 @@ class Run:
             ) from unwritten
 
     def _info(self, membership: Membership | None) -> RunInfo:
-        config, member = self.config, self._membership(membership)
+        config, member, status = self.config, self._membership(membership), self.folder.journal.status()
         return RunInfo(
             config.name,
             self.command,
@@ -186,9 +186,9 @@ class Run:
             config.model_dump(mode="json"),
             to_yaml(config),
             self._resumed,
-            key=f"{member.parent.key}-{config.name}" if member else self.folder.journal.status().get("key"),
+            key=f"{member.parent.key}-{config.name}" if member else status.get("key"),
             parent=member.parent if member else None,
-            tags=member.tags if member else {},
+            tags=run_tags(status, member.tags if member else {}),
         )
 
     def _open_folder(self, output: Path | None, resume: bool) -> RunFolder:

@@ -72,9 +72,8 @@ class RunFolder:
                 folder._own()
                 if folder.config_file.exists():  # begun by another process in the meantime
                     raise FolderBusy(f"The output folder {path} has just been taken by another run.")
-                folder.journal.write_status(
-                    command=command, status="running", images=0, key=uuid.uuid4().hex, started=now(), **_this_process()
-                )
+                kept = {"key": uuid.uuid4().hex, "preset": config.preset, "started": now(), **_this_process()}
+                folder.journal.write_status(command=command, status="running", images=0, **kept)
                 write_text(folder.config_file, to_yaml(config))  # last: with it the folder is a run
             except OSError as error:
                 folder.release()

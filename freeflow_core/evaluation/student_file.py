@@ -79,7 +79,7 @@ def load_student(name: str | Path, registry: Registry, options: Mapping[str, Any
     if not path.is_file():
         raise CheckpointError(
             f"There is no student file {path}. Expected the folder of a finished run, the student.safetensors in it, "
-            "the name of a published student (freeflow plugins list --kind student), or hf:OWNER/NAME on the hub."
+            "the name of a published student (`freeflow plugins list --kind student`), or hf:OWNER/NAME on the hub."
         )
     state, metadata = load_network(path)
     component = metadata.get("component")

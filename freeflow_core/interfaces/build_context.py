@@ -54,5 +54,5 @@ class BuildContext:
         if not self.trusted:
             raise ConfigError(
                 f"{what} would {action}, which can do anything that you can do on this machine. If you trust that "
-                "code, say so: --trust on the command line, or manager=Manager.load(trust=True) from Python."
+                "code, say so: `freeflow --trust ...`, or in Python manager=Manager.load(trust=True)."
             )

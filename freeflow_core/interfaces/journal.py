@@ -96,7 +96,8 @@ class Journal:
         config = yaml.safe_load(text)
         member = status.get("membership") or {}
         parent = RunParent(member["key"], self.folder.parent) if member else None
-        name, tags = config.get("name", self.folder.name), status.get("tags") or member.get("tags") or {}
+        name = config.get("name", self.folder.name)
+        tags = run_tags(status, status.get("tags") or member.get("tags") or {})
         key = f"{parent.key}-{name}" if parent else status.get("key")
         return RunInfo(name, status.get("command", ""), self.folder, config, text, True, key, parent, tags)
 
@@ -156,6 +157,11 @@ class Journal:
 def now() -> float:
     """Seconds since 1970, to the millisecond."""
     return round(time.time(), 3)
+
+
+def run_tags(status: Mapping[str, Any], own: Mapping[str, str]) -> dict[str, str]:
+    """A run's own tags, and the preset that ``run.json`` says it began with."""
+    return ({"preset": status["preset"]} if status.get("preset") else {}) | dict(own)
 
 
 def _is_of_training(values: Mapping[str, Any]) -> bool:

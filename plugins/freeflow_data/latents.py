@@ -136,8 +136,8 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.is_file():
         raise ConfigError(
-            f"There are no latents in {path} (no {MANIFEST}). Make them: freeflow encode --source NAME --codec NAME "
-            f"--output {path}"
+            f"There are no latents in {path} (no {MANIFEST}). Make them: `freeflow encode --source NAME --codec NAME "
+            f"--output {path}`."
         )
     try:
         values = json.loads(file.read_text("utf-8"))

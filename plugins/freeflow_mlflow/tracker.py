@@ -43,8 +43,9 @@ _METRICS_PER_REQUEST, _OTHERS_PER_REQUEST = 1000, 100
 _KEY, _PARENT_KEY, _PARENT = "freeflow.key", "freeflow.parent_key", "mlflow.parentRunId"
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
 _PICTURE = re.compile(r"^images/(.+)[+%]step[+%](\d+)[+%]timestamp[+%](\d+)[+%].*\.png$")
-_CONSTANT = re.compile(r"evaluation/(data|teacher[^/]*)/(?!single_step)")
-"""Scores of what is not trained: the same at every step, so they stand in the run's description, as charts of none."""
+_CONSTANT = re.compile(r"evaluation/((data|teacher[^/]*)/(?!single_step)|[^/]+/evaluations$)")
+"""Scores of what is not trained, and numbers of passes: the same at every step, so that a chart would show nothing.
+They stand in the table of the run's description."""
 _MAKING_TABLES = threading.Lock()
 """alembic, which makes MLflow's tables, keeps its context in module globals: two threads must not run it at once."""
 

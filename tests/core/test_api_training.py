@@ -7,7 +7,9 @@ import pytest
 
 from freeflow_core import api
 from freeflow_core.api import training
+from freeflow_core.config.compare import objective_config
 from freeflow_core.errors import ConfigError
+from freeflow_core.plugin import Registry
 
 
 @pytest.fixture
@@ -75,3 +77,51 @@ def test_parts_change_a_configuration(manager, started):
     assert changed.objective == config.objective
     with pytest.raises(ConfigError, match="imagess"):
         api.distill(config, training={"imagess": 1}, manager=manager)
+
+
+def test_the_preset_is_known_and_is_no_setting(manager, started, tmp_path):
+    config = api.resolve_config("distill", preset="digits", manager=manager)
+    assert config.preset == "digits"
+    assert "preset" not in config.model_dump()
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: digits\nseed: 3\n")
+    assert api.resolve_config("distill", config_file=file, manager=manager).preset == "digits"
+    api.distill(config, training={"images": 640}, manager=manager)
+    api.distill(teacher="digits", manager=manager)
+    assert [config.preset for _, config in started] == ["digits", "digits"]
+    with pytest.raises(ConfigError, match="Unknown setting 'preset'"):
+        api.distill(settings=["preset=digits"], manager=manager)
+
+
+def test_compare_takes_mappings(manager, monkeypatch, tmp_path):
+    taken = []
+
+    class Comparison:
+        def __init__(self, config, manager, folder):
+            taken.append((config, folder))
+
+        def execute(self):
+            return None
+
+    monkeypatch.setattr(training, "Comparison", Comparison)
+    api.compare(
+        teacher={"name": "digits"},
+        objectives=["freeflow", "shortcut"],
+        source="digits",
+        training={"batch_size": 32},
+        settings_for={"freeflow": {"objective": {"weight_power": 1.0}}},
+        budget={"images": 640},
+        sweep={"training.optimizer.learning_rate": [1e-4, 1e-3]},
+        seeds=2,
+        seed=5,
+        output=str(tmp_path),
+        manager=manager,
+    )
+    ((config, folder),) = taken
+    run = objective_config(Registry(manager), config, "freeflow", 1e-3)
+    assert (run.training.batch_size, run.training.optimizer.learning_rate, run.seed) == (32, 1e-3, 5)
+    assert run.objective.options.weight_power == 1.0
+    assert objective_config(Registry(manager), config, "shortcut", 1e-4).objective.name == "shortcut"
+    assert (str(config.comparison.budget), config.comparison.seeds, folder) == ("images=640", 2, tmp_path)
+    with pytest.raises(ConfigError):
+        api.compare(config, teacher="digits", manager=manager)

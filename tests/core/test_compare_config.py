@@ -177,3 +177,36 @@ def test_the_documented_file_is_a_comparison(registry, tmp_path):
     assert (config.name, config.comparison.objectives) == ("my-comparison", ("shortcut", "eulerian", "freeflow"))
     assert objective_config(registry, config, "eulerian").training.optimizer.learning_rate == 5e-4
     assert objective_config(registry, config, "freeflow").training.batch_size == 128
+
+
+def test_a_choice_of_objectives_leaves_the_settings_of_the_others_out(registry, tmp_path):
+    file = tmp_path / "comparison.yaml"
+    file.write_text(
+        "preset: digits\ncompare:\n  objectives: [freeflow, shortcut]\n  settings_for:\n"
+        "    shortcut: {training: {batch_size: 32}}\n    freeflow: {training: {batch_size: 128}}\n"
+    )
+    config = load_compare_config(registry, file=file, comparison={"objectives": ["freeflow"]})
+    assert config.comparison.settings_for == {"freeflow": {"training": {"batch_size": 128}}}
+    with pytest.raises(ConfigError, match="not among the objectives"):
+        load_compare_config(
+            registry,
+            file=file,
+            comparison={"objectives": ["freeflow"]},
+            assignments_for=["shortcut:training.batch_size=16"],
+        )
+
+
+@pytest.mark.parametrize("sweep", [{"training.batch_size": [16, 32]}, "training.batch_size=16,32"])
+def test_a_sweep_is_a_mapping_or_a_text(sweep, load):
+    config = load("freeflow", comparison={"sweep": sweep})
+    assert (config.comparison.sweep.setting, config.values) == ("training.batch_size", (16, 32))
+
+
+def test_runs_know_their_preset(load, run, registry, tmp_path):
+    assert run(load("freeflow"), "freeflow").preset == "digits"
+    assert (
+        run(load("freeflow", preset="mnist", overrides={"teacher": {"name": "digits"}}), "freeflow").preset == "mnist"
+    )
+    file = tmp_path / "comparison.yaml"
+    file.write_text("preset: digits\ncompare: {objectives: [freeflow]}\n")
+    assert load_compare_config(registry, file=file).preset == "digits"

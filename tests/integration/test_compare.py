@@ -10,6 +10,7 @@ import yaml
 from compare_support import Watcher, comparison, troubled_manager
 
 from freeflow_core import api
+from freeflow_core.config.compare import load_compare_config
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.network_file import load_tensors
@@ -228,6 +229,14 @@ def test_students_and_sources_follow_the_objective(manager):
     assert policy.student.name == "mlp-policy"
     assert (policy.student.options.width, policy.student.options.depth) == (16, 1)
     assert (freeflow.student.name, freeflow.source.name, policy.source.name) == ("mlp", "prior", "gaussian-mixture")
+
+
+def test_the_presets_source_rests_where_all_objectives_are_data_free(manager):
+    registry = Registry(manager)
+    config = load_compare_config(registry, preset="mnist", comparison={"objectives": ["freeflow"]})
+    (freeflow,) = Planner(config, Builder(registry, torch.device("cpu"), seed=0)).variants()
+    assert config.base["source"]["name"] == "latents"
+    assert freeflow.config.source.name == "prior"
 
 
 @pytest.mark.parametrize(

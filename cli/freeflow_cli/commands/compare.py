@@ -92,9 +92,10 @@ def compare(
     )
     from freeflow_core import api
 
-    with session.progress():
+    origin = options.origin(resolved.preset, config)
+    with session.progress(origin):
         result = api.compare(resolved, output=output, dry_run=dry_run, progress=False, manager=session.manager)
-    print_comparison(result)
+    print_comparison(result, origin)
     if result.table.errors:
         raise typer.Exit(1)
 
@@ -103,8 +104,11 @@ _GAP = 3
 _BREAK = re.compile(r"(?<=[/_])| ")
 
 
-def print_comparison(result: CompareResult) -> None:
-    """Two tables, since together they are wider than most terminals: scores, then what they cost."""
+def print_comparison(result: CompareResult, origin: str) -> None:
+    """Two tables, since together they are wider than most terminals: scores, then what they cost.
+
+    ``origin`` is where the settings come from, in words.
+    """
     from freeflow_core.tools.compare.table import cells
 
     table = result.table
@@ -121,7 +125,8 @@ def print_comparison(result: CompareResult) -> None:
     _print_table([*titles[:keys], *titles[scores:-1]], [[*row[:keys], *row[scores:-1]] for row in rows], keys)
     if planned:
         runs = sum(row.planned for row in table.rows)
-        print_line(f"Dry run: {runs} runs would go to {shown_path(result.folder)}; nothing was trained.")
+        place = f"{shown_path(result.folder)}, settings of the {origin}"
+        print_line(f"Dry run: {runs} runs would go to {place}; nothing was trained.")
         return
     print_files(result.files)
     for name, error in table.errors.items():

@@ -130,6 +130,11 @@ def overrides(components: Mapping[str, str | None], **settings: object) -> dict[
     return named | {key: value for key, value in settings.items() if value is not None}
 
 
+def origin(preset: str | None, file: Path | None) -> str:
+    """Where settings come from, in words."""
+    return ", ".join(part for part in (f"file {file}" if file else "", f"preset {preset}" if preset else "") if part)
+
+
 @dataclass(frozen=True)
 class Planned:
     """What a dry run plans for; None: what is here."""

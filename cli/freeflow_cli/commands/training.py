@@ -104,9 +104,7 @@ def train(
     """Carry out a training command. The configuration is checked before torch is imported."""
     planned.check(dry_run)
     config = request.load(session)
-    preset, file = request.begins_with(session)
-    origin = f"preset {preset}" if preset else ""
-    origin = ", ".join(filter(None, (f"file {file}" if file else "", origin)))
+    origin = options.origin(config.preset, request.begins_with(session)[1])
     from freeflow_core import api
 
     if not dry_run:

@@ -130,7 +130,7 @@ class Planner:
                 f"The objective {objective!r} is data-free with these options, but it is given the source "
                 f"{run.source.name!r} of its own, which it would never see. Remove that setting."
             )
-        self._data_offered |= run.source.name != _PRIOR
+        self._data_offered |= self._config.wants_data and run.source.name != _PRIOR
         return resolve_choice(self._builder.registry, "source", ComponentChoice(name=_PRIOR), "source")
 
     def _cached(self, kind: str, choice: ComponentChoice, **context: Any) -> Any:

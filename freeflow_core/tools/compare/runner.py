@@ -256,6 +256,7 @@ class _ParentRun:
             "budget": str(own.budget or f"images={base.training.images}"),
         }
         tags = {**self._tags, "objectives": ", ".join(own.objectives), "seeds": str(own.seeds)}
+        tags |= {"preset": config.preset} if config.preset else {}
         text = config.to_yaml()
         values = yaml.safe_load(text)
         info = RunInfo(config.name, "compare", folder, values, text, manifest.resumed, key=key, tags=tags)

@@ -205,7 +205,7 @@ def sample(
         FreeflowError: the disk is full or another process failed; what is finished stays.
     """
     if student is None and teacher is None:
-        raise ConfigError("Nothing to sample from: name a --student file or run folder, or a --teacher.")
+        raise ConfigError("Nothing to sample from: name a student, by its run's folder or its file, or a teacher.")
     check_numbers(num, batch_size, seed, steps, guidance_weight)
     if (file := next((path for path in (output, *output.parents) if path.is_file()), None)) is not None:
         raise ConfigError(f"The output {output} cannot be a folder, since {file} is a file. Choose another --output.")
@@ -256,7 +256,7 @@ def _write_grid(generator: Generator, num: int, batch_size: int, output: Path, t
             if batch.images[0].nbytes * num > _MOST_BYTES_OF_A_GRID:
                 raise ConfigError(
                     f"A grid of {num:,} samples of shape {tuple(batch.images.shape[1:])} is too large for one picture. "
-                    "Ask for fewer, or for --format png, webp or npz, which never hold all of them in memory."
+                    "Ask for fewer, or for --format png, --format webp or --format npz, which never hold all in memory."
                 )
             yield batch
 

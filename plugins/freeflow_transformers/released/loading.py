@@ -204,7 +204,7 @@ def _of_another_family(family: Family, detected: Detected, checkpoint: Checkpoin
     problems = family_differences(checkpoint.shapes, velocity_network, family)
     verdict = f"the teacher {' or '.join(detected.families)}" if detected.families else "none of the published teachers"
     if detected.architecture.jump:
-        verdict = "the published FreeFlow students, which answer with an average velocity; use it with --student"
+        verdict = "the published FreeFlow students, which answer with an average velocity; use it as a student"
     return CheckpointError(
         f"{checkpoint.path} ({checkpoint.container}) is not of the family {family.name!r}: {'; '.join(problems)}. "
         f"Its names and shapes are those of {verdict}."

@@ -1,5 +1,7 @@
 """A parent run and its children: joined whoever comes first, and sent with one command."""
 
+import dataclasses
+
 import pytest
 from mlflow_support import record
 from run_helpers import TINY
@@ -54,6 +56,7 @@ def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(client,
         comparison={"objectives": ["freeflow-prediction"], "seeds": 1},
     )
     folder = tmp_path / "compare-x"
+    config = dataclasses.replace(config, preset="small")
     result = api.compare(config, output=folder, manager=manager)
     assert (result.status, result.failed) == ("finished", {})
     assert "mlflow-sync" in caplog.text
@@ -62,6 +65,7 @@ def test_a_comparison_with_a_dead_server_finishes_and_is_sent_afterwards(client,
     others = client.search_runs(["1"], f"tags.`{PARENT}` = '{top.info.run_id}'")
     assert {run.data.tags["objective"] for run in others} == {"freeflow-prediction"}
     assert {run.data.tags["budget"] for run in others} == {"images=64"}
+    assert {run.data.tags["preset"] for run in (top, *others)} == {"small"}
     assert {run.info.status for run in (top, *others)} == {"FINISHED"}
     names = {item.path for item in client.list_artifacts(top.info.run_id)}
     assert {"comparison.md", "comparison.csv", "runs.csv", "comparison.png", "comparison.yaml"} <= names

@@ -31,12 +31,14 @@ def test_parameters_status_and_more_than_one_request_of_metrics_arrive(client, m
 def test_a_run_is_named_tagged_and_described_by_what_it_was(client, make_run, send):
     parts = {"teacher": {"name": "sit"}, "objective": {"name": "freeflow"}, "source": {"name": "prior"}, "seed": 3}
     journal = make_run(config=parts)
+    journal.write_status(preset="mine")
     (journal.folder / "report.md").write_text(
         "# x\n\n## Scores\n\n| a |\n\n## Samples\n\n![s](s.png)\n\n## Configuration\n"
     )
     run = client.get_run(send(journal, "finished"))
     assert run.info.run_name == "sit freeflow seed 3"
     wanted = {"teacher": "sit", "objective": "freeflow", "source": "prior", "data_free": "true", "seed": "3"}
+    wanted["preset"] = "mine"
     assert wanted.items() <= run.data.tags.items()
     assert run.data.tags["freeflow.version"]
     assert run.data.tags["mlflow.user"]
@@ -49,6 +51,7 @@ def test_what_training_does_not_change_has_no_chart(client, make_run, send):
         rows = ("student", "teacher", "teacher_1_step", "teacher_floor", "data")
         journal.add_metrics(images, {f"evaluation/{row}/fd": 1.0 for row in rows})
         journal.add_metrics(images, {"evaluation/teacher_1_step/single_step_distance": 0.5, "system/cpu": 10.0})
+        journal.add_metrics(images, {"evaluation/student_4_steps/evaluations": 4})
     metrics = client.get_run(send(journal)).data.metrics
     assert metrics.keys() == {
         "evaluation/student/fd", "evaluation/teacher_1_step/single_step_distance", "system/cpu",
