@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from freeflow_core.config import load_run_config
@@ -98,6 +99,11 @@ def test_curves_are_means_over_the_runs_that_were_scored_then(build, monkeypatch
     table = make_table(manifest, runs)
     assert {n: (e.mean, e.number) for n, e in table.rows[0].curve.items()} == {320: (7.0, 2), 640: (3.0, 2)}
     assert plot(table, tmp_path).is_file()
+    panels = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (panels.append(len(self.axes)), Path(path).touch()))
+    plot(table, tmp_path)
+    plot(dataclasses.replace(table, steps=(1,)), tmp_path)
+    assert panels == [2, 1], "no panel of several steps where there is one"
 
 
 def test_failed_and_waiting_runs_leave_gaps(build):
@@ -191,8 +197,6 @@ def test_the_swept_setting_is_an_axis_and_a_column(build, tmp_path, values):
 
 
 def test_figures_show_the_costs_that_differ(build, tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (drawn.append(self), Path(path).touch()))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from compare_support import Watcher, comparison, troubled_manager
+from filelock import FileLock
 
 from freeflow_core import api
 from freeflow_core.config.compare import load_compare_config
@@ -15,6 +16,7 @@ from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.network_file import load_tensors
 from freeflow_core.plugin import Registry
+from freeflow_core.tools.compare import runner
 from freeflow_core.tools.compare.manifest import Manifest
 from freeflow_core.tools.compare.plan import Planner
 
@@ -293,16 +295,61 @@ def test_a_sweep_that_changes_nothing_is_refused(watched, folder):
         api.compare(config, output=folder, manager=manager)
 
 
-def test_one_process_at_a_time(watched, folder, monkeypatch):
-    from filelock import FileLock
+SECTION = {"budget": "forwards=1000"}
 
-    manager, _ = watched
-    folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"), pytest.raises(FreeflowError, match="Another process is at work"):
-        api.compare(comparison(manager, "freeflow"), output=folder, manager=manager)
+
+def without(first, folder, run):
+    """A copy of a finished comparison in which ``run`` was never begun."""
+    shutil.copytree(first.folder, folder)
+    shutil.rmtree(folder / run)
+
+
+def test_a_process_that_comes_second_takes_what_nobody_has(whole, watched, folder):
+    first, (manager, watcher) = whole[0], watched
+    without(first, folder, NAMES[1])
+    shutil.rmtree(folder / NAMES[2])
+    config = comparison(manager, "freeflow", "shortcut", **SECTION)
+    locks = folder / ".locks"
+    with FileLock(locks / "lead"), FileLock(locks / f"run-{NAMES[1]}"):
+        helped = api.compare(config, output=folder, manager=manager)
+        assert (helped.status, watcher.started) == ("shared", [NAMES[2]])
+        assert [row.status for row in helped.table.rows] == ["2 of 2", "1 of 2"]
+    led = api.compare(config, output=folder, manager=manager)
+    assert watcher.started == [NAMES[2], "gaussian-mixture", NAMES[1]]
+    assert led.status == "finished"
+    for ours, theirs in zip(led.table.rows, first.table.rows, strict=True):
+        assert (ours.status, ours.scores, ours.curve) == ("2 of 2", theirs.scores, theirs.curve)
+
+
+def test_the_leading_process_waits_for_the_others_and_takes_the_run_of_one_that_was_killed(
+    whole, watched, folder, monkeypatch
+):
+    first, (manager, watcher) = whole[0], watched
+    without(first, folder, NAMES[0])
+    claim = FileLock(folder / ".locks" / f"run-{NAMES[0]}")
+    claim.acquire()
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: claim.release())  # as the system does for the killed
+    result = api.compare(comparison(manager, "freeflow", "shortcut", **SECTION), output=folder, manager=manager)
+    assert (result.status, watcher.started) == ("finished", ["gaussian-mixture", NAMES[0]])
+    assert [row.status for row in result.table.rows] == ["2 of 2"] * 2
+
+
+def test_what_failed_in_another_process_is_told_and_not_tried_twice(watched, folder, tmp_path):
+    manager, watcher = watched
+    config = troubled(manager, "troubled", "freeflow", once=tmp_path / "done")
+    first = api.compare(config, output=folder, manager=manager)
+    assert list(first.failed) == ["troubled-seed0"]
+    with FileLock(folder / ".locks" / "lead"):
+        assert api.compare(config, output=folder, manager=manager).failed == first.failed
+    watcher.started.clear()
+    assert api.compare(config, output=folder, manager=manager).failed == {}, "a new start tries again"
+    assert watcher.started == ["gaussian-mixture", "troubled-seed0"]
+
+
+def test_a_launcher_of_processes_is_refused(watched, folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="single process"):
-        api.compare(comparison(manager, "freeflow"), output=folder, manager=manager)
+    with pytest.raises(ConfigError, match="without torchrun"):
+        api.compare(comparison(watched[0], "freeflow"), output=folder, manager=watched[0])
 
 
 def test_a_run_of_a_comparison_is_resumed_by_itself_too(watched, folder, tmp_path):

@@ -96,7 +96,7 @@ def compare(
     with session.progress(origin):
         result = api.compare(resolved, output=output, dry_run=dry_run, progress=False, manager=session.manager)
     print_comparison(result, origin)
-    if result.table.errors:
+    if result.table.errors and result.status != "shared":
         raise typer.Exit(1)
 
 
@@ -129,6 +129,9 @@ def print_comparison(result: CompareResult, origin: str) -> None:
         print_line(f"Dry run: {runs} runs would go to {place}; nothing was trained.")
         return
     print_files(result.files)
+    if result.status == "shared":
+        say("Other processes are at work on the last runs; the one that leads writes the table in the end.")
+        return
     for name, error in table.errors.items():
         warn(f"The run {name} failed: {error}")
     if table.errors:

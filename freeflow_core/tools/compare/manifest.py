@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self, final
 
+from filelock import FileLock
+
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
 from freeflow_core.config.load import differences
@@ -22,6 +24,8 @@ from freeflow_core.tools.job_folder import JobFolder
 from freeflow_core.types import Scores
 
 MANIFEST_FILE = "comparison.json"
+LOCKS = ".locks"
+"""Folder of the files by whose locks processes share a comparison."""
 _FREE_TO_CHANGE = {"trackers", "logging", "checkpointing", "samples"}
 """Settings that change neither weights nor scores. Unlike a run, a comparison may not change its evaluation."""
 
@@ -89,6 +93,7 @@ class Manifest:
     errors: dict[str, str] = field(default_factory=dict)
     resumed: bool = False
     _finished: dict[str, Outcome] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _tried: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path, config: CompareConfig, variants: Sequence[Variant]) -> Self:
@@ -120,15 +125,49 @@ class Manifest:
             own.records.setdefault(variant.name, record)
         return own
 
-    def write(self, runs: Sequence[PlannedRun]) -> None:
-        """Write ``comparison.json``, with the status of each of ``runs``.
+    def write(self, runs: Sequence[PlannedRun], *, forget_errors: bool = False) -> None:
+        """Write ``comparison.json``, with the status of each of ``runs``, and the errors of other processes' runs.
+
+        ``forget_errors``: what failed before this start is tried again.
 
         Raises ``OSError`` when the disk is full; what was written before stays then.
         """
+        locks = self.folder / LOCKS
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / MANIFEST_FILE):
+            self.read_errors()
+            if forget_errors:
+                self.errors = {}
+            self._write(runs)
+
+    def read_errors(self) -> None:
+        """Take up what other processes wrote of theirs."""
+        if (stored := _job(self.folder).read()) is not None:
+            known = stored.errors | self._tried
+            self.errors = {name: error for name, error in known.items() if error is not None}
+
+    def _write(self, runs: Sequence[PlannedRun]) -> None:
         statuses = {name: found.status for name, found in self.outcomes(runs).items()}
         variants = {name: asdict(record) for name, record in self.records.items()}
         described = {"version": 1, "key": self.key, **self.settings, "variants": variants}
         _job(self.folder).write({**described, "runs": statuses, "errors": self.errors})
+
+    def is_measured(self, variants: Sequence[Variant]) -> bool:
+        """Whether the length of every variant's runs is known, or why it cannot be."""
+        records = [self.records[variant.name] for variant in variants]
+        return all(record.images is not None or record.error is not None for record in records)
+
+    def is_done(self, run: PlannedRun) -> bool:
+        """Whether it is finished, or failed since this start, by whichever process."""
+        self.read_errors()
+        return run.name in self.errors or self.outcomes([run])[run.name].status == FINISHED
+
+    def tried(self, run: PlannedRun, error: str | None) -> None:
+        """A run was taken to its end, or failed."""
+        self._tried[run.name] = error
+        self.errors.pop(run.name, None)
+        if error is not None:
+            self.errors[run.name] = error
 
     def outcomes(self, runs: Sequence[PlannedRun]) -> dict[str, Outcome]:
         """What each run has come to, by its name; a finished one's folder is read once."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from freeflow_core.evaluation.scores import DATA, TEACHER, TEACHER_1
+from freeflow_core.evaluation.scores import DATA, FLOOR, TEACHER, TEACHER_1
 from freeflow_core.files import replacing
 from freeflow_core.tools.compare.table import Row, Table, lower_is_better
 
@@ -31,11 +31,14 @@ def plot(table: Table, folder: Path) -> Path | None:
     if table.setting is not None:
         panels, path = [figure.subplots()], folder / SWEEP
         _draw_sweep(panels[0], table, rows)
+    elif table.steps == (1,) and any(len(row.curve) > 1 for row in rows):
+        panels, path = [figure.subplots()], folder / COSTS
+        _draw_training(panels[0], table, rows)
     else:
         panels, path = list(figure.subplots(1, 2, sharey=True)), folder / COSTS
         _draw_training(panels[0], table, rows)
         _draw_sampling(panels[1], table, rows)
-    for row, style in ((TEACHER, ":"), (DATA, "-.")):
+    for row, style in ((TEACHER, ":"), (DATA, "-."), (FLOOR, "--")):
         if (value := table.teacher_score(row)) is not None:
             for axes in panels:
                 axes.axhline(value, color="0.4", linestyle=style, linewidth=1, label=table.title(row), zorder=1)

@@ -1,4 +1,9 @@
-"""Takes all runs of a comparison, one after another; what was finished before is not repeated."""
+"""Takes all runs of a comparison; what was finished before is not repeated, and several processes share the rest.
+
+The first in a folder leads: it measures, writes ``comparison.json``, and in the end the parent run and the table.
+Others that are started with the same command take runs that nobody has. Runs and the lead are claimed by the system's
+locks on files, which go with a process however it ends; a lead that is free is taken by whoever comes to its end next.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -17,6 +24,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig, objective_config
 from freeflow_core.engine.build import Builder
 from freeflow_core.engine.events import Events
@@ -30,14 +38,16 @@ from freeflow_core.files import write_text
 from freeflow_core.interfaces.journal import now
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.cost import cost_key, free_memory, images_for, measure_cost, with_length
-from freeflow_core.tools.compare.manifest import FINISHED, Manifest
+from freeflow_core.tools.compare.manifest import FINISHED, LOCKS, Manifest
 from freeflow_core.tools.compare.plan import PlannedRun, Planner, Variant, planned_runs
 from freeflow_core.tools.compare.plot import plot
 from freeflow_core.tools.compare.table import Table, make_table, write_files
 from freeflow_core.types import Progress, RunInfo, RunParent
 
 _log = logging.getLogger("freeflow")
-_LOCK = ".lock"
+_LEAD = "lead"
+_POLL_SECONDS = 1.0
+SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class CompareResult:
     """What a comparison left behind.
 
     Args:
-        status: ``finished``, ``failed`` (some runs did), or ``planned`` (a dry run).
+        status: ``finished``, ``failed`` (some runs did), ``shared`` (another process is at work on the last runs and
+            writes the table), or ``planned`` (a dry run).
         files: what was written, by name.
     """
 
@@ -89,21 +100,28 @@ class Comparison:
         return CompareResult(self.folder, "planned", self._table(self._open()))
 
     def execute(self) -> CompareResult:
-        """Take every run that is not finished; a failing one is recorded, and the others go on.
+        """Take every run that is not finished and that no other process has; a failing one is recorded.
 
         Raises:
             ConfigError: another comparison in the folder, or parts that do not fit each other.
             Interrupted: Ctrl-C or SIGTERM; the same command goes on.
-            FreeflowError: a full disk, or another process at work in the folder; what was finished stays.
+            FreeflowError: a full disk; what was finished stays.
         """
-        with self._full_disk_reported(), self._locked():
-            manifest = self._open()
-            manifest.write(self._runs)
-            return self._execute(manifest)
+        with self._full_disk_reported():
+            helped = False
+            while True:
+                with self._claimed(_LEAD) as leads:
+                    if leads:
+                        manifest = self._open()
+                        manifest.write(self._runs, forget_errors=not helped)
+                        return self._lead(manifest)
+                if helped:
+                    return CompareResult(self.folder, SHARED, self._table(Manifest.open(*self._of_the_manifest)))
+                helped = self._help()
 
     def _open(self) -> Manifest:
         """The manifest, with every variant's length: kept there, for a second start must train the same runs."""
-        manifest = Manifest.open(self.folder, self._config, self._variants)
+        manifest = Manifest.open(*self._of_the_manifest)
         records, budget = manifest.records, self._config.comparison.budget
         known = {cost_key(v.config): cost for v in self._variants if (cost := records[v.name].cost) is not None}
         for variant in self._variants:
@@ -125,39 +143,69 @@ class Comparison:
                 _log.warning("The cost of %s cannot be measured: %s", variant.name, record.error)
         return manifest
 
-    def _execute(self, manifest: Manifest) -> CompareResult:
+    def _lead(self, manifest: Manifest) -> CompareResult:
         parent = _ParentRun(self._config, self._runs, self._manager, self._registry, manifest)
         status = "failed"
         table: Table | None = None
         files: dict[str, Path] = {}
         try:
             parent.started()
-            for number, run in enumerate(self._runs, 1):
-                if self._take(run, manifest, parent, f"Run {number} of {len(self._runs)}"):
-                    manifest.write(self._runs)
-                    files = write_files(self._table(manifest), self._runs, manifest)
+            while not self._take_all(manifest, leads=True):
+                time.sleep(_POLL_SECONDS)  # others are at work on the last runs, and may be killed
             table = self._table(manifest)
             files = write_files(table, self._runs, manifest, plot(table, self.folder))
             status = "failed" if table.errors else "finished"
             return CompareResult(self.folder, status, table, files)
         except (KeyboardInterrupt, Interrupted) as error:
             status = "interrupted"
-            finished = sum(found.status == FINISHED for found in manifest.outcomes(self._runs).values())
-            raise Interrupted(
-                f"The comparison was stopped; {finished} of {len(self._runs)} runs are finished in {self.folder}. The "
-                "same command goes on where it stopped."
-            ) from error
+            raise self._interrupted(manifest) from error
         finally:
             parent.finished(status, table, files.values())
 
-    def _take(self, run: PlannedRun, manifest: Manifest, parent: _ParentRun, place: str) -> bool:
-        """Train and score one run, or record why not; False for one that was finished before."""
-        if manifest.outcomes([run])[run.name].status == FINISHED:
-            _log.info("%s: %s is finished.", place, run.name)
-            return False
+    def _help(self) -> bool:
+        """Take what the leading process leaves; False if it is gone before there was anything to take."""
+        _log.info("Another process leads the comparison in %s; this one takes runs that nobody has.", self.folder)
+        while not (manifest := Manifest.open(*self._of_the_manifest)).is_measured(self._variants):
+            with self._claimed(_LEAD) as free:
+                if free:
+                    return False
+            time.sleep(_POLL_SECONDS)
+        try:
+            if not self._take_all(manifest, leads=False):
+                _log.info("Other processes are at work on the last runs.")
+        except (KeyboardInterrupt, Interrupted) as error:
+            raise self._interrupted(manifest) from error
+        return True
+
+    def _interrupted(self, manifest: Manifest) -> Interrupted:
+        finished = sum(found.status == FINISHED for found in manifest.outcomes(self._runs).values())
+        return Interrupted(
+            f"The comparison was stopped; {finished} of {len(self._runs)} runs are finished in {self.folder}. The "
+            "same command goes on where it stopped."
+        )
+
+    def _take_all(self, manifest: Manifest, *, leads: bool) -> bool:
+        """Take one run after another; False if other processes had some, which may not have finished them."""
+        alone = True
+        for number, run in enumerate(self._runs, 1):
+            place = f"Run {number} of {len(self._runs)}"
+            with self._claimed(f"run-{run.name}") as ours:
+                if not ours:
+                    alone = False
+                elif manifest.is_done(run):
+                    _log.info("%s: %s is finished.", place, run.name)
+                else:
+                    self._take(run, manifest, place)
+                    manifest.write(self._runs)
+                    if leads:
+                        write_files(self._table(manifest), self._runs, manifest)
+        return alone
+
+    def _take(self, run: PlannedRun, manifest: Manifest, place: str) -> None:
+        """Train and score one run, or record why not."""
         _log.info("%s: %s", place, run.name)
-        manifest.errors.pop(run.name, None)
         record = manifest.records[run.variant.name]
+        error: str | None = None
         try:
             if record.images is None:
                 raise FreeflowError(record.error or "Its cost could not be measured.")
@@ -170,18 +218,18 @@ class Comparison:
                 self._manager,
                 output=run.folder,
                 resume=begun,
-                membership=parent.membership(run),
+                membership=_membership(run, self._config, manifest),
                 scorer=functools.partial(Scoring, shared=self._shared_rows(run.variant, manifest)),
             ).execute()
         except Interrupted:
             raise
-        except Exception as error:
-            if _disk_is_full(error):
+        except Exception as raised:
+            if _disk_is_full(raised):
                 raise
-            manifest.errors[run.name] = _described(error)
-            _log.warning("The run %s failed: %s The comparison goes on.", run.name, manifest.errors[run.name])
+            error = _described(raised)
+            _log.warning("The run %s failed: %s The comparison goes on.", run.name, error)
+        manifest.tried(run, error)
         free_memory()
-        return True
 
     def _shared_rows(self, variant: Variant, manifest: Manifest) -> SharedRows:
         """What all runs scored alike have in common; a finished run, perhaps of an earlier start, has the rows already.
@@ -198,25 +246,27 @@ class Comparison:
     def _table(self, manifest: Manifest) -> Table:
         return make_table(manifest, self._runs, self._config.comparison.score)
 
+    @property
+    def _of_the_manifest(self) -> tuple[Path, CompareConfig, Sequence[Variant]]:
+        return self.folder, self._config, self._variants
+
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Two processes in one folder would train the same runs. A folder in which nothing was written is removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / _LOCK)
+    def _claimed(self, name: str) -> Iterator[bool]:
+        """Whether a lock of the folder is ours meanwhile. A folder in which nothing was written is removed."""
+        locks = self.folder / LOCKS
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / name)
         try:
             lock.acquire(timeout=0)
-        except Timeout as error:
-            raise FreeflowError(
-                f"Another process is at work on the comparison in {self.folder}. Wait for it, or choose another "
-                "--output."
-            ) from error
+        except Timeout:
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             lock.release()
-            if [path.name for path in self.folder.iterdir()] == [_LOCK]:
-                (self.folder / _LOCK).unlink()
-                self.folder.rmdir()
+            if [path.name for path in self.folder.iterdir()] == [LOCKS]:
+                shutil.rmtree(self.folder)
 
     @contextlib.contextmanager
     def _full_disk_reported(self) -> Iterator[None]:
@@ -249,13 +299,8 @@ class _ParentRun:
         manifest: Manifest,
     ) -> None:
         base, own, key, folder = runs[0].variant.config, config.comparison, manifest.key, manifest.folder
-        self._parent = RunParent(key, folder)
-        self._sweep = own.sweep.setting if own.sweep else None
-        self._tags = {
-            "teacher": base.teacher.name if base.teacher else "none",
-            "budget": str(own.budget or f"images={base.training.images}"),
-        }
-        tags = {**self._tags, "objectives": ", ".join(own.objectives), "seeds": str(own.seeds)}
+        objectives = {"objectives": ", ".join(own.objectives), "seeds": str(own.seeds)}
+        tags = {**_common_tags(base, config), **objectives}
         tags |= {"preset": config.preset} if config.preset else {}
         text = config.to_yaml()
         values = yaml.safe_load(text)
@@ -273,12 +318,6 @@ class _ParentRun:
         self._events.started()
         self._events.filed(self._config_file)
 
-    def membership(self, run: PlannedRun) -> Membership:
-        tags = {"objective": run.variant.objective, "seed": str(run.seed), **self._tags}
-        if self._sweep is not None and run.variant.value is not None:
-            tags[self._sweep] = json.dumps(run.variant.value)
-        return Membership(self._parent, tags)
-
     def finished(self, status: str, table: Table | None, files: Iterable[Path]) -> None:
         """Hand over the table, as numbers (at a step that counts finished runs) and as files; always called."""
         with contextlib.suppress(OSError):  # a full disk has already been reported
@@ -291,6 +330,20 @@ class _ParentRun:
                 self._events.filed(path)
             self._journal.write_status(status=status, ended=now())
         self._events.finished(status)
+
+
+def _common_tags(base: RunConfig, config: CompareConfig) -> dict[str, str]:
+    budget = config.comparison.budget or f"images={base.training.images}"
+    return {"teacher": base.teacher.name if base.teacher else "none", "budget": str(budget)}
+
+
+def _membership(run: PlannedRun, config: CompareConfig, manifest: Manifest) -> Membership:
+    """What makes a run the comparison's, for trackers."""
+    tags = {"objective": run.variant.objective, "seed": str(run.seed), **_common_tags(run.variant.config, config)}
+    sweep = config.comparison.sweep
+    if sweep is not None and run.variant.value is not None:
+        tags[sweep.setting] = json.dumps(run.variant.value)
+    return Membership(RunParent(manifest.key, manifest.folder), tags)
 
 
 @contextlib.contextmanager
