@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from typing import final
 
@@ -57,7 +58,8 @@ def _normal(words: np.ndarray) -> np.ndarray:
 
 @final
 class Lookahead:
-    """Draws of the coming steps, made together: where batches are small, a call costs more than its numbers.
+    """Draws of the coming steps, made together where batches are small, for a call costs more than its numbers then.
+    Where they are large, the next step's are made by a thread beside the present step: a GPU would wait for them.
 
     Step j of a run asks for the indices of step 0 plus j times ``stride``, the rows of the global batch, so what later
     steps will ask for is known. The numbers are the same as without it.
@@ -69,6 +71,8 @@ class Lookahead:
         self._stride = stride
         self._max_values = max_values  # held per stream; one that needs more than half of them is drawn step by step
         self._held: dict[tuple[object, ...], tuple[int, np.ndarray]] = {}
+        self._coming: dict[tuple[object, ...], tuple[int, Future[np.ndarray]]] = {}
+        self._beside = ThreadPoolExecutor(1, "freeflow-draws")  # starts no thread before there is work for it
 
     def take(
         self, name: tuple[object, ...], index: np.ndarray, columns: int, draw: Callable[[np.ndarray], np.ndarray]
@@ -77,7 +81,7 @@ class Lookahead:
         if not len(index):
             return draw(index)
         first = int(index[0])
-        key = (*name, columns, (index - first).tobytes())
+        key = (*name, columns, first % self._stride, (index - first).tobytes())
         if key in self._held:
             start, values = self._held[key]
             step, between = divmod(first - start, self._stride)
@@ -85,7 +89,9 @@ class Lookahead:
                 return values[step]
         steps = min(self.MOST_STEPS, self._max_values // (len(index) * columns))
         if steps < 2:
-            return draw(index)
+            expected, coming = self._coming.pop(key, (None, None))
+            self._coming[key] = first + self._stride, self._beside.submit(draw, index + self._stride)
+            return draw(index) if coming is None or expected != first else coming.result()
         ahead = index + self._stride * np.arange(steps)[:, None]
         values = draw(ahead.reshape(-1)).reshape(steps, len(index), columns)
         values.flags.writeable = False
@@ -127,6 +133,8 @@ class PhiloxDraws(Draws):
 
     def noise(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         host = torch.tensor(self._draw(stream, math.prod(shape), _normal), dtype=self.dtype).reshape(-1, *shape)
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # without which the copy would wait for all that the device has to do
         return host.to(self.device, non_blocking=True)
 
     def uniform(self, stream: str) -> Tensor:

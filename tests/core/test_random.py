@@ -1,5 +1,7 @@
 """Draws are a function of (seed, stream, index) alone."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,6 +89,35 @@ def test_few_calls_serve_many_steps(monkeypatch):
     for step in range(32):
         PhiloxDraws(0, torch.arange(64) + 64 * step, lookahead=lookahead).noise("z", (8,))
     assert len(calls) == 2
+
+
+def test_micro_batches_are_looked_ahead_for_apart(monkeypatch):
+    calls = []
+    words = random.philox_words
+    monkeypatch.setattr(random, "philox_words", lambda *arguments: calls.append(1) or words(*arguments))
+    lookahead = Lookahead(64)
+    for first in range(0, 32 * 64, 32):  # two a step
+        PhiloxDraws(0, torch.arange(32) + first, lookahead=lookahead).noise("z", (8,))
+    assert len(calls) == 8, "16 steps at once: two draws for either, each of a span that is cut"
+
+
+def test_large_draws_of_the_next_step_are_made_beside_the_present_one(monkeypatch):
+    made = []
+    words = random.philox_words
+
+    def noted(seed, stream, index, columns):
+        made.append((int(index[0]), threading.current_thread() is threading.main_thread()))
+        return words(seed, stream, index, columns)
+
+    monkeypatch.setattr(random, "philox_words", noted)
+    lookahead = Lookahead(8, max_values=16)
+    for first in (0, 8, 16, 40):  # the last is not what was expected
+        index = torch.arange(8) + first
+        ahead = PhiloxDraws(0, index, lookahead=lookahead).noise("z", (4,))
+        assert torch.equal(ahead, PhiloxDraws(0, index).noise("z", (4,)))
+    of_the_stream = [first for first, in_main in made if not in_main]
+    assert of_the_stream[:2] == [8, 16]
+    assert (40, True) in made
 
 
 @given(st.sampled_from([0.25, 0.5, 0.75, 1 / 8]), st.integers(1, 4), st.integers(1, 4))
