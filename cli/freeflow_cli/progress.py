@@ -188,12 +188,13 @@ class ProgressObserver:
         verb = "Resuming" if run.resumed else "Starting"
         settings = f", settings of the {self.origin}" if self.origin else ""
         self._display.note(f"{verb} {run.command} run {run.name!r} in {shown_path(run.folder)}{settings}")
+        self._shown_pictures = len(_pictures(run))
 
     @hookimpl
     def freeflow_step_finished(self, run: RunInfo, progress: TrainingProgress, metrics: Mapping[str, float]) -> None:
         done, rate = min(progress.images, progress.total_images), metrics.get("images_per_second")
         self._display.advance(run.command, done, progress.total_images, rate=rate, details=main_losses(metrics))
-        pictures = sorted((run.folder / "samples").glob("*.png"))
+        pictures = _pictures(run)
         if len(pictures) > self._shown_pictures:
             self._shown_pictures = len(pictures)
             self._display.note(f"Samples: {shown_path(pictures[-1])}")
@@ -226,6 +227,10 @@ class ProgressObserver:
 
     def close(self) -> None:
         self._display.close()
+
+
+def _pictures(run: RunInfo) -> list[Path]:
+    return sorted((run.folder / "samples").glob("*.png"))
 
 
 def main_losses(metrics: Mapping[str, float], limit: int = 5) -> str:

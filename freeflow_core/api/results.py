@@ -22,7 +22,7 @@ from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.pictures import grid_image
 from freeflow_core.evaluation.report import score_cells
 from freeflow_core.evaluation.student_file import StudentFile, load_student
-from freeflow_core.interfaces import Student
+from freeflow_core.interfaces import Codec, Student
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.export import export_student, push, save_pretrained
 from freeflow_core.tools.sample_files.files import class_labels
@@ -96,6 +96,7 @@ class TrainedStudent:
         self.codec: ComponentChoice = file.codec
         self.metadata: dict[str, Any] = file.metadata
         self.guidance = file.guidance
+        self._codecs: dict[torch.device, Codec] = {}  # the last one, with its weights, for the next samples
 
     @classmethod
     def load(cls, name: str | Path, manager: Manager, options: Mapping[str, Any] | None = None) -> Self:
@@ -150,7 +151,8 @@ class TrainedStudent:
             precision="float32",
             assignments=(),
         )
-        generator = PreparedSamples(request, self._registry, self.device).generator
+        generator = PreparedSamples(request, self._registry, self.device, self._codecs.get(self.device)).generator
+        self._codecs = {self.device: generator.codec}
         batches = list(generator.batches(0, num, batch_size))
         classes = class_labels([batch.condition for batch in batches])
         return Images(

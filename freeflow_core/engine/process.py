@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from datetime import timedelta
 from io import BytesIO
 from itertools import islice
-from types import FrameType, NoneType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TypeVar, final
 
 import psutil
@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.errors import ConfigError, FreeflowError
+from freeflow_core.plugin.culprit import described
 
 _T = TypeVar("_T")
 
@@ -163,7 +164,9 @@ class Crew:
         waiting, rank = iter(pieces), self._process.process_index
         while turn := list(islice(waiting, self.num_processes)):
             result, error = self._attempt(turn[rank]) if rank < len(turn) else (b"", None)
-            told = error if isinstance(error, (FreeflowError, NoneType)) else FreeflowError(_in_short(error))
+            told = error
+            if error is not None and not isinstance(error, FreeflowError):
+                told = FreeflowError(f"Another process of the run failed: {described(error)}")
             found = from_each(self._process, [(result, told, isinstance(error, KeyboardInterrupt))])
             if any(stopped for _, _, stopped in found):
                 raise KeyboardInterrupt
@@ -194,10 +197,6 @@ class Crew:
         return storage if location == "cpu" or self._process is None else storage.to(self._process.device)
 
 
-def _in_short(error: BaseException) -> str:
-    return f"Another process of the run failed: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """bf16 autocast when asked for, nothing otherwise; may be entered again and again."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -223,7 +222,7 @@ def machine_usage(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         found["system/gpu_memory_usage_percentage"] = 100 * (1 - free / total)
-        with suppress(ImportError, RuntimeError):
+        with suppress(Exception):  # the library's own errors have no common kind; a slice of a GPU (MIG) has no load
             found["system/gpu_utilization_percentage"] = torch.cuda.utilization(device)
     return found
 

@@ -126,3 +126,24 @@ def test_cli_a_new_picture_of_samples_is_named_once(tmp_path):
         observer.freeflow_step_finished(run, at(images + 50), METRICS)
     told = [line for line in stream.getvalue().splitlines() if line.startswith("Samples: ")]
     assert [Path(line).name for line in told] == ["images-100.png", "images-200.png"]
+
+
+def test_cli_pictures_of_one_run_do_not_hide_those_of_the_next(tmp_path):
+    """Of a comparison; those that a resumed run finds are nothing new."""
+    observer, stream = plain(Clock())
+    for name, there, made in (("first", [], [100, 200]), ("second", [], [100]), ("resumed", [100], [200])):
+        run = SimpleNamespace(name=name, command="distill", folder=tmp_path / name, resumed=bool(there))
+        (run.folder / "samples").mkdir(parents=True)
+        for images in there:
+            (run.folder / "samples" / f"images-{images}.png").write_bytes(b"")
+        observer.freeflow_run_started(run)
+        observer.freeflow_step_finished(run, at(50), METRICS)
+        for images in made:
+            (run.folder / "samples" / f"images-{images}.png").write_bytes(b"")
+            observer.freeflow_step_finished(run, at(images), METRICS)
+        observer.freeflow_run_finished(run, "finished")
+    told = [Path(line) for line in stream.getvalue().splitlines() if line.startswith("Samples: ")]
+    assert [(path.parts[-3], path.name) for path in told] == [
+        ("first", "images-100.png"), ("first", "images-200.png"), ("second", "images-100.png"),
+        ("resumed", "images-200.png"),
+    ]  # fmt: skip

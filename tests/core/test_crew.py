@@ -95,3 +95,17 @@ def test_a_signal_to_one_ends_all(together):
         return list(crew.shared(partial(piece, index) for index in range(20)))
 
     assert all(isinstance(found, KeyboardInterrupt) for found in together(2, work, stops))
+
+
+def test_a_gpu_that_does_not_tell_its_load_ends_no_run(monkeypatch):
+    class NVMLError(Exception):
+        """As of NVIDIA's library, for a slice of a GPU."""
+
+    def refused(device):
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
+    monkeypatch.setattr(torch.cuda, "utilization", refused)
+    found = process.machine_usage(torch.device("cuda"))
+    assert found["system/gpu_memory_usage_percentage"] == 75
+    assert "system/gpu_utilization_percentage" not in found

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from freeflow_core import api
+from freeflow_core.engine.build import Builder
 from freeflow_core.errors import CheckpointError, ConfigError
 
 QUICK = {
@@ -48,6 +49,18 @@ def test_a_student_samples_the_same_whatever_the_batches(result):
     for wrong in ({"num": 0}, {"labels": [11]}, {"steps": 2}):
         with pytest.raises(ConfigError):
             student.sample(**wrong)
+
+
+def test_the_codec_is_built_once_for_all_samples_on_a_device(result, monkeypatch):
+    built, real = [], Builder.build
+    monkeypatch.setattr(
+        Builder, "build", lambda self, kind, *given, **named: built.append(kind) or real(self, kind, *given, **named)
+    )
+    student = api.load_student(result.folder)
+    first = student.sample(4, labels=3, seed=5).tensor
+    student.sample(4, seed=6, guidance=1.0)
+    assert torch.equal(student.sample(4, labels=3, seed=5).tensor, first)
+    assert built.count("codec") == 1
 
 
 def test_samples_are_those_of_the_command(result, tmp_path):

@@ -7,7 +7,7 @@ import json
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -25,8 +25,8 @@ from freeflow_core.plugin import Registry
 from freeflow_core.torchvision_ops import diffusers_class
 from freeflow_core.types import PortableNetwork
 
-FORMATS = {"safetensors": ".safetensors", "pt": ".pt", "pt2": ".pt2", "onnx": ".onnx", "diffusers": ""}
-"""Formats, and the suffix that says them; "": a folder."""
+SUFFIXES = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".pt2": "pt2", ".onnx": "onnx", "": "diffusers"}
+"""What each suffix says the format is; "": a folder."""
 
 _PORTABLE = Path(__file__).parent / "portable"
 _TOLERANCE = 1e-4
@@ -40,35 +40,31 @@ def export_student(file: StudentFile, registry: Registry, path: Path, format_nam
 
     Args:
         path: a file to write, or for ``diffusers`` a folder; nothing may be there.
-        format_name: of :data:`FORMATS`; None: what the suffix of ``path`` says.
+        format_name: of :data:`SUFFIXES`; None: what the suffix of ``path`` says.
 
     Raises:
         ConfigError: a format that does not exist, is not installed or cannot carry the student; something is there.
         CheckpointError: it cannot be written, or what was written gives other samples; nothing is left behind.
     """
-    chosen = format_name or next((name for name, suffix in FORMATS.items() if path.suffix == suffix), None)
-    if chosen not in FORMATS:
+    chosen, formats = format_name or SUFFIXES.get(path.suffix), dict.fromkeys(SUFFIXES.values())
+    if chosen not in formats:
         raise ConfigError(
-            f"Cannot export to {path}: expected a name that ends in {', '.join(filter(None, FORMATS.values()))}, a "
-            f"folder's name for diffusers, or one of the formats {', '.join(FORMATS)}; got {chosen or path.suffix!r}."
+            f"Cannot export to {path}: expected a name that ends in {', '.join(filter(None, SUFFIXES))}, a "
+            f"folder's name for diffusers, or one of the formats {', '.join(formats)}; got {chosen or path.suffix!r}."
         )
-    if (suffix := FORMATS[chosen]) and path.suffix not in (suffix, ".pth" if chosen == "pt" else suffix):
-        raise ConfigError(f"The format {chosen} is written to a file whose name ends in {suffix}, got {path}.")
-    script = path.with_name(f"sample_{path.stem}.py")
-    for taken in [path, script] if chosen == "onnx" else [path]:
+    expected = [suffix for suffix, name in SUFFIXES.items() if name == chosen]
+    if path.suffix not in expected and chosen != "diffusers":
+        raise ConfigError(
+            f"The format {chosen} is written to a file whose name ends in {' or '.join(expected)}, got {path}."
+        )
+    for taken in [path, _script_of(path)] if chosen == "onnx" else [path]:
         if taken.exists():
             raise ConfigError(f"{taken} exists already and is left as it is. Choose another place.")
     if chosen in ("safetensors", "pt"):
         return file.student.export(path)
-    student, codec = file.student.cpu().eval(), _codec(file, registry)
+    write = {"pt2": _write_program, "onnx": _write_onnx, "diffusers": write_pipeline}[chosen]
     with _staging(path) as folder:
-        if chosen == "diffusers":
-            what = write_pipeline(student, codec, folder / path.name, file.guidance)
-        elif chosen == "onnx":
-            what = _write_onnx(student, codec, folder / path.name, about(file))
-            shutil.copyfile(_PORTABLE / "sample_onnx.py", folder / script.name)
-        else:
-            what = _write_program(student, codec, folder / path.name, about(file))
+        what = write(file, registry, folder / path.name)
     return f"{path}: {what}"
 
 
@@ -138,15 +134,15 @@ def _traced(model: OneStep, format_name: str) -> Any:
         ) from error
 
 
-def _write_program(student: Student, codec: Codec, path: Path, facts: dict[str, Any]) -> str:
-    model = OneStep(student, codec)
-    torch.export.save(_traced(model, "pt2"), path, extra_files={"freeflow.json": json.dumps(facts)})
+def _write_program(file: StudentFile, registry: Registry, path: Path) -> str:
+    model = OneStep(*_parts(file, registry))
+    torch.export.save(_traced(model, "pt2"), path, extra_files={"freeflow.json": json.dumps(about(file))})
     loaded = torch.export.load(path).module()
     _check(model, lambda inputs: loaded(*inputs))
     return f"program of torch.export, inputs {', '.join(model.names())}, any number of samples"
 
 
-def _write_onnx(student: Student, codec: Codec, path: Path, facts: dict[str, Any]) -> str:
+def _write_onnx(file: StudentFile, registry: Registry, path: Path) -> str:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -154,7 +150,7 @@ def _write_onnx(student: Student, codec: Codec, path: Path, facts: dict[str, Any
         )
     import onnxruntime
 
-    model = OneStep(student, codec)
+    model = OneStep(*_parts(file, registry))
     program, names = _traced(model, "onnx"), model.names()
     output = "images" if model.codec is not None else "states"
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
@@ -162,7 +158,7 @@ def _write_onnx(student: Student, codec: Codec, path: Path, facts: dict[str, Any
             program, dynamo=True, input_names=names, output_names=[output], dynamic_shapes=None, verbose=False
         )
     assert found is not None
-    found.model.metadata_props["freeflow"] = json.dumps(facts)
+    found.model.metadata_props["freeflow"] = json.dumps(about(file))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     found.save(path, external_data=weights > _MOST_INSIDE)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -173,15 +169,22 @@ def _write_onnx(student: Student, codec: Codec, path: Path, facts: dict[str, Any
         return torch.from_numpy(session.run(None, values)[0])
 
     worst = _check(model, run)
+    script = shutil.copyfile(_PORTABLE / "sample_onnx.py", _script_of(path))
     opset = found.model.opset_imports[""]
     return (
         f"ONNX, opset {opset}, inputs {', '.join(names)}, any number of samples; onnxruntime differs by {worst:.1e} at "
-        f"most; sample with {path.with_name(f'sample_{path.stem}.py').name}, which needs no torch"
+        f"most; sample with {script.name}, which needs no torch"
     )
 
 
-def write_pipeline(student: Student, codec: Codec, folder: Path, guidance: float) -> str:
+def _script_of(path: Path) -> Path:
+    """What samples from an ONNX file: it knows by its own name which."""
+    return path.with_name(f"sample_{path.stem}.py")
+
+
+def write_pipeline(file: StudentFile, registry: Registry, folder: Path) -> str:
     """A diffusers pipeline with code of its own; other files stay. Raises as :func:`export_student`."""
+    student, codec = _parts(file, registry)
     transformer = student.portable()
     decoder = codec.portable() if len(student.sample_shape) == 3 else None
     diffusers_class("DiffusionPipeline", "The format diffusers", "diffusers")
@@ -191,7 +194,7 @@ def write_pipeline(student: Student, codec: Codec, folder: Path, guidance: float
         "transformer": _write_component(folder / "transformer", transformer),
         "vae": _write_component(folder / "vae", decoder) if decoder else [None, None],
         "scheduler": [scheduler.stem, "OneStepScheduler"],
-        "guidance_scale": guidance,
+        "guidance_scale": file.guidance,
     }
     (folder / "scheduler").mkdir()
     shutil.copyfile(scheduler, folder / "scheduler" / scheduler.name)
@@ -261,9 +264,8 @@ def _check(model: OneStep, run: Callable[[tuple[Tensor, ...]], Tensor]) -> float
     return worst
 
 
-def _codec(file: StudentFile, registry: Registry) -> Codec:
-    codec: Codec = Builder(registry, torch.device("cpu"), seed=0).build("codec", file.codec)
-    return codec
+def _parts(file: StudentFile, registry: Registry) -> tuple[Student, Codec]:
+    return file.student.cpu().eval(), Builder(registry, torch.device("cpu"), seed=0).build("codec", file.codec)
 
 
 @contextmanager
@@ -273,13 +275,9 @@ def _staging(path: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         yield folder
-        for made in _last(folder.iterdir(), path.name):
+        for made in sorted(folder.iterdir(), key=lambda made: (made.name == path.name, made.name)):
             made.rename(path.with_name(made.name))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}. Free some space or use another folder.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _last(paths: Iterable[Path], name: str) -> list[Path]:
-    return sorted(paths, key=lambda path: (path.name == name, path.name))

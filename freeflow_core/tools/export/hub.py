@@ -8,22 +8,21 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from freeflow_core.config import ComponentChoice, ComponentConfig, RunConfig, to_yaml
 from freeflow_core.config.load import CONFIG_NAME, read_config_file, resolve_choice
-from freeflow_core.engine.build import Builder
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.report import legend, markdown_table, score_table
 from freeflow_core.evaluation.student_file import CODEC_FILES, STUDENT_NAME, StudentFile
-from freeflow_core.interfaces import Codec
 from freeflow_core.network_file import save_network
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.export.formats import about, write_pipeline
 from freeflow_core.weights.hub import HUB_PREFIX, hub_client, hub_errors
 
+_NO_DATA = "prior"
+"""The source that is none."""
 _PICTURES = {"comparison.png": "The student beside its teacher, from the same noise", "samples.png": "Samples"}
 
 
@@ -54,8 +53,7 @@ def save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
         _write_student(file, registry, folder)
         if diffusers:
-            codec: Codec = Builder(registry, torch.device("cpu"), seed=0).build("codec", file.codec)
-            write_pipeline(file.student.cpu().eval(), codec, folder, file.guidance)
+            write_pipeline(file, registry, folder)
         (folder / "config.json").write_text(json.dumps(about(file), indent=2) + "\n", "utf-8")  # what the hub counts by
         config = _copy_run(file.folder, folder)
         card = model_card(file, registry, folder, config, repository, licence, diffusers)
@@ -146,15 +144,15 @@ def model_card(
 
     teacher = file.teacher.name if file.teacher else "unknown"
     licence = licence or teacher_licence(registry, file.teacher)
-    data_free = _data_free(config)
-    tags = ["freeflow", "one-step", "distillation", *(["data-free"] if data_free else []), *(["diffusers"] * diffusers)]
+    source = config.source.name if config is not None else None
+    tags = ["freeflow", "one-step", "distillation"] + ["data-free"] * (source == _NO_DATA) + ["diffusers"] * diffusers
     data = ModelCardData(
         license=licence.lower().replace(" ", "-") if licence else "unknown",
         library_name="diffusers" if diffusers else "freeflow",
         pipeline_tag="unconditional-image-generation",
         tags=tags,
     )
-    how = {True: "without data, from noise alone", False: f"with the data `{_source(config)}`", None: ""}[data_free]
+    how = {None: "", _NO_DATA: "without data, from noise alone"}.get(source, f"with the data `{source}`")
     lines = [
         f"# {repository.partition('/')[2] or repository}",
         "",
@@ -169,7 +167,7 @@ def model_card(
     scores = folder / "scores.json"
     if config is not None and scores.is_file():
         lines += ["## Scores", "", *score_table(json.loads(scores.read_text("utf-8")), config), "", legend(config), ""]
-    lines += ["## Training", "", *markdown_table(["", ""], _facts(file, config, data_free)), ""]
+    lines += ["## Training", "", *markdown_table(["", ""], _facts(file, config)), ""]
     if config is not None:
         lines += [f"Every setting, defaults included, is in [{CONFIG_NAME}]({CONFIG_NAME}).", ""]
     whose = f"are under {licence}" if licence else "are under a licence that is not known here"
@@ -226,12 +224,12 @@ def _usage(repository: str, file: StudentFile, diffusers: bool) -> list[str]:
     return lines
 
 
-def _facts(file: StudentFile, config: RunConfig | None, data_free: bool | None) -> Iterator[tuple[str, str]]:
+def _facts(file: StudentFile, config: RunConfig | None) -> Iterator[tuple[str, str]]:
     metadata, shape = file.metadata, " x ".join(map(str, file.student.sample_shape))
     yield "teacher", f"`{file.teacher.name}`" if file.teacher else "unknown"
     yield "objective", f"`{metadata.get('objective', 'unknown')}`"
-    if data_free is not None:
-        yield "data-free", "yes" if data_free else f"no: `{_source(config)}`"
+    if config is not None:
+        yield "data-free", "yes" if config.source.name == _NO_DATA else f"no: `{config.source.name}`"
     weights = sum(parameter.numel() for parameter in file.student.parameters())
     yield "student", f"`{metadata.get('component')}`, {weights:,} weights, states {shape}, codec `{file.codec.name}`"
     yield "guidance", "none" if file.guidance == 1 else f"scored at {file.guidance:g}"
@@ -246,11 +244,3 @@ def _facts(file: StudentFile, config: RunConfig | None, data_free: bool | None) 
         yield "seed", str(metadata["seed"])
     if "freeflow_version" in metadata:
         yield "freeflow", str(metadata["freeflow_version"])
-
-
-def _data_free(config: RunConfig | None) -> bool | None:
-    return None if config is None else config.source.name == "prior"
-
-
-def _source(config: RunConfig | None) -> str:
-    return config.source.name if config is not None else "unknown"

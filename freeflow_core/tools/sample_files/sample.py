@@ -22,7 +22,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import grid_image, save_image
 from freeflow_core.evaluation.sampling import Generator, Labels, SampleBatch
 from freeflow_core.evaluation.student_file import StudentFile, load_student
-from freeflow_core.interfaces import FlowMapSampler, HybridSampler, Student, Teacher
+from freeflow_core.interfaces import Codec, FlowMapSampler, HybridSampler, Student, Teacher
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.sample_files.files import gather, sample_format
 from freeflow_core.tools.sample_files.writer import OnSamples, SampleResult, SampleWriter, Team
@@ -56,10 +56,14 @@ class SampleRequest:
 class PreparedSamples:
     """Everything built for a request: ``generator`` draws its samples.
 
+    ``codec``: one that was built for an earlier request to the same student and device; None builds it.
+
     Raises ``ConfigError``: parts that do not fit each other.
     """
 
-    def __init__(self, request: SampleRequest, registry: Registry, device: torch.device) -> None:
+    def __init__(
+        self, request: SampleRequest, registry: Registry, device: torch.device, codec: Codec | None = None
+    ) -> None:
         self._request, student = request, request.student
         chosen: dict[str, Any] = {"sampler": {"name": request.sampler or ("one-step" if student else "heun")}}
         if request.teacher is not None:
@@ -81,10 +85,10 @@ class PreparedSamples:
                 raise ConfigError("This sampler needs a teacher: name one with --teacher.")
             self._choices["teacher"] = resolved("teacher", laid["teacher"])
             self._teacher = builder.teacher(self._choices["teacher"])
-        codec: Any = {"name": (self._teacher.codec if self._teacher else None) or "pixels"}
+        choice: Any = {"name": (self._teacher.codec if self._teacher else None) or "pixels"}
         if student is not None:
-            codec = student.codec.model_dump(mode="json")
-        self._choices["codec"] = resolved("codec", merge({"codec": codec}, {"codec": laid["codec"]})["codec"])
+            choice = student.codec.model_dump(mode="json")
+        self._choices["codec"] = resolved("codec", merge({"codec": choice}, {"codec": laid["codec"]})["codec"])
         self._student: Student | None = student.student.to(device) if student else None
         if request.precision == "float64":
             for network in (self._teacher, self._student):
@@ -95,7 +99,7 @@ class PreparedSamples:
         self.generator = Generator(
             sampler,
             self._steps,
-            builder.build("codec", self._choices["codec"]),
+            codec or builder.build("codec", self._choices["codec"]),
             teacher=self._teacher,
             student=self._student,
             seed=request.seed,

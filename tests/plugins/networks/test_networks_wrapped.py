@@ -198,6 +198,7 @@ def test_a_run_is_planned_trained_resumed_sampled_and_exported(registry, tmp_pat
     assert set(torch.load(tmp_path / "student.pt", weights_only=True)) > set(first.wrapped.own_network.state_dict()) - {
         name for name in first.wrapped.own_network.state_dict() if "lora_" in name or "base_layer" in name
     }
+    api.export(tmp_path / "whole", tmp_path / "student.pth", manager=manager)
     with pytest.raises(ConfigError, match="--trust"):
         load_student(tmp_path / "whole", Registry(Manager.load()))
 
