@@ -13,12 +13,12 @@ from freeflow_core.interfaces import ConvertibleTeacher, Teacher
 from freeflow_core.math.calibration import (
     GOOD,
     LEVELS,
-    OFF,
     calibrate,
     data_slope,
     deviation,
     draw_noises,
     integrate,
+    is_off,
     noise_slope,
     times,
 )
@@ -65,7 +65,7 @@ class Probe:
         z, noises = draw_noises(teacher.sample_shape, self.draws)
         x = integrate(field, z, self.num_steps)[-1]
         found = calibrate(field, x, {level: noises[level] for level in self.levels}).value
-        if self.levels is LEVELS and not abs(data_slope(field, x, noises) - 1) <= OFF:
+        if self.levels is LEVELS and is_off(data_slope(field, x, noises)):
             return None
         says_something = deviation(x) > COLLAPSED and float((x - z).square().mean().sqrt()) > _UNMOVED
         return found if says_something else None

@@ -19,6 +19,7 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.files import remove_leftovers, write_text
 from freeflow_core.interfaces import Tracker
 from freeflow_core.interfaces.journal import START, Journal, Metrics, Place, Record, now
+from freeflow_core.plugin.culprit import described
 from freeflow_core.types import RunInfo
 
 FOLDER = "trackers"
@@ -255,5 +256,5 @@ def describe(error: Exception) -> str:
     """An exception in one line without credentials: a short one, unless it says itself what to do."""
     if isinstance(error, FreeflowError):
         return redact(" ".join(str(error).split())).rstrip(".")
-    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
+    text = redact(described(error))
     return text if len(text) <= 240 else f"{text[:237]}..."

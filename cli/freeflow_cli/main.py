@@ -20,6 +20,7 @@ from freeflow_cli.session import Session
 from freeflow_core import __version__
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted, PluginError
 from freeflow_core.plugin import Manager
+from freeflow_core.plugin.culprit import described
 
 DEBUG = "--debug"
 DEBUG_VARIABLE = "FREEFLOW_DEBUG"
@@ -91,9 +92,8 @@ def reported_errors(debug: bool, manager: Manager | None = None) -> Iterator[Non
             hint = "" if debug else " Run again with --debug for the way there."
             say(f"{told.rstrip('. ')}.{hint}", title="Error", style=ERROR_STYLE)
         else:
-            text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
             hint = "" if debug else " Run again with --debug to see where; that output belongs in a bug report."
-            say(f"{text}.{hint}", title="Unexpected error", style=ERROR_STYLE)
+            say(f"{described(error).rstrip('.: ')}.{hint}", title="Unexpected error", style=ERROR_STYLE)
         raise SystemExit(error.exit_code if isinstance(error, FreeflowError) else 1) from None
 
 

@@ -10,6 +10,7 @@ import typer
 
 from freeflow_cli.console import is_main_process, messages, warn
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.plugin.culprit import described
 
 if TYPE_CHECKING:
     from freeflow_cli.progress import ProgressObserver
@@ -41,8 +42,8 @@ class Session:
             try:
                 implementation.function(**arguments)
             except Exception as error:
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                self._command_problems.append(f"plugin {implementation.plugin_name!r} adds no commands: {text}")
+                told = described(error)
+                self._command_problems.append(f"plugin {implementation.plugin_name!r} adds no commands: {told}")
 
     def registry(self, **named: str | None) -> Registry:
         """What the plugins offer. What a plugin does wrong costs one warning line.

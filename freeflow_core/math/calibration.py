@@ -33,7 +33,7 @@ WRONG = 0.3
 """From here on a field is not the velocity of its own path, whatever the reason; a field of zeros measures 0.7."""
 ZERO = 1e-3
 """Root mean square up to which a velocity is none at all."""
-OFF = 0.4
+_OFF = 0.4
 """How far from 1 the data slope of a right field may be: exact ones measure 0.9 to 1.1, predicted noise 0.2 to 0.6."""
 _NEAR_DATA = 0.02
 _SPREAD = 0.15
@@ -183,7 +183,7 @@ class Diagnosis:
     @property
     def is_off(self) -> bool:
         """Whether its data slope is that of no velocity, though little of the residual may show it."""
-        return not abs(self.data_slope - 1) <= OFF  # NaN included
+        return is_off(self.data_slope)
 
     @property
     def is_suspicious(self) -> bool:
@@ -237,7 +237,7 @@ def diagnose(
             x = integrate(read, z, steps)[-1]
             if reading in _MILD and deviation(x) <= _DIFFERENT:
                 continue
-            if levels is LEVELS and first.is_off and not abs(data_slope(read, x, noises) - 1) <= OFF:
+            if levels is LEVELS and first.is_off and is_off(data_slope(read, x, noises)):
                 continue
             found[reading] = calibrate(read, x, {level: noises[level] for level in levels})
         left = sorted(found, key=lambda reading: found[reading].value)[:_CLOSER]
@@ -263,6 +263,11 @@ def data_slope(field: Field, x: Tensor, noises: Mapping[float, Tensor]) -> float
     x_t = linear_interpolate(x, noise, t)
     centred = x_t - x_t.mean(0)
     return float(((noise - field(x_t, t)) * centred).sum() / (x * centred).sum())
+
+
+def is_off(slope: float) -> bool:
+    """Whether a :func:`data_slope` is that of no velocity."""
+    return not abs(slope - 1) <= _OFF  # NaN included
 
 
 def deviation(x: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -168,19 +168,6 @@ class Request:
     assignments: tuple[str, ...] = ()
     resume_in: Path | None = None
 
-    def begins_with(self, session: Session) -> tuple[str | None, Path | None]:
-        """The preset and the file that the settings are laid over; a file may name a preset itself."""
-        from freeflow_core.config.load import CONFIG_NAME, choose_preset
-
-        preset, file = self.preset, self.file
-        if preset is None and file is None and self.resume_in is not None:
-            saved = self.resume_in / CONFIG_NAME
-            file = saved if saved.is_file() else None
-        if preset is None and file is None:  # made for the teacher asked for, or named after the source
-            named = {kind: self.components.get(kind) for kind in ("teacher", "source")}
-            preset = choose_preset(session.registry(), self.command, **named)
-        return preset, file
-
     def line(self, more: Iterable[str] = (), num_processes: int = 1) -> str:
         """The command itself, with ``more`` settings, to be pasted."""
         start = f"torchrun --nproc_per_node {num_processes} -m freeflow_cli" if num_processes > 1 else "freeflow"
@@ -189,19 +176,30 @@ class Request:
         options += [part for setting in (*self.assignments, *more) for part in ("--set", setting)]
         return f"{start} {self.command} {shlex.join(options)}".rstrip()
 
-    def load(self, session: Session) -> RunConfig:
-        """The validated configuration. Raises :class:`ConfigError` as :func:`load_run_config` does.
+    def settled(self, session: Session) -> Request:
+        """With the preset or file that the settings are laid over; a file may name a preset itself.
 
         A run that is resumed by its folder goes on with the configuration in it, unless another is named.
         """
+        from freeflow_core.config.load import CONFIG_NAME, choose_preset
+
+        if self.preset is not None or self.file is not None:
+            return self
+        if self.resume_in is not None and (saved := self.resume_in / CONFIG_NAME).is_file():
+            return replace(self, file=saved)
+        named = {kind: self.components.get(kind) for kind in ("teacher", "source")}
+        return replace(self, preset=choose_preset(session.registry(), self.command, **named))
+
+    def load(self, session: Session) -> RunConfig:
+        """The validated configuration. Raises :class:`ConfigError` as :func:`load_run_config` does."""
         from freeflow_core.config import load_run_config
 
-        preset, file = self.begins_with(session)
+        request = self.settled(session)
         return load_run_config(
             session.registry(),
             self.command,
-            preset=preset,
-            file=file,
+            preset=request.preset,
+            file=request.file,
             overrides=overrides(self.components, seed=self.seed),
             assignments=self.assignments,
         )

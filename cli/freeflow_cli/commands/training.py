@@ -103,8 +103,9 @@ def train(
 ) -> None:
     """Carry out a training command. The configuration is checked before torch is imported."""
     planned.check(dry_run)
-    config = request.load(session)
-    origin = options.origin(config.preset, request.begins_with(session)[1])
+    begun = request.settled(session)
+    config = begun.load(session)
+    origin = options.origin(config.preset, begun.file)
     from freeflow_core import api
 
     if not dry_run:

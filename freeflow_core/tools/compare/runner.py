@@ -37,6 +37,7 @@ from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.files import write_text
 from freeflow_core.interfaces.journal import now
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.plugin.culprit import described
 from freeflow_core.tools.compare.cost import cost_key, free_memory, images_for, measure_cost, with_length
 from freeflow_core.tools.compare.manifest import FINISHED, LOCKS, Manifest
 from freeflow_core.tools.compare.plan import PlannedRun, Planner, Variant, planned_runs
@@ -365,9 +366,7 @@ def each_message_once() -> Iterator[None]:
 
 
 def _described(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if not isinstance(error, FreeflowError):
-        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    text = " ".join(str(error).split()) if isinstance(error, FreeflowError) else described(error)
     return text if text.endswith(".") else f"{text}."
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -48,11 +48,10 @@ class Blocks:
     def indices(self, block: int) -> range:
         return range(block * self.size, min((block + 1) * self.size, self.num))
 
-    def batches(self, block: int, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, block: int, batch_size: int) -> Sequence[Tensor]:
         """A block's indices in batches. The cuts depend on the block alone, so a resumed run makes the same ones."""
         indices = self.indices(block)
-        for first in indices[::batch_size]:
-            yield torch.arange(first, min(first + batch_size, indices.stop))
+        return torch.split(torch.arange(indices.start, indices.stop), batch_size)
 
     def count(self, blocks: set[int]) -> int:
         return sum(len(self.indices(block)) for block in blocks)
