@@ -1,5 +1,6 @@
 """Small runs, and how tests start them: the command line in this process, and several processes of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,9 @@ TINY = {
     "runtime": {"device": "cpu", "threads": 1},
 }
 """A run that exercises the whole engine in a second: an exact mixture teacher and an MLP student."""
+
+VOLATILE = ("time", "images_per_second", "memory_gib", "ms_per_image", "_percentage")
+"""How the names end of what the clock and the machine decide."""
 
 TINY_SIT = {
     "name": "sit", "initialise": "random", "depth": 1, "width": 32, "num_heads": 2, "patch_size": 8, "num_classes": 10,
@@ -52,3 +56,14 @@ def finish(process):
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err[-3000:]
     return out
+
+
+def records(run, kind=""):
+    """All that a run told but :data:`VOLATILE`: metrics (of a ``kind``, by how names begin), pictures and files."""
+    files = [run / name for name in ("metrics.jsonl", "artifacts.jsonl")]
+    lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(VOLATILE)}
+        for line in lines
+        if "path" in line or any(name.startswith(kind) for name in line)
+    ]

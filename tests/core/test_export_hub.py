@@ -1,7 +1,6 @@
 """A student goes to a hub on loopback and comes back: files, card, errors."""
 
 import json
-import shutil
 
 import pytest
 import yaml
@@ -10,7 +9,7 @@ from hub_server import TOKEN, hub_server
 from huggingface_hub import constants
 from PIL import Image
 from run_helpers import freeflow
-from test_export import LATENTS, transformer, write_student
+from test_export import LATENTS, PIXELS, transformer, write_student
 
 from freeflow_core import api
 from freeflow_core.config import to_yaml
@@ -19,19 +18,12 @@ from freeflow_core.evaluation.student_file import save_student
 from freeflow_core.network_file import save_network
 from freeflow_core.types import NetworkState
 
-DIGITS = {
-    "sample_shape": (1, 8, 8), "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2, "jump": True,
-    "num_classes": 10, "guidance": True,
-}  # fmt: skip
+DIGITS = {**PIXELS, "num_classes": 10, "guidance": True}
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    for name in ("FREEFLOW_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def hub(weights_cache, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     with hub_server() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         yield server
@@ -89,7 +81,6 @@ def test_a_codec_of_the_users_own_travels_with_the_student(hub, tmp_path):
     expected = api.load_student(path).sample(3, labels=5).tensor
     api.load_student(path).push_to_hub("someone/latents", licence="CC BY-NC 4.0")
     vae.unlink()
-    shutil.rmtree(tmp_path / "hub-cache", ignore_errors=True)
     assert card_of(hub.repositories["someone/latents"]["README.md"].decode())[0]["license"] == "cc-by-nc-4.0"
     assert api.load_student("hf:someone/latents").sample(3, labels=5).tensor.equal(expected)
     assert api.load_student("hf:someone/latents@main").sample(3, labels=5).tensor.equal(expected)

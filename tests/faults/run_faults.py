@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import trials
+from bench import SCENARIOS, Bench, Broken
 from filelock import FileLock, Timeout
-from trials import SCENARIOS, Bench
 
 Work = Callable[[Bench, Path, random.Random], dict[str, Any]]
 _PARTS = 8
@@ -94,7 +94,7 @@ def attempt(bench: Bench, name: str, number: int, work: Work) -> dict[str, Any]:
     folder.mkdir()
     try:
         return {"outcome": "good", **work(bench, folder, random.Random(f"{name} {number}"))}
-    except trials.Broken as problem:
+    except Broken as problem:
         kept = bench.folder / "broken" / f"{name}-{number}".replace(" ", "-").replace(":", "")
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(folder, kept)

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from run_helpers import records
 from test_resume import assert_identical
 
 from freeflow_core import api
@@ -44,14 +45,6 @@ def status(folder):
     return json.loads((folder / "run.json").read_text())["status"]
 
 
-def told(folder):
-    """All that a run told, without what the clock decides."""
-    clock = ("time", "images_per_second", "memory_gib", "ms_per_image", "_percentage")
-    texts = [(folder / name).read_text().splitlines() for name in ("metrics.jsonl", "artifacts.jsonl")]
-    lines = [json.loads(line) for text in texts for line in text]
-    return [{name: value for name, value in line.items() if not name.endswith(clock)} for line in lines]
-
-
 LOOKS = ("evaluation.every_images=64", "samples.every_images=32", "checkpointing.every_images=64")
 
 
@@ -72,7 +65,7 @@ def test_a_signal_ends_a_look_and_the_rest_follows(tiny, tmp_path, manager, watc
     resumed = api.distill(config, output=tmp_path / "run", resume=True, manager=manager)
     assert (resumed.status, status(tmp_path / "run")) == ("finished", "finished")
     assert_identical(watched_run.folder, resumed.folder)
-    assert told(watched_run.folder) == told(resumed.folder)
+    assert records(watched_run.folder) == records(resumed.folder)
 
 
 def test_scores_that_are_there_are_replaced_and_not_doubled(tiny, tmp_path, manager, watched_run):
@@ -80,7 +73,7 @@ def test_scores_that_are_there_are_replaced_and_not_doubled(tiny, tmp_path, mana
     shutil.copytree(watched_run.folder, tmp_path / "run")
     resumed = api.distill(tiny(*EVALUATED, *LOOKS), output=tmp_path / "run", resume=True, manager=manager)
     assert "student" in resumed.scores
-    assert told(watched_run.folder) == told(resumed.folder)
+    assert records(watched_run.folder) == records(resumed.folder)
 
 
 def test_a_run_without_a_checkpoint_tells_everything_anew(tiny, tmp_path, manager, watched_run):
@@ -88,7 +81,7 @@ def test_a_run_without_a_checkpoint_tells_everything_anew(tiny, tmp_path, manage
     shutil.copytree(watched_run.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     resumed = api.distill(tiny(*EVALUATED, *LOOKS), output=tmp_path / "run", resume=True, manager=manager)
-    assert told(watched_run.folder) == told(resumed.folder)
+    assert records(watched_run.folder) == records(resumed.folder)
 
 
 def test_a_signal_ends_the_last_evaluation(tiny, tmp_path, manager):

@@ -6,7 +6,6 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import yaml
 from filelock import FileLock
 from freeflow_mlflow.config import MlflowConfig
 from freeflow_mlflow.tracker import MlflowTracker
@@ -68,23 +67,6 @@ def dead_uri():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    """The folder of a run as the engine makes it."""
-
-    def make(name="first", config=None, **status):
-        journal = Journal(tmp_path / "runs" / name)
-        journal.folder.mkdir(parents=True)
-        config = {"name": name, **(config or {"training": {"batch_size": 64, "images": 1280}, "seed": 3})}
-        (journal.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        key = f"{tmp_path.name}-{name}"
-        journal.write_status(**{"command": "distill", "status": "running", "key": key, "started": 1.7e9} | status)
-        journal.add_file(0, journal.folder / "config.yaml")
-        return journal
-
-    return make
 
 
 @pytest.fixture

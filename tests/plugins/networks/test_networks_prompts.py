@@ -24,29 +24,33 @@ PROMPTS = ("a cat", "a dog", "the sea")
 D, T = "diffusers", "transformers"
 
 
-def tokenizers():
-    """CLIP's, of letters and seven tokens, and T5's."""
-    from transformers import CLIPTokenizer
-    from transformers import T5Tokenizer as Tokenizer
+def write_texts(folder, clip_class, clips, t5):
+    """Text encoders of random weights with their tokenizers: CLIPs of 8 numbers and seven tokens, a T5 of 16 numbers.
+
+    ``clips`` and ``t5`` are what their names end in. What ``model_index.json`` says of them.
+    """
+    from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
     vocabulary = {
         t: i for i, t in enumerate([*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"])
     }
-    clip = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=7)
+    clip_tokens = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=7)
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)] + [(c, -2.0) for c in LETTERS]
-    return clip, Tokenizer(vocab=pieces, extra_ids=0)
-
-
-def text_encoders(clip_class, t5_tokens):
-    """Of random weights: the first makes a CLIP of 8 numbers, the second a T5 of 16."""
-    from transformers import CLIPTextConfig, T5Config, T5EncoderModel
-
+    t5_tokens = T5Tokenizer(vocab=pieces, extra_ids=0)
     sizes = CLIPTextConfig(
         vocab_size=54, hidden_size=8, intermediate_size=16, projection_dim=3, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=7, bos_token_id=52, eos_token_id=53, pad_token_id=53,
     )  # fmt: skip
-    t5 = T5Config(vocab_size=t5_tokens, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    return lambda: clip_class(sizes), lambda: T5EncoderModel(t5)
+    t5_sizes = T5Config(vocab_size=len(t5_tokens), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    made = [(number, lambda: clip_class(sizes), clip_tokens) for number in clips]
+    parts = {}
+    for number, encoder, tokens in [*made, (t5, lambda: T5EncoderModel(t5_sizes), t5_tokens)]:
+        network = encoder()
+        network.save_pretrained(folder / f"text_encoder{number}")
+        tokens.save_pretrained(folder / f"tokenizer{number}")
+        parts[f"text_encoder{number}"] = [T, type(network).__name__]
+        parts[f"tokenizer{number}"] = [T, type(tokens).__name__]
+    return parts
 
 
 def write(folder, pipeline, network, parts):
@@ -72,23 +76,14 @@ def folder(tmp_path_factory):
     from transformers import CLIPTextModelWithProjection
 
     folder = tmp_path_factory.mktemp("pipeline") / "sd3"
-    clip, t5 = tokenizers()
-    make_clip, make_t5 = text_encoders(CLIPTextModelWithProjection, len(t5))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for number in ("", "_2"):
-            make_clip().save_pretrained(folder / f"text_encoder{number}")
-            clip.save_pretrained(folder / f"tokenizer{number}")
-        make_t5().save_pretrained(folder / "text_encoder_3")
-        t5.save_pretrained(folder / "tokenizer_3")
+        parts = write_texts(folder, CLIPTextModelWithProjection, ("", "_2"), "_3")
         network = SD3Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=6,
             pos_embed_max_size=8,
         )  # fmt: skip
-        parts = {f"text_encoder{n}": [T, "CLIPTextModelWithProjection"] for n in ("", "_2")}
-        parts |= {f"tokenizer{n}": [T, "CLIPTokenizer"] for n in ("", "_2")}
-        parts |= {"text_encoder_3": [T, "T5EncoderModel"], "tokenizer_3": [T, "T5Tokenizer"]}
         return write(folder, "StableDiffusion3Pipeline", network, parts)
 
 
@@ -99,20 +94,13 @@ def flux(tmp_path_factory):
     from transformers import CLIPTextModel
 
     folder = tmp_path_factory.mktemp("pipeline") / "flux"
-    clip, t5 = tokenizers()
-    make_clip, make_t5 = text_encoders(CLIPTextModel, len(t5))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        make_clip().save_pretrained(folder / "text_encoder")
-        clip.save_pretrained(folder / "tokenizer")
-        make_t5().save_pretrained(folder / "text_encoder_2")
-        t5.save_pretrained(folder / "tokenizer_2")
+        parts = write_texts(folder, CLIPTextModel, ("",), "_2")
         network = FluxTransformer2DModel(
             in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
             joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(4, 2, 2),
         )  # fmt: skip
-        parts = {"text_encoder": [T, "CLIPTextModel"], "tokenizer": [T, "CLIPTokenizer"]}
-        parts |= {"text_encoder_2": [T, "T5EncoderModel"], "tokenizer_2": [T, "T5TokenizerFast"]}
         return write(folder, "FluxPipeline", network, parts)
 
 

@@ -5,30 +5,14 @@ import sys
 import pytest
 from freeflow_tensorboard.config import TensorboardConfig
 from freeflow_tensorboard.tracker import TensorboardTracker
-from PIL import Image
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces.journal import Journal
-from freeflow_core.tracking import FOLDER, Replay
+from freeflow_core.tracking import FOLDER
 
 
 @pytest.fixture
-def journal(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("name: trial\nuri: https://me:secret@host/\n")
-    Image.new("RGB", (8, 6), "red").save(folder / "grid.png")
-    (folder / "report.md").write_text("# Report\n")
-    journal = Journal(folder)
-    journal.write_status(command="distill", status="running", key="abc", started=1.0)
-    return journal
-
-
-def sent(journal, **options):
-    replay = Replay(TensorboardTracker(TensorboardConfig(**options)), journal.run(), journal)
-    replay.send()
-    replay.end("finished", 2.0)
-    return replay.sent.metrics
+def make_tracker():
+    return lambda **options: TensorboardTracker(TensorboardConfig(**options))
 
 
 def read(folder):
@@ -43,7 +27,7 @@ def scalars(folder, name="student/loss"):
     return [(event.step, event.value) for event in read(folder).Scalars(name)]
 
 
-def test_values_pictures_and_texts_stand_at_the_images_seen(journal):
+def test_values_pictures_and_texts_stand_at_the_images_seen(journal, sent):
     record = journal.add_metrics(64, {"student/loss": 0.5, "odd": float("nan")})
     journal.add_picture(64, "samples", journal.folder / "grid.png")
     journal.add_file(64, journal.folder / "report.md")
@@ -59,7 +43,7 @@ def test_values_pictures_and_texts_stand_at_the_images_seen(journal):
     assert "secret" not in texts["config/text_summary"]
 
 
-def test_a_lost_cursor_doubles_nothing(journal):
+def test_a_lost_cursor_doubles_nothing(journal, sent):
     journal.add_metrics(64, {"student/loss": 0.5})
     journal.add_picture(64, "samples", journal.folder / "grid.png")
     sent(journal)
@@ -71,7 +55,7 @@ def test_a_lost_cursor_doubles_nothing(journal):
     assert len(read(journal.folder / "tensorboard").Images("samples")) == 1
 
 
-def test_what_a_resumed_run_took_back_is_gone(journal, monkeypatch):
+def test_what_a_resumed_run_took_back_is_gone(journal, sent, monkeypatch):
     for images, time in ((64, 1.0), (128, 2.0)):
         monkeypatch.setattr("freeflow_core.interfaces.journal.now", lambda time=time: time)
         journal.add_metrics(images, {"student/loss": float(images)})
@@ -83,17 +67,17 @@ def test_what_a_resumed_run_took_back_is_gone(journal, monkeypatch):
     assert scalars(journal.folder / "tensorboard") == [(64, 64.0), (128, 7.0)]
 
 
-def test_runs_of_one_name_share_a_logdir(journal, tmp_path):
-    mine = tmp_path / "all" / "run-other"
+def test_runs_of_one_name_share_a_logdir(journal, sent, tmp_path):
+    mine = tmp_path / "all" / "first-other"
     mine.mkdir(parents=True)
     (mine / "events.out.tfevents.1.host").write_bytes(b"somebody else's")
     journal.add_metrics(64, {"student/loss": 0.5})
     sent(journal, logdir=tmp_path / "all")
-    assert scalars(tmp_path / "all" / "run-abc") == [(64, 0.5)]
+    assert scalars(tmp_path / "all" / f"first-{journal.status()['key']}") == [(64, 0.5)]
     assert (mine / "events.out.tfevents.1.host").read_bytes() == b"somebody else's"
 
 
-def test_without_the_package_the_install_line_is_named(journal, monkeypatch):
+def test_without_the_package_the_install_line_is_named(journal, sent, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)

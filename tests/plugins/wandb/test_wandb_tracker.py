@@ -6,29 +6,14 @@ import sys
 import pytest
 from freeflow_wandb.config import WandbConfig
 from freeflow_wandb.tracker import WandbTracker
-from PIL import Image
 
 from freeflow_core.errors import ConfigError
-from freeflow_core.interfaces.journal import Journal
-from freeflow_core.tracking import FOLDER, Replay
+from freeflow_core.tracking import FOLDER
 
 
 @pytest.fixture
-def journal(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("name: trial\nseed: 3\nuri: https://me:secret@host/\n")
-    Image.new("RGB", (8, 6), "red").save(folder / "grid.png")
-    journal = Journal(folder)
-    journal.write_status(command="distill", status="running", key=tmp_path.name, started=1.0)
-    return journal
-
-
-def sent(journal):
-    replay = Replay(WandbTracker(WandbConfig(mode="offline")), journal.run(), journal)
-    replay.send()
-    replay.end("finished", 2.0)
-    return replay.sent.metrics
+def make_tracker():
+    return lambda **options: WandbTracker(WandbConfig(mode="offline", **options))
 
 
 def records(folder):
@@ -58,7 +43,7 @@ def history(folder):
     return rows
 
 
-def test_values_are_logged_once_over_the_images_seen(journal):
+def test_values_are_logged_once_over_the_images_seen(journal, sent):
     journal.add_metrics(64, {"student/loss": 0.5})
     assert sent(journal) == 1
     for file in (journal.folder / FOLDER).glob("*.json"):
@@ -76,7 +61,7 @@ def test_values_are_logged_once_over_the_images_seen(journal):
     assert b"trial" in written
 
 
-def test_without_the_package_the_install_line_is_named(journal, monkeypatch):
+def test_without_the_package_the_install_line_is_named(journal, sent, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install 'freeflow-distill\[wandb\]'"):
         sent(journal)
