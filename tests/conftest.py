@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from weights_server import file_server
+from weights_server import FileServer
 
 from freeflow_core.plugin import Manager, Registry
 
@@ -47,7 +47,7 @@ def golden():
 @pytest.fixture
 def server():
     """A file server on loopback."""
-    with file_server() as server:
+    with FileServer() as server:
         yield server
 
 

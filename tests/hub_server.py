@@ -7,42 +7,24 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+from weights_server import LocalServer
 
 TOKEN = "hf_test"
 COMMIT = "0" * 39 + "1"
 
 
-class Hub:
+class Hub(LocalServer):
     """``repositories`` are {name: {path: bytes}}; writing needs :data:`TOKEN`."""
+
+    verbs = ("HEAD", "GET", "POST")
+    protocol = "HTTP/1.1"
 
     def __init__(self):
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self):
-                hub._answer(self)
-
-            do_GET = do_POST = do_HEAD
-
-            def log_message(self, *arguments):
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__()
 
     def _answer(self, handler):
         length = int(handler.headers.get("Content-Length") or 0)
@@ -109,12 +91,3 @@ class Hub:
             return 404, {}, {"error": what}
         siblings = [{"rfilename": path} for path in files]
         return 200, {}, {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
-
-
-@contextmanager
-def hub_server():
-    hub = Hub()
-    try:
-        yield hub
-    finally:
-        hub.close()

@@ -5,7 +5,6 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -30,27 +29,41 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class FileServer:
+class LocalServer:
+    """HTTP at ``address``, in threads, until it is closed: ``_answer`` of a class is given what asks by ``verbs``."""
+
+    verbs = ("GET",)
+    protocol = "HTTP/1.0"
+
+    def __init__(self):
+        methods = dict.fromkeys((f"do_{verb}" for verb in self.verbs), lambda handler: self._answer(handler))
+        methods |= {"log_message": lambda *_: None, "protocol_version": self.protocol}
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (BaseHTTPRequestHandler,), methods))
+        self._http.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+class FileServer(LocalServer):
     """Answers by path, in order; the last one repeats. ``requests`` are (path, headers) as they came in."""
 
     def __init__(self):
         self.answers: dict[str, list[Answer]] = defaultdict(list)
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.arrived = threading.Semaphore(0)
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                server._answer(self)
-
-            def log_message(self, *arguments):
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
+        super().__init__()
 
     def serve(self, path, *answers):
         """Set the answers of a path, and return its URL."""
@@ -60,11 +73,6 @@ class FileServer:
     def ranges(self):
         """The Range header of every request."""
         return [headers.get("Range") for _, headers in self.requests]
-
-    def close(self):
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
     def _answer(self, handler):
         self.requests.append((handler.path, dict(handler.headers.items())))
@@ -101,15 +109,6 @@ class FileServer:
     def _same_version(handler, answer):
         condition = handler.headers.get("If-Range")
         return condition is None or not answer.obey_if_range or condition in (answer.etag, answer.last_modified)
-
-
-@contextmanager
-def file_server():
-    server = FileServer()
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 def content(size=5000, seed=0):

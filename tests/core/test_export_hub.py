@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 from freeflow_data.small_vae import packaged_autoencoder
-from hub_server import TOKEN, hub_server
+from hub_server import TOKEN, Hub
 from huggingface_hub import constants
 from PIL import Image
 from run_helpers import freeflow
@@ -24,7 +24,7 @@ DIGITS = {**PIXELS, "num_classes": 10, "guidance": True}
 @pytest.fixture
 def hub(weights_cache, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with hub_server() as server:
+    with Hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         yield server
 

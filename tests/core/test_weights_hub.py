@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from weights_server import Answer, content, file_server, sha256
+from weights_server import Answer, FileServer, content, sha256
 
 from freeflow_core.errors import DownloadError
 from freeflow_core.plugin import WeightFile
@@ -25,7 +25,7 @@ def hub(server, monkeypatch):
 @pytest.fixture
 def files():
     """Where the hub keeps its large files: another host, as far as tokens are concerned."""
-    with file_server() as server:
+    with FileServer() as server:
         yield server
 
 
