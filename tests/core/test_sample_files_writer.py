@@ -10,10 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import SampleBatch
-from freeflow_core.tools.sample_files.files import sample_format
+from freeflow_core.tools.sample_files import writer
+from freeflow_core.tools.sample_files.files import Parts, sample_format
 from freeflow_core.tools.sample_files.writer import SampleWriter, Team
 from freeflow_core.types import Guidance
 
@@ -210,3 +212,31 @@ def test_a_process_that_fails_tells_the_others_and_they_stop(tmp_path):
         write(tmp_path, generator, team=Later(CPU, 0, 2))
     assert generator.drawn == []
     assert not (tmp_path / "parts" / "failed-0.txt").exists(), "an echo would hide who failed first"
+
+
+def test_jobs_that_know_nothing_of_each_other_share_the_blocks(tmp_path):
+    """A job of the same array, which is started while this one draws its second block and has its third."""
+    other = Counting(299, fail(KeyboardInterrupt()))
+
+    def begin_another():
+        with Parts(tmp_path).claimed(2), pytest.raises(Interrupted):
+            write(tmp_path, other)
+
+    mine = Counting(70, begin_another)
+    result = write(tmp_path, mine)
+    assert other.drawn == [*range(192, 300)], "what nobody had, until it was stopped"
+    assert mine.drawn == [*range(192), *range(256, 300)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.json", "samples.npz"]
+    with np.load(result.files[0]) as found:
+        assert found["arr_0"][:, 0, 0, 0].tolist() == [i % 256 for i in range(300)]
+
+
+def test_the_block_of_a_killed_job_is_drawn_by_another(tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    claim = FileLock(tmp_path / "parts" / ".1.claim")
+    claim.acquire()
+    (tmp_path / "parts" / ".block-000001.npz.77.partial").write_bytes(b"of the other")
+    monkeypatch.setattr(writer.time, "sleep", lambda seconds: claim.release())  # as the system does for the killed
+    generator = Counting()
+    write(tmp_path, generator)
+    assert generator.drawn == [*range(64), *range(128, 300), *range(64, 128)]

@@ -1,4 +1,7 @@
-"""Samples on disk: cut into blocks that are finished one by one, and what they make in the end."""
+"""Samples on disk: cut into blocks that are finished one by one, and what they make in the end.
+
+Processes that know nothing of each other may work in one folder: each block is claimed by the system's lock on a file.
+"""
 
 import contextlib
 import logging
@@ -16,6 +19,7 @@ from typing import Literal, final
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import features
 from torch import Tensor
 
@@ -27,6 +31,7 @@ from freeflow_core.types import Condition
 
 _SMALLEST_BLOCK = 64
 _NAME = re.compile(r"block-(\d+)\.npz")
+_CLAIM = ".claim"
 
 
 def block_size(batch_size: int) -> int:
@@ -117,6 +122,33 @@ class Parts:
             return f"process {note.stem.removeprefix('failed-')} failed: {note.read_text('utf-8').strip()}"
         return None
 
+    @contextlib.contextmanager
+    def claimed(self, work: int | None) -> Iterator[bool]:
+        """Whether a block, or with None the making of the final files, is this process's meanwhile.
+
+        The claim goes with the process, however that ends.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{'end' if work is None else work}{_CLAIM}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def is_busy(self) -> bool:
+        """Whether another process is at work here."""
+        for claim in self.folder.glob(f".*{_CLAIM}"):
+            try:
+                FileLock(claim).acquire(timeout=0).lock.release()
+            except Timeout:
+                return True
+        return False
+
     def clear(self) -> None:
         """Forget the failures of an earlier start, and what a process that was killed left half-written."""
         partial = (folder.glob(".*.partial") for folder in (self.folder, self.folder.parent))
@@ -125,6 +157,13 @@ class Parts:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove_if_empty(self) -> None:
+        """Where no block was finished, and nobody is at work, nothing stays: nor does a folder that holds nothing."""
+        if not self.finished() and not self.is_busy() and not any(self.folder.glob("failed-*.txt")):
+            self.remove()
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
 
     def _path(self, block: int) -> Path:
         return self.folder / f"block-{block:06d}.npz"

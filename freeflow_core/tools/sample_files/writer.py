@@ -1,4 +1,7 @@
-"""Samples of a folder: what decides them, and drawing them block by block, with other processes or alone."""
+"""Samples of a folder: what decides them, and drawing them block by block, with other processes or alone.
+
+Those of one launcher meet at the start and stop together. Others, such as the jobs of an array, only share the folder.
+"""
 
 from __future__ import annotations
 
@@ -97,9 +100,9 @@ class _OtherFailedError(FreeflowError):
 class SampleWriter:
     """Writes the samples 0 ... num - 1 into a folder.
 
-    Each process draws every ``num_processes``-th block that is not there yet; the main process then makes the final
-    files. Nothing is written before the first block is finished, and no block is ever half there. The processes meet
-    at the start; from then on they tell each other how they fare through the folder, so none waits for one that failed.
+    Each process draws blocks that are not there yet and that no other has; one of them then makes the final files.
+    Nothing is written before the first block is finished, and no block is ever half there. The processes of a launcher
+    meet at the start; then they tell each other how they fare through the folder, so none waits for one that failed.
 
     Args:
         describe: everything that decides the samples, as JSON; the next start must bring the same. Called once, on the
@@ -130,14 +133,15 @@ class SampleWriter:
         manifest, finished = self.team.from_main(self._open)
         blocks = Blocks(self.num, manifest.block_size)
         if not manifest.complete:
-            todo = [block for block in range(len(blocks)) if block not in finished]
-            with self._failures_told(blocks), StopRequest() as stop:
-                self._draw(generator, blocks, todo[self.team.rank :: self.team.num_processes], manifest, stop)
-                if self.team.is_main_process:
-                    self._wait(lambda: len(self._parts.finished()) == len(blocks), blocks, stop)
-                    self._finish(blocks, manifest)
-                else:
-                    self._wait(lambda: (made := self._job.read()) is not None and made.complete, blocks, stop)
+            try:
+                with self._failures_told(blocks), StopRequest() as stop:
+                    while not self._is_complete():
+                        self._draw(generator, blocks, manifest, stop)
+                        if not self._finish(blocks, manifest):
+                            self._wait(blocks, stop)
+                self._parts.remove()
+            finally:
+                self._parts.remove_if_empty()
         made = self._job.read()
         assert made is not None
         files = [self.folder / name for name in self.sample_format.file_names(self.num)]
@@ -160,14 +164,14 @@ class SampleWriter:
                         f"{self.folder} already holds samples, and no {job.manifest} that says how they were drawn. "
                         "Nothing is overwritten: choose another --output."
                     )
-                parts.clear()
+                self._clear()
                 return fresh, set()
             job.check_same(differences(manifest.settings, fresh.settings))
             blocks = Blocks(self.num, manifest.block_size)
             if manifest.complete and not missing:
                 parts.remove()  # a process that was killed at the very end may have left them
                 return manifest, set(range(len(blocks)))
-            parts.clear()
+            self._clear()
             if manifest.complete:  # somebody deleted files since
                 manifest = replace(manifest, complete=False)
                 job.write(asdict(manifest))
@@ -179,44 +183,65 @@ class SampleWriter:
         except OSError as error:
             raise FreeflowError(f"The output folder {self.folder} cannot be used: {error}.") from error
 
-    def _draw(
-        self, generator: Generator, blocks: Blocks, todo: list[int], manifest: Manifest, stop: StopRequest
+    def _clear(self) -> None:
+        if not self._parts.is_busy():  # else what looks like leftovers is being written
+            self._parts.clear()
+
+    def _is_complete(self) -> bool:
+        return (made := self._job.read()) is not None and made.complete
+
+    def _draw(self, generator: Generator, blocks: Blocks, manifest: Manifest, stop: StopRequest) -> None:
+        """Draw every block that is missing and that nobody has; processes of a launcher begin at different ones."""
+        missing = sorted(set(range(len(blocks))) - self._parts.finished())
+        first = len(missing) * self.team.rank // self.team.num_processes
+        for block in missing[first:] + missing[:first]:
+            with self._parts.claimed(block) as ours:
+                if ours and block not in self._parts.finished() and not self._is_complete():
+                    self._draw_block(block, generator, blocks, manifest, stop)
+
+    def _draw_block(
+        self, block: int, generator: Generator, blocks: Blocks, manifest: Manifest, stop: StopRequest
     ) -> None:
-        for block in todo:
+        def drawn() -> Iterator[SampleBatch]:
+            done = 0
+            for index in blocks.batches(block, self.batch_size):
+                self._check(blocks, stop)
+                yield generator.batch(index)
+                done += len(index)
+                self._tell(blocks, done)
 
-            def drawn(block: int = block) -> Iterator[SampleBatch]:
-                done = 0
-                for index in blocks.batches(block, self.batch_size):
-                    self._check(blocks, stop)
-                    yield generator.batch(index)
-                    done += len(index)
-                    self._tell(blocks, done)
-
-            part = gather(drawn())
-            assert part.samples is not None
-            with self._writing(blocks):
-                if self._job.read() != manifest:
-                    self._job.write(asdict(manifest))
-                self.sample_format.write_block(self.folder, blocks.indices(block), part.samples)
-                self._parts.write(block, part if self.sample_format.keeps_samples else replace(part, samples=None))
-
-    def _finish(self, blocks: Blocks, manifest: Manifest) -> None:
-        parts = [self._parts.read(block, samples=False) for block in range(len(blocks))]
-        evaluations = sum(part.evaluations for part in parts) / self.num
-        seconds = median_low(np.concatenate([part.seconds for part in parts]).tolist())
+        part = gather(drawn())
+        assert part.samples is not None
         with self._writing(blocks):
-            self.sample_format.finish(self.folder, self._parts, blocks)
-            made = replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds)
-            self._job.write(asdict(made))
-        self._parts.remove()
+            if (told := self._job.read()) is None:
+                self._job.write(asdict(manifest))
+            else:  # perhaps of a job that began at the same time
+                theirs, ours = ({**m.settings, "block_size": m.block_size} for m in (told, manifest))
+                self._job.check_same(differences(theirs, ours))
+            self.sample_format.write_block(self.folder, blocks.indices(block), part.samples)
+            self._parts.write(block, part if self.sample_format.keeps_samples else replace(part, samples=None))
 
-    def _wait(self, is_done: Callable[[], bool], blocks: Blocks, stop: StopRequest) -> None:
-        while not is_done():
-            self._check(blocks, stop)
-            self._tell(blocks, 0)
-            time.sleep(_POLL_SECONDS)
-        if self.team.num_processes > 1:
-            self._tell(blocks, 0)
+    def _finish(self, blocks: Blocks, manifest: Manifest) -> bool:
+        """Make the final files, if all blocks are there and nobody else does; False if there is more to wait for."""
+        if len(self._parts.finished()) < len(blocks):
+            return False
+        with self._parts.claimed(None) as ours:
+            if not ours or self._is_complete():
+                return ours
+            parts = [self._parts.read(block, samples=False) for block in range(len(blocks))]
+            evaluations = sum(part.evaluations for part in parts) / self.num
+            seconds = median_low(np.concatenate([part.seconds for part in parts]).tolist())
+            with self._writing(blocks):
+                self.sample_format.finish(self.folder, self._parts, blocks)
+                made = replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds)
+                self._job.write(asdict(made))
+        return True
+
+    def _wait(self, blocks: Blocks, stop: StopRequest) -> None:
+        """For others, which may be killed: then what they had can be claimed."""
+        self._check(blocks, stop)
+        self._tell(blocks, 0)
+        time.sleep(_POLL_SECONDS)
 
     def _tell(self, blocks: Blocks, drawn: int) -> None:
         if self.on_progress is not None and self.team.is_main_process:
