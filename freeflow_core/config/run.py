@@ -59,12 +59,23 @@ class RuntimeConfig(Section):
     activation_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: the same gradients with a fraction of the memory, for
     about one more forward pass."""
+    sharding: Literal["none", "full", "hybrid"] = "none"
+    """Divide weights, gradients, moments and averages of all networks among all processes (full), or among those of
+    each machine (hybrid), instead of a copy in each (none); a process alone divides nothing."""
+    shard_size: PositiveInt | None = None
+    """hybrid: processes that share one copy; null: those of one machine."""
     compile: bool = Field(False, description="torch.compile the gradient passes of trained networks; for GPUs.")
     threads: PositiveInt | None = Field(None, le=4096, description="CPU threads; null leaves torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
     timeout_seconds: PositiveFloat = Field(
         3_600, le=31_536_000, description="How long one of several processes waits for the others before it gives up."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> RuntimeConfig:
+        if self.shard_size is not None and self.sharding != "hybrid":
+            raise ValueError("runtime.shard_size belongs to runtime.sharding=hybrid; leave it out otherwise")
+        return self
 
 
 class LoggingConfig(Section):
@@ -78,6 +89,8 @@ class CheckpointingConfig(Section):
 
     every_images: PositiveInt | None = Field(None, description="Interval; null: at the end and on interruption only.")
     keep: PositiveInt = Field(2, description="Newest checkpoints kept.")
+    asynchronous: bool = False
+    """Write a copy of the state while training goes on; the last checkpoint of a run is waited for."""
     fall_back: bool = True
     """Resume from the newest whole checkpoint where a newer one is damaged; false: refuse."""
 

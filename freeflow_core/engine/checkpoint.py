@@ -1,12 +1,14 @@
 """The full training state on disk, one folder a checkpoint, complete or absent, and verified before it is used."""
 
+from __future__ import annotations
+
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any, final
@@ -15,12 +17,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from freeflow_core.engine.process import Crew, Process, from_each, from_main, on_each
 from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import CheckpointError
 from freeflow_core.files import sync_file, sync_folder
 from freeflow_core.network_file import load_tensors, save_tensors
 
 _STATE_FILE = "state.json"
+_RANDOM = "random"
 _SUMS_FILE = "SHA256SUMS"
 """As ``sha256sum`` writes and checks it; written last."""
 _NAME = re.compile(r"^images-(\d{12})$")
@@ -37,11 +41,13 @@ class _Description(BaseModel):
     images: NonNegativeInt
     step: NonNegativeInt
     updates: dict[str, NonNegativeInt]
+    divided: list[str] | None = None
+    """What the files that all processes wrote hold; None: each is in a file of its name, by one process."""
 
 
 @final
 class Checkpoints:
-    """The ``checkpoints`` folder of a run. One process writes to it.
+    """The ``checkpoints`` folder of a run. One process writes to it; all do where networks are divided among them.
 
     A checkpoint is written to a hidden folder, synced, and renamed; for its removal it is renamed first. So one that
     has a name was whole once, and by the digests of its files it is known whether it still is.
@@ -50,6 +56,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._images, self._path = 0, folder
+        self._writing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1)
 
     def all(self) -> list[Path]:
         """Those that have a name, oldest first, whatever has become of their files."""
@@ -94,44 +103,126 @@ class Checkpoints:
         for left in self.folder.glob(".*") if self.folder.is_dir() else ():
             shutil.rmtree(left, ignore_errors=True)
 
-    def save(self, state: TrainingState, extra: Mapping[str, Any]) -> Path:
-        """Write everything. Raises :class:`CheckpointError`; older checkpoints stay as they were."""
-        path = self.folder / f"images-{state.images:012d}"
-        partial = self.folder / f".partial-{state.images:012d}"
-        if path.exists() and damage(path) is None:
-            return path  # the same state, of this run before it went on from an older one
+    def save(
+        self, state: TrainingState, extra: Mapping[str, Any], process: Process | None = None, *, wait: bool = True
+    ) -> Path:
+        """Write everything; older checkpoints stay as they were. For all processes of a run together.
+
+        Args:
+            extra: kept in ``state.json``.
+            process: this one; None: alone.
+            wait: False: a copy is written while training goes on, and :meth:`saved` says when it is there.
+
+        Returns:
+            Where it is, or will be.
+
+        Raises:
+            CheckpointError: it cannot be written; on every process.
+        """
+        process = process or Crew()
+        self._images, self._path = state.images, self.folder / f"images-{state.images:012d}"
+        path, partial = self._path, self.folder / f".partial-{state.images:012d}"
+        try:
+            needed = from_main(process, lambda: self._begin(path, partial))
+        except OSError as error:
+            raise self._failed(error) from error
+        sharding = state.sharding
+        files = state.tensors() if needed and (process.is_main_process or sharding is not None) else {}
         description = {
             **extra,
             "images": state.images,
             "step": state.step,
             "updates": {name: role.updates for name, role in state.roles.items()},
+            "divided": None if sharding is None else list(files),
         }
-        try:
-            self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed does not bring it back
-            self.clear()
-            partial.mkdir()
-            for name, tensors in state.tensors().items():
-                save_tensors(partial / f"{name}.safetensors", tensors)
-            save_tensors(partial / "random.safetensors", random_state())
-            _write_synced(partial / _STATE_FILE, json.dumps(description, indent=1))
-            sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(partial).items())
-            _write_synced(partial / _SUMS_FILE, sums)
-            sync_folder(partial)
-            if path.exists():
-                self._remove(path)
-            os.replace(partial, path)
-            sync_folder(self.folder)
-        except (OSError, CheckpointError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            last, reason = self.latest(), error.__cause__ or error
-            raise CheckpointError(
-                f"The checkpoint at image {state.images} cannot be written to {self.folder}: {reason}. "
-                + (f"The last good one is {last}. " if last else "")
-                + "Free some space, then go on with --resume."
-            ) from error
+        random = random_state()
+
+        def write() -> None:
+            if not needed:
+                return
+            if sharding is None:
+                for name, tensors in files.items():
+                    save_tensors(partial / f"{name}.safetensors", tensors)
+                sums = _digests(partial / f"{name}.safetensors" for name in files)
+            else:
+                sums = sharding.from_writers(_digests(sharding.write(partial, files)))
+            if process.is_main_process:
+                self._complete(path, partial, sums, random, description)
+
+        if sharding is not None:
+            files = sharding.staged(files)  # a thread has another device than its process
+        elif not wait:
+            files = {
+                file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in each.items()}
+                for file, each in files.items()
+            }
+        self._writing = self._thread.submit(write)
+        if wait:
+            self.saved(process)
+        return path
+
+    def saved(self, process: Process | None = None, *, wait: bool = True) -> Path | None:
+        """What :meth:`save` began and is there now, told once; None for nothing. For all processes together.
+
+        Raises :class:`CheckpointError`, on every process, when it could not be written.
+        """
+        process, writing = process or Crew(), self._writing
+        if writing is None or not (wait or all(from_each(process, [writing.done()]))):
+            return None
+        self._writing = None
+
+        def result() -> None:
+            try:
+                writing.result()
+            except (OSError, CheckpointError) as error:
+                raise self._failed(error) from error
+
+        on_each(process, result)
+        return self._path
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._thread.shutdown()
+
+    def _begin(self, path: Path, partial: Path) -> bool:
+        """Make the folder that is written to; False where the very state is there: of this run, before it went on
+        from an older one."""
+        if path.exists() and damage(path) is None:
+            return False
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed does not bring it back
+        self.clear()
+        partial.mkdir()
+        return True
+
+    def _complete(
+        self,
+        path: Path,
+        partial: Path,
+        sums: Mapping[str, str],
+        random: Mapping[str, Tensor],
+        description: Mapping[str, Any],
+    ) -> None:
+        """The rest of the files, their digests last; the name; then the oldest ones go."""
+        save_tensors(partial / f"{_RANDOM}.safetensors", random)
+        _write_synced(partial / _STATE_FILE, json.dumps(description, indent=1))
+        sums = {**sums, **_digests([partial / f"{_RANDOM}.safetensors", partial / _STATE_FILE])}
+        _write_synced(partial / _SUMS_FILE, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+        sync_folder(partial)
+        if path.exists():
+            self._remove(path)
+        os.replace(partial, path)
+        sync_folder(self.folder)
         for old in self.all()[: -self.keep]:
             self._remove(old)
-        return path
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        shutil.rmtree(self.folder / f".partial-{self._images:012d}", ignore_errors=True)
+        last, reason = self.latest(), error.__cause__ or error
+        return CheckpointError(
+            f"The checkpoint at image {self._images} cannot be written to {self.folder}: {reason}. "
+            + (f"The last good one is {last}. " if last else "")
+            + "Free some space, then go on with --resume."
+        )
 
     def load(self, path: Path, state: TrainingState) -> None:
         """Restore ``state`` and the random generators.
@@ -148,8 +239,20 @@ class Checkpoints:
                 f"{path / _STATE_FILE} does not say how far the run had come: expected images, step and updates. "
                 "Put a good copy there, or remove this checkpoint to go on from an older one."
             ) from error
-        files = {f.stem: load_tensors(f)[0] for f in sorted(path.glob("*.safetensors"))}
-        random = files.pop("random", {})
+        sharding, layout = state.sharding, state.layout()
+        files: dict[str, dict[str, Tensor]] = {}
+        if description.divided is None:
+            for file in sorted(path.glob("*.safetensors")):
+                tensors, own = load_tensors(file)[0], layout.get(file.stem, {})
+                files[file.stem] = {
+                    name: tensor if sharding is None else sharding.share(tensor, own.get(name))
+                    for name, tensor in tensors.items()
+                }
+            random = files.pop(_RANDOM, {})
+        else:
+            from freeflow_core.engine.sharding import read
+
+            files, random = read(path, description.divided, layout), load_tensors(path / f"{_RANDOM}.safetensors")[0]
         state.load(files)
         state.images, state.step = description.images, description.step
         for name, count in description.updates.items():
@@ -192,7 +295,7 @@ def damage(path: Path) -> str | None:
     if len(expected) < len(matches) or _STATE_FILE not in expected or not text.endswith("\n"):
         return f"{_SUMS_FILE} is no list of digests"
     try:
-        found = _digests(path)
+        found = _digests([*path.glob("*.safetensors"), *path.glob(_STATE_FILE)])
     except OSError as error:
         return f"it cannot be read ({error})"
     if missing := sorted(expected.keys() - found.keys()):
@@ -202,16 +305,16 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def _digests(path: Path) -> dict[str, str]:
-    """SHA-256 by name of the files that make a checkpoint, in the order of their names."""
-    files = sorted([*path.glob("*.safetensors"), *path.glob(_STATE_FILE)])
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files by their names."""
+    listed = list(files)
 
     def digest(file: Path) -> str:
         with file.open("rb") as opened:
             return file_digest(opened, "sha256").hexdigest()
 
     with ThreadPoolExecutor(4) as threads:  # hashing leaves Python's lock
-        return dict(zip([file.name for file in files], threads.map(digest, files), strict=True))
+        return dict(zip([file.name for file in listed], threads.map(digest, listed), strict=True))
 
 
 def random_state() -> dict[str, Tensor]:

@@ -1,14 +1,19 @@
 """AdamW on the fused path, which clips and skips a non-finite step on the device; averages of weights."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import TYPE_CHECKING, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from freeflow_core.config import OptimizerConfig
 from freeflow_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from freeflow_core.engine.sharding import Sharding
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _COUNT = "updates"
@@ -66,22 +71,25 @@ class RoleOptimizer:
     The kernel takes ``grad_scale`` (it divides the gradients) and ``found_inf`` (it leaves weights and moments alone);
     both stay on the device, so nothing is synchronised. It is called directly, because torch's wrapper keeps a step
     count per weight and walks through all weights in Python several times, which a small network's step feels. Here
-    one count serves all; results are torch's, bit for bit.
+    one count serves all; results are torch's, bit for bit. Of a divided network it sees this process's parts alone.
     """
 
-    def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, network: nn.Module, config: OptimizerConfig, sharding: Sharding | None = None) -> None:
         self.config = config
+        self._sharding = sharding
         self.names = [name for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self._weights = self._parts(self.parameters)
         self._moments: tuple[list[Tensor], list[Tensor]] | None = None
         self._count = torch.zeros((), device=self.parameters[0].device)
 
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, 0-d on the device."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        gradients = self._parts(p.grad for p in self.parameters if p.grad is not None)
         if not gradients:
-            return torch.zeros((), device=self.parameters[0].device)
-        return torch.stack(torch._foreach_norm(gradients)).norm()
+            return torch.zeros((), device=self._count.device)
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        return norm if self._sharding is None else self._sharding.norm(norm)
 
     @torch.no_grad()
     def step(self, rate: float, norm: Tensor, skip: Tensor) -> None:
@@ -105,8 +113,14 @@ class RoleOptimizer:
             return {}
         state = {_COUNT: self._count}
         for moment, tensors in zip(_MOMENTS, self._moments, strict=True):
-            state |= {f"{moment}/{name}": tensor for name, tensor in zip(self.names, tensors, strict=True)}
+            for name, part, like in zip(self.names, tensors, self.parameters, strict=True):
+                state[f"{moment}/{name}"] = part if self._sharding is None else self._sharding.joined(part, like)
         return state
+
+    def layout(self) -> dict[str, Tensor]:
+        """Tensors of the names and shapes of :meth:`state_dict`'s."""
+        own = zip(self.names, self.parameters, strict=True)
+        return {_COUNT: self._count} | {f"{moment}/{name}": p.detach() for name, p in own for moment in _MOMENTS}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore moments. Raises :class:`CheckpointError` for names or shapes of another network."""
@@ -123,18 +137,24 @@ class RoleOptimizer:
         for name, p, *own in zip(self.names, self.parameters, *moments, strict=True):
             if any(moment.shape != p.shape for moment in own):
                 raise CheckpointError(f"Optimizer state of {name!r} has another shape than the weights.")
-        first, second = ([m.to(p, copy=True) for m, p in zip(part, self.parameters, strict=True)] for part in moments)
+        first, second = (
+            [part.to(own, copy=True) for part, own in zip(self._parts(moment), self._weights, strict=True)]
+            for moment in moments
+        )
         self._moments = (first, second)
         self._count.copy_(tensors[_COUNT])
 
+    def _parts(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        return list(tensors) if self._sharding is None else self._sharding.parts(tensors)
+
     def _update(self, rate: float, norm: Tensor, found_inf: Tensor | None) -> None:
         if self._moments is None:
-            first, second = ([torch.zeros_like(p) for p in self.parameters] for _ in _MOMENTS)
+            first, second = ([torch.zeros_like(p) for p in self._weights] for _ in _MOMENTS)
             self._moments = (first, second)
         # Weights that this step's loss did not reach are left alone.
         used = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        weights: list[Tensor] = [self.parameters[i] for i in used]
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        weights = [self._weights[i] for i in used]
+        gradients = self._parts(p.grad for p in self.parameters if p.grad is not None)
         first, second = self._moments
         if len(used) < len(self.parameters):
             first, second = ([part[i] for i in used] for part in self._moments)
@@ -172,10 +192,11 @@ class Copies:
     followed_buffers: list[Tensor]
 
     @classmethod
-    def of(cls, copied: nn.Module, followed: nn.Module) -> Self:
+    def of(cls, copied: nn.Module, followed: nn.Module, sharding: Sharding | None = None) -> Self:
         def apart(first: Iterable[Tensor], second: Iterable[Tensor]) -> Iterator[list[Tensor]]:
             pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not b]
-            return ([pair[side] for pair in pairs] for side in (0, 1))
+            sides: list[list[Tensor]] = [[pair[side] for pair in pairs] for side in (0, 1)]
+            return iter(sides if sharding is None else map(sharding.parts, sides))
 
         weights = apart(copied.parameters(), followed.parameters())
         return cls(*weights, *apart(copied.buffers(), followed.buffers()))

@@ -2,6 +2,8 @@
 
 import atexit
 import gc
+import logging
+import os
 import signal
 import threading
 import time
@@ -23,6 +25,7 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.plugin.culprit import described
 
 _T = TypeVar("_T")
+_log = logging.getLogger("freeflow")
 
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:
@@ -80,6 +83,24 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
     return accelerator
+
+
+def processes_per_copy(runtime: RuntimeConfig, num_processes: int) -> int:
+    """Among how many of the processes each network is divided; 1: each process has all of it.
+
+    Raises :class:`ConfigError` when the processes cannot be grouped so.
+    """
+    if runtime.sharding == "none" or num_processes == 1:
+        return 1
+    if runtime.sharding == "full":
+        return num_processes
+    sharing = runtime.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+    if num_processes % sharing:
+        raise ConfigError(
+            f"runtime.sharding=hybrid divides each network among {sharing} processes, but {num_processes} cannot be "
+            f"grouped so. Set runtime.shard_size to a divisor of {num_processes}, or runtime.sharding=full."
+        )
+    return sharing
 
 
 def _leave_processes() -> None:

@@ -117,15 +117,19 @@ class Run:
             ending.push(self._note_end)
             self._agreement = Agreement(self.accelerator)
             ending.callback(self._agreement.close)
+            if self.state.sharding is not None:
+                ending.callback(self.state.sharding.close)
+            self._checkpoints = self.folder.checkpoints
+            ending.callback(self._checkpoints.close)
             with self._stop.at_once():
                 if resume:
                     self._load_newest()
                 self.trainer = Trainer(config, self.components, self.state, self.accelerator)
                 self.events = Events(manager, trackers, self._info(membership), self._main)
-                role = self.state.roles[STUDENT]
-                student: Any = role.ema if config.evaluation.use_ema and role.ema is not None else role.network
-                self.scoring = scorer(config, builder, self.components, student, self.folder, self.events)
-                on_each(self.accelerator, self.scoring.prepare)
+                components, student = self.state.outside(self.components, use_ema=config.evaluation.use_ema)
+                self.scoring = scorer(config, builder, components, student, self.folder, self.events)
+                with self._shown():
+                    on_each(self.accelerator, self.scoring.prepare)
             self._ending = ending.pop_all()
 
     def execute(self) -> RunOutcome:
@@ -235,7 +239,9 @@ class Run:
         end = min(config.training.images, config.training.stop_at_images or config.training.images)
         if self.state.images == 0:
             first = self.trainer.peek()
-            check_first_step(config, self.components, first.batch, first.draws)
+            with self._shown(use_ema=False):
+                components, _ = self.state.outside(self.components, use_ema=False)
+                check_first_step(config, components, first.batch, first.draws)
         elif not self._has_looked and self.state.images < end:
             self._look_around(self.state.images - config.training.batch_size)
         self._restart_clock()
@@ -249,7 +255,7 @@ class Run:
             if self._agreement.reached(self._stop.requested):
                 self._interrupt()
             if last or self._passed(before, config.checkpointing.every_images):
-                self._checkpoint()
+                self._checkpoint(wait=last or not config.checkpointing.asynchronous)
             if not last:
                 self._look_around(before)
 
@@ -282,6 +288,8 @@ class Run:
     def _log(self) -> None:
         metrics = self.trainer.read_metrics()
         self.events.stepped(self.trainer.progress, metrics)
+        if self.config.checkpointing.asynchronous:
+            self._tell_saved(self._checkpoints.saved(self.accelerator, wait=False))
 
     def _look_for_idle_roles(self, last: bool) -> None:
         """Once, after a while or at the end: trainable roles that no loss has come for."""
@@ -289,18 +297,21 @@ class Run:
             self._told_of_idle_roles = True
             warn_of_idle_roles(self.config.objective.name, self.state)
 
-    def _checkpoint(self) -> Path:
-        def saved() -> Path:
-            path = self.folder.checkpoints.save(self.state, {"command": self.command})
-            self.events.saved(self.trainer.progress, path)
-            return path
-
+    def _checkpoint(self, *, wait: bool = True) -> Path:
         with self._stop.shielded():
             if self.trainer.meter.pending:
                 self._log()  # raises when a step was not finite: no checkpoint is written after one
-            path = from_main(self.accelerator, saved)
+            self._tell_saved(self._checkpoints.saved(self.accelerator))
+            self._saved_at = self.trainer.progress
+            path = self._checkpoints.save(self.state, {"command": self.command}, self.accelerator, wait=wait)
+            if wait:
+                self._tell_saved(path)
         self._restart_clock()
         return path
+
+    def _tell_saved(self, path: Path | None) -> None:
+        if path is not None:
+            from_main(self.accelerator, lambda: self.events.saved(self._saved_at, path))
 
     def _look(self, look: Callable[[], object], *, shows: bool) -> bool:
         """While training's clock stands still; ``shows`` needs a codec.
@@ -308,7 +319,7 @@ class Run:
         Whether it came to its end: a signal ends it, and then the run.
         """
         try:
-            with self._answering():
+            with self._answering(), self._shown():
                 if not shows or self._can_show():
                     look()
         except KeyboardInterrupt:
@@ -316,6 +327,11 @@ class Run:
         finally:
             self._restart_clock()
         return True
+
+    def _shown(self, *, use_ema: bool | None = None) -> AbstractContextManager[None]:
+        """Around what asks networks outside of training steps; by default of the student that is scored."""
+        average = self.config.evaluation.use_ema if use_ema is None else use_ema
+        return self.state.shown(self.components, use_ema=average)
 
     def _answering(self) -> AbstractContextManager[None]:
         """A process alone answers signals at once, several where their crew agrees on it."""
@@ -331,7 +347,7 @@ class Run:
     def _conclude(self, status: str) -> RunOutcome:
         """What a signal ends here, --resume does again."""
         try:
-            with self._answering():
+            with self._answering(), self._shown():
                 result = self._report(status)
                 return from_main(self.accelerator, lambda: result)
         except KeyboardInterrupt:

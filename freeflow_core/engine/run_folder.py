@@ -23,7 +23,7 @@ from freeflow_core.interfaces.journal import Journal, now
 DEFAULT_PARENT = Path("runs")
 FREE_TO_CHANGE = (
     "trackers", "logging", "checkpointing", "samples", "evaluation",
-    "training.stop_at_images", "runtime.timeout_seconds",
+    "training.stop_at_images", "runtime.timeout_seconds", "runtime.sharding", "runtime.shard_size",
 )  # fmt: skip
 """Settings that a resumed run may change, because they cannot change the weights."""
 _LOCK = ".lock"

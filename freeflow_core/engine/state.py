@@ -1,10 +1,13 @@
 """Networks, optimizers and averages of all roles: everything a checkpoint must hold."""
 
+from __future__ import annotations
+
 import copy
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -14,10 +17,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.optimizer import Copies, RoleOptimizer
-from freeflow_core.errors import CheckpointError, PluginError
+from freeflow_core.engine.process import processes_per_copy
+from freeflow_core.errors import CheckpointError, ConfigError, PluginError
 from freeflow_core.interfaces import Model, Models, Role, StatefulObjective, Student, Teacher
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import describe
+
+if TYPE_CHECKING:
+    from freeflow_core.engine.sharding import Sharding, WholeCopies
 
 _log = logging.getLogger("freeflow")
 STUDENT = "student"
@@ -30,6 +37,7 @@ class RoleState:
     """One role while it trains. ``optimizer`` is None for a frozen role, ``ema`` None for one without average.
 
     ``follows`` names the role that a frozen one trails, ``follow_halflife_images`` how closely (None: a copy).
+    ``sharding``: how the networks are divided among processes, or None.
     """
 
     network: nn.Module
@@ -39,24 +47,57 @@ class RoleState:
     follows: str | None = None
     follow_halflife_images: float | None = None
     updates: int = 0
+    sharding: Sharding | None = None
     averages: Copies = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.averages = Copies.of(self.network if self.ema is None else self.ema, self.network)
+        self.averages = Copies.of(self.network if self.ema is None else self.ema, self.network, self.sharding)
 
 
 @dataclass
 class TrainingState:
-    """All roles, what the objective itself remembers, and how far the run has come."""
+    """All roles, what the objective itself remembers, and how far the run has come.
+
+    Where networks are divided, ``whole`` holds the undivided student and teacher that evaluation asks.
+    """
 
     roles: dict[str, RoleState]
     objective: StatefulObjective | None = None
     images: int = 0
     step: int = 0
+    whole: WholeCopies | None = None
 
     def models(self, components: Components) -> Models:
-        models = {name: Model(role.wrapped, role.network, role.ema) for name, role in self.roles.items()}
+        models = {
+            name: Model(role.wrapped, role.network, role.ema, role.sharding is not None)
+            for name, role in self.roles.items()
+        }
         return Models(models, components.teacher)
+
+    def outside(self, components: Components, *, use_ema: bool) -> tuple[Components, Student]:
+        """What is asked outside of training, inside :meth:`shown` alone: the components, and the (averaged) student."""
+        if self.whole is None:
+            student: Any = self._shown(use_ema)
+            return components, student
+        student, teacher = self.whole.student, self.whole.teacher or components.teacher
+        return replace(components, student=student, teacher=teacher), student
+
+    @property
+    def sharding(self) -> Sharding | None:
+        return self.roles[STUDENT].sharding
+
+    @contextmanager
+    def shown(self, components: Components, *, use_ema: bool) -> Iterator[None]:
+        """While it lasts, the networks of :meth:`outside` have weights. For all processes together."""
+        if self.whole is None:
+            yield
+            return
+        with self.whole.filled(self._shown(use_ema), components.teacher):
+            yield
+
+    def _shown(self, use_ema: bool) -> nn.Module:
+        role = self.roles[STUDENT]
+        return role.ema if use_ema and role.ema is not None else role.network
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything by file name: ``objective``, ``<role>``, ``<role>.ema``, ``<role>.optimizer``."""
@@ -68,6 +109,11 @@ class TrainingState:
             if role.optimizer is not None:
                 files[f"{name}.optimizer"] = role.optimizer.state_dict()
         return files
+
+    def layout(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors of the shapes, and divided in the way, of those that :meth:`tensors` gives once all roles trained."""
+        optimizers = {f"{name}.optimizer": role.optimizer for name, role in self.roles.items()}
+        return self.tensors() | {name: each.layout() for name, each in optimizers.items() if each is not None}
 
     def load(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore what :meth:`tensors` gave. Raises :class:`CheckpointError` before anything is changed."""
@@ -107,7 +153,13 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
                 f"frozen role that follows one of {', '.join(sorted(roles))}."
             )
     objective = components.objective if isinstance(components.objective, StatefulObjective) else None
-    started = {name: _start_role(config, role, accelerator) for name, role in roles.items()}
+    sharding = _open_sharding(config, accelerator)
+    whole = None if sharding is None else _whole_copies(components, roles)
+    started = {name: _start_role(config, role, accelerator, sharding) for name, role in roles.items()}
+    if sharding is not None and components.teacher is not None and sharding.divide_blocks(components.teacher):
+        for part in components.teacher.modules():
+            if isinstance(part, Teacher):
+                part.is_divided = True
     training = {name: state.network for name, state in started.items() if state.optimizer is not None}
     frozen = {name: layers for name, network in training.items() if (layers := training_mode(network))}
     if frozen:
@@ -117,7 +169,38 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
             f"the batch ({', '.join(kinds)}). These layers keep the statistics they start with, in training as in "
             "sampling, so that no sample depends on those beside it; their scales and shifts train on."
         )
-    return TrainingState(started, objective)
+    return TrainingState(started, objective, whole=whole)
+
+
+def _open_sharding(config: RunConfig, accelerator: Accelerator) -> Sharding | None:
+    runtime, number = config.runtime, accelerator.num_processes
+    if runtime.sharding != "none" and number == 1:
+        _log.warning(
+            f"runtime.sharding={runtime.sharding} divides nothing, for this run is one process: it holds everything. "
+            "Start several with torchrun to divide it."
+        )
+    if processes_per_copy(runtime, number) == 1 or accelerator.device.type == "meta":
+        return None
+    from freeflow_core.engine.sharding import Sharding
+
+    return Sharding.of(runtime, accelerator)
+
+
+def _whole_copies(components: Components, roles: Mapping[str, Role]) -> WholeCopies:
+    """Raises :class:`ConfigError` for networks that hold weights together, which would be divided twice."""
+    from freeflow_core.engine.sharding import WholeCopies
+
+    owners = {} if components.teacher is None else _owners(components.teacher, _TEACHER)
+    for name, role in roles.items():
+        for address in _owners(role.network, name):
+            if address in owners:
+                raise ConfigError(
+                    f"The network of {name} holds weights together with {owners[address]}, as adapters do. They "
+                    "cannot be divided among processes: use runtime.sharding=none, or train all weights."
+                )
+    whole = WholeCopies(components.student, components.teacher)
+    training_mode(whole.student)
+    return whole
 
 
 def training_mode(network: nn.Module) -> list[str]:
@@ -133,18 +216,22 @@ def training_mode(network: nn.Module) -> list[str]:
     return [type(layer).__name__ for layer in frozen]
 
 
-def _start_role(config: RunConfig, role: Role, accelerator: Accelerator) -> RoleState:
+def _start_role(config: RunConfig, role: Role, accelerator: Accelerator, sharding: Sharding | None) -> RoleState:
     network = role.network.to(device=accelerator.device, dtype=DTYPES[config.runtime.precision])
     network.train(role.trainable)
     network.requires_grad_(role.trainable)
     ema = copy.deepcopy(network).eval().requires_grad_(False) if role.ema else None
-    optimizer = RoleOptimizer(network, role.optimizer or config.training.optimizer) if role.trainable else None
+    if sharding is not None:
+        for divided in filter(None, (network, ema)):
+            sharding.divide(divided)
+    chosen = role.optimizer or config.training.optimizer
+    optimizer = RoleOptimizer(network, chosen, sharding) if role.trainable else None
     wrapped: Any = network
-    if role.trainable and accelerator.num_processes > 1:
+    if role.trainable and accelerator.num_processes > 1 and sharding is None:
         wrapped = accelerator.prepare_model(network)
     if role.trainable and config.runtime.compile:
         wrapped = torch.compile(wrapped)
-    return RoleState(network, wrapped, optimizer, ema, role.follows, role.follow_halflife_images)
+    return RoleState(network, wrapped, optimizer, ema, role.follows, role.follow_halflife_images, sharding=sharding)
 
 
 def _check_roles(objective: str, roles: Mapping[str, Role], student: Student, teacher: Teacher | None) -> None:

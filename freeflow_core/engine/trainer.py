@@ -52,7 +52,7 @@ class Trainer:
         self._models: Models = state.models(components)
         self._rounds = components.objective if isinstance(components.objective, ObjectiveInRounds) else None
         self._trails = {
-            name: Copies.of(role.network, state.roles[role.follows].network)
+            name: Copies.of(role.network, state.roles[role.follows].network, role.sharding)
             for name, role in state.roles.items()
             if role.follows is not None
         }

@@ -41,12 +41,14 @@ class Model:
     """One role's network as an objective sees it.
 
     ``wrapped`` for gradient passes; ``bare`` for passes without gradient and derivatives (forward mode does not
-    survive a distributed wrapper); ``ema`` the averaged copy, or None.
+    survive a distributed wrapper); ``ema`` the averaged copy, or None. ``is_divided``: its weights are divided among
+    processes, each of which has to ask it equally often; see :func:`freeflow_core.objective_kit.passes.asked_rows`.
     """
 
     wrapped: nn.Module
     bare: Any
     ema: Any = None
+    is_divided: bool = False
 
 
 class Models(dict[str, Model]):

@@ -31,6 +31,8 @@ class Teacher(nn.Module, Buildable):
         codec: name of the codec whose states these are, where the weights say so; None: unknown.
         provenance: where its weights come from and how they are read, in words, or empty.
         component: the name and options it was built by, set by whoever builds it; None: by hand.
+        is_divided: its weights are divided among processes, each of which has to ask it equally often; set by the
+            engine.
     """
 
     sample_shape: tuple[int, ...]
@@ -41,6 +43,7 @@ class Teacher(nn.Module, Buildable):
     codec: str | None = None
     provenance: str = ""
     component: ComponentChoice | None = None
+    is_divided: bool = False
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -89,7 +89,8 @@ def own_velocities(
     Raises:
         ConfigError: unconditional rows where the student or the data has no classes.
     """
-    chosen = torch.cat([conditional, unconditional])
+    number = len(conditional) + len(unconditional)
+    chosen = asked_rows(torch.cat([conditional, unconditional]), model.is_divided)
     if not len(chosen):
         return x_t[:0], x_t[:0]
     on, weight, labels = chosen.to(x_t.device, non_blocking=True), guidance[chosen], index_condition(condition, chosen)
@@ -103,7 +104,7 @@ def own_velocities(
         weight[len(conditional) :] = 1.0
         labels[len(conditional) :] = model.bare.num_classes
     u = velocity_without_gradient(model, x_t[on], t[chosen], s[chosen], labels, weight)
-    return u[: len(conditional)], u[len(conditional) :]
+    return u[: len(conditional)], u[len(conditional) : number]
 
 
 def check_derivative(method: str, context: BuildContext) -> None:
@@ -154,6 +155,15 @@ def duration_derivative(model: Model, jumps: Jumps, *, value: Tensor, options: D
 def _along_line(along: AlongLine, below: Tensor, above: Tensor, value: Tensor, options: DerivativeOptions) -> Tensor:
     method, autocast = DerivativeMethod(options.derivative), options.derivative_precision == "run"
     return line_derivative(along, below, above, value, method=method, step=options.derivative_step, autocast=autocast)
+
+
+def asked_rows(rows: Tensor, is_divided: bool) -> Tensor:
+    """The host rows to ask a network for: ``rows``, or the first of all where there are none and it is divided.
+
+    All processes run a divided network together (:attr:`freeflow_core.interfaces.Model.is_divided`): one that left out
+    a pass which another takes would keep it waiting. What comes of the row that stands in is to be dropped.
+    """
+    return rows if len(rows) or not is_divided else torch.zeros(1, dtype=torch.int64)
 
 
 def take(values: Tensor, rows: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from freeflow_core.interfaces.student import AverageVelocityStudent, StartTimes,
 from freeflow_core.interfaces.teacher import Teacher
 from freeflow_core.math.flow import average_velocity_jump, like_states, mean_square
 from freeflow_core.objective_kit.jumps import guided_field, jumps_from_noise, jumps_to, root_mean_square
-from freeflow_core.objective_kit.passes import Jumps, velocity_with_gradient, velocity_without_gradient
+from freeflow_core.objective_kit.passes import Jumps, asked_rows, velocity_with_gradient, velocity_without_gradient
 from freeflow_core.types import Batch, Draws, Loss, Losses, Progress
 
 PREVIOUS = "previous"
@@ -81,12 +81,13 @@ class Progressive(ObjectiveInRounds):
         """Where the student's own steps from the noises lead at the jumps' grid times, (N, *D)."""
         x, step = jumps.x_t, 1 / self.num_steps
         for k in range(self.num_steps, 1, -1):
-            rows = (jumps.t < (k - 0.5) * step).nonzero().flatten()  # still on their way at time k / N
-            if rows.numel():
+            moving = (jumps.t < (k - 0.5) * step).nonzero().flatten()  # still on their way at time k / N
+            rows = asked_rows(moving, student.is_divided)
+            if len(rows):
                 t = torch.full((len(rows),), k * step, dtype=torch.float64)
                 part = jumps._replace(x_t=x).take(rows)._replace(t=t, s=t - step)
                 moved = average_velocity_jump(part.x_t, velocity_without_gradient(student, *part), part.t, part.s)
-                x = x.index_copy(0, rows.to(x.device, non_blocking=True), moved)
+                x = x.index_copy(0, moving.to(x.device, non_blocking=True), moved[: len(moving)])
         return x
 
     def transitions(self, progress: Progress) -> Sequence[Transition]:

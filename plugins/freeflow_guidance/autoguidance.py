@@ -8,6 +8,7 @@ from freeflow_core.config.component import ComponentChoice
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
 from freeflow_core.math.flow import extrapolate
+from freeflow_core.objective_kit.passes import asked_rows, take
 from freeflow_core.types import Condition, Draws, NetworkState, index_condition
 from freeflow_guidance.config import AutoguidanceConfig
 
@@ -56,11 +57,12 @@ class AutoguidedTeacher(Teacher):
         """Autoguidance; arguments as in :class:`Teacher`."""
         field = self.main.velocity(x_t, t, condition)
         rows = (weight != 1).nonzero().flatten()
-        if rows.numel() == 0:
+        asked = asked_rows(rows, self.is_divided)
+        if not len(asked):
             return field
-        rows_x = rows.to(x_t.device, non_blocking=True)
-        rows_t = rows.to(t.device, non_blocking=True)
-        baseline = self.guide.velocity(x_t[rows_x], t[rows_t], index_condition(condition, rows))
+        baseline = self.guide.velocity(take(x_t, asked), take(t, asked), index_condition(condition, asked))
+        if not len(rows):
+            return field
         return extrapolate(field, baseline, rows, weight, self.guidance_channels)
 
     def null_condition(self, condition: Condition) -> Condition:

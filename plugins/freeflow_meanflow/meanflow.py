@@ -51,10 +51,12 @@ class MeanFlow(MeanFlowStep):
         return Field(v, take(v, moving))
 
     def _from_data(self, models: Models, rows: NoisyRows, weight: Tensor) -> Tensor:
-        guided = (weight != 1).nonzero().flatten()
-        if not len(guided):
+        if self._config.guidance_min == self._config.guidance_max == 1:
             return rows.velocity
+        guided = (weight != 1).nonzero().flatten()
         kappa = self._config.guidance_mixing
         u_c, u_null = velocities_now(models["student"], rows, guided if kappa else guided[:0], guided)
+        if not len(guided):
+            return rows.velocity
         mixing = torch.full((len(guided),), kappa, dtype=torch.float64)
         return mix_guided(rows, guided, weight[guided], mixing, u_c if kappa else u_null, u_null)

@@ -11,6 +11,7 @@ from freeflow_core.interfaces import AverageVelocityStudent, BuildContext, Conte
 from freeflow_core.math.flow import expand_times, logit_normal
 from freeflow_core.objective_kit.jumps import jumps_to
 from freeflow_core.objective_kit.passes import (
+    asked_rows,
     check_derivative,
     own_velocities,
     path_derivative,
@@ -91,8 +92,7 @@ class MeanFlowStep(Objective):
         with torch.no_grad():
             # target = v - (t - s) du/dt; rows with s = t need no derivative.
             on = moving.to(u.device, non_blocking=True)
-            along = self._derivative(student, rows.take(moving), s[moving], field.tangent, u[on])
-            along = along * self.warmup(progress)
+            along = self._derivative(student, rows, s, moving, field.tangent, u) * self.warmup(progress)
             target = field.velocity.index_add(0, on, -expand_times((t - s)[moving], along) * along)
         square = (u - target).square().flatten(1).sum(1)
         weight = (square.detach() + options.weight_epsilon).pow(-options.weight_power)
@@ -104,11 +104,15 @@ class MeanFlowStep(Objective):
         }
         return {"student": Loss(weight * square, terms)}
 
-    def _derivative(self, student: Model, rows: NoisyRows, s: Tensor, tangent: Tensor, value: Tensor) -> Tensor:
-        """du/dt (M, *D) along the tangent."""
-        if not len(s):
+    def _derivative(
+        self, student: Model, rows: NoisyRows, s: Tensor, moving: Tensor, tangent: Tensor, u: Tensor
+    ) -> Tensor:
+        """du/dt (M, *D) along the tangent, in the rows that move."""
+        asked = asked_rows(moving, student.is_divided)
+        if not len(asked):
             return tangent
-        return path_derivative(student, jumps_to(s, rows), tangent, value=value, options=self._options)
+        jumps, along = jumps_to(s[asked], rows.take(asked)), tangent if len(moving) else take(rows.velocity, asked)
+        return path_derivative(student, jumps, along, value=take(u, asked), options=self._options)[: len(moving)]
 
 
 def time_pairs(draws: Draws, config: MeanFlowOptions) -> tuple[Tensor, Tensor, Tensor]:
