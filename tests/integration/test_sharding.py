@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from run_helpers import TINY, TINY_SIT, finish, processes
 
