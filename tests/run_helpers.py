@@ -51,9 +51,9 @@ def processes(number, *arguments):
     )  # fmt: skip
 
 
-def finish(process):
+def finish(process, timeout=240):
     """Wait for its end, which must be a good one; what it printed."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err[-3000:]
     return out
 

@@ -2,7 +2,6 @@
 
 import atexit
 import gc
-import logging
 import os
 import signal
 import threading
@@ -25,7 +24,6 @@ from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.plugin.culprit import described
 
 _T = TypeVar("_T")
-_log = logging.getLogger("freeflow")
 
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:

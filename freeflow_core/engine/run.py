@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -36,6 +37,7 @@ from freeflow_core.interfaces.journal import now, run_tags
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.types import RunInfo, RunParent, Scores
 
+_log = logging.getLogger("freeflow")
 _LOOKED = "looked_at"
 """In ``run.json``: the images after which all looks that were due have come to their end."""
 
@@ -100,6 +102,11 @@ class Run:
         self.command = command
         self.accelerator = start_accelerator(config.runtime)
         self._is_alone = self.accelerator.num_processes == 1
+        if self._is_alone and config.runtime.sharding != "none":
+            _log.warning(
+                f"runtime.sharding={config.runtime.sharding} divides nothing here: the run is one process, which holds "
+                "all weights. Start several with torchrun to divide them."
+            )
         self._stop = StopRequest(patient=not self._is_alone)
         registry, crew = Registry(manager), Crew(self.accelerator, self._stop)
         builder = Builder(registry, self.accelerator.device, config.seed, config.runtime.precision, crew=crew)

@@ -173,17 +173,11 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
 
 
 def _open_sharding(config: RunConfig, accelerator: Accelerator) -> Sharding | None:
-    runtime, number = config.runtime, accelerator.num_processes
-    if runtime.sharding != "none" and number == 1:
-        _log.warning(
-            f"runtime.sharding={runtime.sharding} divides nothing, for this run is one process: it holds everything. "
-            "Start several with torchrun to divide it."
-        )
-    if processes_per_copy(runtime, number) == 1 or accelerator.device.type == "meta":
+    if processes_per_copy(config.runtime, accelerator.num_processes) == 1 or accelerator.device.type == "meta":
         return None
     from freeflow_core.engine.sharding import Sharding
 
-    return Sharding.of(runtime, accelerator)
+    return Sharding.of(config.runtime, accelerator)
 
 
 def _whole_copies(components: Components, roles: Mapping[str, Role]) -> WholeCopies:

@@ -1,11 +1,11 @@
 """Run by torchrun: the runs of a plan, one after the other, in one launch, for starting processes takes longest."""
 
 import json
-import logging
 import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from freeflow_core import api
 from freeflow_core.config import load_run_config
@@ -13,15 +13,25 @@ from freeflow_core.engine.run import Run
 from freeflow_core.plugin import Manager, Registry
 
 held = {}
-real = Run._train
+trained = Run._train
+
+
+def part(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def train(run):
-    """Notes how many elements of the student and its moments this process holds after the run."""
-    real(run)
-    role = run.state.roles["student"]
-    parts = [p.to_local() if run.state.sharding else p for p in role.network.parameters()]
-    held[run.config.name] = sum(part.numel() for part in parts)
+    """Notes what this process holds after training: elements of the student, and bytes of all networks' state."""
+    trained(run)
+    teacher = run.components.teacher
+    tensors = [] if teacher is None else [*teacher.parameters(), *teacher.buffers()]
+    for role in run.state.roles.values():
+        for network in filter(None, (role.network, role.ema)):
+            tensors += [*network.parameters(), *network.buffers()]
+        if role.optimizer is not None:
+            tensors += role.optimizer.state_dict().values()
+    student = sum(part(p).numel() for p in run.state.roles["student"].network.parameters())
+    held[run.config.name] = student, sum(part(t).numel() * t.element_size() for t in tensors)
 
 
 Run._train = train
@@ -30,7 +40,6 @@ Run._train = train
 def main():
     plan, folder = json.loads(Path(sys.argv[1]).read_text("utf-8")), Path(sys.argv[2])
     torch.set_num_threads(1)
-    logging.getLogger("freeflow").addHandler(logging.StreamHandler())
     manager = Manager.load()
     registry = Registry(manager)
     for name, (base, settings) in plan.items():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,7 +13,13 @@ from torch import nn
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Builder, Components, build_components
 from freeflow_core.engine.optimizer import RoleOptimizer
-from freeflow_core.engine.process import choose_device, free_memory, is_available, planned_device_type
+from freeflow_core.engine.process import (
+    choose_device,
+    free_memory,
+    is_available,
+    planned_device_type,
+    processes_per_copy,
+)
 from freeflow_core.engine.state import RoleState, TrainingState, build_state
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.evaluation.scores import build_evaluators, check_evaluators
@@ -21,7 +27,7 @@ from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.tools.cost.rate import Rate, RateFrom, product_rate, step_seconds
-from freeflow_core.tools.cost.step import PlannedProcess, RolePlan, StepCost, measure_step, size_of
+from freeflow_core.tools.cost.step import TEACHER, PlannedProcess, RolePlan, StepCost, measure_step, size_of
 from freeflow_core.weights import offline
 
 _log = logging.getLogger(__name__)
@@ -43,7 +49,8 @@ class Plan:
         networks: the teacher, if there is one, and all roles.
         activations: largest amount held beside the networks' own memory: what backward passes need, temporaries,
             low-precision copies of weights.
-        buckets: further copies of the gradients, with which processes exchange them; 0 for a single process.
+        buckets: further copies of the gradients, with which processes exchange them, or of divided networks the blocks
+            that are gathered to be run; 0 for a single process.
         peak: largest number of bytes held at any one moment of a step: less than ``total``, for gradients appear while
             activations go.
         flops_per_step: floating-point operations of the matrix products of a step, of all processes together.
@@ -168,7 +175,14 @@ def make_plan(
     if isinstance(found, _Failure):
         found = _on_few_rows(short, registry, num_processes, found)
     cost, training, teacher = found.cost, config.training, found.components.teacher
-    buckets = sum(network.gradients for network in cost.networks) if num_processes > 1 else 0
+    sharing = processes_per_copy(config.runtime, num_processes)
+    networks, buckets, peak = cost.networks, 0, cost.peak
+    if sharing > 1:
+        networks, buckets = _divided(cost.networks, found.components, sharing)
+        before, after = (sum(n.memory - n.gradients for n in each) for each in (cost.networks, networks))
+        peak += after - before
+    elif num_processes > 1:
+        buckets = sum(network.gradients for network in networks)
     plan = Plan(
         device=device_type,
         precision=config.runtime.precision,
@@ -178,10 +192,10 @@ def make_plan(
         accumulation=training.accumulation,
         images=training.images,
         steps=training.steps,
-        networks=cost.networks,
+        networks=networks,
         activations=cost.activations,
         buckets=buckets,
-        peak=cost.peak + buckets,
+        peak=min(peak, sum(network.memory for network in networks) + cost.activations) + buckets,
         flops_per_step=round(cost.flops * num_processes * training.accumulation / short.training.accumulation),
         load_report=None if teacher is None else str(found.components.load_report),
         free=free_memory(device_type) if free is None else free,
@@ -192,7 +206,49 @@ def make_plan(
         twice_with_micro_batches=found.components.objective.uses_batch_means,
     )
     warnings = [*warnings_for(plan, found.reason)]
+    if sharing > 1:
+        warnings += _gathered(plan, found.components)
     return dataclasses.replace(plan, warnings=(*warnings, *_check_scoring(config, registry, found.components)))
+
+
+def _divided(networks: Sequence[RolePlan], components: Components, sharing: int) -> tuple[tuple[RolePlan, ...], int]:
+    """What each of ``sharing`` processes holds of the networks, and of blocks that are gathered to be run."""
+    from freeflow_core.engine.sharding import blocks  # which takes torch a second to load
+
+    def part(size: int) -> int:
+        return -(-size // sharing)
+
+    found = []
+    for network in networks:
+        outside = 0
+        if network.name == TEACHER and components.teacher is not None:
+            # It is asked by methods of its own, so that what stands outside of its blocks is not divided.
+            outside = network.weights - sum(size_of(block) for block in blocks(components.teacher))
+        found.append(
+            dataclasses.replace(
+                network,
+                weights=outside + part(network.weights - outside),
+                gradients=part(network.gradients),
+                optimizer=part(network.optimizer),
+                average=part(network.average),
+            )
+        )
+    student = components.student
+    units = [size_of(block) for block in blocks(student)]
+    # The block in hand and the next one; in the backward pass the gradients of one, and their copy to send.
+    return tuple(found), 4 * max([*units, size_of(student) - sum(units)])
+
+
+def _gathered(plan: Plan, components: Components) -> Iterator[str]:
+    """What evaluation gathers, where it would not fit beside what stays."""
+    held = sum(network.memory - network.gradients for network in plan.networks)
+    held += size_of(components.student) + (0 if components.teacher is None else size_of(components.teacher))
+    if plan.available is not None and held > plan.available:
+        yield (
+            f"Scores and pictures are made by a whole student and teacher in each process: with these it holds "
+            f"{held / _GIB:.1f} GiB, more than there is. Set evaluation.enabled=false and "
+            "evaluation.single_step=false, and evaluate afterwards with freeflow evaluate."
+        )
 
 
 def with_measured_rate(plan: Plan, config: RunConfig, registry: Registry) -> Plan:
