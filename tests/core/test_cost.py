@@ -206,6 +206,23 @@ def test_processes_share_the_batch_and_exchange_gradients(manager):
         plan(manager, "training.batch_size=64", num_processes=3)
 
 
+def test_divided_networks_take_their_share(manager):
+    ways = (("none",), ("full",), ("hybrid", "runtime.shard_size=2"))
+    whole, full, hybrid = (
+        plan(manager, "training.batch_size=64", f"runtime.sharding={way}", *size, num_processes=4)
+        for way, *size in ways
+    )
+    for kind in ("weights", "gradients", "optimizer", "average"):
+        assert full.memory[kind] == pytest.approx(whole.memory[kind] / 4, rel=1e-3)
+        assert hybrid.memory[kind] == pytest.approx(whole.memory[kind] / 2, rel=1e-3)
+    assert whole.memory["teacher"] / 4 < full.memory["teacher"] < 0.5 * whole.memory["teacher"]
+    assert full.activations == whole.activations
+    assert full.peak < whole.peak
+    assert full.total < hybrid.total < whole.total
+    with pytest.raises(ConfigError, match="shard_size"):
+        plan(manager, "runtime.sharding=hybrid", "runtime.shard_size=3", num_processes=4)
+
+
 def test_what_does_not_fit_is_said(manager, monkeypatch):
     needed = plan(manager).total
     monkeypatch.setattr(estimate, "free_memory", lambda device: needed)
