@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
 NOTEBOOKS = DOCS / "notebooks"
+_BAR = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path, timeout: int = 600) -> Any:
@@ -21,22 +24,27 @@ def execute(path: Path, timeout: int = 600) -> Any:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3").execute()
+    with tempfile.TemporaryDirectory() as folder:  # what it writes
+        resources = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
-        if cell.cell_type == "code":  # warnings name this machine's folders
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if cell.cell_type == "code":  # warnings name this machine's folders; bars are nothing to keep
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and _BAR not in o.get("data", {})]
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     return notebook
 
 
 def outputs(cell: dict[str, Any], kind: str) -> list[str]:
-    """What a cell has put out: ``text/plain`` (printed lines too) or ``image/png`` (in base64)."""
+    """What a cell has put out: ``text/html``, ``text/plain`` (printed lines too) or ``image/png`` (in base64).
+
+    What a picture or a table says as text is left out.
+    """
     found = []
     for output in cell.get("outputs", []):
         text = output.get("text") if output["output_type"] == "stream" else None
-        if text is None and "image/png" in output.get("data", {}) and kind == "text/plain":
-            continue  # a figure's repr says nothing
+        if text is None and kind == "text/plain" and output.get("data", {}).keys() & {"image/png", "text/html"}:
+            continue
         value = text if kind == "text/plain" and text is not None else output.get("data", {}).get(kind)
         if value is not None:
             found.append("".join(value))
@@ -60,6 +68,7 @@ def to_markdown(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, byt
             continue
         parts.append(f"```python\n{source}\n```")
         parts += [f"```text\n{text.rstrip()}\n```" for text in outputs(cell, "text/plain")]
+        parts += [re.sub(r"\n?<img [^>]*>", "", text) for text in outputs(cell, "text/html")]
         for data in outputs(cell, "image/png"):
             name = f"{stem}-{len(pictures) + 1}.png"
             pictures[name] = base64.b64decode(data)

@@ -25,6 +25,7 @@ MINUTES = "takes minutes"
 REASONS = (
     "needs a GPU",
     "needs a network",
+    "needs Docker",
     "needs a server",
     "needs your own files",
     "needs a clone of the repository",

@@ -1,13 +1,19 @@
-"""The notebook runs from the first cell to the last, and what it shows on the site is what it put out."""
+"""The notebooks run from the first cell to the last, and what they show on the site is what they put out."""
 
+import ast
+import importlib.util
 import math
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+STORY, FIRST = (DOCS / "notebooks" / name for name in ("the-2d-story.ipynb", "first-distillation.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +43,55 @@ def check_story(text):
     assert all(math.isfinite(value) for row in rows.values() for value in row)
 
 
-def test_the_notebook_runs_on_a_small_budget(notebooks, monkeypatch):
-    monkeypatch.setenv("FREEFLOW_NOTEBOOK_IMAGES", "20480")
+def run_small(notebooks, monkeypatch, path, images):
+    monkeypatch.setenv("FREEFLOW_NOTEBOOK_IMAGES", str(images))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for path in NOTEBOOKS:
-        notebook = notebooks.execute(path)
-        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        assert all(cell.execution_count for cell in code)
-        assert len(notebooks.figures(notebook)) == 4
-        check_story(printed(notebooks, notebook))
+    notebook = notebooks.execute(path)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    return notebook
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_what_was_kept_is_what_the_text_says(notebooks, path):
-    text = printed(notebooks, notebooks.read(path))
+def test_the_story_runs_on_a_small_budget(notebooks, monkeypatch):
+    notebook = run_small(notebooks, monkeypatch, STORY, 20480)
+    assert len(notebooks.figures(notebook)) == 4
+    check_story(printed(notebooks, notebook))
+
+
+def check_tutorial(notebooks, notebook):
+    """A table with the student's row, pictures of the run and of its samples, scores, and advice in Python's words."""
+    shown = {cell["id"]: cell for cell in notebook["cells"] if cell["cell_type"] == "code"}
+    (table,) = (text for cell in shown.values() for text in notebooks.outputs(cell, "text/html"))
+    assert "student, 1 step" in table
+    assert len([picture for cell in shown.values() for picture in notebooks.outputs(cell, "image/png")]) == 3
+    text = printed(notebooks, notebook)
+    assert "TrainedStudent('transformer'" in text
+    assert 'source="prior"' in text
+
+
+def test_the_tutorial_runs_on_a_small_budget(notebooks, monkeypatch):
+    check_tutorial(notebooks, run_small(notebooks, monkeypatch, FIRST, 1280))
+
+
+def test_the_kept_tutorial_shows_a_student_near_its_teacher(notebooks):
+    notebook = notebooks.read(FIRST)
+    check_tutorial(notebooks, notebook)
+    distances = ast.literal_eval(re.search(r"\{'.*?\}", printed(notebooks, notebook), re.DOTALL)[0])
+    assert distances["data"] < distances["teacher"] < distances["student"] < distances["teacher_1_step"] / 3
+
+
+@pytest.mark.parametrize("found", [None, "there"])
+def test_the_tutorial_installs_the_package_where_it_is_missing(notebooks, monkeypatch, found):
+    called = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(command))
+    first = next(cell for cell in notebooks.read(FIRST)["cells"] if cell["cell_type"] == "code")
+    exec("".join(first["source"]), {})
+    name = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]["name"]
+    assert called == ([] if found else [[sys.executable, "-m", "pip", "install", "--quiet", name]])
+
+
+def test_what_was_kept_is_what_the_text_says(notebooks):
+    text = printed(notebooks, notebooks.read(STORY))
     check_story(text)
     rows = table(text)
     assert rows["both"] < rows["prediction"] < rows["correction"]
@@ -71,7 +112,7 @@ def test_what_was_kept_is_what_the_text_says(notebooks, path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_figures_of_the_site_are_the_notebooks(notebooks, path):
     figures = notebooks.figures(notebooks.read(path))
-    assert figures
+    assert figures or path != STORY
     for name, picture in figures.items():
         assert (DOCS / "images" / f"{name}.png").read_bytes() == picture, f"run `just notebook`: {name} is another's"
 
