@@ -145,26 +145,43 @@ def shown_path(path: Path) -> str:
 def score_tables(
     scores: Mapping[str, Mapping[str, float]], *, evaluation: EvaluationConfig | None = None, width: int = 100
 ) -> list[Table]:
-    """``scores`` as one table, a column for each way of sampling, or as several where these do not fit ``width``."""
+    """``scores`` as one table, a column for each way of sampling, or as several where these do not fit ``width``.
+
+    Before there are several, values with an error behind them are written closer.
+    """
     from freeflow_core.config.run import row_title  # with pydantic behind it: not a price for --help
     from freeflow_core.interfaces.evaluator import score_texts  # with torch behind it
 
     texts = {row: score_texts(own, number) for row, own in scores.items()}
+    columns = {row_title(row, evaluation): own for row, own in texts.items()}
+    closer = {title: {name: _closer(text) for name, text in own.items()} for title, own in columns.items()}
+    parts = min(_parts(columns, width), _parts(closer, width), key=len)
+    return [make_table([c for c, _ in part], zip(*(cells for _, cells in part), strict=True)) for part in parts]
+
+
+def _closer(text: str) -> str:
+    """``2.31±0.5`` for ``2.309 ± 0.49``."""
+    value, sign, error = text.partition(" ± ")
+    return f"{float(f'{float(value):.3g}'):g}±{float(error):.1g}" if sign else text
+
+
+def _parts(texts: Mapping[str, Mapping[str, str]], width: int) -> list[list[tuple[Column, list[str]]]]:
+    """Columns with their cells, those of the names in front, as many tables as it takes; ``texts`` by title."""
     named = dict.fromkeys(name for row in texts.values() for name in row)
     names = [*(cost for cost in _HEADERS if cost in named), *(name for name in named if name not in _HEADERS)]
     shown = [_HEADERS.get(name, name.replace("_", " ").replace("/", " ")) for name in names]
     wide = max(map(len, shown), default=0)
     parts: list[list[tuple[Column, list[str]]]] = []
     used = width
-    for row, own in texts.items():
-        title, cells = row_title(row, evaluation), [own.get(name, "-") for name in names]
+    for title, own in texts.items():
+        cells = [own.get(name, "-") for name in names]
         needed = max(map(len, [*title.split(), *cells]))
         used += needed + _GAP
         if not parts or used > width:  # at least one column to a table
             parts.append([(Column(no_wrap=True), shown)])
             used = wide + _GAP + needed + _GAP
         parts[-1].append((Column(Text(title), justify="right", width=needed), cells))
-    return [make_table([c for c, _ in part], zip(*(cells for _, cells in part), strict=True)) for part in parts]
+    return parts
 
 
 def score_legend(scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -69,6 +69,10 @@ def test_cli_a_run_has_one_table_at_100_columns():
     scores = dict.fromkeys(("evaluations", "ms_per_image", *SCORES, "fd", "fd_teacher", "kd", "kd_teacher"), 4.013)
     rows = ["teacher_floor", "teacher", "teacher_1_step", "student", "student_jump"]
     assert len(score_tables(dict.fromkeys(rows, scores | errors), width=100)) == 1
+    with_data = dict.fromkeys(["data", *rows], scores | errors | {"fd": 0.5745, "fd_error": 0.0512})
+    assert len(score_tables(with_data, width=100)) == 1
+    assert "0.575±0.05" in table_text(with_data).split()
+    assert "± 0.051" in table_text(with_data, width=130)
 
 
 def test_cli_distances_are_explained_where_they_are():

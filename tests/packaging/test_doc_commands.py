@@ -26,6 +26,7 @@ REASONS = (
     "needs a GPU",
     "needs a network",
     "needs Docker",
+    "needs a cluster",
     "needs a server",
     "needs your own files",
     "needs a clone of the repository",

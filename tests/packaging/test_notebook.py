@@ -69,7 +69,7 @@ def check_tutorial(notebooks, notebook):
 
 
 def test_the_tutorial_runs_on_a_small_budget(notebooks, monkeypatch):
-    check_tutorial(notebooks, run_small(notebooks, monkeypatch, FIRST, 1280))
+    check_tutorial(notebooks, run_small(notebooks, monkeypatch, FIRST, 640))
 
 
 def test_the_kept_tutorial_shows_a_student_near_its_teacher(notebooks):
