@@ -85,3 +85,13 @@ def test_hours_are_the_work_over_the_rate(manager):
     measured = api.plan(config, manager=manager, measure=True)
     assert measured.rate.origin is api.RateFrom.STEPS
     assert 1e7 < measured.rate.operations < api.plan(config, manager=manager).rate.operations * 2
+
+
+def test_networks_are_divided_where_nothing_else_makes_room(manager):
+    config = resolved(manager, "training.batch_size=8", teacher={**TINY_SIT, "depth": 4, "width": 64})
+    whole = api.plan(config, manager=manager, num_processes=2, device_memory=1000)
+    memory = 0.95 * (whole.total - whole.activations) / USABLE / GIB  # not even the fixed part of a whole copy
+    plan = api.plan(config, manager=manager, num_processes=2, device_memory=memory)
+    found = api.propose(config, plan, manager=manager)
+    assert found.settings[0] == "runtime.sharding=full"
+    assert found.plan.total <= plan.available

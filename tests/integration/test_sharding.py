@@ -165,6 +165,7 @@ def test_a_damaged_part_is_named_and_the_one_before_is_used(two, alone, tmp_path
     assert_equal(folder / "stopped", tmp_path / "stopped")
 
 
+@pytest.mark.long
 def test_four_processes(two, alone, tmp_path):
     _, folder, _ = two
     shutil.copytree(folder / "stopped", tmp_path / "stopped")

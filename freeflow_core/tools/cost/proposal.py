@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from freeflow_core.config import RunConfig
 from freeflow_core.errors import ConfigError
@@ -10,9 +10,6 @@ from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.plan import Plan, changed, make_plan
 
 _TRIES = 4
-
-Changes = Mapping[str, Mapping[str, Any]]
-"""Settings by section."""
 
 
 @dataclass(frozen=True)
@@ -24,56 +21,83 @@ class Proposal:
 
 
 def propose(config: RunConfig, plan: Plan, registry: Registry) -> Proposal | None:
-    """The first that fits of: recomputed activations, micro-batches, both; None where none does.
+    """The first that fits of: recomputed activations, micro-batches, both, and then these with divided networks.
 
-    Micro-batches come before recomputed activations unless they pass every row twice.
+    Micro-batches come before recomputed activations unless they pass every row twice. None where nothing fits.
 
     Args:
         plan: of ``config``.
     """
-    memory = plan.available
-    if memory is None:
+    if plan.available is None:
         return None
-    usable: int = memory
-    recomputed: Changes = {"runtime": {"activation_checkpointing": True}}
-    planned: dict[bool, Plan] = {config.runtime.activation_checkpointing: plan}
+    search = _Search(config, plan, plan.available, registry)
+    found = search.over({})
+    if found is None and plan.num_processes > 1 and config.runtime.sharding == "none":
+        found = search.over({"sharding": "full"})
+    return found
 
-    def fits(changes: Changes) -> Proposal | None:
-        other = changed(config, **changes)
-        try:
-            found = make_plan(
-                other, registry, plan.num_processes, device_memory=plan.device_memory, rate=plan.rate, free=plan.free
-            )
-        except ConfigError:  # a student that cannot recompute, or a batch that cannot be split like this
+
+@final
+class _Search:
+    """Plans what it tries, each once."""
+
+    def __init__(self, config: RunConfig, plan: Plan, usable: int, registry: Registry) -> None:
+        self._config, self._plan, self._usable, self._registry = config, plan, usable, registry
+        self._planned: dict[str, Plan | None] = {"": plan}
+
+    def over(self, runtime: Mapping[str, Any]) -> Proposal | None:
+        """The first that fits, beside settings of the runtime that are given."""
+        whole = self._try(runtime, 1)
+        if whole is None or whole.total - whole.activations > self._usable:
+            return None  # then nothing that is done about activations helps
+        recomputed = {**runtime, "activation_checkpointing": True}
+        ways: list[Callable[[], Proposal | None]] = [
+            lambda: self._fitting(runtime),
+            lambda: self._micro_batches(runtime),
+        ]
+        if not self._config.runtime.activation_checkpointing:
+            ways.insert(1 if self._plan.twice_with_micro_batches else 2, lambda: self._fitting(recomputed))
+            ways.append(lambda: self._micro_batches(recomputed))
+        return next((found for way in ways if (found := way()) is not None), None)
+
+    def _fitting(self, runtime: Mapping[str, Any], times: int = 1) -> Proposal | None:
+        found = self._try(runtime, times)
+        if found is None or found.total > self._usable:
             return None
-        planned.setdefault(other.runtime.activation_checkpointing, found)
-        return Proposal(_as_settings(changes), found) if found.total <= usable else None
+        return Proposal(tuple(self._settings(runtime, times)), found)
 
-    def micro_batches(base: Changes) -> Proposal | None:
-        known = planned.get(bool(base) or config.runtime.activation_checkpointing)
-        if known is None or (spare := usable - known.total + known.activations) <= 0:
+    def _micro_batches(self, runtime: Mapping[str, Any]) -> Proposal | None:
+        known = self._try(runtime, 1)
+        if known is None or (spare := self._usable - known.total + known.activations) <= 0:
             return None
         # As many as it takes if all activations grew with the rows; some do not, so that it may take more.
-        fewest = config.training.accumulation * known.activations / spare
-        enough = [number for number in _accumulations(config, plan.num_processes) if number >= 0.8 * fewest]
-        tries = (fits({**base, "training": {"accumulation": number}}) for number in enough[:_TRIES])
+        fewest = known.activations / spare
+        rows = known.rows
+        enough = [times for times in range(2, rows + 1) if rows % times == 0 and times >= 0.8 * fewest]
+        tries = (self._fitting(runtime, times) for times in enough[:_TRIES])
         return next((found for found in tries if found is not None), None)
 
-    ways: list[Callable[[], Proposal | None]] = [lambda: micro_batches({})]
-    if not config.runtime.activation_checkpointing:
-        ways.insert(0 if plan.twice_with_micro_batches else 1, lambda: fits(recomputed))
-        ways.append(lambda: micro_batches(recomputed))
-    return next((found for way in ways if (found := way()) is not None), None)
+    def _try(self, runtime: Mapping[str, Any], times: int) -> Plan | None:
+        """With ``times`` as many micro-batches; None where the run would refuse it."""
+        key = " ".join(self._settings(runtime, times))
+        if key not in self._planned:
+            plan, accumulation = self._plan, self._config.training.accumulation * times
+            other = changed(self._config, runtime=runtime, training={"accumulation": accumulation})
+            try:
+                self._planned[key] = make_plan(
+                    other,
+                    self._registry,
+                    plan.num_processes,
+                    device_memory=plan.device_memory,
+                    rate=plan.rate,
+                    free=plan.free,
+                )
+            except ConfigError:  # a student that cannot recompute, or a batch that cannot be split like this
+                self._planned[key] = None
+        return self._planned[key]
 
-
-def _accumulations(config: RunConfig, num_processes: int) -> Iterator[int]:
-    """Larger numbers of micro-batches that divide a process's share of the batch."""
-    rows = config.training.batch_size // num_processes
-    return (number for number in range(config.training.accumulation + 1, rows + 1) if rows % number == 0)
-
-
-def _as_settings(changes: Changes) -> tuple[str, ...]:
-    def text(value: Any) -> str:
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
-    return tuple(f"{section}.{name}={text(value)}" for section, of in changes.items() for name, value in of.items())
+    def _settings(self, runtime: Mapping[str, Any], times: int) -> Iterator[str]:
+        for name, value in runtime.items():
+            yield f"runtime.{name}={str(value).lower()}"
+        if times > 1:
+            yield f"training.accumulation={self._config.training.accumulation * times}"
