@@ -315,6 +315,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str,
     ]
 
 
+def with_new_settings(old: Mapping[str, Any], now: BaseModel) -> dict[str, Any]:
+    """``old``, the JSON values of a model as an earlier version wrote them, with the settings that have come since.
+
+    A setting that ``old`` lacks is added where ``now`` has it at its default: it is no change that it was not written.
+    """
+    if isinstance(now, ComponentChoice):
+        known = isinstance(now.options, ComponentConfig) and old.get("name") == now.name
+        return with_new_settings(old, now.options) if known else dict(old)
+    filled, written = dict(old), now.model_dump(mode="json")
+    for name, field in type(now).model_fields.items():
+        value = getattr(now, name)
+        if name not in filled:
+            if not field.is_required() and value == field.get_default(call_default_factory=True):
+                filled[name] = written[name]
+        elif isinstance(value, BaseModel) and isinstance(filled[name], Mapping):
+            filled[name] = with_new_settings(filled[name], value)
+    return filled
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():

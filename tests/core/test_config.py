@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from run_helpers import TINY
 
 from freeflow_core.config import load_run_config, to_yaml
-from freeflow_core.config.load import lay_settings, merge, parse_assignment, parse_yaml, split_settings
+from freeflow_core.config.load import (
+    differences,
+    lay_settings,
+    merge,
+    parse_assignment,
+    parse_yaml,
+    split_settings,
+    with_new_settings,
+)
 from freeflow_core.errors import ConfigError
 
 BASE = {
@@ -139,3 +147,18 @@ def test_an_entry_of_a_list_is_set_by_its_number(registry):
 def test_yaml_of_which_something_would_be_lost_is_refused(text):
     with pytest.raises(ConfigError, match="file is not valid YAML"):
         parse_yaml(text, "file")
+
+
+def test_a_setting_that_came_after_a_run_is_no_change_of_it(registry):
+    def resolved(*assignments):
+        config = load_run_config(registry, "distill", preset="digits", assignments=assignments)
+        return config, config.model_dump(mode="json")
+
+    _, old = resolved()
+    del old["runtime"]["timeout_seconds"], old["objective"]["balance_epsilon"], old["teacher"]["checkpoint"]
+    today, new = resolved()
+    assert differences(old, new) != []
+    assert differences(with_new_settings(old, today), new) == []
+    changed, new = resolved("runtime.timeout_seconds=5", "objective.balance_epsilon=0.5")
+    found = differences(with_new_settings(old, changed), new)
+    assert [text.split(":")[0] for text in found] == ["objective.balance_epsilon", "runtime.timeout_seconds"]

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
-from freeflow_core.config.load import differences
+from freeflow_core.config.load import differences, with_new_settings
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.evaluation.scores import STUDENT, metric_name
 from freeflow_core.tools.compare.cost import Cost
@@ -26,7 +26,7 @@ from freeflow_core.types import Scores
 MANIFEST_FILE = "comparison.json"
 LOCKS = ".locks"
 """Folder of the files by whose locks processes share a comparison."""
-_FREE_TO_CHANGE = {"trackers", "logging", "checkpointing", "samples"}
+_FREE_TO_CHANGE = ("trackers", "logging", "checkpointing", "samples")
 """Settings that change neither weights nor scores. Unlike a run, a comparison may not change its evaluation."""
 
 FINISHED, FAILED, UNFINISHED, WAITING = "finished", "failed", "unfinished", "waiting"
@@ -200,7 +200,9 @@ class Manifest:
             found.append(f"seeds: {self.settings['seeds']} -> {settings['seeds']}")
         for name, record in self.records.items():
             if name in wanted:
-                changed = differences(record.config, _comparable(wanted[name].config))
+                config = wanted[name].config
+                before = with_new_settings(record.config, config)
+                changed = differences(before, config.model_dump(mode="json"), free=_FREE_TO_CHANGE)
                 found += [f"{name}: {change}" for change in changed]
             elif settings["sweep"] == self.settings["sweep"]:
                 found.append(f"{name} is missing")
@@ -213,4 +215,4 @@ def _job(folder: Path) -> JobFolder[_Stored]:
 
 def _comparable(config: RunConfig) -> dict[str, Any]:
     """What must not change between two starts of a comparison, as JSON values."""
-    return config.model_dump(mode="json", exclude=_FREE_TO_CHANGE)
+    return config.model_dump(mode="json", exclude=set(_FREE_TO_CHANGE))
