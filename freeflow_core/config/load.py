@@ -321,8 +321,9 @@ def with_new_settings(old: Mapping[str, Any], now: BaseModel) -> dict[str, Any]:
     A setting that ``old`` lacks is added where ``now`` has it at its default: it is no change that it was not written.
     """
     if isinstance(now, ComponentChoice):
-        known = isinstance(now.options, ComponentConfig) and old.get("name") == now.name
-        return with_new_settings(old, now.options) if known else dict(old)
+        if isinstance(now.options, ComponentConfig) and old.get("name") == now.name:
+            return with_new_settings(old, now.options)
+        return dict(old)
     filled, written = dict(old), now.model_dump(mode="json")
     for name, field in type(now).model_fields.items():
         value = getattr(now, name)
