@@ -51,7 +51,7 @@ def test_a_killed_owner_holds_no_lock(tiny, tmp_path, manager):
     killed = (
         "import os, sys\n"
         "from freeflow_core.engine.checkpoint import Checkpoints\n"
-        "Checkpoints.save = lambda *args: os.kill(os.getpid(), 9)\n"
+        "Checkpoints.save = lambda *args, **options: os.kill(os.getpid(), 9)\n"
         "from freeflow_cli.main import main\n"
         "main()\n"
     )

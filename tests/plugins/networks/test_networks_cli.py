@@ -28,7 +28,7 @@ def network(tmp_path, monkeypatch):
 
 def test_the_right_convention_passes(network):
     untrusted = freeflow("teacher", "check", "--config", "net.yaml", exit_code=2)
-    assert "--trust on the command line" in untrusted.stderr
+    assert "freeflow --trust" in untrusted.stderr
     right = ["--config", "net.yaml", "--set", "teacher.time_direction=data-at-1"]
     result = freeflow("teacher", "check", *right, "--num", "512", "--json", "--trust")
     found = json.loads(result.stdout)
