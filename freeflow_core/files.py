@@ -1,10 +1,12 @@
-"""Files that are whole, or not there."""
+"""Files that are whole, or not there; and claims of processes on work that they share through a folder."""
 
 import contextlib
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
@@ -35,6 +37,25 @@ def write_text(path: Path, text: str, *, make_folder: bool = True) -> None:
     """Write a text file in UTF-8, whole or not at all, as :func:`replacing` does. Raises ``OSError``."""
     with replacing(path, make_folder=make_folder) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds the lock on the file ``path`` meanwhile; it does not wait for it.
+
+    The lock is the system's: it goes with the process, however that ends. The folder of ``path`` is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def remove_leftovers(folder: Path, pattern: str = ".*.partial") -> None:

@@ -22,7 +22,6 @@ from typing import final
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig, objective_config
@@ -34,7 +33,7 @@ from freeflow_core.engine.run_folder import DEFAULT_PARENT
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.scores import DATA, FLOOR, TEACHER_1, SharedRows
 from freeflow_core.evaluation.scoring import Scoring
-from freeflow_core.files import write_text
+from freeflow_core.files import claimed, write_text
 from freeflow_core.interfaces.journal import now
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.plugin.culprit import described
@@ -254,19 +253,12 @@ class Comparison:
     @contextlib.contextmanager
     def _claimed(self, name: str) -> Iterator[bool]:
         """Whether a lock of the folder is ours meanwhile. A folder in which nothing was written is removed."""
-        locks = self.folder / LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / name)
+        ours = False
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
+            with claimed(self.folder / LOCKS / name) as ours:
+                yield ours
         finally:
-            lock.release()
-            if [path.name for path in self.folder.iterdir()] == [LOCKS]:
+            if ours and [path.name for path in self.folder.iterdir()] == [LOCKS]:
                 shutil.rmtree(self.folder)
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,14 +20,13 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from PIL import features
 from torch import Tensor
 
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.evaluation.pictures import save_image
 from freeflow_core.evaluation.sampling import SampleBatch
-from freeflow_core.files import replacing, write_text
+from freeflow_core.files import claimed, replacing, write_text
 from freeflow_core.types import Condition
 
 _SMALLEST_BLOCK = 64
@@ -122,31 +122,16 @@ class Parts:
             return f"process {note.stem.removeprefix('failed-')} failed: {note.read_text('utf-8').strip()}"
         return None
 
-    @contextlib.contextmanager
-    def claimed(self, work: int | None) -> Iterator[bool]:
-        """Whether a block, or with None the making of the final files, is this process's meanwhile.
-
-        The claim goes with the process, however that ends.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f".{'end' if work is None else work}{_CLAIM}")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+    def claimed(self, work: int | None) -> AbstractContextManager[bool]:
+        """Whether a block, or with None the making of the final files, is this process's meanwhile."""
+        return claimed(self.folder / f".{'end' if work is None else work}{_CLAIM}")
 
     def is_busy(self) -> bool:
         """Whether another process is at work here."""
         for claim in self.folder.glob(f".*{_CLAIM}"):
-            try:
-                FileLock(claim).acquire(timeout=0).lock.release()
-            except Timeout:
-                return True
+            with claimed(claim) as ours:
+                if not ours:
+                    return True
         return False
 
     def clear(self) -> None:
