@@ -12,28 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
+
+from freeflow_cli.tables import score_legend, score_tables
 
 if TYPE_CHECKING:
     from freeflow_core.api import RunResult
-    from freeflow_core.config import EvaluationConfig, RunConfig
+    from freeflow_core.config import RunConfig
     from freeflow_core.types import Check
 
 PLAIN_WIDTH = 100
 """Columns of tables that go to a file or a pipe."""
 ERROR_STYLE = "bold red"
-_HEADERS = {"evaluations": "evals", "ms_per_image": "ms / image"}
-"""The costs of a row, which stand before its scores."""
-_DISTANCES = (
-    (("fd", "fid"), "Fréchet distance of features"),
-    (("kd", "kid"), "kernel distance (squared MMD), an unbiased estimate, so it may be slightly negative"),
-)
-"""What the distances are that evaluators' scores begin with."""
-_GAP = 3
-"""Characters between two columns, and those at the edges of the table taken together."""
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
@@ -102,25 +94,6 @@ def print_columns(rows: Iterable[Sequence[Text]]) -> None:
     stdout().print(table)
 
 
-def make_table(columns: Iterable[Column | str], rows: Iterable[Iterable[str]] = (), **options: Any) -> Table:
-    """A table with a line below its titles, as all of ours; the cells are taken as they are, without markup."""
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, **options)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def number(value: float) -> str:
-    """Four significant digits; whole numbers up to a million in full, tiny and huge ones with an exponent."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    if abs(value) >= 1e6 or abs(value) < 1e-3:
-        return f"{value:.2e}"
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
 def clock(seconds: float) -> str:
     """``0:07``, ``12:30``, ``3:00:05``; a dash when unknown."""
     if not math.isfinite(seconds):
@@ -140,55 +113,6 @@ def shown_path(path: Path) -> str:
     absolute = Path(os.path.abspath(path))
     here = Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
-
-
-def score_tables(
-    scores: Mapping[str, Mapping[str, float]], *, evaluation: EvaluationConfig | None = None, width: int = 100
-) -> list[Table]:
-    """``scores`` as one table, a column for each way of sampling, or as several where these do not fit ``width``.
-
-    Before there are several, values with an error behind them are written closer.
-    """
-    from freeflow_core.config.run import row_title  # with pydantic behind it: not a price for --help
-    from freeflow_core.interfaces.evaluator import score_texts  # with torch behind it
-
-    texts = {row: score_texts(own, number) for row, own in scores.items()}
-    columns = {row_title(row, evaluation): own for row, own in texts.items()}
-    closer = {title: {name: _closer(text) for name, text in own.items()} for title, own in columns.items()}
-    parts = min(_parts(columns, width), _parts(closer, width), key=len)
-    return [make_table([c for c, _ in part], zip(*(cells for _, cells in part), strict=True)) for part in parts]
-
-
-def _closer(text: str) -> str:
-    """``2.31±0.5`` for ``2.309 ± 0.49``."""
-    value, sign, error = text.partition(" ± ")
-    return f"{float(f'{float(value):.3g}'):g}±{float(error):.1g}" if sign else text
-
-
-def _parts(texts: Mapping[str, Mapping[str, str]], width: int) -> list[list[tuple[Column, list[str]]]]:
-    """Columns with their cells, those of the names in front, as many tables as it takes; ``texts`` by title."""
-    named = dict.fromkeys(name for row in texts.values() for name in row)
-    names = [*(cost for cost in _HEADERS if cost in named), *(name for name in named if name not in _HEADERS)]
-    shown = [_HEADERS.get(name, name.replace("_", " ").replace("/", " ")) for name in names]
-    wide = max(map(len, shown), default=0)
-    parts: list[list[tuple[Column, list[str]]]] = []
-    used = width
-    for title, own in texts.items():
-        cells = [own.get(name, "-") for name in names]
-        needed = max(map(len, [*title.split(), *cells]))
-        used += needed + _GAP
-        if not parts or used > width:  # at least one column to a table
-            parts.append([(Column(no_wrap=True), shown)])
-            used = wide + _GAP + needed + _GAP
-        parts[-1].append((Column(Text(title), justify="right", width=needed), cells))
-    return parts
-
-
-def score_legend(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """What the distances among the scores are, once, in a line; empty where there are none."""
-    kinds = {name.partition("_")[0] for row in scores.values() for name in row}
-    told = [f"{', '.join(found)}: {text}" for names, text in _DISTANCES if (found := [n for n in names if n in kinds])]
-    return f"{'; '.join(told)}. Lower is better; read them against the floor." if told else ""
 
 
 def print_result(result: RunResult, command: str, config: RunConfig | None) -> None:

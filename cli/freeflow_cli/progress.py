@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from freeflow_cli.console import clock, is_main_process, messages, number, shown_path
+from freeflow_cli.console import clock, is_main_process, messages, shown_path
+from freeflow_cli.tables import number
 from freeflow_core.plugin import hookimpl
 
 if TYPE_CHECKING:

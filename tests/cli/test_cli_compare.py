@@ -91,7 +91,16 @@ def test_cli_compare_fits_into_eighty_columns(freeflow, api, monkeypatch):
     assert "3.25 ± 0.5" in text
 
 
-def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow, api):
+def test_cli_compare_is_one_table_at_a_hundred_columns(freeflow, api, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = freeflow("compare", "--objectives", "freeflow,shortcut").output.splitlines()
+    assert sum("───" in line for line in lines) == 1
+    assert all(len(line) <= 100 for line in lines if "/" not in line)
+    assert any(line.split()[:1] == ["shortcut"] and "57,600" in line.split() for line in lines)
+
+
+def test_cli_compare_ends_with_1_when_a_run_failed_and_still_shows_the_table(freeflow, api, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     api.status, api.failed = "failed", {"shortcut-seed1": "RuntimeError: it broke."}
     result = freeflow("compare", "--objectives", "freeflow,shortcut")
     assert result.exit_code == 1

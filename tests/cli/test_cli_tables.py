@@ -3,8 +3,8 @@ import math
 from pathlib import Path
 
 import pytest
-from freeflow_cli import console as formats
-from freeflow_cli.console import score_tables
+from freeflow_cli import console, tables
+from freeflow_cli.tables import fitted_tables, score_tables
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -19,12 +19,14 @@ SCORES = [
 ROWS = ["data", "teacher", "teacher_1_step", "student", "student_2_steps", "student_jump"]
 
 
-def table_text(scores, width=100):
+def printed(tables, width):
     stream = io.StringIO()
-    console = Console(file=stream, width=width)
-    for table in score_tables(scores, width=width):
-        console.print(table)
+    Console(file=stream, width=width).print(*tables)
     return stream.getvalue()
+
+
+def table_text(scores, width=100):
+    return printed(score_tables(scores, width=width), width)
 
 
 def full_scores():
@@ -41,7 +43,7 @@ def test_cli_table_fits_and_loses_nothing(width):
     assert max(map(len, text.splitlines())) <= width
     for row in full_scores().values():
         for value in row.values():
-            assert formats.number(value) in text.split()
+            assert tables.number(value) in text.split()
     for name in SCORES:
         for word in name.split("_"):
             assert word in text.split()
@@ -75,10 +77,40 @@ def test_cli_a_run_has_one_table_at_100_columns():
     assert "± 0.051" in table_text(with_data, width=130)
 
 
+def test_cli_a_run_with_few_step_rows_has_one_table_at_100_columns():
+    small = dict.fromkeys(("evaluations", "ms_per_image", *SCORES, "fd", "fd_teacher", "kd", "kd_teacher"), -0.008614)
+    errors = {f"{name}_error": 0.0512 for name in ("fd", "fd_teacher")}
+    rows = ["data", "teacher_floor", "teacher", "teacher_1_step", "student", "student_2_steps", "student_4_steps"]
+    scores = dict.fromkeys([*rows, "student_jump"], small | errors)
+    assert len(score_tables(scores, width=100)) == 1
+    text = table_text(scores, 100)
+    assert max(map(len, text.splitlines())) <= 100
+    words = {word for name in SCORES for word in name.split("_")} | {"training", "images", "student,", "teacher,"}
+    assert words <= set(text.split()), "whole words"
+    assert {"-0.008614", "±0.051"} <= set(text.split())
+    assert {"-0.00861", "±0.05"} <= set(table_text(scores, 96).split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_cli_long_names_go_on_in_the_next_line_between_words(width):
+    titles = ["objective", "learning_rate", "1 step", "2 steps", "4 steps", "fidelity", "forwards/image", "runs"]
+    cells = ["1e-05", "0.0937 ± 0.019", "12.5 ± 0.2", "-", "1.25 ± 0.02", "5.5", "2 of 3, 1 failed"]
+    text = printed(fitted_tables(titles, [["continuous-consistency", *cells]], keys=2, width=width), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert {"1e-05", "-", "failed", "fidelity", "forwards"} <= set(text.split())
+    assert {"continuous-consistency"} <= set(text.split()) or {"continuous-", "consistency"} <= set(text.split())
+
+
+def test_cli_close_numbers_keep_the_digits_before_the_point():
+    rows = [["row", "1234.6 ± 49", "2.309 ± 0.49", "3 of 3"]]
+    text = printed(fitted_tables(["name", "a", "b", "c"], rows, keys=1, width=36), 36)
+    assert "1235±49 2.31±0.5 3 of 3" in " ".join(text.split())
+
+
 def test_cli_distances_are_explained_where_they_are():
-    assert "negative" in formats.score_legend({"student": {"kd_data": -0.01}})
-    assert "negative" not in formats.score_legend({"student": {"fd": 1.0}})
-    assert formats.score_legend({"student": {"accuracy": 1.0}}) == ""
+    assert "negative" in tables.score_legend({"student": {"kd_data": -0.01}})
+    assert "negative" not in tables.score_legend({"student": {"fd": 1.0}})
+    assert tables.score_legend({"student": {"accuracy": 1.0}}) == ""
 
 
 @pytest.mark.parametrize(
@@ -99,13 +131,13 @@ def test_cli_row_titles(row, title):
 
 @given(st.floats(-1e300, 1e300))
 def test_cli_numbers_keep_three_digits_and_stay_short(value):
-    text = formats.number(value)
+    text = tables.number(value)
     assert len(text) <= 10
     assert math.isclose(float(text), value, rel_tol=6e-3)
 
 
 def test_cli_paths_are_relative_inside_the_working_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert formats.shown_path(tmp_path / "runs" / "a") == "runs/a"
-    assert formats.shown_path(Path("runs/../runs/b")) == "runs/b"
-    assert formats.shown_path(tmp_path.parent) == str(tmp_path.parent)
+    assert console.shown_path(tmp_path / "runs" / "a") == "runs/a"
+    assert console.shown_path(Path("runs/../runs/b")) == "runs/b"
+    assert console.shown_path(tmp_path.parent) == str(tmp_path.parent)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freeflow_cli.commands import options
-from freeflow_cli.console import number, print_checks, print_files, print_json, print_line
+from freeflow_cli.console import print_checks, print_files, print_json, print_line
 from freeflow_cli.session import Session
+from freeflow_cli.tables import number
 from freeflow_core.errors import ConfigError
 
 if TYPE_CHECKING:

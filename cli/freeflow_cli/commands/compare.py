@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column
-from rich.text import Text
 
 from freeflow_cli.commands import options
-from freeflow_cli.console import (
-    make_table,
-    mlflow_commands,
-    print_files,
-    print_line,
-    print_next,
-    say,
-    shown_path,
-    stdout,
-    warn,
-)
+from freeflow_cli.console import mlflow_commands, print_files, print_line, print_next, say, shown_path, stdout, warn
 from freeflow_cli.session import Session
+from freeflow_cli.tables import fitted_tables
 from freeflow_core.plugin import Registry
 
 if TYPE_CHECKING:
@@ -100,12 +87,8 @@ def compare(
         raise typer.Exit(1)
 
 
-_GAP = 3
-_BREAK = re.compile(r"(?<=[/_])| ")
-
-
 def print_comparison(result: CompareResult, origin: str) -> None:
-    """Two tables, since together they are wider than most terminals: scores, then what they cost.
+    """What the comparison came to: in one table where the terminal is wide enough.
 
     ``origin`` is where the settings come from, in words.
     """
@@ -113,16 +96,21 @@ def print_comparison(result: CompareResult, origin: str) -> None:
 
     table = result.table
     lines = [cells(table, row) for row in table.rows]
-    titles, rows = list(lines[0]), [list(line.values()) for line in lines]
     keys = 1 + (table.setting is not None)
-    scores = keys + len(table.steps) + 1
     planned = result.status == "planned"
+    done = all(row.finished == row.planned for row in table.rows)
+    scores = list(lines[0])[keys : keys + len(table.steps) + 1]
+    hidden = {*(scores if planned else ()), *(["runs"] if planned or done else ())}
+    titles = [title for title in lines[0] if title not in hidden]
     if not planned:
-        print_line(f"{table.score or 'No score yet'}: mean ± standard deviation over seeds")
-        _print_table([*titles[:scores], titles[-1]], [[*row[:scores], row[-1]] for row in rows], keys)
+        seeds = f"{table.rows[0].planned} seeds" if done and table.rows[0].planned > 1 else "seeds"
+        print_line(f"{table.score or 'No score yet'}: mean ± standard deviation over {seeds}")
+    console = stdout()
+    for part in fitted_tables(titles, [[line[t] for t in titles] for line in lines], keys=keys, width=console.width):
+        console.print(part)
+    if not planned:
         for title, score, fidelity in table.teacher_lines:
             print_line(f"{title}: {table.score} {score}, fidelity {fidelity}")
-    _print_table([*titles[:keys], *titles[scores:-1]], [[*row[:keys], *row[scores:-1]] for row in rows], keys)
     if planned:
         runs = sum(row.planned for row in table.rows)
         place = f"{shown_path(result.folder)}, settings of the {origin}"
@@ -137,13 +125,3 @@ def print_comparison(result: CompareResult, origin: str) -> None:
     if table.errors:
         say("The same command again tries the failed runs once more, and leaves the others as they are.")
     print_next(mlflow_commands(result.folder))
-
-
-def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], keys: int) -> None:
-    """Titles are broken when the table would be too wide; the ``keys`` that identify a row never are."""
-    columns, console = zip(titles, *rows, strict=True), stdout()
-    if sum(max(map(len, column)) + _GAP for column in columns) > console.width:
-        titles = [_BREAK.sub("\n", title) for title in titles]
-    head = [Column(Text(title), overflow="fold", no_wrap=True) for title in titles[:keys]]
-    head += [Column(Text(title), overflow="fold", justify="right") for title in titles[keys:]]
-    console.print(make_table(head, rows))

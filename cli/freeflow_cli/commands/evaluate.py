@@ -8,8 +8,9 @@ from rich.table import Column
 
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import Request
-from freeflow_cli.console import make_table, number, print_files, print_line, print_result, stdout
+from freeflow_cli.console import print_files, print_line, print_result, stdout
 from freeflow_cli.session import Session
+from freeflow_cli.tables import make_table, number
 from freeflow_core.errors import ConfigError
 
 

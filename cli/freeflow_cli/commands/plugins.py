@@ -12,8 +12,9 @@ from rich.text import Text
 
 from freeflow_cli.catalogue import PRESET, Entry, PluginEntry, check_kind, entries, find, model_options, plugin_entries
 from freeflow_cli.commands import options
-from freeflow_cli.console import make_table, print_columns, print_json, print_line, stdout
+from freeflow_cli.console import print_columns, print_json, print_line, stdout
 from freeflow_cli.session import Session
+from freeflow_cli.tables import make_table
 from freeflow_core.config import ComponentChoice
 from freeflow_core.config.load import lay_settings, resolve_choice
 from freeflow_core.errors import ConfigError, UnknownComponent

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from freeflow_cli.commands import options
-from freeflow_cli.console import is_main_process, number, print_files, print_line, print_next, shown_path
+from freeflow_cli.console import is_main_process, print_files, print_line, print_next, shown_path
 from freeflow_cli.session import Session
+from freeflow_cli.tables import number
 from freeflow_core.errors import ConfigError
 
 _MOST_LABELS = 1_000_000

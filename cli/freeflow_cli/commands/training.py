@@ -13,17 +13,9 @@ from rich.text import Text
 
 from freeflow_cli.commands import options
 from freeflow_cli.commands.options import Planned, Request
-from freeflow_cli.console import (
-    is_main_process,
-    make_table,
-    print_columns,
-    print_line,
-    print_result,
-    size,
-    stdout,
-    warn,
-)
+from freeflow_cli.console import is_main_process, print_columns, print_line, print_result, size, stdout, warn
 from freeflow_cli.session import Session
+from freeflow_cli.tables import make_table
 
 if TYPE_CHECKING:
     from freeflow_core.api import Plan, Proposal

@@ -14,18 +14,9 @@ from rich.table import Column
 from rich.text import Text
 
 from freeflow_cli.commands import options
-from freeflow_cli.console import (
-    ERROR_STYLE,
-    make_table,
-    messages,
-    print_files,
-    print_json,
-    print_line,
-    say,
-    shown_path,
-    stdout,
-)
+from freeflow_cli.console import ERROR_STYLE, messages, print_files, print_json, print_line, say, shown_path, stdout
 from freeflow_cli.session import Session
+from freeflow_cli.tables import make_table
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.plugin import WeightFile
 
