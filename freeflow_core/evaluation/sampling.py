@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, Protocol, TypeAlias, final
+from typing import Any, Literal, Protocol, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor
@@ -213,6 +213,8 @@ def make_generator(
 
 
 def _check_labels(labels: Labels, num_classes: int | None) -> None:
+    if isinstance(labels, str) and labels not in get_args(get_args(Labels)[1]):
+        raise ConfigError(f"Unknown labels {labels!r}; expected 'balanced', 'random', or classes, e.g. (0, 2).")
     if labels == "balanced":
         return
     if not num_classes:

@@ -13,6 +13,7 @@ from freeflow_core.engine.build import Builder
 from freeflow_core.errors import CheckpointError, ConfigError, PluginError
 from freeflow_core.interfaces import StartTimes, Student
 from freeflow_core.network_file import load_network, save_network
+from freeflow_core.objective_kit.options import GuidanceRange
 from freeflow_core.plugin import Registry
 from freeflow_core.weights.hub import hub_folder, is_hub_name
 
@@ -36,9 +37,17 @@ class StudentFile:
         """The guidance weight it was scored with after training; 1, none, where its file does not say."""
         return float(self.metadata.get("guidance_weight", 1.0))
 
+    @property
+    def trained_guidance(self) -> tuple[float, float] | None:
+        """The least and the greatest guidance weight it was trained with; None where its file does not say."""
+        found = self.metadata.get("guidance_trained")
+        return (float(found[0]), float(found[1])) if found else None
+
 
 def save_student(path: Path, config: RunConfig, student: Student, images: int) -> None:
     """Write the student. Raises ``CheckpointError`` when that fails; nothing half-written stays."""
+    options = config.objective.options
+    guided = isinstance(options, GuidanceRange)
     metadata = {
         "component": config.student.name,
         "start_times": student.start_times.value,
@@ -46,6 +55,7 @@ def save_student(path: Path, config: RunConfig, student: Student, images: int) -
         "teacher": config.teacher.model_dump(mode="json") if config.teacher else None,
         "codec": config.codec.model_dump(mode="json"),
         "guidance_weight": config.evaluation.guidance_weight,
+        "guidance_trained": [options.guidance_min, options.guidance_max] if guided else None,
         "images": images,
         "seed": config.seed,
         "freeflow_version": __version__,

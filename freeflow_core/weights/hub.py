@@ -137,6 +137,8 @@ def hub_folder(name: str, patterns: Sequence[str]) -> Path:
         DownloadError: the repository is not there, private or out of reach, or holds no such files.
     """
     repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ConfigError(f"{name!r} names no repository of the hub; expected {HUB_PREFIX}OWNER/NAME[@REVISION].")
     with hub_errors(repository):
         from huggingface_hub import snapshot_download
 

@@ -76,6 +76,32 @@ def test_an_onnx_file_is_sampled_without_torch_by_the_script_beside_it(latents, 
     assert abs(drawn[:12] - ours).max() <= 1
 
 
+@pytest.mark.parametrize("wrong", [["--labels", "3,10"], ["--labels", "-1"], ["--labels", "three"], ["--num", "0"]])
+def test_the_script_beside_an_onnx_file_refuses_what_the_student_cannot_do(pixels, tmp_path, wrong):
+    write_student(tmp_path / "student.safetensors", transformer({**PIXELS, "num_classes": 10}), "transformer")
+    api.export(tmp_path / "student.safetensors", tmp_path / "student.onnx")
+    command = [sys.executable, tmp_path / "sample_student.py", f"{wrong[0]}={wrong[1]}", "--output", "grid.png"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 2, ran.stderr
+    assert wrong[0] in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_labels_that_are_no_word_of_ours_are_refused(latents):
+    with pytest.raises(ConfigError, match="'seven'"):
+        api.load_student(latents).sample(3, labels="seven")
+
+
+def test_a_guidance_weight_it_was_not_trained_with_is_warned_of(tmp_path, caplog):
+    path = write_student(tmp_path / "s.safetensors", transformer(PIXELS), "transformer", guidance_trained=[1.0, 2.5])
+    student = api.load_student(path)
+    student.sample(1, guidance=2.5)
+    assert not caplog.records
+    student.sample(1, guidance=3.0)
+    assert "1 to 2.5" in caplog.text
+
+
 def test_a_diffusers_pipeline_draws_the_images_of_freeflow_sample(latents, tmp_path, monkeypatch):
     freeflow("export", "--run", latents, "--format", "diffusers", "--output", tmp_path / "pipeline")
     ensure_torchvision_ops()

@@ -107,6 +107,8 @@ def test_what_cannot_be_fetched_says_why(hub, monkeypatch):
         api.load_student("hf:someone/else@v9")
     with pytest.raises(ConfigError, match="OWNER/NAME"):
         api.load_student("hf:some one//x")
+    with pytest.raises(ConfigError, match="OWNER/NAME"):
+        api.load_student("hf:digits")
     with monkeypatch.context() as patch:
         patch.setenv("FREEFLOW_OFFLINE", "1")
         with pytest.raises(DownloadError, match="FREEFLOW_OFFLINE"):

@@ -75,6 +75,7 @@ def test_the_runs_of_a_folder_with_what_is_known_of_each(get, run):
     about = get("/run.json", run="digits")
     assert about["about"]["teacher"] == "digits"
     assert about["total"] == 192
+    assert any(cells[0] == "teacher, 2 steps" for cells in about["table"]["rows"])
     row = next(cells for cells in about["table"]["rows"] if cells[0].startswith("student, 1 step"))
     assert f"{run.scores['student']['fd_data']:.4g}" in row[about["table"]["titles"].index("fd_data")]
     assert (about["student"]["classes"], about["student"]["guidance"], about["student"]["few_steps"]) == (

@@ -83,8 +83,8 @@ ConfigFile = Annotated[
     Path | None, text("--config", "FILE", "YAML or JSON file; complete unless it names a preset (preset: NAME).")
 ]
 Assignments = Annotated[list[str] | None, settings("One setting, e.g. training.images=1000; comes last.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every training draw.")]
-SampleSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Sample i depends on (seed, i) alone.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every training draw.")]
+SampleSeed = Annotated[int, typer.Option("--seed", min=0, help="Sample i depends on (seed, i) alone.")]
 Output = Annotated[Path | None, folder("Folder to write; default: a new one in runs/.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint of the run in --output, else the newest run.")

@@ -6,11 +6,12 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, final
@@ -23,6 +24,7 @@ from freeflow_core.interfaces.journal import Journal, Picture
 
 if TYPE_CHECKING:
     from freeflow_core.api import TrainedStudent
+    from freeflow_core.config import EvaluationConfig
     from freeflow_core.plugin import Manager
 
 MOST_SAMPLES = 256
@@ -64,7 +66,8 @@ class Gallery:
 
     def runs(self) -> dict[str, Path]:
         """Folders of runs by name: the folder itself, those in it, and those of a comparison in it."""
-        files = [self.folder / "run.json", *sorted(self.folder.glob("*/run.json")), *self.folder.glob("*/*/run.json")]
+        inner = (sorted(self.folder.glob(f"{depth}run.json")) for depth in ("*/", "*/*/"))
+        files = [self.folder / "run.json", *chain.from_iterable(inner)]
         found = [file.parent for file in files if file.is_file()]
         return {path.relative_to(self.folder).as_posix() if path != self.folder else path.name: path for path in found}
 
@@ -96,7 +99,9 @@ class Gallery:
                 settings = file.read_text("utf-8")
                 config = yaml.safe_load(settings) or {}
         scores = folder / "scores.json"
-        titles, rows = score_cells(json.loads(scores.read_text("utf-8")), None) if scores.is_file() else ([], [])
+        titles, rows = (
+            score_cells(json.loads(scores.read_text("utf-8")), _evaluation(config)) if scores.is_file() else ([], [])
+        )
         table = folder / "comparison.md"
         return {
             "config": settings,
@@ -201,6 +206,16 @@ def make_server(gallery: Gallery, host: str, port: int) -> ThreadingHTTPServer:
         return ThreadingHTTPServer((host, port), Handler)
     except OSError as error:
         raise ConfigError(f"{host}:{port} cannot be had ({error.strerror}). Choose another with --port.") from None
+
+
+def _evaluation(config: Mapping[str, Any]) -> EvaluationConfig | None:
+    """How a run was scored, for the titles of its rows; None where this version cannot read it."""
+    from freeflow_core.config import EvaluationConfig
+
+    try:
+        return EvaluationConfig.model_validate(config["evaluation"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _json(value: Any) -> Answer:

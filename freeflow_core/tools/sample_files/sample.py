@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.pictures import grid_image, save_image
 from freeflow_core.evaluation.sampling import Generator, Labels, SampleBatch
 from freeflow_core.evaluation.student_file import StudentFile, load_student
-from freeflow_core.interfaces import Codec, FlowMapSampler, HybridSampler, Student, Teacher
+from freeflow_core.interfaces import Codec, FlowMapSampler, HybridSampler, Student, Teacher, VelocitySampler
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.sample_files.files import gather, sample_format
 from freeflow_core.tools.sample_files.writer import OnSamples, SampleResult, SampleWriter, Team
@@ -30,6 +31,7 @@ from freeflow_core.types import NetworkState
 
 Precision: TypeAlias = Literal["float32", "bf16", "float64"]
 ImageFormat = Literal["grid", "npz", "png", "webp"]
+_log = logging.getLogger(__name__)
 _MOST_BYTES_OF_A_GRID = 2**30
 MOST_STEPS = 1_000_000
 
@@ -94,6 +96,13 @@ class PreparedSamples:
             for network in (self._teacher, self._student):
                 if network is not None:
                     network.to(DTYPES[request.precision])
+        trained = student.trained_guidance if student and not isinstance(sampler, VelocitySampler) else None
+        if trained is not None and not trained[0] <= request.guidance_weight <= trained[1]:
+            _log.warning(
+                "The student was trained %s; what it makes of %g is a guess.",
+                "without guidance" if trained == (1, 1) else f"at guidance weights {trained[0]:g} to {trained[1]:g}",
+                request.guidance_weight,
+            )
         self._steps = request.steps or (4 if self._is_hybrid else 100 if self._teacher else 1)
         low, high = request.guidance_interval
         self.generator = Generator(

@@ -29,9 +29,15 @@ def main() -> None:
 
     session = onnxruntime.InferenceSession(model, providers=onnxruntime.get_available_providers())
     about = json.loads(session.get_modelmeta().custom_metadata_map["freeflow"])
+    if options.num < 1 or options.seed < 0:
+        parser.error(f"--num must be at least 1 and --seed at least 0, got {options.num} and {options.seed}")
     inputs: dict[str, Any] = {"noise": noise(options.seed, options.num, about["sample_shape"])}
     if about["num_classes"]:
-        classes = [int(label) for label in options.labels.split(",") if label] or list(range(about["num_classes"]))
+        known = range(about["num_classes"])
+        try:
+            classes = [known.index(int(label)) for label in options.labels.split(",") if label] or list(known)
+        except ValueError:
+            parser.error(f"--labels takes classes 0 to {known[-1]} with commas between, got {options.labels!r}")
         inputs["labels"] = np.resize(np.array(classes, dtype=np.int64), options.num)
     weight = about["guidance"] if options.guidance is None else options.guidance
     inputs["guidance"] = np.full(options.num, weight, dtype=np.float32)
