@@ -47,7 +47,7 @@ class StudentFile:
 def save_student(path: Path, config: RunConfig, student: Student, images: int) -> None:
     """Write the student. Raises ``CheckpointError`` when that fails; nothing half-written stays."""
     options = config.objective.options
-    guided = isinstance(options, GuidanceRange)
+    trained = [options.guidance_min, options.guidance_max] if isinstance(options, GuidanceRange) else None
     metadata = {
         "component": config.student.name,
         "start_times": student.start_times.value,
@@ -55,7 +55,7 @@ def save_student(path: Path, config: RunConfig, student: Student, images: int) -
         "teacher": config.teacher.model_dump(mode="json") if config.teacher else None,
         "codec": config.codec.model_dump(mode="json"),
         "guidance_weight": config.evaluation.guidance_weight,
-        "guidance_trained": [options.guidance_min, options.guidance_max] if guided else None,
+        "guidance_trained": trained,
         "images": images,
         "seed": config.seed,
         "freeflow_version": __version__,
