@@ -26,6 +26,7 @@ from torch import Tensor
 
 from freeflow_core import api
 from freeflow_core.config import RunConfig, load_run_config
+from freeflow_core.engine.blocks import compiling
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.process import peak_memory, start_accelerator
 from freeflow_core.engine.state import build_state
@@ -134,6 +135,7 @@ class TimedObjective:
             name: Model(
                 self._timed(model.wrapped, STUDENT if name == "student" else FAKE_VELOCITY),
                 self._timed(model.bare, DERIVATIVE if name == "student" else FAKE_VELOCITY),
+                is_compiled=model.is_compiled,
             )
             for name, model in models.items()
         }
@@ -237,7 +239,8 @@ def one_variant(configure: Callable[..., RunConfig], settings: Sequence[str], op
     manager = Manager.load()
     plan = api.plan(config, num_processes=1, manager=manager)
     try:
-        numbers = measure(config, Registry(manager), steps=options.steps, warmup=options.warmup)
+        with compiling(config.runtime):
+            numbers = measure(config, Registry(manager), steps=options.steps, warmup=options.warmup)
     except torch.OutOfMemoryError:
         return {"failed": "does not fit into memory", "planned memory, GiB": plan.peak / 2**30}
     finally:

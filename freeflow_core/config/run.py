@@ -64,7 +64,9 @@ class RuntimeConfig(Section):
     each machine (hybrid), instead of a copy in each (none); a process alone divides nothing."""
     shard_size: PositiveInt | None = None
     """hybrid: processes that share one copy; null: those of one machine."""
-    compile: bool = Field(False, description="torch.compile the gradient passes of trained networks; for GPUs.")
+    compile: bool = False
+    """torch.compile the blocks of all networks, teacher and averages included, derivatives too; for GPUs."""
+    compile_backend: str = Field("inductor", min_length=1, description="Of torch.compile; inductor needs a compiler.")
     threads: PositiveInt | None = Field(None, le=4096, description="CPU threads; null leaves torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms where torch has them.")
     timeout_seconds: PositiveFloat = Field(

@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 
 from freeflow_core.config import RunConfig, to_yaml
+from freeflow_core.engine.blocks import compiling, told_first_step, uncompiled
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.checks import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.events import Events
@@ -116,8 +117,10 @@ class Run:
         self._told_of_idle_roles = False
         self._resumed, self._has_looked = resume, False
         self._status, self._has_begun = "failed", False
+        self._once: dict[str, float] = {}
         trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
         with contextlib.ExitStack() as ending:
+            ending.enter_context(compiling(config.runtime))
             ending.enter_context(self._stop)
             self.folder = self._open_folder(output, resume)
             ending.callback(self.folder.release)
@@ -245,16 +248,20 @@ class Run:
         config = self.config
         end = min(config.training.images, config.training.stop_at_images or config.training.images)
         if self.state.images == 0:
-            first = self.trainer.peek()
-            with self._shown(use_ema=False):
+            ahead = self.trainer.peek()
+            with self._shown(use_ema=False), uncompiled(config.runtime):
                 components, _ = self.state.outside(self.components, use_ema=False)
-                check_first_step(config, components, first.batch, first.draws)
+                check_first_step(config, components, ahead.batch, ahead.draws)
         elif not self._has_looked and self.state.images < end:
             self._look_around(self.state.images - config.training.batch_size)
         self._restart_clock()
+        first = self.state.images
         while self.state.images < end:
-            before = self.state.images
+            before, began = self.state.images, time.perf_counter()
             self.trainer.step()
+            if config.runtime.compile and before == first:
+                self._once["first_step_seconds"] = told_first_step(began, self.accelerator.device)
+                self._restart_clock()
             last = self.state.images >= end
             if last or self._passed(before, config.logging.every_images):
                 self._log()
@@ -293,7 +300,7 @@ class Run:
         )
 
     def _log(self) -> None:
-        metrics = self.trainer.read_metrics()
+        metrics, self._once = self.trainer.read_metrics() | self._once, {}
         self.events.stepped(self.trainer.progress, metrics)
         if self.config.checkpointing.asynchronous:
             self._tell_saved(self._checkpoints.saved(self.accelerator, wait=False))

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from freeflow_core.config import RuntimeConfig
+from freeflow_core.engine.blocks import blocks
 from freeflow_core.engine.process import processes_per_copy
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import Student, Teacher
@@ -157,29 +158,6 @@ def read(folder: Path, names: Iterable[str], layout: Files) -> dict[str, dict[st
     except (CheckpointException, SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}.") from error
     return found
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """What is gathered at once: the members of the outermost ``ModuleList`` s that hold a tenth of the weights or more.
-
-    In a transformer its blocks, in a U-Net its levels.
-    """
-    least = 0.1 * _weights(network)
-
-    def search(module: nn.Module, *, listed: bool) -> Iterator[nn.Module]:
-        for child in module.children():
-            if isinstance(child, nn.ModuleList):  # lists of lists, too
-                yield from search(child, listed=_weights(child) >= least)
-            elif listed and _weights(child):
-                yield child
-            elif not listed:
-                yield from search(child, listed=False)
-
-    return list(search(network, listed=False))
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 @final

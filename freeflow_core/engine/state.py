@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from freeflow_core.config import RunConfig
+from freeflow_core.engine.blocks import compile_blocks
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.optimizer import Copies, RoleOptimizer
 from freeflow_core.engine.process import processes_per_copy
@@ -37,7 +37,7 @@ class RoleState:
     """One role while it trains. ``optimizer`` is None for a frozen role, ``ema`` None for one without average.
 
     ``follows`` names the role that a frozen one trails, ``follow_halflife_images`` how closely (None: a copy).
-    ``sharding``: how the networks are divided among processes, or None.
+    ``sharding``: how the networks are divided among processes, or None. ``is_compiled``: block by block.
     """
 
     network: nn.Module
@@ -48,6 +48,7 @@ class RoleState:
     follow_halflife_images: float | None = None
     updates: int = 0
     sharding: Sharding | None = None
+    is_compiled: bool = False
     averages: Copies = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class TrainingState:
 
     def models(self, components: Components) -> Models:
         models = {
-            name: Model(role.wrapped, role.network, role.ema, role.sharding is not None)
+            name: Model(role.wrapped, role.network, role.ema, role.sharding is not None, role.is_compiled)
             for name, role in self.roles.items()
         }
         return Models(models, components.teacher)
@@ -160,6 +161,16 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
         for part in components.teacher.modules():
             if isinstance(part, Teacher):
                 part.is_divided = True
+    if config.runtime.compile:
+        networks: dict[str, nn.Module | None] = {name: state.network for name, state in started.items()}
+        networks |= {f"{name}_average": state.ema for name, state in started.items()} | {"teacher": components.teacher}
+        if whole is not None:
+            networks |= {"whole_student": whole.student, "whole_teacher": whole.teacher}
+        for name, network in networks.items():
+            if network is not None:
+                compile_blocks(network, name, config.runtime.compile_backend)
+        for state in started.values():
+            state.is_compiled = True
     training = {name: state.network for name, state in started.items() if state.optimizer is not None}
     frozen = {name: layers for name, network in training.items() if (layers := training_mode(network))}
     if frozen:
@@ -223,8 +234,6 @@ def _start_role(config: RunConfig, role: Role, accelerator: Accelerator, shardin
     wrapped: Any = network
     if role.trainable and accelerator.num_processes > 1 and sharding is None:
         wrapped = accelerator.prepare_model(network)
-    if role.trainable and config.runtime.compile:
-        wrapped = torch.compile(wrapped)
     return RoleState(network, wrapped, optimizer, ema, role.follows, role.follow_halflife_images, sharding=sharding)
 
 

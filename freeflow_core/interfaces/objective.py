@@ -43,12 +43,14 @@ class Model:
     ``wrapped`` for gradient passes; ``bare`` for passes without gradient and derivatives (forward mode does not
     survive a distributed wrapper); ``ema`` the averaged copy, or None. ``is_divided``: its weights are divided among
     processes, each of which has to ask it equally often; see :func:`freeflow_core.objective_kit.passes.asked_rows`.
+    ``is_compiled``: its blocks are compiled; see :func:`freeflow_core.math.derivative.directional_derivative`.
     """
 
     wrapped: nn.Module
     bare: Any
     ema: Any = None
     is_divided: bool = False
+    is_compiled: bool = False
 
 
 class Models(dict[str, Model]):

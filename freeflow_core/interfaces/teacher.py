@@ -12,7 +12,7 @@ from freeflow_core.config import ComponentChoice
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces.build import Buildable
 from freeflow_core.math.conversions import Convention
-from freeflow_core.math.flow import extrapolate
+from freeflow_core.math.flow import extrapolate, filled_up
 from freeflow_core.types import Condition, Draws, NetworkState, concatenate_conditions, index_condition
 
 
@@ -33,6 +33,8 @@ class Teacher(nn.Module, Buildable):
         component: the name and options it was built by, set by whoever builds it; None: by hand.
         is_divided: its weights are divided among processes, each of which has to ask it equally often; set by the
             engine.
+        is_compiled: its blocks are compiled for each number of rows, so that guided rows are filled up to one of a few
+            (:func:`freeflow_core.math.flow.filled_up`); set by the engine.
     """
 
     sample_shape: tuple[int, ...]
@@ -44,6 +46,7 @@ class Teacher(nn.Module, Buildable):
     provenance: str = ""
     component: ComponentChoice | None = None
     is_divided: bool = False
+    is_compiled: bool = False
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -110,14 +113,15 @@ class Teacher(nn.Module, Buildable):
         rows = (weight != 1).nonzero().flatten()
         if rows.numel() == 0:
             return self.velocity(x_t, t, condition)
-        rows_x = rows.to(x_t.device, non_blocking=True)
-        null = self.null_condition(index_condition(condition, rows))
+        asked = filled_up(rows, len(x_t)) if self.is_compiled else rows
+        rows_x = asked.to(x_t.device, non_blocking=True)
+        null = self.null_condition(index_condition(condition, asked))
         both = self.velocity(
             torch.cat([x_t, x_t[rows_x]]),
-            torch.cat([t, t[rows.to(t.device, non_blocking=True)]]),
+            torch.cat([t, t[asked.to(t.device, non_blocking=True)]]),
             concatenate_conditions(condition, null),
         )
-        conditional, unconditional = both[: x_t.shape[0]], both[x_t.shape[0] :]
+        conditional, unconditional = both[: len(x_t)], both[len(x_t) :][: len(rows)]
         return extrapolate(conditional, unconditional, rows, weight, self.guidance_channels)
 
 

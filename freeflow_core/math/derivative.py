@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from freeflow_core.errors import ConfigError
@@ -46,6 +47,7 @@ def directional_derivative(
     method: DerivativeMethod,
     step: float,
     value: Tensor | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """d/de function(primals + e * tangents) at e = 0.
 
@@ -55,14 +57,21 @@ def directional_derivative(
         method: see :class:`DerivativeMethod`.
         step: h of the finite differences; inputs should be O(1).
         value: function(primals), for ONE_SIDED; it is used detached.
+        compiled: the function asks networks of compiled blocks, which forward mode then runs compiled, to rounding.
 
     Raises:
         ConfigError: one-sided differences under bf16 autocast, whose rounding would swamp the difference.
     """
     primals, tangents = tuple(primals), tuple(tangents)
     if method is DerivativeMethod.FORWARD_MODE:
-        with sdpa_kernel(SDPBackend.MATH):
-            return torch.func.jvp(function, primals, tangents)[1]
+        if not compiled:
+            with sdpa_kernel(SDPBackend.MATH):
+                return torch.func.jvp(function, primals, tangents)[1]
+        # Inside of that transformation torch would run compiled blocks without their kernels.
+        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+            output = function(*map(forward_ad.make_dual, primals, tangents))
+            tangent: Tensor | None = forward_ad.unpack_dual(output).tangent  # type: ignore[no-untyped-call]
+        return torch.zeros_like(output) if tangent is None else tangent
     if method is DerivativeMethod.ONE_SIDED:
         if value is None:
             raise ValueError("one-sided differences need the value at the primals")
@@ -90,6 +99,7 @@ def line_derivative(
     method: DerivativeMethod,
     step: float,
     autocast: bool = False,
+    compiled: bool = False,
 ) -> Tensor:
     """d f / d offset at 0, (N, *D), without gradient, in at least float32 unless ``autocast``.
 
@@ -101,6 +111,7 @@ def line_derivative(
             downwards wherever there is room.
         step: h of the finite differences.
         autocast: leave forward mode in the autocast it is called in.
+        compiled: see :func:`directional_derivative`.
 
     Raises:
         ConfigError: one-sided differences under autocast, whose rounding would swamp the difference.
@@ -112,7 +123,12 @@ def line_derivative(
     if method is DerivativeMethod.FORWARD_MODE:
         with nullcontext() if autocast else full_precision(value):
             return directional_derivative(
-                lambda offset: function(offset, None), (zeros,), (zeros + 1,), method=method, step=step
+                lambda offset: function(offset, None),
+                (zeros,),
+                (zeros + 1,),
+                method=method,
+                step=step,
+                compiled=compiled,
             )
     room = torch.maximum(below, above).clamp(max=step)
     offset = torch.where((below >= step) | (below > above), -room, room).to(zeros)

@@ -56,6 +56,16 @@ def extrapolate(field: Tensor, baseline: Tensor, rows: Tensor, weight: Tensor, c
     return field.index_copy(0, device_rows, guided if channels is None else torch.cat([guided, rest], 1))
 
 
+def filled_up(rows: Tensor, number: int) -> Tensor:
+    """Indices ``rows`` (K,) of a batch of ``number``, and the first of them again up to a multiple of a quarter of it.
+
+    A network compiled for numbers of rows then meets at most four, however many are chosen; none stay none.
+    """
+    share = -(-number // 4)
+    missing = min(-len(rows) % share, number - len(rows))
+    return torch.cat([rows, rows[:1].expand(missing)]) if len(rows) else rows
+
+
 def logit_normal(uniform: Tensor, location: float, scale: float) -> Tensor:
     """sigmoid(location + scale * N(0, 1)); location > 0 favours t near 1, the noise. ``uniform`` (N,) float64."""
     return torch.sigmoid(location + scale * torch.special.ndtri(uniform))

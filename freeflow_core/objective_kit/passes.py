@@ -135,7 +135,7 @@ def path_derivative(
         x_t = part.x_t + expand_times(offset, part.x_t) * v
         return velocity_without_gradient(model, *part._replace(x_t=x_t, t=part.t.to(offset) + offset))
 
-    return _along_line(along, jumps.t - jumps.s, 1 - jumps.t, value, options)
+    return _along_line(along, jumps.t - jumps.s, 1 - jumps.t, value, options, model)
 
 
 @torch.no_grad()
@@ -149,12 +149,22 @@ def duration_derivative(model: Model, jumps: Jumps, *, value: Tensor, options: D
         part = jumps if rows is None else jumps.take(rows)
         return velocity_without_gradient(model, *part._replace(s=part.s.to(offset) - offset))
 
-    return _along_line(along, jumps.t - jumps.s, jumps.s, value, options)
+    return _along_line(along, jumps.t - jumps.s, jumps.s, value, options, model)
 
 
-def _along_line(along: AlongLine, below: Tensor, above: Tensor, value: Tensor, options: DerivativeOptions) -> Tensor:
-    method, autocast = DerivativeMethod(options.derivative), options.derivative_precision == "run"
-    return line_derivative(along, below, above, value, method=method, step=options.derivative_step, autocast=autocast)
+def _along_line(
+    along: AlongLine, below: Tensor, above: Tensor, value: Tensor, options: DerivativeOptions, model: Model
+) -> Tensor:
+    return line_derivative(
+        along,
+        below,
+        above,
+        value,
+        method=DerivativeMethod(options.derivative),
+        step=options.derivative_step,
+        autocast=options.derivative_precision == "run",
+        compiled=model.is_compiled,
+    )
 
 
 def asked_rows(rows: Tensor, is_divided: bool) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from freeflow_core.config.component import ComponentChoice
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import BuildContext, Teacher
-from freeflow_core.math.flow import extrapolate
+from freeflow_core.math.flow import extrapolate, filled_up
 from freeflow_core.objective_kit.passes import asked_rows, take
 from freeflow_core.types import Condition, Draws, NetworkState, index_condition
 from freeflow_guidance.config import AutoguidanceConfig
@@ -60,10 +60,12 @@ class AutoguidedTeacher(Teacher):
         asked = asked_rows(rows, self.is_divided)
         if not len(asked):
             return field
+        if self.is_compiled:
+            asked = filled_up(asked, len(x_t))
         baseline = self.guide.velocity(take(x_t, asked), take(t, asked), index_condition(condition, asked))
         if not len(rows):
             return field
-        return extrapolate(field, baseline, rows, weight, self.guidance_channels)
+        return extrapolate(field, baseline[: len(rows)], rows, weight, self.guidance_channels)
 
     def null_condition(self, condition: Condition) -> Condition:
         return self.main.null_condition(condition)

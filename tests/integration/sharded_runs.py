@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from freeflow_core import api
@@ -45,7 +46,9 @@ def main():
     for name, (base, settings) in plan.items():
         config = load_run_config(registry, "distill", overrides=base, assignments=[f"name={name}", *settings])
         output = folder / name
+        counters.clear()
         api.distill(config, output=output, resume=(output / "config.yaml").exists(), manager=manager)
+        assert not config.runtime.compile or counters["stats"]["unique_graphs"] > 3
     (folder / f"held-{torch.distributed.get_rank()}.json").write_text(json.dumps(held))
 
 

@@ -18,6 +18,7 @@ from freeflow_core.network_file import load_tensors
 EXACT = ("runtime.precision=float64", "training.images=48", "training.optimizer.clip_norm=0.1")
 ODD = (*EXACT, "student.width=15")
 FULL, HYBRID = ("runtime.sharding=full",), ("runtime.sharding=hybrid", "runtime.shard_size=2")
+COMPILED = ("runtime.compile=true", "runtime.compile_backend=eager")
 BACKGROUND = ("checkpointing.asynchronous=true", "checkpointing.every_images=16")
 SCORED = (
     "evaluation.enabled=true", "evaluation.evaluators=[energy-distance]", "evaluation.num_samples=64",
@@ -83,7 +84,7 @@ def alone(registry, manager):
     """Runs by one process."""
 
     def run(base, settings, output):
-        settings = [setting for setting in settings if not setting.startswith("runtime.shar")]
+        settings = [setting for setting in settings if not setting.startswith(("runtime.shar", "runtime.comp"))]
         settings = [f"name={output.name}", *settings]
         config = load_run_config(registry, "distill", overrides=base, assignments=settings)
         return api.distill(config, output=output, resume=output.exists(), manager=manager).folder
@@ -106,11 +107,13 @@ def two(tmp_path_factory):
         "meanflow": (base("meanflow", "one-sided"), (*ODD, *FULL)),
         "copies": (base("meanflow", "forward-mode"), (*ODD, "checkpointing.asynchronous=true")),
         "stopped": (transformer(), (*EXACT, *FULL, "training.stop_at_images=32", *BACKGROUND)),
+        "compiled": (transformer(), (*EXACT, *FULL, *COMPILED, "objective.derivative=forward-mode")),
+        "compiled-copies": (transformer(), (*EXACT, *COMPILED)),
     }
     return plan, folder, launch(plan, 2, folder)
 
 
-@pytest.mark.parametrize("name", ["freeflow", "prediction", "meanflow", "copies"])
+@pytest.mark.parametrize("name", ["freeflow", "prediction", "meanflow", "copies", "compiled", "compiled-copies"])
 def test_two_processes_equal_one(two, alone, tmp_path, name):
     plan, folder, _ = two
     assert_equal(alone(*plan[name], tmp_path / name), folder / name)
@@ -214,6 +217,7 @@ def test_every_objective_derivative_and_way(alone, tmp_path, number, ways):
     }
     recomputed = [*EXACT, *ways, "runtime.activation_checkpointing=true"]
     plan["recomputed"] = (transformer(), recomputed)
+    plan["compiled"] = (transformer(), [*recomputed, *COMPILED, "runtime.compile_backend=aot_eager", *SCORED])
     plan["split"] = (base("freeflow", "central"), [*ODD, *ways, f"training.accumulation={4 // number}"])
     launch(plan, number, tmp_path)
     for name, (start, settings) in plan.items():

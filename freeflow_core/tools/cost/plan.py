@@ -213,7 +213,7 @@ def make_plan(
 
 def _divided(networks: Sequence[RolePlan], components: Components, sharing: int) -> tuple[tuple[RolePlan, ...], int]:
     """What each of ``sharing`` processes holds of the networks, and of blocks that are gathered to be run."""
-    from freeflow_core.engine.sharding import blocks  # which takes torch a second to load
+    from freeflow_core.engine.blocks import blocks
 
     def part(size: int) -> int:
         return -(-size // sharing)
