@@ -19,6 +19,7 @@ from freeflow_core.engine.blocks import compiling, told_first_step, uncompiled
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.checks import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.events import Events
+from freeflow_core.engine.peers import Peers
 from freeflow_core.engine.process import (
     Agreement,
     Crew,
@@ -109,6 +110,7 @@ class Run:
                 "all weights. Start several with torchrun to divide them."
             )
         self._stop = StopRequest(patient=not self._is_alone)
+        self._peers = Peers(self.accelerator)
         registry, crew = Registry(manager), Crew(self.accelerator, self._stop)
         builder = Builder(registry, self.accelerator.device, config.seed, config.runtime.precision, crew=crew)
         self.components = build_components(builder, config)
@@ -148,9 +150,9 @@ class Run:
         Raises:
             Interrupted: Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, after a checkpoint.
             NonFiniteError: see :class:`Trainer`.
-            FreeflowError: the run folder cannot be written.
+            FreeflowError: the run folder cannot be written, or another process of the run is gone.
         """
-        with self._ending:
+        with self._ending, self._peers.watched(self.folder.checkpoints.latest):
             try:
                 self._has_begun = True
                 self.events.started(self.state.images)

@@ -1,0 +1,77 @@
+"""The processes of a run, and which of them is gone when one no longer answers."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import final
+
+import psutil
+import torch
+
+from freeflow_core.engine.process import Process, from_each
+from freeflow_core.errors import FreeflowError
+from freeflow_core.plugin.culprit import described
+
+_EXCHANGE = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe")
+"""What torch says of an exchange between processes that failed; gloo's errors have no type of their own."""
+_PATIENCE = 3.0
+"""Seconds in which a process that has closed its connections is given time to end."""
+
+
+@final
+class Peers:
+    """Where each process of a run lives, noted while all are there. To be made by all alike."""
+
+    def __init__(self, process: Process) -> None:
+        self._host = socket.gethostname()
+        self._all = from_each(process, [(self._host, os.getpid())])
+
+    @contextmanager
+    def watched(self, checkpoint: Callable[[], Path | None]) -> Iterator[None]:
+        """Inside, an exchange that fails is told by the process that is gone, with the newest ``checkpoint``.
+
+        Raises ``FreeflowError``.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            failed = isinstance(error, torch.distributed.DistError) or _EXCHANGE.search(str(error))
+            if len(self._all) == 1 or not failed:
+                raise
+            raise FreeflowError(
+                f"{self._lost(error)} The last good checkpoint is {checkpoint() or 'none'}; go on with --resume."
+            ) from error
+
+    def _lost(self, error: RuntimeError) -> str:
+        until = time.monotonic() + _PATIENCE
+        while not (gone := self._gone()) and time.monotonic() < until:
+            time.sleep(0.05)
+        if gone:
+            names = ", ".join(f"{rank} (pid {self._all[rank][1]} on {self._host})" for rank in gone)
+            what = f"process {names} is" if len(gone) == 1 else f"processes {names} are"
+            return (
+                f"Of the run's {len(self._all)} processes, {what} gone: killed, by the system for lack of memory "
+                "perhaps, or ended by an error of its own, which stands above."
+            )
+        if elsewhere := sorted({host for host, _ in self._all} - {self._host}):
+            return (
+                f"A process of the run on {' or '.join(elsewhere)} is gone or cannot be reached ({described(error)})."
+            )
+        return (
+            f"The run's {len(self._all)} processes no longer hear each other, though all are there: {described(error)}."
+        )
+
+    def _gone(self) -> list[int]:
+        """Ranks on this machine whose process has ended, waited for or not."""
+        return [rank for rank, (host, number) in enumerate(self._all) if host == self._host and _has_ended(number)]
+
+
+def _has_ended(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
