@@ -136,11 +136,13 @@ class Progress:
 class Loss:
     """One role's loss: ``per_sample`` (N,) with gradient; its mean over the global batch is minimised.
 
-    ``terms`` are detached 0-d tensors for logging; they stay on the device until the logging interval.
+    ``terms`` are detached 0-d tensors for logging; they stay on the device until the logging interval. ``share``: how
+    much of the role's rows these are, where they come in parts (:class:`freeflow_core.interfaces.ObjectiveInParts`).
     """
 
     per_sample: Tensor
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    share: float = 1.0
 
 
 Losses: TypeAlias = dict[str, Loss]

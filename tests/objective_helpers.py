@@ -3,13 +3,17 @@
 from typing import Any
 
 import torch
+from plugin_helpers import plugin
 from torch import Tensor, nn
 
-from freeflow_core.interfaces import BuildContext, Context, Model, Models, Teacher
+from freeflow_core.config import ComponentConfig
+from freeflow_core.interfaces import BuildContext, Context, Model, Models, Objective, Teacher
 from freeflow_core.math.derivative import Stencil
+from freeflow_core.math.flow import mean_square
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.objective_kit import passes
-from freeflow_core.types import Batch, Condition, Draws, Progress
+from freeflow_core.plugin import Component, Manager
+from freeflow_core.types import Batch, Condition, Draws, Loss, Progress
 
 NUM_CLASSES = 2
 NO_DATA = Batch(None, None)
@@ -20,6 +24,30 @@ class LocalContext(Context):
 
     def mean(self, values):
         return values.detach().mean(0)
+
+
+class Normalised(Objective):
+    """The teacher's velocity at the prior, over the batch's mean error: a mean in the gradient, and nothing in parts."""
+
+    uses_batch_means = True
+
+    def __init__(self, config):
+        """Without options."""
+
+    def losses(self, models, batch, draws, progress, context):
+        z, t, g = draws.noise("prior", models.teacher.sample_shape), torch.ones(len(draws.index)), draws.uniform("g")
+        labels = models.teacher.sample_condition(draws)
+        error = passes.velocity_with_gradient(models["student"], z, t, 0 * t, labels, g)
+        error = mean_square(error - passes.teacher_velocity(models.teacher, z, t, labels, t))
+        return {"student": Loss(error / context.mean(error))}
+
+
+def with_normalised():
+    """All plugins, and the objective ``normalised``."""
+    manager, config = Manager.load(), f"{ComponentConfig.__module__}:{ComponentConfig.__name__}"
+    component = Component("normalised", f"{__name__}:Normalised", config, "uses a mean over the batch", "test")
+    manager.register(plugin(objectives=[component]), "normalised")
+    return manager
 
 
 class GivenDraws(Draws):

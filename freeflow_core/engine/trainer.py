@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import final
+from functools import partial
+from typing import TypeVar, final
 
 import torch
 from accelerate import Accelerator
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
-from freeflow_core.engine.checks import watched
+from freeflow_core.engine.checks import check_losses, watched
+from freeflow_core.engine.meter import Meter, reduce_mean
 from freeflow_core.engine.optimizer import Copies, ema_decay, learning_rate
 from freeflow_core.engine.process import autocast, from_each, machine_usage, memory_in_use
 from freeflow_core.engine.state import STUDENT, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
-from freeflow_core.interfaces import Context, Models, ObjectiveInRounds, Transition
+from freeflow_core.interfaces import Context, Models, ObjectiveInParts, ObjectiveInRounds, Transition
 from freeflow_core.math.random import Lookahead, PhiloxDraws
-from freeflow_core.types import Batch, Draws, Loss, Progress, describe
+from freeflow_core.types import Batch, Draws, Losses, Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,12 @@ class Trainer:
         if self._rounds is not None:
             self._apply(self._rounds.transitions(progress))
         micro_batches = [next(self._stream) for _ in range(self.config.training.accumulation)]
-        context = self._global_means(micro_batches, progress)
         metrics: dict[str, Tensor] = {}
-        for number, micro in enumerate(micro_batches):
-            context.restart()
-            with self._synchronised(last=number == len(micro_batches) - 1):
-                losses = self._losses(micro, progress, context)
-                total = torch.stack([loss.per_sample.mean() for loss in losses.values()]).sum() / len(micro_batches)
-                self.accelerator.backward(total)
+        for losses in self._losses(micro_batches, progress):
+            total = torch.stack([loss.share * loss.per_sample.mean() for loss in losses.values()]).sum()
+            self.accelerator.backward(total / len(micro_batches))
             _collect(metrics, losses, 1 / len(micro_batches))
-        self._update([name for name in self.state.roles if name in losses], metrics, progress)
+        self._update([name for name in self.state.roles if f"{name}/loss" in metrics], metrics, progress)
         self.state.images += self.config.training.batch_size
         self.state.step += 1
 
@@ -130,10 +130,8 @@ class Trainer:
         micro_batches = [next(stream) for _ in range(self.config.training.accumulation)]
         networks = {name: role.network for name, role in self.state.roles.items()}
         with watched(self.components.teacher, networks) as found:
-            context = self._global_means(micro_batches, progress)
-            for micro in micro_batches:
-                context.restart()
-                for name, loss in self._losses(micro, progress, context).items():
+            for losses in self._losses(micro_batches, progress):
+                for name, loss in losses.items():
                     if not bool(torch.isfinite(loss.per_sample).all()):
                         found.append(f"the loss of {name}")
         first = next(iter(from_each(self.accelerator, found)), None)
@@ -147,13 +145,46 @@ class Trainer:
         """Leave pictures and evaluations out of the images per second."""
         self._last_read, self._images_at_read = time.perf_counter(), self.state.images
 
-    def _losses(self, micro: MicroBatch, progress: Progress, context: Context) -> dict[str, Loss]:
+    def _losses(self, micro_batches: Sequence[MicroBatch], progress: Progress) -> Iterator[Losses]:
+        """All losses of a step, pass by pass; each is to go backward before the next is asked for.
+
+        Means over the batch are known when all micro-batches have been here once. What needs them passes again:
+        everything, or what an objective in parts has left.
+        """
+        objective, last = self.components.objective, len(micro_batches) - 1
+        asked = [(self._models, micro.batch, micro.draws, progress) for micro in micro_batches]
+        if last == 0 or not objective.uses_batch_means:
+            for number, each in enumerate(asked):
+                with self._synchronised(last=number == last):
+                    yield self._checked(self._guarded(partial(objective.losses, *each, GlobalMeans(self.accelerator))))
+            return
+        noted = [LocalMeans() for _ in asked]
+        rests: list[Callable[[Context], Losses]] = []
+        for number, (each, means) in enumerate(zip(asked, noted, strict=True)):
+            if isinstance(objective, ObjectiveInParts):
+                with self._synchronised(last=number == last, but=STUDENT):
+                    losses, rest = self._guarded(partial(objective.early_losses, *each, means))
+                    rests.append(rest)
+                    yield self._checked(losses)
+            else:
+                with torch.no_grad():
+                    self._checked(self._guarded(partial(objective.losses, *each, means)))
+                rests.append(partial(objective.losses, *each))
+        known = self._over_the_batch(noted)
+        for number, rest in enumerate(rests):
+            with self._synchronised(last=number == last):
+                yield self._checked(self._guarded(partial(rest, GlobalMeans(self.accelerator, known))))
+
+    def _guarded(self, ask: Callable[[], T]) -> T:
+        """What a function of the objective returns, in the run's precision."""
         with self._autocast:
             try:
-                losses = self.components.objective.losses(self._models, micro.batch, micro.draws, progress, context)
+                return ask()
             except PluginError as error:
                 raise PluginError(f"The objective {self.config.objective.name!r}: {error}") from error
-        check_losses(self.config.objective.name, losses, self.state, len(micro.draws.index))
+
+    def _checked(self, losses: Losses) -> Losses:
+        check_losses(self.config.objective.name, losses, self.state, self._rows)
         return losses
 
     def _update(self, trained: Sequence[str], metrics: dict[str, Tensor], progress: Progress) -> None:
@@ -191,26 +222,19 @@ class Trainer:
         first, last = (0, progress.total_images) if self._rounds is None else self._rounds.schedule_span(progress)
         return progress.images - first, last - first
 
-    def _global_means(self, micro_batches: list[MicroBatch], progress: Progress) -> GlobalMeans:
-        """With accumulation, means that enter the gradient need a first pass without gradient over all rows."""
-        if len(micro_batches) == 1 or not self.components.objective.uses_batch_means:
-            return GlobalMeans(self.accelerator)
-        passes = [LocalMeans() for _ in micro_batches]
-        with torch.no_grad():
-            for micro, context in zip(micro_batches, passes, strict=True):
-                self._losses(micro, progress, context)
-        asked = passes[0].means
-        local = torch.stack([torch.cat([mean.flatten() for mean in context.means]) for context in passes]).mean(0)
+    def _over_the_batch(self, noted: Sequence[LocalMeans]) -> list[Tensor]:
+        """Means over all micro-batches and processes, in the order they were asked for."""
+        asked = noted[0].means
+        local = torch.stack([torch.cat([mean.flatten() for mean in context.means]) for context in noted]).mean(0)
         parts = torch.split(reduce_mean(self.accelerator, local), [mean.numel() for mean in asked])
-        return GlobalMeans(self.accelerator, [part.view_as(mean) for part, mean in zip(parts, asked, strict=True)])
+        return [part.view_as(mean) for part, mean in zip(parts, asked, strict=True)]
 
-    def _synchronised(self, last: bool) -> ExitStack:
-        """Gradients travel between processes with the last micro-batch only."""
+    def _synchronised(self, *, last: bool, but: str | None = None) -> ExitStack:
+        """Gradients travel between processes with the last pass only; those of the role ``but`` not even then."""
         stack = ExitStack()
-        if not last:
-            for role in self.state.roles.values():
-                if role.optimizer is not None:
-                    stack.enter_context(self.accelerator.no_sync(role.wrapped))
+        for name, role in self.state.roles.items():
+            if role.optimizer is not None and (not last or name == but):
+                stack.enter_context(self.accelerator.no_sync(role.wrapped))
         return stack
 
     def _open_stream(self, first: int) -> Iterator[MicroBatch]:
@@ -267,68 +291,19 @@ class Trainer:
                     role.ema.load_state_dict(role.network.state_dict())
 
 
-def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState, rows: int) -> None:
-    """Names, types and shapes of what ``losses`` returned; nothing is read from the device.
-
-    Args:
-        rows: of the micro-batch.
-
-    Raises:
-        PluginError: a loss that cannot be trained on.
-    """
-    trainable = [name for name, role in state.roles.items() if role.optimizer is not None]
-    returned = f"The objective {objective!r} returned"
-    if not isinstance(losses, Mapping):
-        raise PluginError(f"{returned} {describe(losses)}; expected one Loss a role, such as {{'student': ...}}.")
-    if not losses:
-        raise PluginError(f"{returned} no loss; expected one for {STUDENT!r} or a role.")
+def _collect(metrics: dict[str, Tensor], losses: Losses, share: float) -> None:
     for role, loss in losses.items():
-        if role not in trainable:
-            frozen = ", for it is frozen" if role in state.roles else ""
-            raise PluginError(
-                f"{returned} a loss for {role!r}, which is not a trainable role{frozen}. Trainable: "
-                f"{', '.join(trainable)}. Name the role in roles(), with trainable=True."
-            )
-        if not isinstance(loss, Loss) or not isinstance(loss.per_sample, Tensor):
-            came = loss.per_sample if isinstance(loss, Loss) else loss
-            raise PluginError(
-                f"{returned} {describe(came)} for {role!r}; expected a freeflow_core.types.Loss whose per_sample is "
-                f"a tensor of one value per sample, ({rows},)."
-            )
-        value = loss.per_sample
-        if value.ndim != 1 or (role == STUDENT and len(value) == 1 < rows):
-            raise PluginError(
-                f"{returned} a {role!r} loss of shape {tuple(value.shape)}; expected one value per sample, ({rows},), "
-                "not a mean over the batch. Average over the dimensions of each sample alone, as "
-                "freeflow_core.math.flow.mean_square does."
-            )
-        if torch.is_grad_enabled() and not value.requires_grad:
-            raise PluginError(
-                f"{returned} a {role!r} loss without gradient; expected one that reaches the weights of {role!r}. Pass "
-                f"through models[{role!r}].wrapped, outside of torch.no_grad, and do not detach the result."
-            )
-
-
-def _collect(metrics: dict[str, Tensor], losses: Mapping[str, Loss], share: float) -> None:
-    for role, loss in losses.items():
-        terms = {f"{role}/loss": loss.per_sample.detach().mean()}
+        mean = loss.per_sample.detach().mean()
+        terms = {f"{role}/loss": mean if loss.share == 1 else loss.share * mean}
         terms |= {f"{role}/{name}": value for name, value in loss.terms.items()}
         for name, value in terms.items():
             part = value if share == 1 else share * value
             metrics[name] = metrics[name] + part if name in metrics else part
 
 
-def reduce_mean(accelerator: Accelerator, value: Tensor) -> Tensor:
-    """Mean of a tensor over processes."""
-    if accelerator.num_processes == 1:
-        return value
-    reduced: Tensor = accelerator.reduce(value, reduction="mean")
-    return reduced
-
-
 @final
 class LocalMeans(Context):
-    """First pass of an accumulated step: notes the local means in the order they are asked for."""
+    """Notes means over a micro-batch, in the order they are asked for."""
 
     def __init__(self) -> None:
         self.means: list[Tensor] = []
@@ -340,61 +315,10 @@ class LocalMeans(Context):
 
 @final
 class GlobalMeans(Context):
-    """Means over processes; with several micro-batches those ``known`` from a first pass, in the same order."""
+    """Means over processes; with several micro-batches those ``known`` of all, in the same order."""
 
-    def __init__(self, accelerator: Accelerator, known: Sequence[Tensor] | None = None) -> None:
-        self._accelerator, self._known = accelerator, known
-        self._next = 0
-
-    def restart(self) -> None:
-        self._next = 0
+    def __init__(self, accelerator: Accelerator, known: Iterable[Tensor] | None = None) -> None:
+        self._accelerator, self._known = accelerator, None if known is None else iter(known)
 
     def mean(self, values: Tensor) -> Tensor:
-        if self._known is None:
-            return reduce_mean(self._accelerator, values.detach().mean(0))
-        self._next += 1
-        return self._known[self._next - 1]
-
-
-@final
-class Meter:
-    """Means of metrics by name, and the count of skipped steps, gathered on the device.
-
-    Steps with the same names share one vector of sums, so that a step costs one stack and one sum.
-    """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._sums: dict[tuple[str, ...], Tensor] = {}
-        self._counts: dict[tuple[str, ...], int] = {}
-
-    @property
-    def pending(self) -> bool:
-        return bool(self._counts)
-
-    def add(self, values: Mapping[str, Tensor], skipped: Tensor) -> None:
-        """One step's scalars, all 0-d on the device. ``skipped`` is 1 when the step was not applied."""
-        stacked = torch.stack([skipped, *values.values()]).detach().float()
-        names = tuple(values)
-        if names in self._sums:
-            self._sums[names] += stacked
-            self._counts[names] += 1
-        else:
-            self._sums[names], self._counts[names] = stacked, 1
-
-    def read(self) -> tuple[dict[str, float], int]:
-        """Means since the last reading, over all processes, and the number of steps skipped. Then start anew."""
-        if not self.pending:
-            return {}, 0
-        groups = list(self._sums)
-        values = iter(reduce_mean(self._accelerator, torch.cat([self._sums[group] for group in groups])).tolist())
-        totals: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        skipped = 0.0
-        for group in groups:
-            skipped += next(values)
-            for name in group:
-                totals[name] = totals.get(name, 0.0) + next(values)
-                counts[name] = counts.get(name, 0) + self._counts[group]
-        self._sums, self._counts = {}, {}
-        return {name: total / counts[name] for name, total in sorted(totals.items())}, round(skipped)
+        return reduce_mean(self._accelerator, values.detach().mean(0)) if self._known is None else next(self._known)

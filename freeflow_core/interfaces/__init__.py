@@ -12,6 +12,7 @@ from freeflow_core.interfaces.objective import Context as Context
 from freeflow_core.interfaces.objective import Model as Model
 from freeflow_core.interfaces.objective import Models as Models
 from freeflow_core.interfaces.objective import Objective as Objective
+from freeflow_core.interfaces.objective import ObjectiveInParts as ObjectiveInParts
 from freeflow_core.interfaces.objective import ObjectiveInRounds as ObjectiveInRounds
 from freeflow_core.interfaces.objective import Role as Role
 from freeflow_core.interfaces.objective import StatefulObjective as StatefulObjective

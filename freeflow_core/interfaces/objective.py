@@ -1,7 +1,7 @@
 """What is minimised."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -101,7 +101,8 @@ class Objective(Buildable):
         requires: the class of student it trains.
         start_times: what the student can do afterwards.
         uses_batch_means: whether ``losses`` calls ``context.mean``; with gradient accumulation the engine then
-            collects the means in a pass without gradient first, so that the result does not depend on the split.
+            collects the means in a pass without gradient first, so that the result does not depend on the split. An
+            :class:`ObjectiveInParts` spares that pass.
     """
 
     needs_data: bool = False
@@ -117,6 +118,26 @@ class Objective(Buildable):
     @abstractmethod
     def losses(self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context) -> Losses:
         """All roles' losses of one step, so that shared passes are done once. A role left out is not updated."""
+
+
+class ObjectiveInParts(Objective):
+    """One that needs means over the batch for some rows only, so that with accumulation the others need not wait."""
+
+    @abstractmethod
+    def early_losses(
+        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
+    ) -> tuple[Losses, Callable[[Context], Losses]]:
+        """Instead of ``losses``, where the global batch comes in several micro-batches.
+
+        Here ``context.mean`` notes its values and returns their mean over the micro-batch, which must enter no
+        gradient.
+
+        Returns:
+            The losses that need no means, which go backward at once. And a function for the rest, called when all
+            micro-batches have been here, with a context that knows the means: they are asked for in the same order.
+            It should hold no more than states until then; its rows pass through their network again, with gradient.
+            :attr:`freeflow_core.types.Loss.share` weighs the parts of one role's loss.
+        """
 
 
 class StatefulObjective(Objective):

@@ -5,7 +5,8 @@ Tong, Ma, Xie, Jaakkola: Flow Map Distillation Without Data (2025). The README h
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, final
 
@@ -20,6 +21,7 @@ from freeflow_core.interfaces import (
     Context,
     Models,
     Objective,
+    ObjectiveInParts,
     Role,
     StartTimes,
     StatefulObjective,
@@ -42,6 +44,7 @@ from freeflow_core.objective_kit.passes import (
     duration_derivative,
     teacher_velocity,
     velocity_with_gradient,
+    velocity_without_gradient,
 )
 from freeflow_core.types import Batch, Draws, Guidance, Loss, Progress, index_condition
 from freeflow_predictor_corrector.config import CorrectionConfig, FreeFlowConfig, GuidanceConfig, PredictionConfig
@@ -51,6 +54,29 @@ from freeflow_predictor_corrector.prediction import Prediction, durations, predi
 FAKE_VELOCITY = "fake_velocity"
 SIGNAL_LEVELS = 8
 """Equal parts of [0, 1] by which the signal of the correction is measured."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the networks gave for one micro-batch, before the halves are balanced.
+
+    Args:
+        losses, terms: those that need no balance.
+        back: the C correction rows' jumps, to ask the student for them again.
+        u_back: (C, *D) the student's velocities there.
+    """
+
+    predicted: Prediction | None
+    corrected: Correction | None
+    losses: dict[str, Loss]
+    terms: dict[str, Tensor]
+    back: Jumps
+    u_back: Tensor
+
+
+def _landing(jumps: Jumps, u: Tensor) -> Tensor:
+    """Where jumps of average velocity ``u`` (N, *D) end, without gradient."""
+    return average_velocity_jump(jumps.x_t, u.detach(), like_states(jumps.t, u), like_states(jumps.s, u))
 
 
 class PredictorCorrector(Objective):
@@ -108,6 +134,17 @@ class PredictorCorrector(Objective):
     def losses(
         self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
     ) -> dict[str, Loss]:
+        asked = self._ask(models, batch, draws, progress, apart=False)
+        parts = [] if asked.predicted is None else [asked.predicted.per_sample]
+        terms = asked.terms
+        if asked.corrected is not None:
+            per_sample, more = self._balance(asked.predicted, asked.corrected, asked.u_back, draws, progress, context)
+            parts.append(per_sample)
+            terms = terms | more
+        return {"student": Loss(torch.cat(parts), terms), **asked.losses}
+
+    def _ask(self, models: Models, batch: Batch, draws: Draws, progress: Progress, *, apart: bool) -> _Asked:
+        """Everything but the balance. ``apart``: the correction rows pass through the student without gradient."""
         student, teacher, options = models["student"], models.teacher, self._options
         prediction, correction = self._prediction, self._correction
 
@@ -125,20 +162,28 @@ class PredictorCorrector(Objective):
         condition = index_condition(labels, rows)
         labels_ahead, labels_back = index_condition(labels, ahead), index_condition(labels, back)
 
-        # u(z, d), the one pass that trains the student; f(z, d) = z - d u, where d = 1 its samples.
-        s = like_states(1 - d, z)
-        one = torch.ones_like(s)
-        u = velocity_with_gradient(student, z, one, s, condition, g)
-        f = average_velocity_jump(z, u.detach(), one, s)
+        # u(z, d), the one pass that trains the student.
+        one = torch.ones_like(d)
+        s = 1 - d
+        jumps = Jumps(z[:num_ahead], one[:num_ahead], s[:num_ahead], labels_ahead, g[:num_ahead])
+        jumps_back = Jumps(z[num_ahead:], one[num_ahead:], s[num_ahead:], labels_back, g[num_ahead:])
+        if apart:
+            value = velocity_with_gradient(student, *jumps)
+            u_back = velocity_without_gradient(student, *jumps_back)
+        else:
+            u = velocity_with_gradient(student, z, one, s, condition, g)
+            value, u_back = u[:num_ahead], u[num_ahead:]
 
         # Every question to the teacher is known now: ask them all at once.
-        # Prediction: v(f, 1 - d). Correction: v(x_r, r) at samples x noised to r, x_r = (1 - r) x + r n.
+        # Prediction: v(f, 1 - d) at f = z - d u. Correction: v(x_r, r) at samples x = z - u that are noised to r,
+        # x_r = (1 - r) x + r n.
         queries: list[tuple[Tensor, Tensor, Tensor]] = []
         if prediction is not None:
-            t = 1 - d[:num_ahead]
-            queries.append((f[:num_ahead], t, Guidance(g[:num_ahead], *prediction.guidance_interval).at(t)))
+            t = jumps.s
+            f = _landing(jumps, value)
+            queries.append((f, t, Guidance(g[:num_ahead], *prediction.guidance_interval).at(t)))
         if correction is not None:
-            x = f[num_ahead:]
+            x = _landing(jumps_back, u_back)
             n = draws.rows(back).noise("correction-noise", tuple(x.shape[1:]))
             r = noise_levels(draws.uniform("noise-level")[back], correction).clamp(*teacher.time_range)
             x_r = linear_interpolate(x, n, r)
@@ -146,19 +191,16 @@ class PredictorCorrector(Objective):
         states, times, weights = map(torch.cat, zip(*queries, strict=True))
         v = teacher_velocity(teacher, states, times, condition, weights)
 
-        per_sample: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         losses: dict[str, Loss] = {}
         predicted: Prediction | None = None
+        corrected: Correction | None = None
         if prediction is not None:
             # Delta_G = u + d du/dd - v(f, 1 - d).
-            value = u[:num_ahead]
-            jumps = Jumps(z[:num_ahead], torch.ones_like(t), t, labels_ahead, g[:num_ahead])
             derivative = partial(duration_derivative, student, jumps, value=value)
             du_dd = derivative(options=prediction)
             power, epsilon = prediction.weight_power, prediction.weight_epsilon
             predicted = predict(value, du_dd, v[:num_ahead], d[:num_ahead], power=power, epsilon=epsilon)
-            per_sample.append(predicted.per_sample)
             terms["prediction_loss"] = predicted.per_sample.detach().mean()
             terms["prediction_residual"] = predicted.norm.mean()
             terms["weight_mean"] = predicted.weight.mean()
@@ -173,21 +215,35 @@ class PredictorCorrector(Objective):
             losses[FAKE_VELOCITY] = Loss(mean_square(v_n - linear_velocity(x, n)))
             power, epsilon = correction.correction_weight_power, correction.weight_epsilon
             corrected = correct(v_n, v[num_ahead:], linear_velocity(x, n), r, power=power, epsilon=epsilon)
-            # alpha rises from 0 while the fake velocity learns; lambda brings both gradients to one size.
-            warmup = correction.correction_warmup_images
-            alpha = correction.balance_strength * (min(1.0, progress.images / warmup) if warmup else 1.0)
-            scale = self.scale(alpha, predicted, corrected, draws, progress, context)
-            per_sample.append(corrected.per_sample(u[num_ahead:], scale))
-            terms |= {"correction_residual": corrected.norm.mean(), "balance": scale.mean()}
-            terms["correction_signal"] = corrected.agreement.mean() / corrected.norm.square().mean().clamp(min=1e-12)
-            if predicted is not None:
-                back, ahead = corrected.norm * corrected.weight * scale, predicted.norm * predicted.weight
-                terms["correction_share"] = back.sum() / (back.sum() + ahead.sum()).clamp(min=1e-12)
-        return {"student": Loss(torch.cat(per_sample), terms), **losses}
+        return _Asked(predicted, corrected, losses, terms, jumps_back, u_back)
+
+    def _balance(
+        self,
+        predicted: Prediction | None,
+        corrected: Correction | None,
+        u_back: Tensor,
+        draws: Draws,
+        progress: Progress,
+        context: Context,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The correction rows' (C,) losses, of the size that lambda gives them, and what to log of them."""
+        correction = self._correction
+        assert corrected is not None
+        assert correction is not None
+        # alpha rises from 0 while the fake velocity learns; lambda brings both gradients to one size.
+        warmup = correction.correction_warmup_images
+        alpha = correction.balance_strength * (min(1.0, progress.images / warmup) if warmup else 1.0)
+        scale = self.scale(alpha, predicted, corrected, draws, progress, context)
+        terms = {"correction_residual": corrected.norm.mean(), "balance": scale.mean()}
+        terms["correction_signal"] = corrected.agreement.mean() / corrected.norm.square().mean().clamp(min=1e-12)
+        if predicted is not None:
+            back, ahead = corrected.norm * corrected.weight * scale, predicted.norm * predicted.weight
+            terms["correction_share"] = back.sum() / (back.sum() + ahead.sum()).clamp(min=1e-12)
+        return corrected.per_sample(u_back, scale), terms
 
 
 @final
-class FreeFlow(PredictorCorrector, StatefulObjective):
+class FreeFlow(PredictorCorrector, ObjectiveInParts, StatefulObjective):
     """Prediction and correction on one batch: together better than either alone.
 
     lambda = alpha E||Delta_G|| / (E||Delta_N|| + epsilon) scales the correction's gradient to the prediction's;
@@ -221,6 +277,25 @@ class FreeFlow(PredictorCorrector, StatefulObjective):
                 "freeflow-prediction or freeflow-correction."
             )
         return ahead, back
+
+    def early_losses(
+        self, models: Models, batch: Batch, draws: Draws, progress: Progress, context: Context
+    ) -> tuple[dict[str, Loss], Callable[[Context], dict[str, Loss]]]:
+        """Prediction and the fake velocity need no lambda. The correction rows' residuals are kept, and pass again."""
+        asked = self._ask(models, batch, draws, progress, apart=True)
+        assert asked.predicted is not None
+        early, corrected = asked.predicted.per_sample, asked.corrected
+        predicted = replace(asked.predicted, per_sample=early.detach())
+        self._balance(predicted, corrected, asked.u_back, draws, progress, context)
+        back = asked.back._replace(x_t=asked.back.x_t.clone())  # not all rows of it
+        share = len(early) / (len(early) + len(back.t))
+
+        def rest(context: Context) -> dict[str, Loss]:
+            u_back = velocity_with_gradient(models["student"], *back)
+            late = self._balance(predicted, corrected, u_back, draws, progress, context)
+            return {"student": Loss(*late, 1 - share)}
+
+        return {"student": Loss(early, asked.terms, share), **asked.losses}, rest
 
     def scale(
         self,

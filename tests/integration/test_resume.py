@@ -5,9 +5,11 @@ import signal
 
 import pytest
 import torch
+from objective_helpers import with_normalised
+from run_helpers import TINY
 
 from freeflow_core import api
-from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
+from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted, NonFiniteError
 from freeflow_core.interfaces.journal import Journal
 from freeflow_core.network_file import load_tensors
 from freeflow_core.plugin import Manager, hookimpl
@@ -53,13 +55,35 @@ def test_resume_from_data_is_bit_identical(tiny, tmp_path, manager):
     assert_identical(whole.folder, parts.folder)
 
 
-def test_accumulation_changes_nothing_but_rounding(tiny, tmp_path, manager):
-    options = ("runtime.precision=float64",)
-    one = api.distill(tiny(*options), output=tmp_path / "one", manager=manager)
-    four = api.distill(tiny(*options, "training.accumulation=4"), output=tmp_path / "four", manager=manager)
-    (a, _), (b, _) = checkpoint(one.folder), checkpoint(four.folder)
-    for key, value in a["student.safetensors"].items():
-        assert torch.allclose(value, b["student.safetensors"][key], atol=1e-9), key
+@pytest.mark.parametrize("objective", ["signal", "weighted", "raw", "normalised"])
+def test_accumulation_changes_nothing_but_rounding(tmp_path, objective):
+    """Clipped, and interrupted with the micro-batches of a step done; of all that is kept."""
+    manager = with_normalised()
+    chosen = {"name": "normalised"} if objective == "normalised" else {"name": "freeflow", "balance": objective}
+
+    def run(folder, *settings, resume=False):
+        exact = ("runtime.precision=float64", "training.optimizer.clip_norm=0.1", *settings)
+        overrides = {**TINY, "objective": chosen}
+        config = api.resolve_config("distill", overrides=overrides, settings=exact, manager=manager)
+        return api.distill(config, output=folder, resume=resume, manager=manager).folder
+
+    one = run(tmp_path / "one")
+    run(tmp_path / "four", "training.accumulation=4", "training.stop_at_images=48")
+    four = run(tmp_path / "four", "training.accumulation=4", resume=True)
+    (a, _), (b, _) = checkpoint(one), checkpoint(four)
+    for file in a.keys() - {"random.safetensors"}:
+        for key, value in a[file].items():
+            assert torch.allclose(value, b[file][key], rtol=1e-9, atol=1e-10), f"{file} {key}"
+    metrics = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in (one, four)]
+    for name in metrics[0]:
+        if name.startswith("student/") and name.endswith(("loss", "norm", "balance", "residual")):
+            assert metrics[1][name] == pytest.approx(metrics[0][name], rel=1e-5), name
+
+
+def test_a_step_in_micro_batches_that_is_not_finite_is_skipped_and_named(tiny, output, manager):
+    settings = ("training.optimizer.learning_rate=1e30", "training.accumulation=2", "logging.every_images=16")
+    with pytest.raises(NonFiniteError, match="the first to give it was"):
+        api.distill(tiny(*settings), output=output, manager=manager)
 
 
 def test_a_changed_configuration_is_refused_but_logging_may_change(tiny, output, manager):

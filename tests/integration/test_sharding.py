@@ -84,7 +84,8 @@ def alone(registry, manager):
     """Runs by one process."""
 
     def run(base, settings, output):
-        settings = [setting for setting in settings if not setting.startswith(("runtime.shar", "runtime.comp"))]
+        own = ("runtime.shar", "runtime.comp", "training.accum")
+        settings = [setting for setting in settings if not setting.startswith(own)]
         settings = [f"name={output.name}", *settings]
         config = load_run_config(registry, "distill", overrides=base, assignments=settings)
         return api.distill(config, output=output, resume=output.exists(), manager=manager).folder
@@ -105,6 +106,8 @@ def two(tmp_path_factory):
         "freeflow": (base("freeflow", "forward-mode"), (*ODD, *FULL, *SCORED)),
         "prediction": (base("prediction", "central"), (*ODD, *FULL, "training.accumulation=2")),
         "meanflow": (base("meanflow", "one-sided"), (*ODD, *FULL)),
+        "split": (base("freeflow", "central"), (*ODD, *FULL, "training.accumulation=2")),
+        "split-copies": (base("freeflow", "central"), (*ODD, "training.accumulation=2")),
         "copies": (base("meanflow", "forward-mode"), (*ODD, "checkpointing.asynchronous=true")),
         "stopped": (transformer(), (*EXACT, *FULL, "training.stop_at_images=32", *BACKGROUND)),
         "compiled": (transformer(), (*EXACT, *FULL, *COMPILED, "objective.derivative=forward-mode")),
@@ -113,7 +116,9 @@ def two(tmp_path_factory):
     return plan, folder, launch(plan, 2, folder)
 
 
-@pytest.mark.parametrize("name", ["freeflow", "prediction", "meanflow", "copies", "compiled", "compiled-copies"])
+@pytest.mark.parametrize(
+    "name", ["freeflow", "prediction", "split", "split-copies", "meanflow", "copies", "compiled", "compiled-copies"]
+)
 def test_two_processes_equal_one(two, alone, tmp_path, name):
     plan, folder, _ = two
     assert_equal(alone(*plan[name], tmp_path / name), folder / name)

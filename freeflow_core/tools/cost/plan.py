@@ -23,7 +23,7 @@ from freeflow_core.engine.process import (
 from freeflow_core.engine.state import RoleState, TrainingState, build_state
 from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.evaluation.scores import build_evaluators, check_evaluators
-from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext
+from freeflow_core.interfaces import Codec, EvaluationBatch, EvaluationContext, ObjectiveInParts
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.tools.cost.rate import Rate, RateFrom, product_rate, step_seconds
@@ -174,7 +174,8 @@ def make_plan(
     found = _without_memory(short, registry, device_type, num_processes)
     if isinstance(found, _Failure):
         found = _on_few_rows(short, registry, num_processes, found)
-    cost, training, teacher = found.cost, config.training, found.components.teacher
+    cost, training = found.cost, config.training
+    teacher, objective = found.components.teacher, found.components.objective
     sharing = processes_per_copy(config.runtime, num_processes)
     networks, buckets, peak = cost.networks, 0, cost.peak
     if sharing > 1:
@@ -203,7 +204,7 @@ def make_plan(
         teacher="" if teacher is None else teacher.provenance,
         rate=rate or product_rate(device_type, config.runtime.precision),
         device_memory=device_memory,
-        twice_with_micro_batches=found.components.objective.uses_batch_means,
+        twice_with_micro_batches=objective.uses_batch_means and not isinstance(objective, ObjectiveInParts),
     )
     warnings = [*warnings_for(plan, found.reason)]
     if sharing > 1:

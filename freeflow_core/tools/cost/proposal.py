@@ -23,7 +23,7 @@ class Proposal:
 def propose(config: RunConfig, plan: Plan, registry: Registry) -> Proposal | None:
     """The first that fits of: recomputed activations, micro-batches, both, and then these with divided networks.
 
-    Micro-batches come before recomputed activations unless they pass every row twice. None where nothing fits.
+    Micro-batches come before recomputed activations unless they pass all rows twice. None where nothing fits.
 
     Args:
         plan: of ``config``.
