@@ -1,5 +1,6 @@
 """Errors a user can act on: what was expected, what came, what to do."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -57,6 +58,16 @@ class Interrupted(FreeflowError):
     """
 
     exit_code = 75
+
+
+_TOO_LARGE = re.compile("allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow")
+"""What torch says of tensors that no machine holds."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or its GPU had no more memory to give."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or bool(_TOO_LARGE.search(" ".join(str(error).split())))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

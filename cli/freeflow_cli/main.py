@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -18,7 +17,7 @@ from freeflow_cli.commands import register_commands
 from freeflow_cli.console import ERROR_STYLE, is_main_process, say, warn
 from freeflow_cli.session import Session
 from freeflow_core import __version__
-from freeflow_core.errors import ConfigError, FreeflowError, Interrupted, PluginError
+from freeflow_core.errors import ConfigError, FreeflowError, Interrupted, PluginError, is_out_of_memory
 from freeflow_core.plugin import Manager
 from freeflow_core.plugin.culprit import described
 
@@ -111,14 +110,10 @@ def _written(error: BaseException) -> str:
     return (error.on_command_line if isinstance(error, FreeflowError) else None) or str(error)
 
 
-_TOO_LARGE = re.compile("allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow")
-"""What torch says of tensors that no machine holds."""
-
-
 def _environment_failure(error: BaseException) -> str | None:
     """What the machine refused, in words; None for everything else."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _TOO_LARGE.search(text):
+    if is_out_of_memory(error):
         return (
             f"There is not enough memory{f' ({text[:160]})' if text else ''}. Lower the batch, raise "
             "training.accumulation, or choose smaller networks; `--dry-run` tells what a run would need."
