@@ -23,6 +23,7 @@ from freeflow_core.evaluation.scores import Evaluation
 from freeflow_core.evaluation.student_file import load_student
 from freeflow_core.files import write_text
 from freeflow_core.interfaces import EvaluationContext
+from freeflow_core.math.derivative import float32_products
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.search import OnSearched, Search, SearchResult, write_rows
 from freeflow_core.types import RunInfo
@@ -58,7 +59,7 @@ def evaluate(
     named = config is not None or preset is not None or student is None
     file = None if named else saved_config(Path(str(student)))
     config = settled("distill", manager, config, preset, file, settings, chosen)
-    with shown(manager, progress):
+    with shown(manager, progress), float32_products(config.runtime.matmul_precision):
         return _evaluated(config, student, output, manager, began)
 
 
@@ -132,7 +133,8 @@ def search(
         temperature,
     )
     batch_size = config.evaluation.batch_size
-    result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
+    with float32_products(config.runtime.matmul_precision):
+        result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
     if not compare_seeds:
         return result
     first = config.evaluation.seed

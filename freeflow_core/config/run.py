@@ -56,6 +56,9 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
     precision: Literal["float32", "bf16", "float64"] = "float32"
     """bf16: autocast for the networks, float32 elsewhere."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products and convolutions: high: TF32, where a GPU has it; medium: bf16; highest: float32.
+    Differences are taken in float32 whatever it says; one-sided ones are refused with less than highest."""
     activation_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: the same gradients with a fraction of the memory, for
     about one more forward pass."""

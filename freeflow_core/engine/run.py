@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import final
 
 import torch
 
@@ -30,14 +30,15 @@ from freeflow_core.engine.process import (
     peak_memory,
     start_accelerator,
 )
-from freeflow_core.engine.run_folder import RunFolder
+from freeflow_core.engine.run_folder import Membership, RunFolder
 from freeflow_core.engine.scorer import MakeScorer
 from freeflow_core.engine.state import STUDENT, build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError, Interrupted
 from freeflow_core.interfaces.journal import now, run_tags
+from freeflow_core.math.derivative import float32_products
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.types import RunInfo, RunParent, Scores
+from freeflow_core.types import RunInfo, Scores
 
 _log = logging.getLogger("freeflow")
 _LOOKED = "looked_at"
@@ -58,23 +59,6 @@ class RunOutcome:
     load_report: str | None = None
     duration_seconds: float = 0.0
     peak_memory_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Membership:
-    """The comparison that a run belongs to, and the tags by which it is told from the others in it."""
-
-    parent: RunParent
-    tags: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """As ``run.json`` keeps it."""
-        return {"key": self.parent.key, "tags": dict(self.tags)}
-
-    @classmethod
-    def from_json(cls, kept: Mapping[str, Any], folder: Path) -> Membership:
-        """What :meth:`to_json` gave; ``folder`` is the comparison's, which may have been moved."""
-        return cls(RunParent(kept["key"], folder), dict(kept["tags"]))
 
 
 @final
@@ -122,7 +106,6 @@ class Run:
         self._once: dict[str, float] = {}
         trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
         with contextlib.ExitStack() as ending:
-            ending.enter_context(compiling(config.runtime))
             ending.enter_context(self._stop)
             self.folder = self._open_folder(output, resume)
             ending.callback(self.folder.release)
@@ -152,7 +135,8 @@ class Run:
             NonFiniteError: see :class:`Trainer`.
             FreeflowError: the run folder cannot be written, or another process of the run is gone.
         """
-        with self._ending, self._peers.watched(self.folder.checkpoints.latest):
+        precision, latest = self.config.runtime.matmul_precision, self.folder.checkpoints.latest
+        with compiling(self.config.runtime), float32_products(precision), self._ending, self._peers.watched(latest):
             try:
                 self._has_begun = True
                 self.events.started(self.state.images)

@@ -7,9 +7,10 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from filelock import FileLock, Timeout
 
@@ -19,15 +20,34 @@ from freeflow_core.engine.checkpoint import Checkpoints
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.files import remove_leftovers, write_text
 from freeflow_core.interfaces.journal import Journal, now
+from freeflow_core.types import RunParent
 
 DEFAULT_PARENT = Path("runs")
 FREE_TO_CHANGE = (
     "trackers", "logging", "checkpointing", "samples", "evaluation",
-    "training.stop_at_images", "runtime.timeout_seconds", "runtime.sharding", "runtime.shard_size",
+    "training.stop_at_images", "runtime.timeout_seconds", "runtime.sharding", "runtime.shard_size", "runtime.compile",
+    "runtime.compile_backend",
 )  # fmt: skip
-"""Settings that a resumed run may change, because they cannot change the weights."""
+"""Settings that a resumed run may change, because they cannot change the weights but by rounding."""
 _LOCK = ".lock"
 _log = logging.getLogger("freeflow")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The comparison that a run belongs to, and the tags by which it is told from the others in it."""
+
+    parent: RunParent
+    tags: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``run.json`` keeps it."""
+        return {"key": self.parent.key, "tags": dict(self.tags)}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any], folder: Path) -> Membership:
+        """What :meth:`to_json` gave; ``folder`` is the comparison's, which may have been moved."""
+        return cls(RunParent(kept["key"], folder), dict(kept["tags"]))
 
 
 class FolderBusy(ConfigError):

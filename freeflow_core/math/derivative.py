@@ -60,7 +60,7 @@ def directional_derivative(
         compiled: the function asks networks of compiled blocks, which forward mode then runs compiled, to rounding.
 
     Raises:
-        ConfigError: one-sided differences under bf16 autocast, whose rounding would swamp the difference.
+        ConfigError: one-sided differences of passes in bf16 or TF32, whose rounding would swamp the difference.
     """
     primals, tangents = tuple(primals), tuple(tangents)
     if method is DerivativeMethod.FORWARD_MODE:
@@ -75,11 +75,14 @@ def directional_derivative(
     if method is DerivativeMethod.ONE_SIDED:
         if value is None:
             raise ValueError("one-sided differences need the value at the primals")
-        if torch.is_autocast_enabled(primals[0].device.type):
+        rounded = "bf16" if torch.is_autocast_enabled(primals[0].device.type) else None
+        if rounded is None and torch.get_float32_matmul_precision() != "highest":
+            rounded = f"float32 with runtime.matmul_precision={torch.get_float32_matmul_precision()}"
+        if rounded is not None:
             raise ConfigError(
-                "derivative=one-sided reuses the gradient pass, which runs in bf16 here; its rounding error would "
+                f"derivative=one-sided reuses the gradient pass, which runs in {rounded} here; its rounding would "
                 "swamp the difference. Use derivative=forward-mode or derivative=central, or "
-                "runtime.precision=float32."
+                "runtime.precision=float32 with runtime.matmul_precision=highest."
             )
     with full_precision(primals[0]):
         ahead = function(*(p + step * d for p, d in zip(primals, tangents, strict=True)))
@@ -103,6 +106,8 @@ def line_derivative(
 ) -> Tensor:
     """d f / d offset at 0, (N, *D), without gradient, in at least float32 unless ``autocast``.
 
+    Differences run without TF32 whatever the run allows; forward mode, which needs no close numbers, as it does.
+
     Args:
         function: values along each row's line.
         below, above: (N,) room of each row, as for :func:`stencil`; forward mode needs none.
@@ -114,14 +119,14 @@ def line_derivative(
         compiled: see :func:`directional_derivative`.
 
     Raises:
-        ConfigError: one-sided differences under autocast, whose rounding would swamp the difference.
+        ConfigError: as :func:`directional_derivative`.
     """
     if method is DerivativeMethod.CENTRAL:
         with full_precision(value):
             return _central(function, stencil(below, above, step))
     zeros = torch.zeros(len(below), device=value.device, dtype=value.dtype)
     if method is DerivativeMethod.FORWARD_MODE:
-        with nullcontext() if autocast else full_precision(value):
+        with nullcontext() if autocast else torch.autocast(value.device.type, enabled=False):
             return directional_derivative(
                 lambda offset: function(offset, None),
                 (zeros,),
@@ -234,14 +239,21 @@ def _central(function: AlongLine, points: Stencil) -> Tensor:
 
 
 @contextmanager
-def full_precision(like: Tensor) -> Iterator[None]:
-    """No autocast and no TF32: a difference of two nearly equal outputs keeps few digits otherwise."""
+def float32_products(precision: str) -> Iterator[None]:
+    """Matrix products and convolutions of float32 numbers in float32 (``highest``), or as a device does them faster:
+    in TF32 (``high``) or bf16 (``medium``), see ``torch.set_float32_matmul_precision``."""
     allowed, in_convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False  # PyTorch allows it by default
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"  # PyTorch allows it by default
     try:
-        with torch.autocast(like.device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(allowed)
         torch.backends.cudnn.allow_tf32 = in_convolutions
+
+
+@contextmanager
+def full_precision(like: Tensor) -> Iterator[None]:
+    """No autocast and no TF32: a difference of two nearly equal outputs keeps few digits otherwise."""
+    with float32_products("highest"), torch.autocast(like.device.type, enabled=False):
+        yield

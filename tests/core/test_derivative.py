@@ -10,6 +10,7 @@ from freeflow_core.math.derivative import (
     AGREES,
     DerivativeMethod,
     directional_derivative,
+    float32_products,
     forward_mode_error,
     line_derivative,
     stencil,
@@ -174,6 +175,26 @@ def test_gradients_flow_through_a_stencil():
 def test_a_row_without_room_is_a_mistake():
     with pytest.raises(ValueError, match="room"):
         stencil(torch.zeros(1).double(), torch.zeros(1).double(), 1e-3)
+
+
+def test_differences_need_float32_products_and_forward_mode_does_not():
+    seen = []
+
+    def function(offset, rows=None):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return offset.float().unsqueeze(1)
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    room = torch.ones(4, dtype=torch.float64)
+    with float32_products("high"):
+        line_derivative(function, room, room, torch.zeros(4, 1), method=FORWARD, step=5e-3)
+        line_derivative(function, room, room, torch.zeros(4, 1), method=CENTRAL, step=5e-3)
+        with pytest.raises(ConfigError, match=r"matmul_precision=high.*forward-mode"):
+            line_derivative(function, room, room, torch.zeros(4, 1), method=ONE_SIDED, step=5e-3)
+    assert seen == [("high", True), ("highest", False)]
+    with float32_products("highest"):
+        line_derivative(function, room, room, torch.zeros(4, 1), method=ONE_SIDED, step=5e-3)
+    assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
 
 
 def test_differences_are_taken_in_full_precision_under_autocast():

@@ -28,8 +28,8 @@ from freeflow_core.config.compare import CompareConfig, objective_config
 from freeflow_core.engine.build import Builder
 from freeflow_core.engine.events import Events
 from freeflow_core.engine.process import choose_device
-from freeflow_core.engine.run import Membership, Run
-from freeflow_core.engine.run_folder import DEFAULT_PARENT
+from freeflow_core.engine.run import Run
+from freeflow_core.engine.run_folder import DEFAULT_PARENT, Membership
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.scores import DATA, FLOOR, TEACHER_1, SharedRows
 from freeflow_core.evaluation.scoring import Scoring

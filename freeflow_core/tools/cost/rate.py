@@ -7,10 +7,12 @@ from enum import Enum
 import torch
 
 from freeflow_core.config import RunConfig
+from freeflow_core.engine.blocks import compiling
 from freeflow_core.engine.build import DTYPES, Builder, build_components
 from freeflow_core.engine.process import is_available, start_accelerator
 from freeflow_core.engine.state import build_state
 from freeflow_core.engine.trainer import Trainer
+from freeflow_core.math.derivative import float32_products
 from freeflow_core.plugin import Registry
 
 _UNTIMED, _LEAST, _MOST, _SECONDS = 2, 3, 30, 5.0
@@ -57,12 +59,13 @@ def step_seconds(config: RunConfig, registry: Registry) -> float:
     accelerator = start_accelerator(config.runtime)
     components = build_components(Builder(registry, accelerator.device, config.seed, config.runtime.precision), config)
     trainer = Trainer(config, components, build_state(config, components, accelerator), accelerator)
-    for _ in range(_UNTIMED):  # the first compile, find their kernels, and make the optimizer's moments
-        trainer.step()
-    trainer.read_metrics()
-    steps, began = 0, time.perf_counter()
-    while steps < _LEAST or (steps < _MOST and time.perf_counter() - began < _SECONDS):
-        trainer.step()
-        steps += 1
-    trainer.read_metrics()  # waits for the device
-    return (time.perf_counter() - began) / steps
+    with compiling(config.runtime), float32_products(config.runtime.matmul_precision):
+        for _ in range(_UNTIMED):  # the first compile, find their kernels, and make the optimizer's moments
+            trainer.step()
+        trainer.read_metrics()
+        steps, began = 0, time.perf_counter()
+        while steps < _LEAST or (steps < _MOST and time.perf_counter() - began < _SECONDS):
+            trainer.step()
+            steps += 1
+        trainer.read_metrics()  # waits for the device
+        return (time.perf_counter() - began) / steps

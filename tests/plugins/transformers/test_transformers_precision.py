@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from freeflow_toy.mlp import MLPStudent
 from freeflow_transformers.network import Block
 from freeflow_transformers.students import FlowMapTransformer
 from run_helpers import TINY_SIT
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from freeflow_core import api
 from freeflow_core.engine.run import Run
@@ -154,7 +156,7 @@ def test_a_run_with_recomputed_activations_trains_the_same_weights(make_run, pre
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     with counted_blocks(runs[1].state.roles["fake_velocity"].network) as calls:
         step(runs[1])
-    assert len(calls) == 2 * 2 * 2 + 2 * 2  # twice for each of two micro-batches, and once more for the batch's means
+    assert len(calls) == 2 * 2 * 2  # twice for each of two micro-batches
 
 
 def test_a_student_that_cannot_recompute_says_so(make_run):
@@ -166,3 +168,50 @@ def test_a_student_that_cannot_recompute_says_so(make_run):
             teacher={"name": "gaussian-mixture", "layout": "ring"},
             student={"name": "mlp", "width": 8, "depth": 1},
         )
+
+
+# Float32 products
+
+
+def test_a_run_multiplies_as_it_was_asked_to_and_leaves_no_trace(make_run, monkeypatch):
+    run = make_run("runtime.matmul_precision=high", "objective.derivative=central", "training.images=16")
+    student, teacher, seen = run.state.roles["student"].network, run.components.teacher, {}
+    monkeypatch.setattr("freeflow_core.engine.run.check_first_step", lambda *others: None)
+    monkeypatch.setattr(run.trainer, "peek", lambda: SimpleNamespace(batch=None, draws=None))
+    for name, network in (("student", student.network), ("teacher", teacher.network)):
+        network.register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.setdefault(name, []).append(
+                (torch.is_grad_enabled(), torch.get_float32_matmul_precision())
+            )
+        )
+    before = torch.get_float32_matmul_precision()
+    run.execute()
+    assert seen["student"][:2] == [(True, "high"), (False, "highest")]  # the difference
+    assert seen["teacher"][0] == (False, "high")
+    assert torch.get_float32_matmul_precision() == before == "highest"
+
+
+# Attention
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the attention kernels that are called, and the softmax of attention without one."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused = self.softmax = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.fused += func.overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        self.softmax += func.overloadpacket in (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("derivative", "fused_passes"), [("forward-mode", 3), ("central", 4)])
+def test_attention_is_fused_in_every_pass_but_forward_mode(make_run, derivative, fused_passes):
+    """The student and the fake velocity with gradient, the teacher, and differences."""
+    run = make_run(f"objective.derivative={derivative}")
+    with Kernels() as kernels:
+        run.trainer.step()
+    assert kernels.fused == 2 * fused_passes  # two blocks
+    assert (kernels.softmax > 0) is (derivative == "forward-mode")
