@@ -59,6 +59,9 @@ class RuntimeConfig(Section):
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of float32 matrix products and convolutions: high: TF32, where a GPU has it; medium: bf16; highest: float32.
     Differences are taken in float32 whatever it says; one-sided ones are refused with less than highest."""
+    teacher_weights: Literal["run", "bf16"] = "run"
+    """bf16: keep the matrices of the frozen teacher's blocks in bf16, in half the memory. A bf16 run stays the same to
+    the bit; in a float32 run the teacher is rounded."""
     activation_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: the same gradients with a fraction of the memory, for
     about one more forward pass."""
@@ -80,6 +83,8 @@ class RuntimeConfig(Section):
     def _check(self) -> RuntimeConfig:
         if self.shard_size is not None and self.sharding != "hybrid":
             raise ValueError("runtime.shard_size belongs to runtime.sharding=hybrid; leave it out otherwise")
+        if self.teacher_weights == "bf16" and self.precision == "float64":
+            raise ValueError("runtime.teacher_weights=bf16 makes no sense in a float64 run; leave it at run")
         return self
 
 

@@ -168,3 +168,29 @@ def _reason(error: RuntimeError) -> str:
     """The first lines, before torch's advice to its own developers."""
     text = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())
     return f"{text[:400].rstrip('.')}."
+
+
+class _Rounded(nn.Module):
+    """Of a layer whose weights are bf16: gives the dtype it was given, as far as autocast leaves that to it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = super().forward
+        found: Tensor = product(x) if torch.is_autocast_enabled(x.device.type) else product(x.bfloat16()).to(x.dtype)
+        return found
+
+
+_ROUNDED: dict[type[nn.Module], type] = {
+    kind: type(kind.__name__, (_Rounded, kind), {}) for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}
+"""Layers whose weights autocast rounds at each call; classes derived from them may use their weights elsewhere."""
+
+
+def hold_in_bf16(network: nn.Module) -> int:
+    """Round the weights of all products in the network's blocks to bf16, in place, for good; how many they are.
+
+    Under autocast the outputs stay what they were, to the bit. Outside, these layers compute in bf16.
+    """
+    layers = [layer for block in blocks(network) for layer in block.modules() if type(layer) in _ROUNDED]
+    for layer in layers:
+        layer.bfloat16().__class__ = _ROUNDED[type(layer)]
+    return sum(map(_weights, layers))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from freeflow_core.config import RunConfig
-from freeflow_core.engine.blocks import compile_blocks
+from freeflow_core.engine.blocks import compile_blocks, hold_in_bf16
 from freeflow_core.engine.build import DTYPES, Components
 from freeflow_core.engine.optimizer import Copies, RoleOptimizer
 from freeflow_core.engine.process import processes_per_copy
@@ -153,6 +153,8 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
                 f"The role {name!r} of the objective {config.objective.name!r} follows {role.follows!r}: expected a "
                 f"frozen role that follows one of {', '.join(sorted(roles))}."
             )
+    if config.runtime.teacher_weights == "bf16":
+        _round_teacher(config, components.teacher, roles)
     objective = components.objective if isinstance(components.objective, StatefulObjective) else None
     sharding = _open_sharding(config, accelerator)
     whole = None if sharding is None else _whole_copies(components, roles)
@@ -181,6 +183,25 @@ def build_state(config: RunConfig, components: Components, accelerator: Accelera
             "sampling, so that no sample depends on those beside it; their scales and shifts train on."
         )
     return TrainingState(started, objective, whole=whole)
+
+
+def _round_teacher(config: RunConfig, teacher: Teacher | None, roles: Mapping[str, Role]) -> None:
+    """Hold the teacher's weights in bf16, once all that starts from them has been made.
+
+    Raises :class:`ConfigError` where there are none, or where a student trains on top of them.
+    """
+    owners = {} if teacher is None else _owners(teacher, _TEACHER)
+    if any(address in owners for role in roles.values() for address in _owners(role.network, "")):
+        raise ConfigError(
+            f"The student {config.student.name!r} holds its teacher's weights together with it, as adapters do, and "
+            "differentiates through them. Leave runtime.teacher_weights at run."
+        )
+    if teacher is None or not hold_in_bf16(teacher):
+        who = f"the teacher {config.teacher.name!r} has" if config.teacher else "a run without a teacher has"
+        raise ConfigError(
+            f"runtime.teacher_weights=bf16 is about the layers of a teacher's blocks, and {who} none (an exact "
+            "function, a small network, or a program read from a file). Leave it at run."
+        )
 
 
 def _open_sharding(config: RunConfig, accelerator: Accelerator) -> Sharding | None:
