@@ -18,6 +18,10 @@ class OptimizerConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of Adam's second moment.")
     epsilon: PositiveFloat = Field(1e-8, description="Adam's denominator offset.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (AdamW).")
+    moments: Literal["full", "bf16", "8bit"] = "full"
+    """Precision of Adam's two moments between steps: 8 (full, in float32), 4 or 2 bytes per weight. 8bit: a scale for
+    every 256, and weights below 4,096 elements stay full; by torchao (pip install 'freeflow-distill[low-bit]'). bf16
+    needs beta2 <= 0.99."""
     clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm per role; null: no clipping.")
     warmup_images: int = Field(0, ge=0, description="Images over which the rate rises linearly from 0.")
     schedule: Literal["constant", "cosine", "linear", "inverse-sqrt"] = "constant"
@@ -25,6 +29,15 @@ class OptimizerConfig(Section):
     final_fraction: float = Field(0.0, ge=0, le=1, description="Rate at the end, as a fraction of the peak.")
     decay_images: PositiveInt | None = None
     """inverse-sqrt: images after which the rate falls; null: a tenth of the run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        if self.moments == "bf16" and self.beta2 > 0.99:
+            raise ValueError(
+                f"moments=bf16 rounds away the second moment's decay at beta2={self.beta2:g}; use beta2 <= 0.99, or "
+                "moments=8bit"
+            )
+        return self
 
 
 class EMAConfig(Section):
@@ -68,6 +81,9 @@ class RuntimeConfig(Section):
     sharding: Literal["none", "full", "hybrid"] = "none"
     """Divide weights, gradients, moments and averages of all networks among all processes (full), or among those of
     each machine (hybrid), instead of a copy in each (none); a process alone divides nothing."""
+    offload_optimizer: bool = False
+    """Keep Adam's moments in the host's memory between steps: the same weights, for moving all moments there and back
+    in every step. For GPUs alone."""
     shard_size: PositiveInt | None = None
     """hybrid: processes that share one copy; null: those of one machine."""
     compile: bool = False

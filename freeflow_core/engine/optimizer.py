@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_core.config import OptimizerConfig
+from freeflow_core.engine.moments import Packing, Piece, grouped
 from freeflow_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], step: T
     if step.device.type == "cpu":  # reading a number costs no sync here, and saves a temporary of the weights' size
         torch._foreach_lerp_(list(average), list(weights), step.item())
         return
-    difference = torch._foreach_sub(list(weights), list(average))
+    difference = torch._foreach_sub(list(weights), list(average))  # as large as these weights: see Copies
     torch._foreach_mul_(difference, step)
     torch._foreach_add_(list(average), difference)
 
@@ -72,15 +73,24 @@ class RoleOptimizer:
     both stay on the device, so nothing is synchronised. It is called directly, because torch's wrapper keeps a step
     count per weight and walks through all weights in Python several times, which a small network's step feels. Here
     one count serves all; results are torch's, bit for bit. Of a divided network it sees this process's parts alone.
+
+    Args:
+        on_host: keep the moments in the host's memory between steps.
+
+    Raises:
+        ConfigError: moments in 8 bits without torchao.
     """
 
-    def __init__(self, network: nn.Module, config: OptimizerConfig, sharding: Sharding | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, config: OptimizerConfig, sharding: Sharding | None = None, *, on_host: bool = False
+    ) -> None:
         self.config = config
         self._sharding = sharding
         self.names = [name for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self._weights = self._parts(self.parameters)
-        self._moments: tuple[list[Tensor], list[Tensor]] | None = None
+        self.packing = Packing(config.moments, on_host=on_host)
+        self._moments: list[Piece] | None = None
         self._count = torch.zeros((), device=self.parameters[0].device)
 
     def gradient_norm(self) -> Tensor:
@@ -108,14 +118,27 @@ class RoleOptimizer:
         self._count.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments by parameter name, and the number of updates; empty before the first."""
+        """Moments by parameter name, in the weights' precision, and the number of updates; empty before the first.
+
+        Packed ones are copies, of undivided networks in the host's memory.
+        """
         if self._moments is None:
             return {}
         state = {_COUNT: self._count}
-        for moment, tensors in zip(_MOMENTS, self._moments, strict=True):
-            for name, part, like in zip(self.names, tensors, self.parameters, strict=True):
-                state[f"{moment}/{name}"] = part if self._sharding is None else self._sharding.joined(part, like)
+        for piece in self._moments:
+            for moment, tensors in zip(_MOMENTS, piece.open(), strict=True):
+                for i, part in zip(piece.indices, tensors, strict=True):
+                    if piece.is_packed:  # all of them may be more than there is room for where they are unpacked
+                        part = part.to("cpu" if self._sharding is None else part.device, copy=True)
+                    joined = part if self._sharding is None else self._sharding.joined(part, self.parameters[i])
+                    state[f"{moment}/{self.names[i]}"] = joined
         return state
+
+    def kept(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What stays between steps: on the weights' device, and in the host's memory."""
+        found = [(tensor, piece.on_host) for piece in self._moments or () for tensor in piece.kept]
+        held = [self._count, *self.packing.workspace, *(tensor for tensor, on_host in found if not on_host)]
+        return held, [tensor for tensor, on_host in found if on_host]
 
     def layout(self) -> dict[str, Tensor]:
         """Tensors of the names and shapes of :meth:`state_dict`'s."""
@@ -137,11 +160,13 @@ class RoleOptimizer:
         for name, p, *own in zip(self.names, self.parameters, *moments, strict=True):
             if any(moment.shape != p.shape for moment in own):
                 raise CheckpointError(f"Optimizer state of {name!r} has another shape than the weights.")
-        first, second = (
-            [part.to(own, copy=True) for part, own in zip(self._parts(moment), self._weights, strict=True)]
-            for moment in moments
-        )
-        self._moments = (first, second)
+        self._moments = self.packing.pieces(self._weights)
+        parts = [self._parts(moment) for moment in moments]
+        with torch.no_grad():
+            for piece in self._moments:
+                for own, given in zip(piece.open(), parts, strict=True):
+                    torch._foreach_copy_(own, [given[i] for i in piece.indices])
+                piece.close()
         self._count.copy_(tensors[_COUNT])
 
     def _parts(self, tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -149,45 +174,46 @@ class RoleOptimizer:
 
     def _update(self, rate: float, norm: Tensor, found_inf: Tensor | None) -> None:
         if self._moments is None:
-            first, second = ([torch.zeros_like(p) for p in self._weights] for _ in _MOMENTS)
-            self._moments = (first, second)
+            self._moments = self.packing.pieces(self._weights)
         # Weights that this step's loss did not reach are left alone.
         used = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        weights = [self._weights[i] for i in used]
-        gradients = self._parts(p.grad for p in self.parameters if p.grad is not None)
-        first, second = self._moments
-        if len(used) < len(self.parameters):
-            first, second = ([part[i] for i in used] for part in self._moments)
+        parts = self._parts(p.grad for p in self.parameters if p.grad is not None)
+        gradients = dict(zip(used, parts, strict=True))
         config = self.config
         self._count += 1 if found_inf is None else 1 - found_inf
-        torch._fused_adamw_(
-            weights,
-            gradients,
-            first,
-            second,
-            [],
-            [self._count] * len(weights),
-            lr=rate,
-            beta1=config.beta1,
-            beta2=config.beta2,
-            weight_decay=config.weight_decay,
-            eps=config.epsilon,
-            amsgrad=False,
-            maximize=False,
-            grad_scale=None if config.clip_norm is None else (norm / config.clip_norm).clamp_min(1).float(),
-            found_inf=found_inf,
-        )
+        scale = None if config.clip_norm is None else (norm / config.clip_norm).clamp_min(1).float()
+        for piece in self._moments:
+            if not (chosen := [(k, i) for k, i in enumerate(piece.indices) if i in gradients]):
+                continue
+            first, second = ([moment[k] for k, _ in chosen] for moment in piece.open())
+            torch._fused_adamw_(
+                [self._weights[i] for _, i in chosen],
+                [gradients[i] for _, i in chosen],
+                first,
+                second,
+                [],
+                [self._count] * len(chosen),
+                lr=rate,
+                beta1=config.beta1,
+                beta2=config.beta2,
+                weight_decay=config.weight_decay,
+                eps=config.epsilon,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+                found_inf=found_inf,
+            )
+            piece.close()
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Weights and buffers of a copy and of the network it follows, in pairs.
+    """Weights (in groups, so that nothing as large as a network is made on the way) and buffers, of both.
 
     Tensors that both hold as one are left out: what adapters adapt.
     """
 
-    weights: list[Tensor]
-    followed_weights: list[Tensor]
+    weights: list[tuple[list[Tensor], list[Tensor]]]
     buffers: list[Tensor]
     followed_buffers: list[Tensor]
 
@@ -198,10 +224,13 @@ class Copies:
             sides: list[list[Tensor]] = [[pair[side] for pair in pairs] for side in (0, 1)]
             return iter(sides if sharding is None else map(sharding.parts, sides))
 
-        weights = apart(copied.parameters(), followed.parameters())
-        return cls(*weights, *apart(copied.buffers(), followed.buffers()))
+        own, others = apart(copied.parameters(), followed.parameters())
+        groups = grouped(own, range(len(own)))
+        weights = [([own[i] for i in group], [others[i] for i in group]) for group in groups]
+        return cls(weights, *apart(copied.buffers(), followed.buffers()))
 
     def follow(self, step: Tensor) -> None:
         """Weights go by ``step`` towards the followed ones; buffers, such as statistics, are no averages: copied."""
-        update_average(self.weights, self.followed_weights, step)
+        for own, followed in self.weights:
+            update_average(own, followed, step)
         copy_buffers(self.buffers, self.followed_buffers)

@@ -40,13 +40,18 @@ def choose_device(runtime: RuntimeConfig) -> torch.device:
 def planned_device_type(runtime: RuntimeConfig) -> str:
     """``cpu``, ``cuda`` or ``mps``: the one asked for, which need not be there, or the best there is.
 
-    Raises :class:`ConfigError` for a precision it does not have.
+    Raises :class:`ConfigError` for a precision it does not have, or memory of the host's that is its own.
     """
     wanted = runtime.device
     if wanted == "auto":
         wanted = "cuda" if is_available("cuda") else "mps" if is_available("mps") else "cpu"
     if wanted == "mps" and runtime.precision == "float64":
         raise ConfigError("runtime.precision=float64 does not exist on mps. Use runtime.device=cpu.")
+    if runtime.offload_optimizer and wanted != "cuda":
+        raise ConfigError(
+            f"runtime.offload_optimizer=true moves moments from a GPU to the host's memory, where the device {wanted} "
+            "has them anyway. Leave it out, or save memory by training.optimizer.moments=8bit."
+        )
     return wanted
 
 

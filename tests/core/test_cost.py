@@ -13,6 +13,7 @@ from run_helpers import TINY_SIT
 from torch import nn
 
 from freeflow_core import api
+from freeflow_core.engine import moments
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Component, Manager
 from freeflow_core.tools.cost import plan as estimate
@@ -139,6 +140,7 @@ def test_attention_is_fused_unless_something_forbids_it():
     [
         ("runtime.activation_checkpointing=true", "runtime.precision=bf16", "objective.derivative=forward-mode"),
         ("training.accumulation=2", "runtime.precision=float64"),
+        ("training.optimizer.moments=8bit",),
     ],
 )
 def test_a_plan_without_memory_equals_one_that_takes_the_real_step(manager, monkeypatch, settings):
@@ -187,6 +189,20 @@ def test_checkpointing_and_accumulation_trade_passes_for_activations(manager):
         whole.network(name) for name in ("teacher", "fake_velocity")
     ]
     assert halved.warnings == whole.warnings == ()
+
+
+def test_moments_take_fewer_bytes_or_the_hosts(manager, monkeypatch):
+    monkeypatch.setattr(moments, "_PIECE", 2**16)
+    full, eight, host = (
+        plan(manager, "runtime.device=cuda", "teacher.width=128", f"training.optimizer.moments={bits}", *more)
+        for bits, *more in (("full",), ("8bit",), ("full", "runtime.offload_optimizer=true"))
+    )
+    student, room = full.network("student").optimizer, host.network("student").optimizer
+    assert room < 0.3 * student
+    assert eight.network("student").optimizer - room == pytest.approx(student / 4, rel=0.1)
+    assert [n.offloaded for n in host.networks] == pytest.approx([0, student, student], rel=0.01)
+    assert full.total - host.total == pytest.approx(2 * (student - room), rel=0.01)
+    assert full.peak > eight.peak > host.peak
 
 
 def test_means_of_an_objective_that_is_not_in_parts_take_a_second_pass():

@@ -7,6 +7,7 @@ from objective_helpers import with_normalised
 from run_helpers import TINY_SIT
 
 from freeflow_core import api
+from freeflow_core.engine import moments
 from freeflow_core.tools.cost.plan import USABLE
 
 GIB = 2**30
@@ -88,6 +89,18 @@ def test_hours_are_the_work_over_the_rate(manager):
     measured = api.plan(config, manager=manager, measure=True)
     assert measured.rate.origin is api.RateFrom.STEPS
     assert 1e7 < measured.rate.operations < api.plan(config, manager=manager).rate.operations * 2
+
+
+def test_moments_go_to_the_host_where_nothing_else_makes_room(manager, monkeypatch):
+    monkeypatch.setattr(moments, "_PIECE", 2**16)
+    config = resolved(manager, "training.batch_size=4", teacher={**TINY_SIT, "depth": 2, "width": 128})
+    whole = api.plan(config, manager=manager, device_memory=1000)
+    optimizers = sum(network.optimizer for network in whole.networks)
+    room = whole.total - whole.activations - optimizers / 4  # less than all that stays
+    plan = api.plan(config, manager=manager, device_memory=room / USABLE / GIB)
+    found = api.propose(config, plan, manager=manager)
+    assert found.settings[0] == "runtime.offload_optimizer=true"
+    assert found.plan.total <= plan.available
 
 
 def test_networks_are_divided_where_nothing_else_makes_room(manager):

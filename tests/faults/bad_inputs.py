@@ -38,6 +38,7 @@ training.images=many | training.images=1.5 | training.images=null | training.bat
 training.batch_size=1000000000000 | training.accumulation=0 | training.accumulation=3 | training.optimizer.learning_rate=0
 training.optimizer.learning_rate=-1 | training.optimizer.learning_rate=.nan | training.optimizer.learning_rate=.inf
 training.optimizer.learning_rate=fast | training.optimizer.beta1=1 | training.optimizer.beta1=-0.1 | training.optimizer.beta2=2
+training.optimizer.moments=4bit | training.optimizer={moments: bf16, beta2: 0.999} | runtime.offload_optimizer=true
 training.optimizer.epsilon=0 | training.optimizer.weight_decay=-1 | training.optimizer.clip_norm=0
 training.optimizer.warmup_images=-1 | training.optimizer.schedule=sideways | training.optimizer.final_fraction=2
 training.ema.halflife_images=0 | training.ema.rampup_ratio=0 | training.stop_at_images=0 | training=5 | training.imagez=5

@@ -27,6 +27,8 @@ from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager
 
 config, manager = RunConfig.model_validate_json(sys.stdin.read()), Manager.load()
+if config.training.optimizer.moments == "8bit":
+    import torchao.optim
 before = psutil.Process().memory_info().rss
 run = Run(config, "distill", manager, output=Path(sys.argv[1]), resume=False, scorer=Scoring)
 run.trainer.step()
@@ -73,6 +75,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak resident m
 
 def test_the_estimate_for_s2_is_within_15_percent_of_resident_memory(manager, tmp_path):
     config = configuration(manager, "S")
+    assert api.plan(config, manager=manager).total == pytest.approx(growth(config, tmp_path), rel=0.15)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("moments", ["bf16", "8bit"])
+def test_packed_moments_are_within_15_percent_too(manager, tmp_path, moments):
+    config = configuration(manager, "S", f"training.optimizer.moments={moments}")
     assert api.plan(config, manager=manager).total == pytest.approx(growth(config, tmp_path), rel=0.15)
 
 

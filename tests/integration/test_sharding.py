@@ -19,6 +19,7 @@ EXACT = ("runtime.precision=float64", "training.images=48", "training.optimizer.
 ODD = (*EXACT, "student.width=15")
 FULL, HYBRID = ("runtime.sharding=full",), ("runtime.sharding=hybrid", "runtime.shard_size=2")
 COMPILED = ("runtime.compile=true", "runtime.compile_backend=eager")
+BF16 = ("training.optimizer.moments=bf16",)
 BACKGROUND = ("checkpointing.asynchronous=true", "checkpointing.every_images=16")
 SCORED = (
     "evaluation.enabled=true", "evaluation.evaluators=[energy-distance]", "evaluation.num_samples=64",
@@ -108,7 +109,9 @@ def two(tmp_path_factory):
         "meanflow": (base("meanflow", "one-sided"), (*ODD, *FULL)),
         "split": (base("freeflow", "central"), (*ODD, *FULL, "training.accumulation=2")),
         "split-copies": (base("freeflow", "central"), (*ODD, "training.accumulation=2")),
+        "moments": (base("freeflow", "one-sided"), (*ODD, *FULL, *BF16)),
         "copies": (base("meanflow", "forward-mode"), (*ODD, "checkpointing.asynchronous=true")),
+        "packed": (base("freeflow", "one-sided"), (*ODD, *FULL, *BF16, "training.stop_at_images=32")),
         "stopped": (transformer(), (*EXACT, *FULL, "training.stop_at_images=32", *BACKGROUND)),
         "compiled": (transformer(), (*EXACT, *FULL, *COMPILED, "objective.derivative=forward-mode")),
         "compiled-copies": (transformer(), (*EXACT, *COMPILED)),
@@ -117,7 +120,8 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["freeflow", "prediction", "split", "split-copies", "meanflow", "copies", "compiled", "compiled-copies"]
+    "name",
+    ["freeflow", "prediction", "split", "split-copies", "moments", "meanflow", "copies", "compiled", "compiled-copies"],
 )
 def test_two_processes_equal_one(two, alone, tmp_path, name):
     plan, folder, _ = two
@@ -148,13 +152,14 @@ def test_a_divided_student_is_scored_and_saved_whole(two, tmp_path):
         assert found[row] == pytest.approx(values, rel=1e-6), row
 
 
-def test_one_process_goes_on_from_a_divided_checkpoint(two, alone, tmp_path):
+@pytest.mark.parametrize(("name", "checkpoints"), [("stopped", 2), ("packed", 1)])
+def test_one_process_goes_on_from_a_divided_checkpoint(two, alone, tmp_path, name, checkpoints):
     plan, folder, _ = two
-    base, settings = plan["stopped"]
-    shutil.copytree(folder / "stopped", tmp_path / "stopped")
-    assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 2
+    base, settings = plan[name]
+    shutil.copytree(folder / name, tmp_path / name)
+    assert len(list((tmp_path / name / "checkpoints").iterdir())) == checkpoints
     settings = [setting for setting in settings if "stop_at" not in setting]
-    assert_equal(alone(base, settings, tmp_path / "alone"), alone(base, settings, tmp_path / "stopped"))
+    assert_equal(alone(base, settings, tmp_path / "alone"), alone(base, settings, tmp_path / name))
 
 
 def test_a_damaged_part_is_named_and_the_one_before_is_used(two, alone, tmp_path, caplog):

@@ -178,6 +178,8 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     """Lines below the tables: (label, value)."""
     processes, passes = _of(plan.num_processes, "process", "processes"), _of(plan.accumulation, "pass", "passes")
     yield "at one moment", f"{size(plan.peak)} at most; in the total every kind is at its largest"
+    if offloaded := sum(network.offloaded for network in plan.networks):
+        yield "on the host", f"{size(offloaded)} of moments (runtime.offload_optimizer)"
     if plan.free is not None:
         yield "free now", f"{size(plan.free)} ({plan.device})"
     yield "planned for", f"{plan.device}, {plan.precision}, {processes}"

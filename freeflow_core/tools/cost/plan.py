@@ -231,6 +231,7 @@ def _divided(networks: Sequence[RolePlan], components: Components, sharing: int)
                 weights=outside + part(network.weights - outside),
                 gradients=part(network.gradients),
                 optimizer=part(network.optimizer),
+                offloaded=part(network.offloaded),
                 average=part(network.average),
             )
         )
@@ -309,7 +310,9 @@ def _converted(role: RoleState, fake: FakeTensors) -> RoleState:
     for network in (role.network, role.ema):
         if network is not None:
             fake.convert(network)
-    optimizer = None if role.optimizer is None else RoleOptimizer(role.network, role.optimizer.config)
+    optimizer = role.optimizer
+    if optimizer is not None:
+        optimizer = RoleOptimizer(role.network, optimizer.config, on_host=optimizer.packing.on_host)
     return dataclasses.replace(role, wrapped=role.network, optimizer=optimizer)
 
 

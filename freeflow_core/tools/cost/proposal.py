@@ -21,7 +21,8 @@ class Proposal:
 
 
 def propose(config: RunConfig, plan: Plan, registry: Registry) -> Proposal | None:
-    """The first that fits of: recomputed activations, micro-batches, both, and then these with divided networks.
+    """The first that fits of: micro-batches, recomputed activations, both, and then these with divided networks, and
+    with moments in the host's memory.
 
     Micro-batches come before recomputed activations unless they pass all rows twice. None where nothing fits.
 
@@ -31,10 +32,12 @@ def propose(config: RunConfig, plan: Plan, registry: Registry) -> Proposal | Non
     if plan.available is None:
         return None
     search = _Search(config, plan, plan.available, registry)
-    found = search.over({})
-    if found is None and plan.num_processes > 1 and config.runtime.sharding == "none":
-        found = search.over({"sharding": "full"})
-    return found
+    ways: list[dict[str, Any]] = [{}]
+    if plan.num_processes > 1 and config.runtime.sharding == "none":
+        ways.append({"sharding": "full"})
+    if plan.device == "cuda" and not config.runtime.offload_optimizer:
+        ways += [{**way, "offload_optimizer": True} for way in ways]
+    return next((found for way in ways if (found := search.over(way)) is not None), None)
 
 
 @final

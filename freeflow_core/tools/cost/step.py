@@ -69,6 +69,7 @@ class RolePlan:
         gradients: when all of them are there, at the end of the backward pass.
         optimizer: moments and step counts, from the first update on.
         average: exponential moving average of the weights.
+        offloaded: moments in the host's memory, which are not part of the device's.
         gradient_passes: forward passes with gradient in one step, per image of the batch.
         other_passes: forward passes without gradient, per image; a forward-mode derivative counts as one.
     """
@@ -79,6 +80,7 @@ class RolePlan:
     gradients: int = 0
     optimizer: int = 0
     average: int = 0
+    offloaded: int = 0
     gradient_passes: float = 0.0
     other_passes: float = 0.0
 
@@ -142,20 +144,21 @@ def size_of(network: nn.Module) -> int:
 def _fixed_memory(memory: MemoryTracker, name: str, role: RoleState) -> RolePlan:
     weights = memory.assign(f"{name} weights", _tensors(role.network))
     average = memory.assign(f"{name} average", _tensors(role.ema)) if role.ema is not None else 0
-    moments = 0
+    moments, offloaded = 0, 0
     if role.optimizer is not None:
         nothing = torch.zeros(())
         for parameter in role.optimizer.parameters:
             parameter.grad = torch.zeros_like(parameter)
         role.optimizer.step(0.0, nothing, nothing)
-        moments = memory.assign(f"{name} optimizer", role.optimizer.state_dict().values())
+        kept, on_host = role.optimizer.kept()
+        moments, offloaded = memory.assign(f"{name} optimizer", kept), memory.leave_out(on_host)
 
         def follow(parameter: Tensor) -> None:  # torch takes what a hook returns for a gradient
             memory.assign(f"{name} gradients", [] if parameter.grad is None else [parameter.grad])
 
         for parameter in role.optimizer.parameters:
             parameter.register_post_accumulate_grad_hook(follow)  # type: ignore[no-untyped-call]
-    return RolePlan(name, _count(role.network), weights, optimizer=moments, average=average)
+    return RolePlan(name, _count(role.network), weights, optimizer=moments, average=average, offloaded=offloaded)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -216,6 +219,16 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             size += nbytes if self._storages[key][0] == kind else 0
         return size
 
+    def leave_out(self, tensors: Iterable[Tensor]) -> int:
+        """Count ``tensors`` no more, for they are not the device's; their bytes."""
+        size = 0
+        for tensor in tensors:
+            kind, nbytes, reference = self._storages[self._key(tensor)]
+            self._change(kind, -nbytes)
+            self._storages[self._key(tensor)] = (kind, 0, reference)
+            size += nbytes
+        return size
+
     def restart(self) -> None:
         """Forget peaks and operations; go on following what is held now."""
         self.flops, self.peak, self.largest, self.phases = 0, self._total, Counter(self._held), Counter()
@@ -225,7 +238,8 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key, nbytes = storage._cdata, storage.nbytes()
 
         def freed(_: Any) -> None:
-            self._change(self._storages.pop(key)[0], -nbytes)
+            kind, size, _ = self._storages.pop(key)
+            self._change(kind, -size)
 
         self._storages[key] = (kind, nbytes, weakref.ref(storage, freed))
         self._change(kind, nbytes)
