@@ -16,7 +16,7 @@ test-long:
 test-gpu:
     pytest -m gpu
 
-# Kills, stops, full disks, damaged checkpoints and bad inputs, with counts (an hour or more; goes on where it was stopped).
+# Kills, stops, full disks, damaged checkpoints and bad inputs, with counts (half an hour or more; goes on where it was stopped).
 test-faults:
     PYTHONPATH=tests python tests/faults/run_faults.py --folder faults
     PYTHONPATH=tests python tests/faults/run_bad_inputs.py

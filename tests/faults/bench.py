@@ -8,12 +8,15 @@ import sqlite3
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from forked import Ended, Forked, import_noted, note_modules
 from run_helpers import TINY, VOLATILE, records
+from safetensors.torch import load_file
 
 from freeflow_core.engine.checkpoint import damage
 
@@ -31,9 +34,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "mlflow": {
         "training": {"images": 480}, "checkpointing": {"every_images": 160}, "trackers": [{"name": "mlflow", "flush_seconds": 0.05}],
     },
+    "asynchronous": {"training": {"images": 240}, "checkpointing": {"every_images": 16, "asynchronous": True}},
     "two processes": {"training": {"images": 480}, "checkpointing": {"every_images": 96}},
+    "sharded": {
+        "training": {"images": 480}, "checkpointing": {"every_images": 96, "asynchronous": True},
+        "runtime": {"sharding": "full"},
+    },
 }  # fmt: skip
 """What a run mostly does when it is killed."""
+OF_TWO = "two processes", "sharded", "requeued"
 OTHERS: dict[str, dict[str, Any]] = {
     "writes": {
         "training": {"images": 48}, "logging": {"every_images": 48}, "checkpointing": {"every_images": 16, "keep": 1},
@@ -42,7 +51,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "requeued": {"training": {"images": 12_000}, "logging": {"every_images": 96_000}},
 }  # fmt: skip
 """Of trials that kill no run: every kind of file in few writes; long enough to be stopped after its start."""
-_SKIPPED = "random.safetensors", "state.json"
 
 
 class Broken(AssertionError):
@@ -106,7 +114,7 @@ class Bench:
     def run(self, scenario: str, output: Path, **options: Any) -> Forked:
         """Start a run, or go on with it as its user would: with --resume once there is a run to go on with."""
         output.parent.mkdir(parents=True, exist_ok=True)
-        options.setdefault("num_processes", 2 if scenario in ("two processes", "requeued") else 1)
+        options.setdefault("num_processes", 2 if scenario in OF_TWO else 1)
         words = self.words(scenario, output, options.pop("changes", {}))
         return Forked(words, output.parent / "log.txt", **options)
 
@@ -120,11 +128,15 @@ class Bench:
 
 
 def weights(run: Path) -> dict[str, str]:
-    """Digests of the last checkpoint's files."""
+    """Digests of the last checkpoint's tensors. A file's bytes also hold their order, which processes decide by turns."""
     newest = max((run / "checkpoints").glob("images-*"))
     check(damage(newest) is None, f"{newest.name} is damaged")
-    lines = (newest / "SHA256SUMS").read_text().splitlines()
-    return {name: digest for digest, name in (line.split("  ") for line in lines) if name not in _SKIPPED}
+    return {
+        f"{file.name}: {name}": sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+        for file in newest.glob("*.safetensors")
+        if file.name != "random.safetensors"
+        for name, tensor in load_file(file).items()
+    }
 
 
 def rows(database: Path) -> Counter[tuple[str, int, float]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import trials
-from bench import SCENARIOS, Bench, Broken
+from bench import OF_TWO, SCENARIOS, Bench, Broken
 from filelock import FileLock, Timeout
 
 Work = Callable[[Bench, Path, random.Random], dict[str, Any]]
@@ -40,8 +40,10 @@ def disk_full_of(part: int) -> Work:
 
 def planned(kills: int) -> dict[str, tuple[Work, int]]:
     """Trials by name: what is done, and how often. A fifth of the kills is of two processes."""
-    single = [name for name in SCENARIOS if name != "two processes"]
-    shares = {name: -(-(kills - kills // 5) // len(single)) for name in single} | {"two processes": kills // 5}
+    double = [name for name in SCENARIOS if name in OF_TWO]
+    single = [name for name in SCENARIOS if name not in OF_TWO]
+    shares = {name: -(-(kills - kills // 5) // len(single)) for name in single}
+    shares |= {name: kills // 5 // len(double) for name in double}
     found = {f"kill: {name}": (kill_of(name), count) for name, count in shares.items() if count}
     found |= {f"stop: {name}": (stop_of(name), max(1, kills // 20)) for name in STOPPED}
     found |= {f"disk full: {part + 1} of {_PARTS}": (disk_full_of(part), 1) for part in range(_PARTS)}
