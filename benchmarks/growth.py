@@ -1,0 +1,155 @@
+"""How the training step grows with batch, depth, width and tokens, and with processes: each with its fitted power.
+
+python benchmarks/growth.py [--turns 3] [--processes 1 2 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from freeflow_core.config import RunConfig, load_run_config
+from freeflow_core.engine.build import Builder, build_components
+from freeflow_core.engine.process import start_accelerator
+from freeflow_core.engine.state import build_state
+from freeflow_core.engine.trainer import Trainer
+from freeflow_core.plugin import Manager, Registry
+
+BASE = {"batch": 16, "depth": 4, "width": 128, "tokens": 64}
+GROWTH = {"batch": (8, 16, 32, 64), "depth": (2, 4, 8, 16), "width": (64, 128, 256, 512), "tokens": (16, 64, 256)}
+EXPECTED = {"batch": 1, "depth": 1, "width": 2, "tokens": 1}
+"""Powers of the operations in the linear layers, which all but attention's and the fixed costs are."""
+_STEPS, _SIDE = 4, 32
+
+
+def configured(registry: Registry, batch: int, depth: int, width: int, tokens: int) -> RunConfig:
+    """FreeFlow on a SiT of random weights, on latents of 4 x 32 x 32."""
+    patch = round(_SIDE / tokens**0.5)
+    teacher = {"name": "sit", "initialise": "random", "depth": depth, "width": width, "num_heads": 4}
+    overrides = {
+        "teacher": {**teacher, "patch_size": patch, "num_classes": 10},
+        "objective": {"name": "freeflow", "derivative": "central"},
+        "training": {"images": 10**6, "batch_size": batch},
+        "runtime": {"device": "cpu", "threads": 1},
+        "evaluation": {"enabled": False},
+        "trackers": [],
+        "student": "transformer",
+        "source": "prior",
+        "name": "growth",
+    }
+    return load_run_config(registry, "distill", overrides=overrides)
+
+
+def step_seconds(registry: Registry, config: RunConfig, turns: int) -> list[float]:
+    """Of one step, once a turn, of this process's own time: what else the machine does is not in it."""
+    accelerator = start_accelerator(config.runtime)
+    components = build_components(Builder(registry, accelerator.device, config.seed), config)
+    trainer = Trainer(config, components, build_state(config, components, accelerator), accelerator)
+    found = []
+    for _ in range(1 + turns):
+        before = time.process_time()
+        for _ in range(_STEPS):
+            trainer.step()
+        trainer.read_metrics()
+        found.append((time.process_time() - before) / _STEPS)
+    return found[1:]
+
+
+def power(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """p of seconds ~ size^p by least squares of the logarithms, and of the last two sizes alone."""
+    slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+    last = np.log(seconds[-1] / seconds[-2]) / np.log(sizes[-1] / sizes[-2])
+    return float(slope), float(last)
+
+
+def sizes_table(registry: Registry, turns: int) -> None:
+    """Print how a step grows with each size, the others as in BASE."""
+    print("| size | values | ms per step | power, fitted | between the last two | of the operations |")
+    print("|---|---|---|---|---|---|")
+    for name, sizes in GROWTH.items():
+        seconds = []
+        for size in sizes:
+            config = configured(registry, **(BASE | {name: size}))
+            seconds.append(median(step_seconds(registry, config, turns)))
+        fitted, last = power(sizes, seconds)
+        times = ", ".join(f"{1e3 * value:.3g}" for value in seconds)
+        values = ", ".join(map(str, sizes))
+        print(f"| {name} | {values} | {times} | {fitted:.2f} | {last:.2f} | {EXPECTED[name]} |", flush=True)
+
+
+def one_process(batch: int) -> None:
+    """What each process of a launcher runs: images a second of all together, from rank 0."""
+    registry = Registry(Manager.load())
+    config = configured(registry, **(BASE | {"batch": batch}))
+    accelerator = start_accelerator(config.runtime)
+    components = build_components(Builder(registry, accelerator.device, config.seed), config)
+    trainer = Trainer(config, components, build_state(config, components, accelerator), accelerator)
+    rates = []
+    for turn in range(4):
+        accelerator.wait_for_everyone()
+        began = time.perf_counter()
+        for _ in range(_STEPS):
+            trainer.step()
+        trainer.read_metrics()
+        accelerator.wait_for_everyone()
+        if turn:
+            rates.append(_STEPS * batch / (time.perf_counter() - began))
+    if accelerator.is_main_process:
+        print(json.dumps({"rate": median(rates)}))
+
+
+def launched(processes: int, batch: int) -> float:
+    """Images a second of ``processes`` together, one thread each."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [sys.executable, *(command if processes > 1 else ()), __file__, "--rank-of", str(batch)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return float(found["rate"])
+
+
+def processes_table(numbers: Sequence[int], turns: int) -> None:
+    """Print strong scaling, one batch for all, and weak scaling, one batch each, in turns."""
+    cores = os.cpu_count()
+    print(f"\n| processes on {cores} cores | images/s, batch 64 in all | efficiency | batch 16 each | efficiency |")
+    print("|---|---|---|---|---|")
+    rates: dict[tuple[int, int], list[float]] = {}
+    for _ in range(turns):
+        for number in numbers:
+            for batch in (64, 16 * number):
+                rates.setdefault((number, batch), []).append(launched(number, batch))
+    middle = {key: median(found) for key, found in rates.items()}
+    first = numbers[0]
+    for number in numbers:
+        strong, weak = middle[number, 64], middle[number, 16 * number]
+        shares = strong / middle[first, 64] * first / number, weak / middle[first, 16 * first] * first / number
+        print(f"| {number} | {strong:.1f} | {shares[0]:.0%} | {weak:.1f} | {shares[1]:.0%} |", flush=True)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--rank-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_of:
+        one_process(options.rank_of)
+        return
+    sizes_table(Registry(Manager.load()), options.turns)
+    if options.processes:
+        processes_table(options.processes, options.turns)
+
+
+if __name__ == "__main__":
+    main()
