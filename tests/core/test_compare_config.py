@@ -93,7 +93,6 @@ def test_settings_for_all_and_for_one(load, run):
     freeflow, shortcut = run(config, "freeflow"), run(config, "shortcut")
     assert (freeflow.training.batch_size, shortcut.training.batch_size) == (32, 16)
     assert freeflow.objective.options.guidance_max == shortcut.objective.options.guidance_max == 2
-    assert freeflow.objective.options.weight_power == 0.5  # the preset's, for its own objective
 
 
 def test_guidance_is_part_of_the_task_and_other_options_of_the_method(load, run):
