@@ -310,10 +310,9 @@ def _converted(role: RoleState, fake: FakeTensors) -> RoleState:
     for network in (role.network, role.ema):
         if network is not None:
             fake.convert(network)
-    optimizer = role.optimizer
-    if optimizer is not None:
-        optimizer = RoleOptimizer(role.network, optimizer.config, on_host=optimizer.packing.on_host)
-    return dataclasses.replace(role, wrapped=role.network, optimizer=optimizer)
+    if (own := role.optimizer) is not None:
+        own = RoleOptimizer(role.network, own.config, on_host=own.packing.on_host)
+    return dataclasses.replace(role, wrapped=role.network, optimizer=own)
 
 
 def _on_few_rows(config: RunConfig, registry: Registry, num_processes: int, failure: _Failure) -> _Estimate:
