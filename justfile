@@ -21,6 +21,10 @@ test-faults:
     PYTHONPATH=tests python tests/faults/run_faults.py --folder faults
     PYTHONPATH=tests python tests/faults/run_bad_inputs.py
 
+# The scripts for several machines, on this one: two launchers, and stand-ins for SLURM (minutes).
+test-cluster:
+    pytest -m "long or not long" --timeout 1800 tests/integration/test_cluster.py
+
 # Every command block of the site as it is printed (minutes), see tests/packaging/test_doc_commands.py.
 test-docs:
     pytest -m "long or not long" --timeout 3600 tests/packaging/test_doc_commands.py

@@ -49,7 +49,8 @@ def export(
     """Write a trained student for other programs; what was written, in words.
 
     Args:
-        name, options: as for :func:`load_student`.
+        name: as for :func:`load_student`.
+        options: likewise.
         path: the file to write, or for ``diffusers`` the folder.
         format: ``"safetensors"`` and ``"pt"``, the published format of its field; ``"pt2"``, a program of
             ``torch.export``; ``"onnx"``, with a script that samples without torch; ``"diffusers"``, a pipeline. None:

@@ -46,7 +46,8 @@ def evaluate(
         config: what to measure and against what; the training part is not used. None: that of the student's run; of a
             teacher alone, or with ``preset``, that of the preset.
         student: whatever :func:`load_student` takes.
-        settings, chosen: laid over it, as in :func:`freeflow_core.api.distill`.
+        settings: laid over it, as in :func:`freeflow_core.api.distill`.
+        chosen: likewise.
         output: folder for ``scores.json`` and ``scores.md``; None writes nothing.
         progress: show a bar; None: in a notebook and on a terminal.
 

@@ -45,7 +45,8 @@ class Plan:
     Args:
         device: what was planned for; it need not be there.
         batch_size: global; ``rows`` of it pass through the networks at once, ``accumulation`` times per step.
-        images, steps: length of the run.
+        images: length of the run.
+        steps: the same in steps.
         networks: the teacher, if there is one, and all roles.
         activations: largest amount held beside the networks' own memory: what backward passes need, temporaries,
             low-precision copies of weights.
