@@ -26,6 +26,7 @@ from freeflow_core.tools.cost.plan import Plan
 from freeflow_core.tools.cost.proposal import Proposal
 from freeflow_core.tools.cost.rate import Rate, RateFrom
 from freeflow_core.tools.cost.step import RolePlan
+from freeflow_core.tools.derivatives import DerivativeCost, check_derivatives, measure_derivatives
 from freeflow_core.tools.doctor import diagnose
 from freeflow_core.tools.encode import Encoded, encode
 from freeflow_core.tools.sample_files.sample import sample
@@ -38,6 +39,7 @@ __all__ = [
     "Check",
     "CompareConfig",
     "CompareResult",
+    "DerivativeCost",
     "Encoded",
     "Images",
     "Plan",
@@ -53,6 +55,7 @@ __all__ = [
     "TeacherCheck",
     "TrainedStudent",
     "WeightStatus",
+    "check_derivatives",
     "check_teacher",
     "compare",
     "diagnose",
@@ -64,6 +67,7 @@ __all__ = [
     "list_weights",
     "load_student",
     "load_teacher",
+    "measure_derivatives",
     "plan",
     "pretrain",
     "propose",

@@ -18,11 +18,25 @@ if TYPE_CHECKING:
     from freeflow_core.types import Check
 
 
-def doctor(context: typer.Context, as_json: options.AsJSON = False) -> None:
+def doctor(
+    context: typer.Context,
+    measure: Annotated[
+        str | None,
+        options.text("--measure", "PRESET", "Also take steps of this run: what each derivative costs and errs here."),
+    ] = None,
+    assignments: Annotated[list[str] | None, options.settings("What is changed of it, with --measure.")] = None,
+    as_json: options.AsJSON = False,
+) -> None:
     """Check the installation, the device, the launch and the plugins. Exit code 1 when something is broken."""
+    if assignments and measure is None:
+        raise ConfigError("--set changes what --measure PRESET measures; give both.")
     from freeflow_core import api
 
-    checks = api.diagnose(Session.of(context).manager)
+    manager = Session.of(context).manager
+    checks = api.diagnose(manager)
+    if measure is not None:
+        config = api.resolve_config("distill", preset=measure, settings=assignments or (), manager=manager)
+        checks = [*checks, *api.check_derivatives(config, manager)]
     if as_json:
         print_json(checks)
     else:
