@@ -2,7 +2,8 @@
 
 OMP_NUM_THREADS=1 python benchmarks/derivative_cost.py                      # digits, mnist, mnist-guided
 python benchmarks/derivative_cost.py --random --presets sit-repa-xl2-256    # a GPU of 80 GB; a part of it on a CPU:
-python benchmarks/derivative_cost.py --random --presets sit-repa-xl2-256 --set teacher.depth=2 training.batch_size=4
+python benchmarks/derivative_cost.py --random --presets sit-repa-xl2-256 --set teacher.depth=2 teacher.width=1152 \\
+    teacher.num_heads=16 training.batch_size=4
 """
 
 from __future__ import annotations
