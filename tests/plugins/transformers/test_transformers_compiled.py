@@ -100,6 +100,7 @@ def test_compiled_networks_take_the_same_steps(configure, manager, tmp_path, obj
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("derivative", ["forward-mode", "central", "one-sided"])
 def test_kernels_of_the_default_backend_move_a_step_by_rounding(configure, manager, tmp_path, derivative):
     if shutil.which("g++") is None:
