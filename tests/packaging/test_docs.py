@@ -289,3 +289,11 @@ def test_the_interfaces_in_short_are_those_of_the_code():
         owned = kind.removeprefix("AverageVelocity")
         missing = {(owned, name) for name in getattr(interfaces, kind).__abstractmethods__} - told
         assert not missing
+
+
+@pytest.mark.parametrize("asked", ["sharding", "activation_checkpointing", "runtime.sharding", "0.1.0"])
+def test_the_search_finds_options_by_their_own_names(asked):
+    site = (DOCS.parent / "mkdocs.yml").read_text("utf-8")
+    separator = re.search(r"separator: '(.*)'", site)[1]
+    text = "`runtime.sharding=full` or runtime.activation_checkpointing, since 0.1.0"
+    assert set(re.split(separator, asked)) <= set(re.split(separator, text.replace("`", " ")))
