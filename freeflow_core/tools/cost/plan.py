@@ -175,10 +175,9 @@ def make_plan(
     found = _without_memory(short, registry, device_type, num_processes)
     if isinstance(found, _Failure):
         found = _on_few_rows(short, registry, num_processes, found)
-    cost, training = found.cost, config.training
-    teacher, objective = found.components.teacher, found.components.objective
+    cost, training, teacher = found.cost, config.training, found.components.teacher
     sharing = processes_per_copy(config.runtime, num_processes)
-    networks, buckets, peak = cost.networks, 0, cost.peak
+    networks, buckets, peak, objective = cost.networks, 0, cost.peak, found.components.objective
     if sharing > 1:
         networks, buckets = _divided(cost.networks, found.components, sharing)
         before, after = (sum(n.memory - n.gradients for n in each) for each in (cost.networks, networks))
