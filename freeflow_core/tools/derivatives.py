@@ -43,8 +43,8 @@ class DerivativeCost:
     Args:
         options: of the objective, which choose it.
         step_seconds: of a training step with it.
-        path_error, duration_error: relative error of u's derivative along the teacher's path, and in the duration,
-            against forward mode in float64.
+        path_error: relative error of u's derivative along the teacher's path, against forward mode in float64.
+        duration_error: that of its derivative in the duration.
     """
 
     options: dict[str, str]
