@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from balance import train_and_score
@@ -91,6 +92,38 @@ def table(lines: list[dict[str, float]]) -> str:
     return "\n".join(rows)
 
 
+K = {
+    "prediction alone": {0: "prediction alone, k = 0", 0.5: "prediction alone, k = 0.5", 1: "prediction alone, k = 1"},
+    "both": {0: "both, k = 0", 0.5: "both, k = 0.5", 1: "both, balance weighted, as all rows below"},
+}
+LEVELS = {
+    "uniform\n[0, 0.6]": "both, r uniform in [0, 0.6]",
+    "uniform\n[0, 1]": "both, r uniform in [0, 1]",
+    "logit-normal\nat 0.8": "both, balance weighted, as all rows below",
+}
+
+
+def draw(lines: list[dict[str, float]], path: Path) -> None:
+    """The figure of k and of where r is drawn: mean and standard deviation over seeds of ``fd_teacher``."""
+    from matplotlib.figure import Figure
+
+    def estimates(names: Iterable[str]) -> tuple[list[float], list[float]]:
+        found = [[line["fd_teacher"] for line in lines if line["variant"] == name] for name in names]
+        return [statistics.mean(part) for part in found], [statistics.stdev(part) for part in found]
+
+    figure = Figure(figsize=(7.2, 2.8), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for (label, names), colour in zip(K.items(), ("#D55E00", "#0072B2"), strict=True):
+        means, deviations = estimates(names.values())
+        left.errorbar(list(names), means, yerr=deviations, label=label, color=colour, marker="o", capsize=3)
+    left.set(xlabel="k", ylabel="distance to the teacher's", xticks=list(K["both"]), ylim=(0, 0.8))
+    left.legend(frameon=False)
+    means, deviations = estimates(LEVELS.values())
+    right.bar(list(LEVELS), means, yerr=deviations, color="#0072B2", capsize=3, width=0.5)
+    right.set_xlabel("where r is drawn (both)")
+    figure.savefig(path)
+
+
 def main() -> None:
     """Share the jobs out over processes, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,6 +132,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("ablation.jsonl"))
     parser.add_argument("--set", action="append", default=[], dest="settings", help="a.b=c, for every variant")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), help="variants, by name")
+    parser.add_argument("--figure", type=Path, help="draw k and r here")
     parser.add_argument("--part", type=int, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     done = (
@@ -120,7 +154,10 @@ def main() -> None:
     ]
     if any(worker.wait() for worker in workers):
         raise SystemExit("a worker failed; the finished variants are kept, run the command again for the rest")
-    print(table([json.loads(text) for text in options.output.read_text().splitlines()]))
+    lines = [json.loads(text) for text in options.output.read_text().splitlines()]
+    print(table(lines))
+    if options.figure:
+        draw(lines, options.figure)
 
 
 if __name__ == "__main__":
