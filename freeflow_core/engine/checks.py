@@ -1,7 +1,6 @@
 """What a plugin author gets wrong first, looked for once, before the first step, while waiting for the device is cheap.
 
-A run asks its teacher and its student once, on a few rows and without gradient, and judges what comes back. Of what
-is here, later steps do one thing alone: look at the losses' names, types and shapes.
+A run asks its teacher and its student once, on a few rows and without gradient, and judges what comes back.
 """
 
 import logging
@@ -19,7 +18,7 @@ from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import Components
 from freeflow_core.engine.optimizer import copy_buffers
 from freeflow_core.engine.process import autocast
-from freeflow_core.engine.state import STUDENT, TrainingState
+from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import FreeflowError, PluginError
 from freeflow_core.interfaces import Student, Teacher
 from freeflow_core.math import derivative
@@ -27,7 +26,7 @@ from freeflow_core.math.calibration import diagnose, enough_rows
 from freeflow_core.math.derivative import relative_error
 from freeflow_core.math.random import PhiloxDraws
 from freeflow_core.plugin.culprit import described, place
-from freeflow_core.types import Batch, Condition, Draws, Loss, describe, index_condition
+from freeflow_core.types import Batch, Condition, Draws, describe, index_condition
 
 _log = logging.getLogger("freeflow")
 _ROWS = 4
@@ -266,45 +265,3 @@ def _is_finite(value: object) -> bool:
 
 def _cuda_devices(device: torch.device) -> list[int]:
     return [device.index or 0] if device.type == "cuda" else []
-
-
-def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState, rows: int) -> None:
-    """Names, types and shapes of what ``losses`` returned; nothing is read from the device.
-
-    Args:
-        rows: of the micro-batch.
-
-    Raises:
-        PluginError: a loss that cannot be trained on.
-    """
-    trainable = [name for name, role in state.roles.items() if role.optimizer is not None]
-    returned = f"The objective {objective!r} returned"
-    if not isinstance(losses, Mapping):
-        raise PluginError(f"{returned} {describe(losses)}; expected one Loss a role, such as {{'student': ...}}.")
-    if not losses:
-        raise PluginError(f"{returned} no loss; expected one for {STUDENT!r} or a role.")
-    for role, loss in losses.items():
-        if role not in trainable:
-            frozen = ", for it is frozen" if role in state.roles else ""
-            raise PluginError(
-                f"{returned} a loss for {role!r}, which is not a trainable role{frozen}. Trainable: "
-                f"{', '.join(trainable)}. Name the role in roles(), with trainable=True."
-            )
-        if not isinstance(loss, Loss) or not isinstance(loss.per_sample, Tensor):
-            came = loss.per_sample if isinstance(loss, Loss) else loss
-            raise PluginError(
-                f"{returned} {describe(came)} for {role!r}; expected a freeflow_core.types.Loss whose per_sample is "
-                f"a tensor of one value per sample, ({rows},)."
-            )
-        value = loss.per_sample
-        if value.ndim != 1 or (role == STUDENT and loss.share == 1 and len(value) == 1 < rows):
-            raise PluginError(
-                f"{returned} a {role!r} loss of shape {tuple(value.shape)}; expected one value per sample, ({rows},), "
-                "not a mean over the batch. Average over the dimensions of each sample alone, as "
-                "freeflow_core.math.flow.mean_square does."
-            )
-        if torch.is_grad_enabled() and not value.requires_grad:
-            raise PluginError(
-                f"{returned} a {role!r} loss without gradient; expected one that reaches the weights of {role!r}. Pass "
-                f"through models[{role!r}].wrapped, outside of torch.no_grad, and do not detach the result."
-            )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
+from freeflow_core.config import OptimizerConfig
+from freeflow_core.engine.optimizer import Piece, Whole, grouped
 from freeflow_core.errors import ConfigError
 
 Precision = Literal["full", "bf16", "8bit"]
@@ -17,30 +19,12 @@ _BLOCK = 256
 """Elements with one scale in 8 bits (Dettmers et al. 2022); none belong to two weights."""
 _LEAST = 4096
 """Smaller weights keep whole moments in 8 bits: biases and norms, which take no memory and suffer most."""
-_PIECE = 2**22
-"""Elements unpacked at once, unless one weight has more."""
 _TINY = 1e-12
 
 
-class Piece(ABC):
-    """Both moments of some of a network's weights.
-
-    ``indices``: which. ``kept``: the tensors that stay between steps; ``on_host``: in the host's memory.
-    ``is_packed``: what :meth:`open` gives is valid until the next piece is opened, and kept by :meth:`close`.
-    """
-
-    indices: Sequence[int]
-    kept: Sequence[Tensor]
-    is_packed: bool
-    on_host: bool = False
-
-    @abstractmethod
-    def open(self) -> tuple[list[Tensor], list[Tensor]]:
-        """First and second moments, in the weights' shapes and precision, to be changed in place."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Keep what they are now."""
+def packing_for(config: OptimizerConfig, *, on_host: bool) -> Packing | None:
+    """How an optimizer's moments are kept between steps; None: as they are. Raises as :class:`Packing` does."""
+    return None if config.moments == "full" and not on_host else Packing(config.moments, on_host=on_host)
 
 
 @final
@@ -63,10 +47,8 @@ class Packing:
 
     def pieces(self, weights: Sequence[Tensor]) -> list[Piece]:
         """Moments of zero for ``weights``."""
-        if self.precision == "full" and not self.on_host:
-            return [_AsTheyAre(range(len(weights)), weights)]
         small = [i for i, w in enumerate(weights) if self._code is not None and w.numel() < _LEAST]
-        found: list[Piece] = [_AsTheyAre(small, [weights[i] for i in small])] if small else []
+        found: list[Piece] = [Whole(small, [weights[i] for i in small])] if small else []
         groups = grouped(weights, sorted(set(range(len(weights))) - set(small)))
         lengths = [sum(_slot(weights[i]) for i in group) for group in groups]
         self.workspace = [weights[0].new_empty(max(lengths, default=0)) for _ in range(2)]
@@ -82,37 +64,8 @@ class Packing:
         return _Floats(values, torch.bfloat16 if self.precision == "bf16" else values.dtype, on_host=self.on_host)
 
 
-def grouped(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
-    """``indices`` in their order, in groups of at most 4 M elements, or of one weight that has more."""
-    groups: list[list[int]] = []
-    size = _PIECE
-    for i in indices:
-        size += weights[i].numel()
-        if not groups or size > _PIECE:
-            groups.append([])
-            size = weights[i].numel()
-        groups[-1].append(i)
-    return groups
-
-
 def _slot(weight: Tensor) -> int:
     return -(-weight.numel() // _BLOCK) * _BLOCK
-
-
-@final
-class _AsTheyAre(Piece):
-    is_packed = False
-
-    def __init__(self, indices: Sequence[int], weights: Sequence[Tensor]) -> None:
-        self.indices = indices
-        self._first, self._second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
-        self.kept = [*self._first, *self._second]
-
-    def open(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self._first, self._second
-
-    def close(self) -> None:
-        """They are changed in place."""
 
 
 @final

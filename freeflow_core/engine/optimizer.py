@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, final
@@ -10,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from freeflow_core.config import OptimizerConfig
-from freeflow_core.engine.moments import Packing, Piece, grouped
 from freeflow_core.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from freeflow_core.engine.moments import Packing
     from freeflow_core.engine.sharding import Sharding
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _COUNT = "updates"
+_PIECE = 2**22
+"""Elements updated or unpacked at once where that takes memory, unless one weight has more."""
 
 
 def learning_rate(config: OptimizerConfig, images: int, total_images: int) -> float:
@@ -65,6 +68,58 @@ def copy_buffers(to: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
         torch._foreach_copy_(list(to), list(buffers))
 
 
+def grouped(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
+    """``indices`` in their order, in groups of at most 4 M elements, or of one weight that has more."""
+    groups: list[list[int]] = []
+    size = _PIECE
+    for i in indices:
+        size += weights[i].numel()
+        if not groups or size > _PIECE:
+            groups.append([])
+            size = weights[i].numel()
+        groups[-1].append(i)
+    return groups
+
+
+class Piece(ABC):
+    """Both moments of some of a network's weights.
+
+    ``indices``: which. ``kept``: the tensors that stay between steps; ``on_host``: in the host's memory.
+    ``is_packed``: what :meth:`open` gives is valid until the next piece is opened, and kept by :meth:`close`.
+    """
+
+    indices: Sequence[int]
+    kept: Sequence[Tensor]
+    is_packed: bool
+    on_host: bool = False
+
+    @abstractmethod
+    def open(self) -> tuple[list[Tensor], list[Tensor]]:
+        """First and second moments, in the weights' shapes and precision, to be changed in place."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Keep what they are now."""
+
+
+@final
+class Whole(Piece):
+    """Moments as they are."""
+
+    is_packed = False
+
+    def __init__(self, indices: Sequence[int], weights: Sequence[Tensor]) -> None:
+        self.indices = indices
+        self._first, self._second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        self.kept = [*self._first, *self._second]
+
+    def open(self) -> tuple[list[Tensor], list[Tensor]]:
+        return self._first, self._second
+
+    def close(self) -> None:
+        """They are changed in place."""
+
+
 @final
 class RoleOptimizer:
     """One role's AdamW (Loshchilov & Hutter 2017), by the kernel behind ``torch.optim.AdamW(fused=True)``.
@@ -75,21 +130,22 @@ class RoleOptimizer:
     one count serves all; results are torch's, bit for bit. Of a divided network it sees this process's parts alone.
 
     Args:
-        on_host: keep the moments in the host's memory between steps.
-
-    Raises:
-        ConfigError: moments in 8 bits without torchao.
+        packing: how moments are kept between steps; None: as they are.
     """
 
     def __init__(
-        self, network: nn.Module, config: OptimizerConfig, sharding: Sharding | None = None, *, on_host: bool = False
+        self,
+        network: nn.Module,
+        config: OptimizerConfig,
+        sharding: Sharding | None = None,
+        packing: Packing | None = None,
     ) -> None:
         self.config = config
         self._sharding = sharding
         self.names = [name for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self._weights = self._parts(self.parameters)
-        self.packing = Packing(config.moments, on_host=on_host)
+        self.packing = packing
         self._moments: list[Piece] | None = None
         self._count = torch.zeros((), device=self.parameters[0].device)
 
@@ -137,7 +193,11 @@ class RoleOptimizer:
     def kept(self) -> tuple[list[Tensor], list[Tensor]]:
         """What stays between steps: on the weights' device, and in the host's memory."""
         found = [(tensor, piece.on_host) for piece in self._moments or () for tensor in piece.kept]
-        held = [self._count, *self.packing.workspace, *(tensor for tensor, on_host in found if not on_host)]
+        held = [
+            self._count,
+            *(self.packing.workspace if self.packing else ()),
+            *(tensor for tensor, on_host in found if not on_host),
+        ]
         return held, [tensor for tensor, on_host in found if on_host]
 
     def layout(self) -> dict[str, Tensor]:
@@ -160,7 +220,7 @@ class RoleOptimizer:
         for name, p, *own in zip(self.names, self.parameters, *moments, strict=True):
             if any(moment.shape != p.shape for moment in own):
                 raise CheckpointError(f"Optimizer state of {name!r} has another shape than the weights.")
-        self._moments = self.packing.pieces(self._weights)
+        self._moments = self._pieces()
         parts = [self._parts(moment) for moment in moments]
         with torch.no_grad():
             for piece in self._moments:
@@ -172,9 +232,13 @@ class RoleOptimizer:
     def _parts(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         return list(tensors) if self._sharding is None else self._sharding.parts(tensors)
 
+    def _pieces(self) -> list[Piece]:
+        whole: list[Piece] = [Whole(range(len(self._weights)), self._weights)]
+        return whole if self.packing is None else self.packing.pieces(self._weights)
+
     def _update(self, rate: float, norm: Tensor, found_inf: Tensor | None) -> None:
         if self._moments is None:
-            self._moments = self.packing.pieces(self._weights)
+            self._moments = self._pieces()
         # Weights that this step's loss did not reach are left alone.
         used = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         parts = self._parts(p.grad for p in self.parameters if p.grad is not None)
@@ -183,12 +247,15 @@ class RoleOptimizer:
         self._count += 1 if found_inf is None else 1 - found_inf
         scale = None if config.clip_norm is None else (norm / config.clip_norm).clamp_min(1).float()
         for piece in self._moments:
-            if not (chosen := [(k, i) for k, i in enumerate(piece.indices) if i in gradients]):
+            if not (chosen := [i for i in piece.indices if i in gradients]):
                 continue
-            first, second = ([moment[k] for k, _ in chosen] for moment in piece.open())
+            first, second = piece.open()
+            if len(chosen) < len(piece.indices):
+                places = [place for place, i in enumerate(piece.indices) if i in gradients]
+                first, second = ([moment[place] for place in places] for moment in (first, second))
             torch._fused_adamw_(
-                [self._weights[i] for _, i in chosen],
-                [gradients[i] for _, i in chosen],
+                [self._weights[i] for i in chosen],
+                [gradients[i] for i in chosen],
                 first,
                 second,
                 [],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.blocks import compile_blocks, hold_in_bf16
 from freeflow_core.engine.build import DTYPES, Components
+from freeflow_core.engine.moments import packing_for
 from freeflow_core.engine.optimizer import Copies, RoleOptimizer
 from freeflow_core.engine.process import processes_per_copy
 from freeflow_core.errors import CheckpointError, ConfigError, PluginError
-from freeflow_core.interfaces import Model, Models, Role, StatefulObjective, Student, Teacher
+from freeflow_core.interfaces import Model, Models, Role, StatefulObjective, Student, Teacher, Transition
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import describe
 
@@ -86,6 +87,19 @@ class TrainingState:
     @property
     def sharding(self) -> Sharding | None:
         return self.roles[STUDENT].sharding
+
+    def apply(self, changes: Iterable[Transition]) -> None:
+        """What an objective in rounds asks for between two of them."""
+        for change in changes:
+            source = self.roles[change.copy_from].network
+            self.roles[change.copy_to].network.load_state_dict(source.state_dict())
+            for name in change.reset_optimizer:
+                if (optimizer := self.roles[name].optimizer) is not None:
+                    optimizer.reset()
+            for name in change.reset_ema:
+                role = self.roles[name]
+                if role.ema is not None:
+                    role.ema.load_state_dict(role.network.state_dict())
 
     @contextmanager
     def shown(self, components: Components, *, use_ema: bool) -> Iterator[None]:
@@ -252,7 +266,9 @@ def _start_role(config: RunConfig, role: Role, accelerator: Accelerator, shardin
             sharding.divide(divided)
     chosen = role.optimizer or config.training.optimizer
     on_host = config.runtime.offload_optimizer
-    optimizer = RoleOptimizer(network, chosen, sharding, on_host=on_host) if role.trainable else None
+    optimizer = (
+        RoleOptimizer(network, chosen, sharding, packing_for(chosen, on_host=on_host)) if role.trainable else None
+    )
     wrapped: Any = network
     if role.trainable and accelerator.num_processes > 1 and sharding is None:
         wrapped = accelerator.prepare_model(network)

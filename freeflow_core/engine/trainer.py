@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,15 +16,14 @@ from torch import Tensor
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.build import DTYPES, Components
-from freeflow_core.engine.checks import check_losses, watched
-from freeflow_core.engine.meter import Meter, reduce_mean
+from freeflow_core.engine.checks import watched
 from freeflow_core.engine.optimizer import Copies, ema_decay, learning_rate
 from freeflow_core.engine.process import autocast, from_each, machine_usage, memory_in_use
 from freeflow_core.engine.state import STUDENT, TrainingState
 from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
-from freeflow_core.interfaces import Context, Models, ObjectiveInParts, ObjectiveInRounds, Transition
+from freeflow_core.interfaces import Context, Models, ObjectiveInParts, ObjectiveInRounds
 from freeflow_core.math.random import Lookahead, PhiloxDraws
-from freeflow_core.types import Batch, Draws, Losses, Progress
+from freeflow_core.types import Batch, Draws, Loss, Losses, Progress, describe
 
 T = TypeVar("T")
 
@@ -87,7 +86,7 @@ class Trainer:
         """One optimizer step of every role that has a loss. No host sync."""
         progress = self.progress
         if self._rounds is not None:
-            self._apply(self._rounds.transitions(progress))
+            self.state.apply(self._rounds.transitions(progress))
         micro_batches = [next(self._stream) for _ in range(self.config.training.accumulation)]
         metrics: dict[str, Tensor] = {}
         for losses in self._losses(micro_batches, progress):
@@ -113,8 +112,7 @@ class Trainer:
                 f"{', '.join(bad) or 'the gradients'}; {self._first_not_finite(first, bad)}. The weights were not "
                 "touched by it, and neither any step nor a checkpoint followed. If it was a passing fault, --resume "
                 "goes on from the last checkpoint; if not, start anew with a lower training.optimizer.learning_rate, "
-                "with training.optimizer.clip_norm, or with "
-                "runtime.precision=float32."
+                "with training.optimizer.clip_norm, or with runtime.precision=float32."
             )
         elapsed = max(time.perf_counter() - self._last_read, 1e-9)
         means["images_per_second"] = (self.state.images - self._images_at_read) / elapsed
@@ -197,12 +195,8 @@ class Trainer:
         finite = torch.isfinite(torch.stack([*norms.values()])).all() & torch.isfinite(total).all() & self._intact
         self._intact = finite  # after the first bad step nothing moves, so that it can be taken again to see why
         skip = (~finite).float()
-        decay = ema_decay(
-            progress.images + training.batch_size,
-            training.batch_size,
-            training.ema.halflife_images,
-            training.ema.rampup_ratio,
-        )
+        size, ema = training.batch_size, training.ema
+        decay = ema_decay(progress.images + size, size, ema.halflife_images, ema.rampup_ratio)
         for name, optimizer in optimizers.items():
             role, norm = roles[name], norms[name]
             optimizer.step(learning_rate(optimizer.config, images, span), norm, skip)
@@ -278,18 +272,6 @@ class Trainer:
             )
         return Batch(x.to(dtype), batch.condition)
 
-    def _apply(self, changes: Iterable[Transition]) -> None:
-        for change in changes:
-            source = self.state.roles[change.copy_from].network
-            self.state.roles[change.copy_to].network.load_state_dict(source.state_dict())
-            for name in change.reset_optimizer:
-                if (optimizer := self.state.roles[name].optimizer) is not None:
-                    optimizer.reset()
-            for name in change.reset_ema:
-                role = self.state.roles[name]
-                if role.ema is not None:
-                    role.ema.load_state_dict(role.network.state_dict())
-
 
 def _collect(metrics: dict[str, Tensor], losses: Losses, share: float) -> None:
     for role, loss in losses.items():
@@ -322,3 +304,97 @@ class GlobalMeans(Context):
 
     def mean(self, values: Tensor) -> Tensor:
         return reduce_mean(self._accelerator, values.detach().mean(0)) if self._known is None else next(self._known)
+
+
+def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingState, rows: int) -> None:
+    """Names, types and shapes of what ``losses`` returned; nothing is read from the device.
+
+    Args:
+        rows: of the micro-batch.
+
+    Raises:
+        PluginError: a loss that cannot be trained on.
+    """
+    trainable = [name for name, role in state.roles.items() if role.optimizer is not None]
+    returned = f"The objective {objective!r} returned"
+    if not isinstance(losses, Mapping):
+        raise PluginError(f"{returned} {describe(losses)}; expected one Loss a role, such as {{'student': ...}}.")
+    if not losses:
+        raise PluginError(f"{returned} no loss; expected one for {STUDENT!r} or a role.")
+    for role, loss in losses.items():
+        if role not in trainable:
+            frozen = ", for it is frozen" if role in state.roles else ""
+            raise PluginError(
+                f"{returned} a loss for {role!r}, which is not a trainable role{frozen}. Trainable: "
+                f"{', '.join(trainable)}. Name the role in roles(), with trainable=True."
+            )
+        if not isinstance(loss, Loss) or not isinstance(loss.per_sample, Tensor):
+            came = loss.per_sample if isinstance(loss, Loss) else loss
+            raise PluginError(
+                f"{returned} {describe(came)} for {role!r}; expected a freeflow_core.types.Loss whose per_sample is "
+                f"a tensor of one value per sample, ({rows},)."
+            )
+        value = loss.per_sample
+        if value.ndim != 1 or (role == STUDENT and loss.share == 1 and len(value) == 1 < rows):
+            raise PluginError(
+                f"{returned} a {role!r} loss of shape {tuple(value.shape)}; expected one value per sample, ({rows},), "
+                "not a mean over the batch. Average over the dimensions of each sample alone, as "
+                "freeflow_core.math.flow.mean_square does."
+            )
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise PluginError(
+                f"{returned} a {role!r} loss without gradient; expected one that reaches the weights of {role!r}. Pass "
+                f"through models[{role!r}].wrapped, outside of torch.no_grad, and do not detach the result."
+            )
+
+
+def reduce_mean(accelerator: Accelerator, value: Tensor) -> Tensor:
+    """Mean of a tensor over processes."""
+    if accelerator.num_processes == 1:
+        return value
+    reduced: Tensor = accelerator.reduce(value, reduction="mean")
+    return reduced
+
+
+@final
+class Meter:
+    """Means of metrics by name, and the count of skipped steps, gathered on the device.
+
+    Steps with the same names share one vector of sums, so that a step costs one stack and one sum.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._counts)
+
+    def add(self, values: Mapping[str, Tensor], skipped: Tensor) -> None:
+        """One step's scalars, all 0-d on the device. ``skipped`` is 1 when the step was not applied."""
+        stacked = torch.stack([skipped, *values.values()]).detach().float()
+        names = tuple(values)
+        if names in self._sums:
+            self._sums[names] += stacked
+            self._counts[names] += 1
+        else:
+            self._sums[names], self._counts[names] = stacked, 1
+
+    def read(self) -> tuple[dict[str, float], int]:
+        """Means since the last reading, over all processes, and the number of steps skipped. Then start anew."""
+        if not self.pending:
+            return {}, 0
+        groups = list(self._sums)
+        values = iter(reduce_mean(self._accelerator, torch.cat([self._sums[group] for group in groups])).tolist())
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        skipped = 0.0
+        for group in groups:
+            skipped += next(values)
+            for name in group:
+                totals[name] = totals.get(name, 0.0) + next(values)
+                counts[name] = counts.get(name, 0) + self._counts[group]
+        self._sums, self._counts = {}, {}
+        return {name: total / counts[name] for name, total in sorted(totals.items())}, round(skipped)

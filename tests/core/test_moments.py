@@ -10,7 +10,7 @@ from torch import nn
 
 from freeflow_core.config import OptimizerConfig, RuntimeConfig
 from freeflow_core.engine import moments
-from freeflow_core.engine.moments import Packing
+from freeflow_core.engine.moments import Packing, packing_for
 from freeflow_core.engine.optimizer import Copies, RoleOptimizer
 from freeflow_core.engine.process import planned_device_type
 from freeflow_core.errors import ConfigError
@@ -32,7 +32,8 @@ def network():
 
 
 def optimizer(trained, precision="full", on_host=False, **options):
-    return RoleOptimizer(trained, OptimizerConfig(clip_norm=0.5, moments=precision, **options), on_host=on_host)
+    config = OptimizerConfig(clip_norm=0.5, moments=precision, **options)
+    return RoleOptimizer(trained, config, packing=packing_for(config, on_host=on_host))
 
 
 def train(trained, optimizer, steps, first=0):

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from freeflow_core.config.load import resolve
 from freeflow_core.engine.build import Components, build_components
 from freeflow_core.engine.checkpoint import Checkpoints
-from freeflow_core.engine.checks import check_losses
 from freeflow_core.engine.state import TrainingState, build_state
-from freeflow_core.engine.trainer import LocalMeans, MicroBatch, Trainer
+from freeflow_core.engine.trainer import LocalMeans, MicroBatch, Trainer, check_losses
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.interfaces.objective import Model, Models, Objective, ObjectiveInRounds, Role
 from freeflow_core.interfaces.student import PolicyStudent, StartTimes, Student

@@ -311,7 +311,7 @@ def _converted(role: RoleState, fake: FakeTensors) -> RoleState:
         if network is not None:
             fake.convert(network)
     if (own := role.optimizer) is not None:
-        own = RoleOptimizer(role.network, own.config, on_host=own.packing.on_host)
+        own = RoleOptimizer(role.network, own.config, packing=own.packing)
     return dataclasses.replace(role, wrapped=role.network, optimizer=own)
 
 
