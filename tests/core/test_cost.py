@@ -13,7 +13,7 @@ from run_helpers import TINY_SIT
 from torch import nn
 
 from freeflow_core import api
-from freeflow_core.engine import moments
+from freeflow_core.engine import optimizer
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Component, Manager
 from freeflow_core.tools.cost import plan as estimate
@@ -192,7 +192,7 @@ def test_checkpointing_and_accumulation_trade_passes_for_activations(manager):
 
 
 def test_moments_take_fewer_bytes_or_the_hosts(manager, monkeypatch):
-    monkeypatch.setattr(moments, "_PIECE", 2**16)
+    monkeypatch.setattr(optimizer, "_PIECE", 2**16)
     full, eight, host = (
         plan(manager, "runtime.device=cuda", "teacher.width=128", f"training.optimizer.moments={bits}", *more)
         for bits, *more in (("full",), ("8bit",), ("full", "runtime.offload_optimizer=true"))

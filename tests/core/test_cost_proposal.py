@@ -7,7 +7,7 @@ from objective_helpers import with_normalised
 from run_helpers import TINY_SIT
 
 from freeflow_core import api
-from freeflow_core.engine import moments
+from freeflow_core.engine import optimizer
 from freeflow_core.tools.cost.plan import USABLE
 
 GIB = 2**30
@@ -92,7 +92,7 @@ def test_hours_are_the_work_over_the_rate(manager):
 
 
 def test_moments_go_to_the_host_where_nothing_else_makes_room(manager, monkeypatch):
-    monkeypatch.setattr(moments, "_PIECE", 2**16)
+    monkeypatch.setattr(optimizer, "_PIECE", 2**16)
     config = resolved(manager, "training.batch_size=4", teacher={**TINY_SIT, "depth": 2, "width": 128})
     whole = api.plan(config, manager=manager, device_memory=1000)
     optimizers = sum(network.optimizer for network in whole.networks)

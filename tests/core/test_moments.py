@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from torch import nn
 
 from freeflow_core.config import OptimizerConfig, RuntimeConfig
-from freeflow_core.engine import moments
 from freeflow_core.engine.moments import Packing, packing_for
 from freeflow_core.engine.optimizer import Copies, RoleOptimizer
 from freeflow_core.engine.process import planned_device_type
@@ -23,7 +22,7 @@ WAYS = [("full", True), ("bf16", False), ("8bit", False), ("8bit", True)]
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(moments, "_PIECE", 12_000)
+    monkeypatch.setattr("freeflow_core.engine.optimizer._PIECE", 12_000)
 
 
 def network():

@@ -73,6 +73,7 @@ def growth(config, folder, **environment):
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak resident memory is counted differently elsewhere")
 
 
+@pytest.mark.long
 def test_the_estimate_for_s2_is_within_15_percent_of_resident_memory(manager, tmp_path):
     config = configuration(manager, "S")
     assert api.plan(config, manager=manager).total == pytest.approx(growth(config, tmp_path), rel=0.15)

@@ -51,6 +51,7 @@ def run_small(notebooks, monkeypatch, path, images):
     return notebook
 
 
+@pytest.mark.long
 def test_the_story_runs_on_a_small_budget(notebooks, monkeypatch):
     notebook = run_small(notebooks, monkeypatch, STORY, 20480)
     assert len(notebooks.figures(notebook)) == 4
