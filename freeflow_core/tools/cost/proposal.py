@@ -1,5 +1,6 @@
 """Settings that make a run fit its device, found by planning: the ones that cost the fewest operations."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,6 +10,7 @@ from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.plan import Plan, changed, make_plan
 
+_MOST = 10**6
 _TRIES = 4
 
 
@@ -76,7 +78,9 @@ class _Search:
         # As many as it takes if all activations grew with the rows; some do not, so that it may take more.
         fewest = known.activations / spare
         rows = known.rows
-        enough = [times for times in range(2, rows + 1) if rows % times == 0 and times >= 0.8 * fewest]
+        small = [times for times in range(1, min(math.isqrt(rows), _MOST) + 1) if rows % times == 0]
+        divisors = sorted({*small, *(rows // times for times in small)} - {1})
+        enough = [times for times in divisors if times >= 0.8 * fewest]
         tries = (self._fitting(runtime, times) for times in enough[:_TRIES])
         return next((found for found in tries if found is not None), None)
 

@@ -17,6 +17,8 @@ from freeflow_core.tools.cost.proposal import propose
 from freeflow_core.tools.cost.rate import Rate, RateFrom
 
 _GIB = 2**30
+_FAR = 100
+"""Times the device's memory from which on no settings are looked for."""
 _LESS = 0.8
 """Share of its planned memory to aim at for a run that ought to have fitted."""
 
@@ -47,6 +49,8 @@ def _advice(config: RunConfig, registry: Registry) -> str:
     if plan.fits:
         needs += ", so that something else holds the rest"
         plan = make_plan(config, registry, processes, device_memory=int(_LESS * plan.total / USABLE), rate=rate)
+    if plan.total > _FAR * size:
+        return f"{needs}. Lower training.batch_size={config.training.batch_size:,}, or take smaller networks."
     found = propose(config, plan, registry)
     if found is None:
         return (
