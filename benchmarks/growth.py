@@ -18,11 +18,8 @@ from typing import Any
 import numpy as np
 
 from freeflow_core.config import RunConfig, load_run_config
-from freeflow_core.engine.build import Builder, build_components
-from freeflow_core.engine.process import start_accelerator
-from freeflow_core.engine.state import build_state
-from freeflow_core.engine.trainer import Trainer
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.cost.rate import fresh_trainer, step_seconds
 
 BASE = {"batch": 16, "depth": 4, "width": 128, "tokens": 64}
 GROWTH = {"batch": (8, 16, 32, 64), "depth": (2, 4, 8, 16), "width": (64, 128, 256, 512), "tokens": (16, 64, 256)}
@@ -49,21 +46,6 @@ def configured(registry: Registry, batch: int, depth: int, width: int, tokens: i
     return load_run_config(registry, "distill", overrides=overrides)
 
 
-def step_seconds(registry: Registry, config: RunConfig, turns: int) -> list[float]:
-    """Of one step, once a turn, of this process's own time: what else the machine does is not in it."""
-    accelerator = start_accelerator(config.runtime)
-    components = build_components(Builder(registry, accelerator.device, config.seed), config)
-    trainer = Trainer(config, components, build_state(config, components, accelerator), accelerator)
-    found = []
-    for _ in range(1 + turns):
-        before = time.process_time()
-        for _ in range(_STEPS):
-            trainer.step()
-        trainer.read_metrics()
-        found.append((time.process_time() - before) / _STEPS)
-    return found[1:]
-
-
 def power(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
     """p of seconds ~ size^p by least squares of the logarithms, and of the last two sizes alone."""
     slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
@@ -79,7 +61,7 @@ def sizes_table(registry: Registry, turns: int) -> None:
         seconds = []
         for size in sizes:
             config = configured(registry, **(BASE | {name: size}))
-            seconds.append(median(step_seconds(registry, config, turns)))
+            seconds.append(median(step_seconds(config, registry, time.process_time) for _ in range(turns)))
         fitted, last = power(sizes, seconds)
         times = ", ".join(f"{1e3 * value:.3g}" for value in seconds)
         values = ", ".join(map(str, sizes))
@@ -90,9 +72,8 @@ def one_process(batch: int) -> None:
     """What each process of a launcher runs: images a second of all together, from rank 0."""
     registry = Registry(Manager.load())
     config = configured(registry, **(BASE | {"batch": batch}))
-    accelerator = start_accelerator(config.runtime)
-    components = build_components(Builder(registry, accelerator.device, config.seed), config)
-    trainer = Trainer(config, components, build_state(config, components, accelerator), accelerator)
+    trainer = fresh_trainer(config, registry)
+    accelerator = trainer.accelerator
     rates = []
     for turn in range(4):
         accelerator.wait_for_everyone()

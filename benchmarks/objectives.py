@@ -21,11 +21,8 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from freeflow_core.config import RunConfig, load_run_config
-from freeflow_core.engine.build import Builder, build_components
-from freeflow_core.engine.process import start_accelerator
-from freeflow_core.engine.state import build_state
-from freeflow_core.engine.trainer import Trainer
 from freeflow_core.plugin import Manager, Registry
+from freeflow_core.tools.cost.rate import fresh_trainer
 from freeflow_core.tools.cost.step import TEACHER, Rows, counted_rows
 
 PRESET = "digits"
@@ -119,10 +116,9 @@ class PeerStep:
 
 def engine_step(config: RunConfig, registry: Registry) -> tuple[EngineStep, Any, dict[str, Rows]]:
     """The engine's step, the parts it is made of, and the rows through each network in a step, in the mean."""
-    accelerator = start_accelerator(config.runtime)
-    components = build_components(Builder(registry, accelerator.device, config.seed, config.runtime.precision), config)
-    state = build_state(config, components, accelerator)
-    step = EngineStep(config, Trainer(config, components, state, accelerator), state)
+    trainer = fresh_trainer(config, registry)
+    state, components = trainer.state, trainer.components
+    step = EngineStep(config, trainer, state)
     networks = {name: role.network for name, role in state.roles.items()}
     step()
     with counted_rows(networks, components.teacher) as count:

@@ -136,10 +136,10 @@ def search(
     batch_size = config.evaluation.batch_size
     with float32_products(config.runtime.matmul_precision):
         result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
-    if not compare_seeds:
-        return result
-    first = config.evaluation.seed
-    rows = searching.rows(range(first, first + compare_seeds))
+        if not compare_seeds:
+            return result
+        first = config.evaluation.seed
+        rows = searching.rows(range(first, first + compare_seeds))
     files = builder.crew.from_main(lambda: write_rows(rows, config, output))
     return replace(result, rows=rows, files={**result.files, **files})
 

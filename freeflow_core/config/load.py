@@ -315,14 +315,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str,
     ]
 
 
-def with_new_settings(old: Mapping[str, Any], now: BaseModel) -> dict[str, Any]:
-    """``old``, the JSON values of a model as an earlier version wrote them, with the settings that have come since.
+def changed_settings(old: Mapping[str, Any], now: BaseModel, free: tuple[str, ...] = ()) -> list[str]:
+    """:func:`differences` of ``now`` to the JSON values ``old`` of its model, perhaps of an earlier version."""
+    return differences(_with_new_settings(old, now), now.model_dump(mode="json"), free)
+
+
+def _with_new_settings(old: Mapping[str, Any], now: BaseModel) -> dict[str, Any]:
+    """``old`` with the settings that have come since it was written.
 
     A setting that ``old`` lacks is added where ``now`` has it at its default: it is no change that it was not written.
     """
     if isinstance(now, ComponentChoice):
         if isinstance(now.options, ComponentConfig) and old.get("name") == now.name:
-            return with_new_settings(old, now.options)
+            return _with_new_settings(old, now.options)
         return dict(old)
     filled, written = dict(old), now.model_dump(mode="json")
     for name, field in type(now).model_fields.items():
@@ -331,7 +336,7 @@ def with_new_settings(old: Mapping[str, Any], now: BaseModel) -> dict[str, Any]:
             if not field.is_required() and value == field.get_default(call_default_factory=True):
                 filled[name] = written[name]
         elif isinstance(value, BaseModel) and isinstance(filled[name], Mapping):
-            filled[name] = with_new_settings(filled[name], value)
+            filled[name] = _with_new_settings(filled[name], value)
     return filled
 
 

@@ -39,7 +39,7 @@ class Packing:
         ConfigError: 8 bits are asked for and torchao is missing.
     """
 
-    def __init__(self, precision: Precision = "full", *, on_host: bool = False) -> None:
+    def __init__(self, precision: Precision, *, on_host: bool) -> None:
         self.precision, self.on_host = precision, on_host
         self.workspace: list[Tensor] = []
         """Where pieces are unpacked, on the weights' device."""

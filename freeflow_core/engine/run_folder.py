@@ -15,7 +15,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from freeflow_core.config import RunConfig, to_yaml
-from freeflow_core.config.load import differences, read_config_file, with_new_settings
+from freeflow_core.config.load import changed_settings, read_config_file
 from freeflow_core.engine.checkpoint import Checkpoints
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.files import remove_leftovers, write_text
@@ -120,8 +120,7 @@ class RunFolder:
             raise ConfigError(f"--resume found no run in {path} (no config.yaml). Name its folder with --output.")
         if not (before := read_config_file(folder.config_file)):
             raise ConfigError(f"{folder.config_file} is empty: expected the run's settings. Put a good copy there.")
-        before = with_new_settings(before, config)
-        if changed := differences(before, config.model_dump(mode="json"), free=FREE_TO_CHANGE):
+        if changed := changed_settings(before, config, free=FREE_TO_CHANGE):
             raise ConfigError(
                 f"--resume with a changed configuration would not be the same run. Changed in {path}: "
                 f"{'; '.join(changed)}. Undo that, or start a new run with another --output."

@@ -265,10 +265,10 @@ def _start_role(config: RunConfig, role: Role, accelerator: Accelerator, shardin
         for divided in filter(None, (network, ema)):
             sharding.divide(divided)
     chosen = role.optimizer or config.training.optimizer
-    on_host = config.runtime.offload_optimizer
-    optimizer = (
-        RoleOptimizer(network, chosen, sharding, packing_for(chosen, on_host=on_host)) if role.trainable else None
-    )
+    optimizer = None
+    if role.trainable:
+        packing = packing_for(chosen, on_host=config.runtime.offload_optimizer)
+        optimizer = RoleOptimizer(network, chosen, sharding, packing)
     wrapped: Any = network
     if role.trainable and accelerator.num_processes > 1 and sharding is None:
         wrapped = accelerator.prepare_model(network)

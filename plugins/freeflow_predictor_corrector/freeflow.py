@@ -74,11 +74,6 @@ class _Asked:
     u_back: Tensor
 
 
-def _landing(jumps: Jumps, u: Tensor) -> Tensor:
-    """Where jumps of average velocity ``u`` (N, *D) end, without gradient."""
-    return average_velocity_jump(jumps.x_t, u.detach(), like_states(jumps.t, u), like_states(jumps.s, u))
-
-
 class PredictorCorrector(Objective):
     """The step of the three objectives: how rows are split and how the halves are balanced is theirs to say.
 
@@ -162,7 +157,7 @@ class PredictorCorrector(Objective):
         condition = index_condition(labels, rows)
         labels_ahead, labels_back = index_condition(labels, ahead), index_condition(labels, back)
 
-        # u(z, d), the one pass that trains the student.
+        # u(z, d), the one pass that trains the student; f(z, d) = z - d u, where d = 1 its samples.
         one = torch.ones_like(d)
         s = 1 - d
         jumps = Jumps(z[:num_ahead], one[:num_ahead], s[:num_ahead], labels_ahead, g[:num_ahead])
@@ -173,17 +168,18 @@ class PredictorCorrector(Objective):
         else:
             u = velocity_with_gradient(student, z, one, s, condition, g)
             value, u_back = u[:num_ahead], u[num_ahead:]
+        f = average_velocity_jump(
+            z, torch.cat([value.detach(), u_back.detach()]), like_states(one, z), like_states(s, z)
+        )
 
         # Every question to the teacher is known now: ask them all at once.
-        # Prediction: v(f, 1 - d) at f = z - d u. Correction: v(x_r, r) at samples x = z - u that are noised to r,
-        # x_r = (1 - r) x + r n.
+        # Prediction: v(f, 1 - d). Correction: v(x_r, r) at samples x noised to r, x_r = (1 - r) x + r n.
         queries: list[tuple[Tensor, Tensor, Tensor]] = []
         if prediction is not None:
             t = jumps.s
-            f = _landing(jumps, value)
-            queries.append((f, t, Guidance(g[:num_ahead], *prediction.guidance_interval).at(t)))
+            queries.append((f[:num_ahead], t, Guidance(g[:num_ahead], *prediction.guidance_interval).at(t)))
         if correction is not None:
-            x = _landing(jumps_back, u_back)
+            x = f[num_ahead:]
             n = draws.rows(back).noise("correction-noise", tuple(x.shape[1:]))
             r = noise_levels(draws.uniform("noise-level")[back], correction).clamp(*teacher.time_range)
             x_r = linear_interpolate(x, n, r)
@@ -220,7 +216,7 @@ class PredictorCorrector(Objective):
     def _balance(
         self,
         predicted: Prediction | None,
-        corrected: Correction | None,
+        corrected: Correction,
         u_back: Tensor,
         draws: Draws,
         progress: Progress,
@@ -228,7 +224,6 @@ class PredictorCorrector(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The correction rows' (C,) losses, of the size that lambda gives them, and what to log of them."""
         correction = self._correction
-        assert corrected is not None
         assert correction is not None
         # alpha rises from 0 while the fake velocity learns; lambda brings both gradients to one size.
         warmup = correction.correction_warmup_images
@@ -283,8 +278,10 @@ class FreeFlow(PredictorCorrector, ObjectiveInParts, StatefulObjective):
     ) -> tuple[dict[str, Loss], Callable[[Context], dict[str, Loss]]]:
         """Prediction and the fake velocity need no lambda. The correction rows' residuals are kept, and pass again."""
         asked = self._ask(models, batch, draws, progress, apart=True)
+        corrected = asked.corrected
         assert asked.predicted is not None
-        early, corrected = asked.predicted.per_sample, asked.corrected
+        assert corrected is not None
+        early = asked.predicted.per_sample
         predicted = replace(asked.predicted, per_sample=early.detach())
         self._balance(predicted, corrected, asked.u_back, draws, progress, context)
         back = asked.back._replace(x_t=asked.back.x_t.clone())  # not all rows of it

@@ -71,7 +71,7 @@ def test_fewer_bits_take_their_bytes_and_train_nearly_as_well(precision):
     assert expected < 0.2
     assert not same(full.parameters(), packed.parameters())
     large = [p for p in packed.parameters() if p.numel() >= 4096]
-    pieces = Packing(precision).pieces(large)
+    pieces = Packing(precision, on_host=False).pieces(large)
     assert len(pieces) > 1
     taken = sum(t.numel() * t.element_size() for piece in pieces for t in piece.kept if t.numel() != 256)
     assert taken <= MOST[precision] * sum(p.numel() for p in large)
@@ -121,7 +121,7 @@ def test_weights_that_a_loss_does_not_reach_keep_packed_moments():
 
 def test_eight_bits_keep_every_block_within_a_hundredth_of_its_largest():
     weight = torch.zeros(64, 256)
-    (piece,) = Packing("8bit").pieces([weight])
+    (piece,) = Packing("8bit", on_host=False).pieces([weight])
     values = (
         torch.randn(64, 256, generator=torch.Generator().manual_seed(1)) * 10.0 ** (torch.arange(64) / 2 - 16)[:, None]
     )

@@ -7,4 +7,4 @@ def test_the_default_step_stays_in_few_files():
     path = step_path("digits", ["runtime.threads=1"])
     assert "plugins/freeflow_predictor_corrector/freeflow.py" in path.files
     assert len(path.files) <= 14, path.files
-    assert len(path.moves) <= 64, path.moves
+    assert len(path.moves) <= 60, path.moves

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig
-from freeflow_core.config.load import differences, with_new_settings
+from freeflow_core.config.load import changed_settings, differences
 from freeflow_core.engine.run_folder import RunFolder
 from freeflow_core.evaluation.scores import STUDENT, metric_name
 from freeflow_core.tools.compare.cost import Cost
@@ -200,9 +200,7 @@ class Manifest:
             found.append(f"seeds: {self.settings['seeds']} -> {settings['seeds']}")
         for name, record in self.records.items():
             if name in wanted:
-                config = wanted[name].config
-                before = with_new_settings(record.config, config)
-                changed = differences(before, config.model_dump(mode="json"), free=_FREE_TO_CHANGE)
+                changed = changed_settings(record.config, wanted[name].config, free=_FREE_TO_CHANGE)
                 found += [f"{name}: {change}" for change in changed]
             elif settings["sweep"] == self.settings["sweep"]:
                 found.append(f"{name} is missing")

@@ -11,6 +11,7 @@ from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.plan import Plan, changed, make_plan
 
 _MOST = 10**6
+"""Numbers of rows or micro-batches that are tried as divisors of a larger batch."""
 _TRIES = 4
 
 

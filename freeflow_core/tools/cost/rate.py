@@ -52,6 +52,13 @@ def product_rate(device_type: str, precision: str) -> Rate | None:
     return Rate(2 * size**3 / min(seconds), RateFrom.PRODUCTS)
 
 
+def fresh_trainer(config: RunConfig, registry: Registry) -> Trainer:
+    """A trainer over parts of its own, whose steps are forgotten. Raises what the run itself would raise."""
+    accelerator = start_accelerator(config.runtime)
+    components = build_components(Builder(registry, accelerator.device, config.seed, config.runtime.precision), config)
+    return Trainer(config, components, build_state(config, components, accelerator), accelerator)
+
+
 def step_seconds(config: RunConfig, registry: Registry, clock: Callable[[], float] = time.perf_counter) -> float:
     """What one step takes, in the mean over a few that are taken here, by this process alone, and forgotten.
 
@@ -59,9 +66,7 @@ def step_seconds(config: RunConfig, registry: Registry, clock: Callable[[], floa
 
     Raises what the run itself would raise: weights and the device must be there, and memory for the whole step.
     """
-    accelerator = start_accelerator(config.runtime)
-    components = build_components(Builder(registry, accelerator.device, config.seed, config.runtime.precision), config)
-    trainer = Trainer(config, components, build_state(config, components, accelerator), accelerator)
+    trainer = fresh_trainer(config, registry)
     with compiling(config.runtime), float32_products(config.runtime.matmul_precision):
         for _ in range(_UNTIMED):  # the first compile, find their kernels, and make the optimizer's moments
             trainer.step()
