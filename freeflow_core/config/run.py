@@ -138,6 +138,9 @@ class EvaluationConfig(Section):
     """Compare the student with its teacher's own single step, early in the run and at its end: about 2 % of the time.
     Runs of fewer than 8,192 images, and those without a teacher, do not."""
     num_samples: PositiveInt = Field(1_000, description="Samples per row of the table.")
+    num_pairs: PositiveInt | None = None
+    """Of them those that scores sample by sample see (`fidelity`), drawn again from the teacher's noise; null: all.
+    Such a mean needs fewer samples than a distance."""
     batch_size: PositiveInt = Field(250, description="Samples per batch.")
     evaluators: tuple[ComponentChoice, ...] | None = ()
     """Scores to compute, by name; null: those that fit the states' shape."""

@@ -81,7 +81,10 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
         _keep_freed_memory()
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
-    torch.use_deterministic_algorithms(runtime.deterministic, warn_only=True)
+    if runtime.compile:
+        torch.use_deterministic_algorithms(runtime.deterministic, warn_only=True)
+    else:  # the same without inductor, whose import takes longer than torch's own
+        torch.set_deterministic_debug_mode("warn" if runtime.deterministic else "default")
     # Deterministic mode also fills every `torch.empty`: a debugging aid that costs 3 % of a small network's step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub for it
     torch.backends.cudnn.benchmark = not runtime.deterministic

@@ -83,6 +83,19 @@ def test_the_floor_is_the_teacher_against_itself_and_both_can_be_left_out(tiny, 
     assert "teacher_floor" not in scores_of(tiny(*SMALL, "evaluation.floor=false"), tmp_path / "without", manager)
 
 
+def test_scores_of_pairs_see_as_many_samples_as_they_are_given(tiny, tmp_path, manager, cache):
+    whole, few, least = (
+        scores_of(tiny(*SMALL, *given), tmp_path / name, manager)["student"]
+        for name, given in {
+            "whole": (),
+            "few": ("evaluation.num_pairs=32",),
+            "least": ("evaluation.num_samples=32",),
+        }.items()
+    )
+    assert few["fidelity_mse"] == least["fidelity_mse"] != whole["fidelity_mse"]
+    assert few["energy_teacher"] == whole["energy_teacher"]
+
+
 def test_an_evaluator_that_does_not_fit_is_refused_before_the_first_step(tiny, output, manager):
     config = tiny(*SMALL, "evaluation.evaluators=[frechet]")
     with pytest.raises(ConfigError, match="frechet"):
