@@ -87,8 +87,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
         for balance, k, strength in itertools.product(("raw", "weighted", "signal"), (0.5, 1.0), (0.3, 3.0))
     },
 }
+# One setting changed at a time, at k = 1 for students with the teacher's weights and 0.5 for those that start anew.
+FROM_NOTHING = 0.5
+ONE_CHANGED: dict[str, dict[str, Any]] = {
+    "as it stands": {},
+    "strength 0.3": {"balance_strength": 0.3},
+    "strength 3": {"balance_strength": 3.0},
+    "share 0.125": {"correction_share": 0.125},
+    "share 0.5": {"correction_share": 0.5},
+    "fake velocity's rate halved": {"fake_rate": 0.5},
+    "fake velocity's rate doubled": {"fake_rate": 2.0},
+    "fake velocity's rate constant": {"fake_schedule": "constant"},
+    "2 updates of the fake velocity": {"name": "freeflow-in-turns", "fake_velocity_updates": 2},
+    "4 updates of the fake velocity": {"name": "freeflow-in-turns", "fake_velocity_updates": 4},
+}
+VARIANTS |= {name: {"name": "freeflow", "weight_power": None, **changed} for name, changed in ONE_CHANGED.items()}
 COMMON = ("guidance_min", "guidance_max", "guidance_interval", "duration", "derivative")
-CORRECTION = ("correction_guidance_scale", "correction_guidance_interval", "fake_velocity_optimizer")
+CORRECTION = (
+    *("correction_guidance_scale", "correction_guidance_interval", "correction_guidance_profile"),
+    "fake_velocity_optimizer",
+)
 
 
 def settings(registry: Any, teacher: str, variant: dict[str, Any], images: int, seed: int, extra: list[str]) -> Any:
@@ -96,12 +114,26 @@ def settings(registry: Any, teacher: str, variant: dict[str, Any], images: int, 
     from freeflow_core.config import load_run_config
 
     preset, overrides, guidance, _ = TEACHERS[teacher]
+    variant = dict(variant)
+    corrects = variant["name"] != "freeflow-prediction"
     kept: dict[str, Any] = {"derivative": "one-sided"}
+    training = overrides.get("training", {})
     if preset is not None:
         base = load_run_config(registry, "distill", preset=preset)
+        training = base.training.model_dump(mode="json")
         options = base.objective.model_dump(mode="json")
-        names = COMMON + (CORRECTION if variant["name"] == "freeflow" else ())
+        names = COMMON + (CORRECTION if corrects else ())
         kept |= {name: options[name] for name in names if options.get(name) is not None}
+        if corrects:  # the same share of a run of another length
+            kept["correction_warmup_images"] = options["correction_warmup_images"] * images // base.training.images
+    if variant["weight_power"] is None:
+        variant["weight_power"] = 1.0 if preset is not None else FROM_NOTHING
+    images *= variant.get("fake_velocity_updates", 1)
+    rate, schedule = variant.pop("fake_rate", None), variant.pop("fake_schedule", None)
+    if rate is not None or schedule is not None:
+        optimizer = kept.get("fake_velocity_optimizer") or training["optimizer"]
+        faster = {"learning_rate": (rate or 1.0) * optimizer["learning_rate"]}
+        kept["fake_velocity_optimizer"] = {**optimizer, **faster, **({"schedule": schedule} if schedule else {})}
     kept |= {"guidance_min": guidance, "guidance_max": guidance}
     if guidance == 1:
         kept.pop("guidance_interval", None)
@@ -139,7 +171,7 @@ def run(jobs: list[tuple[str, str, int, int]], output: Path, extra: list[str]) -
     from freeflow_core.evaluation.scores import SharedRows
     from freeflow_core.plugin import Manager, Registry
 
-    manager = Manager.load()
+    manager = Manager.load([Path(__file__).with_name("fake_velocity_turns.py")])
     registry = Registry(manager)
     shared = {teacher: SharedRows() for teacher in TEACHERS}
     for teacher, variant, images, seed in jobs:
