@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
 
@@ -25,13 +26,17 @@ class JobFolder(Generic[_Manifest]):
     form: type[_Manifest]
     contents: str
 
+    @cached_property
+    def _reader(self) -> TypeAdapter[_Manifest]:
+        return TypeAdapter(self.form)
+
     def read(self) -> _Manifest | None:
         """None where the job has not begun. Raises ``ConfigError``: it is a file, or the manifest is something else."""
         if self.path.is_file():
             raise ConfigError(f"The output {self.path} is a file; expected a folder. Choose another --output.")
         file = self.path / self.manifest
         try:
-            return TypeAdapter(self.form).validate_json(file.read_bytes())
+            return self._reader.validate_json(file.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
