@@ -11,7 +11,7 @@ from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.config.compare import CompareConfig, load_compare_config
 from freeflow_core.config.load import DEFAULT_PRESETS, choose_preset, lay_settings, merge, resolve
 from freeflow_core.engine.run import Run
-from freeflow_core.errors import ConfigError, FreeflowError, is_out_of_memory
+from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.scoring import Scoring
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.compare.runner import CompareResult, Comparison, each_message_once
@@ -19,7 +19,7 @@ from freeflow_core.tools.cost.plan import Plan, make_plan, with_measured_rate
 from freeflow_core.tools.cost.proposal import Proposal
 from freeflow_core.tools.cost.proposal import propose as find_fitting
 from freeflow_core.tools.cost.rate import Rate, RateFrom
-from freeflow_core.tools.cost.shortage import out_of_memory
+from freeflow_core.tools.cost.shortage import memory_told
 
 Part: TypeAlias = str | Mapping[str, Any]
 """A component: its name, or its name and options in one mapping."""
@@ -239,13 +239,8 @@ def _run(
     manager = manager or Manager.load()
     config = settled(command, manager, config, preset, None, settings, chosen)
     folder = None if output is None else Path(output)
-    with shown(manager, progress):
-        try:
-            outcome = Run(config, command, manager, output=folder, resume=resume, scorer=Scoring).execute()
-        except Exception as error:
-            if isinstance(error, FreeflowError) or not is_out_of_memory(error):
-                raise
-            raise out_of_memory(config, Registry(manager), error) from error
+    with shown(manager, progress), memory_told(config, Registry(manager)):
+        outcome = Run(config, command, manager, output=folder, resume=resume, scorer=Scoring).execute()
     return RunResult(**vars(outcome), config=config, manager=manager)
 
 

@@ -5,11 +5,14 @@ import re
 import psutil
 import pytest
 import torch
+from compare_support import BASE
 from run_helpers import TINY_SIT, freeflow, sets
 
 from freeflow_core import api
+from freeflow_core.config.compare import load_compare_config
 from freeflow_core.engine.run import Run
 from freeflow_core.errors import FreeflowError
+from freeflow_core.plugin import Registry
 
 SETTINGS = (
     "training.images=256",
@@ -61,3 +64,16 @@ def test_what_fails_otherwise_is_left_alone(monkeypatch, manager, tmp_path):
     config = api.resolve_config("distill", preset="digits", overrides={"teacher": TINY_SIT}, settings=SETTINGS)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         api.distill(config, output=tmp_path / "run", manager=manager)
+
+
+def test_a_comparison_records_it_with_the_proposal(exhausted, manager, tmp_path):
+    config = load_compare_config(
+        Registry(manager),
+        overrides=BASE,
+        comparison={"objectives": ["freeflow-prediction"], "seeds": 1, "budget": "images=64"},
+    )
+    result = api.compare(config, output=tmp_path / "compare", manager=manager)
+    assert result.status == "failed"
+    (told,) = result.failed.values()
+    assert "Tried to allocate 2.00 GiB" in told
+    assert re.search(r"--set (training|runtime)\.\w+=\w+", told), told

@@ -42,6 +42,7 @@ from freeflow_core.tools.compare.manifest import FINISHED, LOCKS, Manifest
 from freeflow_core.tools.compare.plan import PlannedRun, Planner, Variant, planned_runs
 from freeflow_core.tools.compare.plot import plot
 from freeflow_core.tools.compare.table import Table, make_table, write_files
+from freeflow_core.tools.cost.shortage import memory_told
 from freeflow_core.types import Progress, RunInfo, RunParent
 
 _log = logging.getLogger("freeflow")
@@ -212,15 +213,17 @@ class Comparison:
             begun = (run.folder / "config.yaml").is_file()
             for left in [] if begun else run.folder.glob(".*.partial"):
                 left.unlink()  # of a process that was killed while it began the run
-            Run(
-                run.config(with_length(run.variant.config, record.images)),
-                "distill",
-                self._manager,
-                output=run.folder,
-                resume=begun,
-                membership=_membership(run, self._config, manifest),
-                scorer=functools.partial(Scoring, shared=self._shared_rows(run.variant, manifest)),
-            ).execute()
+            config = run.config(with_length(run.variant.config, record.images))
+            with memory_told(config, Registry(self._manager)):
+                Run(
+                    config,
+                    "distill",
+                    self._manager,
+                    output=run.folder,
+                    resume=begun,
+                    membership=_membership(run, self._config, manifest),
+                    scorer=functools.partial(Scoring, shared=self._shared_rows(run.variant, manifest)),
+                ).execute()
         except Interrupted:
             raise
         except Exception as raised:

@@ -3,14 +3,15 @@
 import gc
 import os
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 import torch
 
 from freeflow_core.config import RunConfig
 from freeflow_core.engine.process import planned_device_type
-from freeflow_core.errors import FreeflowError
+from freeflow_core.errors import FreeflowError, is_out_of_memory
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.plan import USABLE, changed, make_plan
 from freeflow_core.tools.cost.proposal import propose
@@ -23,20 +24,32 @@ _LESS = 0.8
 """Share of its planned memory to aim at for a run that ought to have fitted."""
 
 
-def out_of_memory(config: RunConfig, registry: Registry, error: BaseException) -> FreeflowError:
-    """``error`` with the plan's proposal behind it. Lets go of what the failed run's frames still hold."""
-    text = " ".join(str(error).split())
-    traceback.clear_frames(error.__traceback__)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    advice = "Lower training.batch_size, raise training.accumulation, or take smaller networks."
-    with suppress(Exception):  # what is told is the shortage, whatever becomes of the plan
-        advice = _advice(config, registry)
-    return FreeflowError(
-        f"There is not enough memory{f' ({text[:160]})' if text else ''}. {advice} If it ran short while it was scored "
-        "or made pictures, lower evaluation.batch_size."
-    )
+@contextmanager
+def memory_told(config: RunConfig, registry: Registry) -> Iterator[None]:
+    """Have what ran out of memory inside end with the plan's proposal; all else passes as it is.
+
+    Lets go of what the failed run's frames still hold.
+
+    Raises:
+        FreeflowError: it did.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FreeflowError) or not is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        advice = "Lower training.batch_size, raise training.accumulation, or take smaller networks."
+        with suppress(Exception):  # what is told is the shortage, whatever becomes of the plan
+            advice = _advice(config, registry)
+        raise FreeflowError(
+            f"There is not enough memory{f' ({text[:160]})' if text else ''}. {advice} If it ran short while it was "
+            "scored or made pictures, lower evaluation.batch_size."
+        ) from error
 
 
 def _advice(config: RunConfig, registry: Registry) -> str:
