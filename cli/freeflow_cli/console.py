@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shlex
+import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.table import Table
 from rich.text import Text
 
@@ -49,8 +52,27 @@ def _console(*, stderr: bool) -> Console:
 def say(text: str, *, title: str = "", style: str = "") -> None:
     """One paragraph on stderr; ``title`` stands before it, coloured. Never cut or wrapped in a pipe."""
     console = messages()
-    paragraph = Text(f"{title}: " if title else "", style=style).append(Text(text, style="none"))
-    console.print(paragraph, soft_wrap=not console.is_terminal, highlight=False)
+    if not isinstance(sys.stderr, FileProxy):
+        print_paragraph(console, text, title=title, style=style)
+        return
+    with console.capture() as captured:
+        print_paragraph(console, text, title=title, style=style)
+    sys.stderr.write(captured.get())  # a bar is drawn there: above it, not into it
+
+
+def print_paragraph(console: Console, text: str, *, title: str = "", style: str = "") -> None:
+    """Broken between words on a terminal; a path longer than its lines stays whole, so that it can be copied."""
+    head = f"{title}: " if title else ""
+    whole = head + text
+    if console.is_terminal:
+        lines = [
+            textwrap.wrap(line, console.width, break_long_words=False, break_on_hyphens=False)
+            for line in whole.split("\n")
+        ]
+        whole = "\n".join("\n".join(line) for line in lines)
+    paragraph = Text(whole)
+    paragraph.stylize(style, 0, len(head))
+    console.print(paragraph, soft_wrap=True, highlight=False)
 
 
 def warn(text: str) -> None:
@@ -127,7 +149,7 @@ def print_result(result: RunResult, command: str, config: RunConfig | None) -> N
         if legend := score_legend(result.scores):
             console.print(Text(legend, style="dim"), soft_wrap=not console.is_terminal)
     if result.load_report:
-        print_line(f"Started from the teacher: {result.load_report}")
+        print_paragraph(console, f"Started from the teacher: {result.load_report}")
     cost = f", {size(result.peak_memory_bytes)} of memory at most" if result.peak_memory_bytes else ""
     print_line(f"{result.status.capitalize()} after {clock(result.duration_seconds)}{cost}.")
     print_files(result.files)

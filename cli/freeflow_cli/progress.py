@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from freeflow_cli.console import clock, is_main_process, messages, shown_path
+from freeflow_cli.console import clock, is_main_process, messages, print_paragraph, shown_path
 from freeflow_cli.tables import number
 from freeflow_core.plugin import hookimpl
 
@@ -46,7 +46,7 @@ class Display(ABC):
         """Leave the terminal clean. May be called twice."""
 
     def note(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True, highlight=False)
+        print_paragraph(self._console, text)
 
 
 @final

@@ -180,7 +180,7 @@ class Scoring:
         links: dict[str, str] = {}
         if self.folder.comparison_file.is_file():
             links["Rows from the same noise"] = self.folder.comparison_file.name
-        if grids := sorted(self.folder.samples.glob("*.png")):
+        if grids := self._grids():
             links["Samples"] = f"{self.folder.samples.name}/{grids[-1].name}"
         looks = [f"{look}." for look in self._single_steps.looks]
         if looks and self._single_steps.looks[-1].is_worse:
@@ -198,7 +198,7 @@ class Scoring:
         self._crew.from_main(lambda: write_text(self.folder.report_file, text))
 
     def files(self) -> dict[str, Path]:
-        """What is there to look at, by name; tells the trackers to keep it."""
+        """What is there to look at, by name; tells the trackers to keep it, and the grid that the report shows."""
         folder = self.folder
         candidates = {
             "report": folder.report_file,
@@ -209,9 +209,12 @@ class Scoring:
             "metrics": folder.journal.metrics_file,
         }
         found = {name: path for name, path in candidates.items() if path.is_file()}
-        for path in found.values():
+        for path in (*found.values(), *self._grids()[-1:]):
             self._events.filed(path)
         return found
+
+    def _grids(self) -> list[Path]:
+        return sorted(self.folder.samples.glob("*.png"))
 
     def _open_evaluation(self) -> Evaluation:
         if self._evaluation is None:

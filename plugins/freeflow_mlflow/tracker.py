@@ -146,7 +146,9 @@ class MlflowTracker(Tracker):
         if path.suffix == ".yaml":  # configurations: always, but without credentials
             self._client.log_text(self._id, redact(path.read_text("utf-8")), path.name)
         elif self._config.log_artifacts:
-            self._client.log_artifact(self._id, str(path))
+            file, folder = path.absolute(), self._folder.absolute()
+            below = file.parent.relative_to(folder) if file.is_relative_to(folder) else Path()  # as the report links it
+            self._client.log_artifact(self._id, str(path), below.as_posix() if below.parts else None)
         return self._config.log_artifacts
 
     def finish(self, status: str, time: float) -> None:

@@ -1,8 +1,10 @@
 import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from freeflow_cli.console import messages, say
 from freeflow_cli.progress import LineDisplay, LiveDisplay, ProgressObserver, choose_display
 from rich.console import Console
 
@@ -147,3 +149,35 @@ def test_cli_pictures_of_one_run_do_not_hide_those_of_the_next(tmp_path):
         ("first", "images-100.png"), ("first", "images-200.png"), ("second", "images-100.png"),
         ("resumed", "images-200.png"),
     ]  # fmt: skip
+
+
+def test_cli_lines_are_broken_between_words_and_paths_stay_whole():
+    stream = io.StringIO()
+    path = "/".join(["runs", "a" * 90, "samples"])
+    display = LiveDisplay(Console(file=stream, force_terminal=True, width=80))
+    display.note(f"Starting distill run 'digits-freeflow' in runs/d80, settings of the preset digits. Samples: {path}")
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    assert path in lines
+    assert all(len(line) <= 80 for line in lines if line != path)
+    assert " ".join(lines).split() == ["Starting", "distill", "run", "'digits-freeflow'", "in", "runs/d80,", "settings",
+                                       "of", "the", "preset", "digits.", "Samples:", path]  # fmt: skip
+
+
+def test_cli_what_is_told_beside_a_live_bar_stands_on_lines_of_its_own(monkeypatch):
+    """From a tracker's thread, for one."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    display = LiveDisplay(messages())
+    display.advance("distill", 500, 1000, details="loss 0.1235")
+    say("MLflow run 1: mlflow ui")
+    display.close()
+    told = stream.getvalue().partition("MLflow run 1: mlflow ui")
+    assert told[1]
+    assert told[0].endswith("\x1b[2K"), "the bar is taken away first"
+    assert told[2].startswith("\n")

@@ -1,6 +1,7 @@
 """One process at a time writes to a run folder, and a start that was killed takes no place."""
 
 import json
+import re
 
 import pytest
 from run_helpers import processes
@@ -87,3 +88,14 @@ def test_a_configuration_of_no_use_in_a_run_folder_is_named(tiny, tmp_path, mana
     (folder / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         api.distill(tiny(), output=folder, resume=True, manager=manager)
+
+
+def test_trackers_are_given_every_picture_that_the_report_links(tmp_path, manager):
+    config = api.resolve_config("distill", preset="digits", settings=[
+        "training.images=64", "samples.every_images=64", "evaluation.enabled=false", "trackers=[]",
+    ])  # fmt: skip
+    folder = api.distill(config, output=tmp_path / "run", manager=manager).folder
+    linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (folder / "report.md").read_text("utf-8"))
+    records = [json.loads(line) for line in (folder / "artifacts.jsonl").read_text("utf-8").splitlines()]
+    assert linked
+    assert set(linked) <= {record["path"] for record in records if "picture" not in record}

@@ -146,7 +146,7 @@ def _write_onnx(file: StudentFile, registry: Registry, path: Path) -> str:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"The format onnx needs {' and '.join(missing)}. Install it with: pip install 'freeflow-distill[onnx]'"
+            f"The format onnx needs {', '.join(missing)}. Install it with: pip install 'freeflow-distill[onnx]'"
         )
     import onnxruntime
 

@@ -109,8 +109,8 @@ class Client:
     def log_text(self, run_id, text, path):
         self._run(run_id).data.files[path] = 1
 
-    def log_artifact(self, run_id, path):
-        self._run(run_id).data.files[Path(path).name] = 1
+    def log_artifact(self, run_id, path, folder=None):
+        self._run(run_id).data.files[(Path(folder or "") / Path(path).name).as_posix()] = 1
 
     def _run(self, run_id):
         return self.runs[int(run_id.removeprefix("run-"))]

@@ -83,12 +83,16 @@ def test_files_arrive_when_wanted_and_one_that_is_gone_holds_up_nothing(client, 
     journal = make_run()
     (journal.folder / "weights").mkdir()
     (journal.folder / "weights" / "a").write_text("w")
-    for name in ("gone", "weights"):
+    (journal.folder / "samples").mkdir()
+    (journal.folder / "samples" / "last.png").write_text("p")
+    for name in ("gone", "weights", "samples/last.png"):
         journal.add_file(0, journal.folder / name)
     replay = Replay(tracker(log_artifacts=wanted), journal.run(), journal)
     replay.send()
     found = {item.path for item in client.list_artifacts(replay.notes["run_id"])}
-    assert found == {"config.yaml"} | ({"weights"} if wanted else set())
+    assert found == {"config.yaml"} | ({"weights", "samples"} if wanted else set())
+    below = {item.path for item in client.list_artifacts(replay.notes["run_id"], "samples")}
+    assert below == ({"samples/last.png"} if wanted else set())
     assert len(replay.sent.skipped) == 1
 
 
