@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import gc
+import importlib
 import os
 import signal
 import threading
@@ -88,6 +89,9 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     # Deterministic mode also fills every `torch.empty`: a debugging aid that costs 3 % of a small network's step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub for it
     torch.backends.cudnn.benchmark = not runtime.deterministic
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Its functions' defaults are the group of the time of their import, which they would keep from ending.
+        importlib.import_module("torch.distributed.nn.functional")
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout_seconds))
     accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
     if accelerator.num_processes > 1:

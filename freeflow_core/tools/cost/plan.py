@@ -279,7 +279,7 @@ def _check_scoring(config: RunConfig, registry: Registry, components: Components
             named = build_evaluators(config.evaluation, builder, context, shape)
             check_evaluators(named, EvaluationBatch(images, condition, index, x=x, z=x))
     except DownloadError:
-        yield "Whether the evaluators fit was not tried: it needs weights that a run fetches, and a dry run does not."
+        yield f"Whether evaluators fit was not tried: a dry run fetches no weights ({config.codec.name}'s or theirs)."
 
 
 def _without_memory(
