@@ -176,6 +176,7 @@ def test_an_objective_whose_cost_cannot_be_measured_is_a_failed_one(watched, fol
     assert [row.status for row in result.table.rows] == ["0 of 1, 1 failed", "1 of 1"]
 
 
+@pytest.mark.long
 def test_ctrl_c_or_a_kill_stops_and_the_same_command_ends_with_the_same_weights(watched, folder, tmp_path):
     manager, watcher = watched
 
@@ -198,6 +199,7 @@ def test_ctrl_c_or_a_kill_stops_and_the_same_command_ends_with_the_same_weights(
         assert all(first[key].equal(second[key]) for key in first)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_comparison_and_keeps_what_was_finished(watched, folder, tmp_path):
     manager, watcher = watched
     objectives = ("freeflow", "troubled", "freeflow-prediction")
@@ -334,6 +336,7 @@ def test_the_leading_process_waits_for_the_others_and_takes_the_run_of_one_that_
     assert [row.status for row in result.table.rows] == ["2 of 2"] * 2
 
 
+@pytest.mark.long
 def test_what_failed_in_another_process_is_told_and_not_tried_twice(watched, folder, tmp_path):
     manager, watcher = watched
     config = troubled(manager, "troubled", "freeflow", once=tmp_path / "done")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from freeflow_metrics.distance import EnergyDistanceEvaluator
+from run_helpers import TINY_SIT
 
 from freeflow_core import api
-from freeflow_core.config import load_run_config
 from freeflow_core.engine.run import Run
 from freeflow_core.errors import ConfigError, PluginError
 from freeflow_core.evaluation.scoring import Scoring
@@ -115,7 +115,8 @@ def test_a_teacher_without_better_ones_gets_evaluators_that_fit(tiny, output, ma
     assert {"energy_teacher", "fidelity_mse"} <= set(scores["student"])
 
 
-def test_a_dry_run_fetches_nothing(registry, manager, monkeypatch):
+def test_a_dry_run_fetches_nothing(manager, cache, monkeypatch):
     monkeypatch.delenv("FREEFLOW_OFFLINE", raising=False)
-    plan = api.plan(load_run_config(registry, "distill", preset="sit-repa-xl2-256"), manager=manager)
+    overrides = {"teacher": TINY_SIT, "codec": "sd-vae", "reference": None, "evaluation": {"evaluators": ["spread"]}}
+    plan = api.plan(api.resolve_config("distill", preset="digits", overrides=overrides), manager=manager)
     assert any("sd-vae" in warning for warning in plan.warnings)

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pytest
 from run_helpers import finish, freeflow, processes
 
 SAMPLE = ("sample", "--teacher", "digits", "--format", "npz", "--labels", "random")
@@ -16,6 +17,7 @@ def wait_for_blocks(output, process, number):
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     slow = ("-n", 448, "--steps", 12, "--batch-size", 16)
     process = processes(1, "-m", "freeflow_cli", *SAMPLE, *slow, "--output", tmp_path / "killed")

@@ -290,6 +290,7 @@ def test_a_folder_without_a_sound_manifest_is_refused(tmp_path, text, expected):
         latents(tmp_path)
 
 
+@pytest.mark.long
 def test_two_processes_write_what_one_does(tmp_path, encode):
     arguments = ("--source", "digits", "--codec", "pixels", "--set", "source.held_out=1700", "--shard-size", "10")
     two = ("--output", tmp_path / "two", "--device", "cpu")
