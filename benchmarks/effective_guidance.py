@@ -20,10 +20,10 @@ import argparse
 import math
 
 import torch
-import yaml
 
 from freeflow_core.api import load_teacher
 from freeflow_core.config import ComponentChoice
+from freeflow_core.config.load import lay_settings
 from freeflow_core.engine.build import Builder
 from freeflow_core.evaluation.sampling import Generator
 from freeflow_core.interfaces import Teacher
@@ -87,8 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the teacher")
     options = parser.parse_args()
-    chosen = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in options.set)}
-    teacher = load_teacher(options.teacher, options=chosen)
+    teacher = load_teacher(options.teacher, options=lay_settings({}, options.set))
     weight = options.guidance_weight
     interval = f"[{options.guidance_low:g}, {options.guidance_high:g}]"
     print(f"{options.teacher} guided at {weight:g} for t in {interval}: guidance that fits its noised samples best")

@@ -12,15 +12,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from freeflow_core.config import RunConfig, load_run_config
+from freeflow_core.engine.trainer import Trainer
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.cost.rate import fresh_trainer, step_seconds
+from freeflow_core.tools.cost.rate import fresh_trainer
 
 BASE = {"batch": 16, "depth": 4, "width": 128, "tokens": 64}
 GROWTH = {"batch": (8, 16, 32, 64), "depth": (2, 4, 8, 16), "width": (64, 128, 256, 512), "tokens": (16, 64, 256)}
@@ -54,6 +55,20 @@ def power(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]
     return float(slope), float(last)
 
 
+def turns_seconds(trainer: Trainer, turns: int, clock: Callable[[], float]) -> list[float]:
+    """Of one step, once a turn after an untimed one; the processes of a launcher begin and end a turn together."""
+    found = []
+    for _ in range(1 + turns):
+        trainer.accelerator.wait_for_everyone()
+        before = clock()
+        for _ in range(_STEPS):
+            trainer.step()
+        trainer.read_metrics()
+        trainer.accelerator.wait_for_everyone()
+        found.append((clock() - before) / _STEPS)
+    return found[1:]
+
+
 def sizes_table(registry: Registry, names: Sequence[str], turns: int) -> None:
     """Print how a step grows with each size that is named, the others as in BASE."""
     print("| size | values | ms per step | power, fitted | between the last two | of the operations |")
@@ -61,8 +76,8 @@ def sizes_table(registry: Registry, names: Sequence[str], turns: int) -> None:
     for name in names:
         sizes, seconds = GROWTH[name], []
         for size in sizes:
-            config = configured(registry, **(BASE | {name: size}))
-            seconds.append(median(step_seconds(config, registry, time.process_time) for _ in range(turns)))
+            trainer = fresh_trainer(configured(registry, **(BASE | {name: size})), registry)
+            seconds.append(median(turns_seconds(trainer, turns, time.process_time)))
         fitted, last = power(sizes, seconds)
         times = ", ".join(f"{1e3 * value:.3g}" for value in seconds)
         values = ", ".join(map(str, sizes))
@@ -72,21 +87,10 @@ def sizes_table(registry: Registry, names: Sequence[str], turns: int) -> None:
 def one_process(batch: int) -> None:
     """What each process of a launcher runs: images a second of all together, from rank 0."""
     registry = Registry(Manager.load())
-    config = configured(registry, **(BASE | {"batch": batch}))
-    trainer = fresh_trainer(config, registry)
-    accelerator = trainer.accelerator
-    rates = []
-    for turn in range(4):
-        accelerator.wait_for_everyone()
-        began = time.perf_counter()
-        for _ in range(_STEPS):
-            trainer.step()
-        trainer.read_metrics()
-        accelerator.wait_for_everyone()
-        if turn:
-            rates.append(_STEPS * batch / (time.perf_counter() - began))
-    if accelerator.is_main_process:
-        print(json.dumps({"rate": median(rates)}))
+    trainer = fresh_trainer(configured(registry, **(BASE | {"batch": batch})), registry)
+    seconds = median(turns_seconds(trainer, 3, time.perf_counter))
+    if trainer.accelerator.is_main_process:
+        print(json.dumps({"rate": batch / seconds}))
 
 
 def launched(processes: int, batch: int) -> float:

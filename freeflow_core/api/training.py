@@ -1,6 +1,5 @@
 """Training: a configuration resolved, planned and run; one objective, or several on one teacher."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -10,6 +9,7 @@ from freeflow_core.api.results import RunResult
 from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.config.compare import CompareConfig, load_compare_config
 from freeflow_core.config.load import DEFAULT_PRESETS, choose_preset, lay_settings, merge, resolve
+from freeflow_core.engine.process import launched_processes
 from freeflow_core.engine.run import Run
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.scoring import Scoring
@@ -211,7 +211,7 @@ def plan(
     """
     registry = Registry(manager or Manager.load())
     if num_processes is None:
-        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        num_processes = launched_processes()
     memory = None if device_memory is None else int(device_memory * 2**30)
     given = None if rate is None else Rate(1e12 * rate, RateFrom.GIVEN)
     found = make_plan(config, registry, num_processes, device_memory=memory, rate=given)

@@ -167,6 +167,17 @@ class EvaluationConfig(Section):
     """Seed of the evaluation noise, apart from the training seed."""
     use_ema: bool = Field(True, description="Score the averaged weights.")
 
+    @property
+    def pairs(self) -> int:
+        """Samples that scores sample by sample see."""
+        return min(self.num_samples, self.num_pairs or self.num_samples)
+
+    @property
+    def samples_a_row(self) -> str:
+        """In words, for the legends of tables."""
+        few = f" ({self.pairs} for scores sample by sample)" if self.pairs < self.num_samples else ""
+        return f"{self.num_samples} samples a row{few}"
+
 
 class RunConfig(Section):
     """One run. ``freeflow config show`` prints it resolved, every default written out."""

@@ -89,7 +89,7 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     # Deterministic mode also fills every `torch.empty`: a debugging aid that costs 3 % of a small network's step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub for it
     torch.backends.cudnn.benchmark = not runtime.deterministic
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_processes() > 1:
         # Its functions' defaults are the group of the time of their import, which they would keep from ending.
         importlib.import_module("torch.distributed.nn.functional")
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout_seconds))
@@ -98,6 +98,11 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
     return accelerator
+
+
+def launched_processes() -> int:
+    """How many processes the launcher started, of torchrun or its like; 1 without one. Known before they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _keep_freed_memory() -> None:

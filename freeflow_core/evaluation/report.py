@@ -74,7 +74,7 @@ def legend(config: RunConfig) -> str:
     evaluation = config.evaluation
     guidance = "unguided" if evaluation.guidance_weight == 1 else f"guided at {evaluation.guidance_weight:g}"
     return (
-        f"{evaluation.num_samples} samples a row, evaluation seed {evaluation.seed}, {guidance}. `evaluations` counts "
+        f"{evaluation.samples_a_row}, evaluation seed {evaluation.seed}, {guidance}. `evaluations` counts "
         "network passes per sample, unconditional ones included. `_data` scores compare with held-out images, "
         "`_teacher` scores with the many-step teacher's own samples from other noise. Behind ± is the standard error "
         "of these samples; how much training varies takes several seeds."

@@ -223,8 +223,7 @@ class Evaluation:
         number, size = self.config.num_samples, self.config.batch_size
         paired, unpaired = self._started(name, paired=True), self._started(name, paired=False)
         if paired and self._reference is not None:
-            pairs = min(number, self.config.num_pairs or number)
-            for batch in generator.batches(0, pairs, size, partial(_extract, paired)):
+            for batch in generator.batches(0, self.config.pairs, size, partial(_extract, paired)):
                 shown = batch.shown(self._reference.x[batch.index.to(self._reference.x.device)])
                 for evaluator in paired:
                     evaluator.update(shown)

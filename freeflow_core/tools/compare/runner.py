@@ -27,7 +27,7 @@ from freeflow_core.config import RunConfig
 from freeflow_core.config.compare import CompareConfig, objective_config
 from freeflow_core.engine.build import Builder
 from freeflow_core.engine.events import Events
-from freeflow_core.engine.process import choose_device
+from freeflow_core.engine.process import choose_device, launched_processes
 from freeflow_core.engine.run import Run
 from freeflow_core.engine.run_folder import DEFAULT_PARENT, Membership
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
@@ -83,7 +83,7 @@ class Comparison:
     """
 
     def __init__(self, config: CompareConfig, manager: Manager, output: Path | None) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_processes() > 1:
             raise ConfigError(
                 "A comparison takes its runs one after another in a single process. Start it without torchrun or "
                 "accelerate launch; single runs of it can be resumed with them."
@@ -214,7 +214,7 @@ class Comparison:
             for left in [] if begun else run.folder.glob(".*.partial"):
                 left.unlink()  # of a process that was killed while it began the run
             config = run.config(with_length(run.variant.config, record.images))
-            with memory_told(config, Registry(self._manager)):
+            with memory_told(config, self._registry):
                 Run(
                     config,
                     "distill",

@@ -267,7 +267,7 @@ def _markdown(table: Table, runs: Sequence[PlannedRun], picture: Path | None) ->
     if own := table.teacher_lines:
         lines += [*markdown_table(["without a student", table.score or "", "fidelity"], own), ""]
     lines += [
-        f"{table.evaluation.num_samples} samples a row, from the same noise (evaluation seed {table.evaluation.seed}) "
+        f"{table.evaluation.samples_a_row}, from the same noise (evaluation seed {table.evaluation.seed}) "
         f"for all. `fidelity` is `{FIDELITY}` of the single step. `forwards` are passes of all networks: a row without "
         "gradient counts 1, with gradient 3, with a forward-mode derivative 2, as measured on training steps. "
         "`memory` is the most that a training step holds.",

@@ -279,7 +279,7 @@ def _check_scoring(config: RunConfig, registry: Registry, components: Components
             named = build_evaluators(config.evaluation, builder, context, shape)
             check_evaluators(named, EvaluationBatch(images, condition, index, x=x, z=x))
     except DownloadError:
-        yield f"Whether evaluators fit was not tried: a dry run fetches no weights ({config.codec.name}'s or theirs)."
+        yield f"Evaluators were not tried: a dry run fetches no weights; {config.codec.name}'s or theirs are not here."
 
 
 def _without_memory(

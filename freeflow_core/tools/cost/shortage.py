@@ -1,7 +1,6 @@
 """What a run that ran out of memory is told: what it needs, and settings with which it fits."""
 
 import gc
-import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ import psutil
 import torch
 
 from freeflow_core.config import RunConfig
-from freeflow_core.engine.process import planned_device_type
+from freeflow_core.engine.process import launched_processes, planned_device_type
 from freeflow_core.errors import FreeflowError, is_out_of_memory
 from freeflow_core.plugin import Registry
 from freeflow_core.tools.cost.plan import USABLE, changed, make_plan
@@ -56,7 +55,7 @@ def _advice(config: RunConfig, registry: Registry) -> str:
     device = planned_device_type(config.runtime)
     config = changed(config, runtime={"device": device})
     size = torch.cuda.mem_get_info()[1] if device == "cuda" else psutil.virtual_memory().total
-    processes, rate = int(os.environ.get("WORLD_SIZE", "1")), Rate(1e12, RateFrom.GIVEN)
+    processes, rate = launched_processes(), Rate(1e12, RateFrom.GIVEN)
     plan = make_plan(config, registry, processes, device_memory=size, rate=rate)
     needs = f"By plan each process of this run needs {plan.total / _GIB:.1f} GiB, of {size / _GIB:.1f} GiB there are"
     if plan.fits:

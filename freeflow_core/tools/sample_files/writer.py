@@ -6,7 +6,6 @@ Those of one launcher meet at the start and stop together. Others, such as the j
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.config.load import differences
-from freeflow_core.engine.process import StopRequest, choose_device, from_main, start_accelerator
+from freeflow_core.engine.process import StopRequest, choose_device, from_main, launched_processes, start_accelerator
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator, SampleBatch
 from freeflow_core.tools.job_folder import JobFolder
@@ -59,7 +58,7 @@ class Team:
     @classmethod
     def join(cls, runtime: RuntimeConfig) -> Self:
         """The processes of torchrun, or this one alone. Raises ``ConfigError`` for a device that is not there."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if launched_processes() == 1:
             if runtime.threads is not None:
                 torch.set_num_threads(runtime.threads)
             return cls(choose_device(runtime))
