@@ -16,7 +16,7 @@ from freeflow_core.config.run import EvaluationConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.errors import ConfigError, FreeflowError, PluginError
 from freeflow_core.evaluation.sampling import Generator, SampleBatch, SampleStream, blocks, make_generator
-from freeflow_core.evaluation.teacher_samples import TeacherSamples
+from freeflow_core.evaluation.teacher_samples import TeacherSamples, read_named
 from freeflow_core.interfaces import EvaluationBatch, EvaluationContext, Evaluator, StartTimes
 from freeflow_core.interfaces.journal import EVALUATION
 from freeflow_core.types import Scores, describe, index_condition
@@ -266,7 +266,12 @@ def fitting_evaluators(shape: Sequence[int]) -> tuple[ComponentChoice, ...]:
 def build_evaluators(
     config: EvaluationConfig, builder: Builder, context: EvaluationContext, shape: Sequence[int]
 ) -> list[tuple[str, Evaluator]]:
-    """The evaluators with their names, prepared. Raises ``ConfigError`` for what one of them misses."""
+    """The evaluators with their names, prepared.
+
+    Raises ``ConfigError`` for what one of them misses, or when there is no file of the teacher's samples as named.
+    """
+    if config.teacher_samples is not None:
+        read_named(config.teacher_samples, shapes_only=True)
     chosen = fitting_evaluators(shape) if config.evaluators is None else config.evaluators
     if config.evaluators is None:
         _log.info(

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from freeflow_core.config import ComponentChoice, RunConfig
 from freeflow_core.engine.build import Builder
 from freeflow_core.evaluation.sampling import make_generator
+from freeflow_core.evaluation.teacher_samples import TeacherSamples
 from freeflow_core.interfaces import EvaluationContext
 from freeflow_core.math.distances import energy_distance
 
 _log = logging.getLogger("freeflow")
 _MOST, _LEAST = 256, 64
 _IMAGES_A_SAMPLE = 128
-"""A sample costs 16 passes of the teacher and three single steps, an image of training about five: 3 % of a run."""
+"""A sample costs at most 16 passes of the teacher and three single steps, an image of training about five: 3 %."""
 _STEPS = 8
 _EARLY, _LATER = 0.1, 0.25
 _MARGIN = 1.1
@@ -52,7 +53,8 @@ class SingleStep:
 class SingleSteps:
     """Looks at a student with noise of its own and the run's guidance, without decoding anything.
 
-    The teacher's samples are Heun's in eight steps, drawn once; training draws nothing from what is drawn here.
+    The teacher's samples are those of the file that the run names, or Heun's in eight steps, had once; training draws
+    nothing from what is drawn here.
 
     Attributes:
         first_look: images after which the first look is due: a tenth of the run, or a quarter where the student starts
@@ -72,7 +74,7 @@ class SingleSteps:
     def look(self, images: int) -> SingleStep:
         """Compare now; a student that is worse is told with the likely causes."""
         if self._teacher is None:
-            reference = self._states("heun", _STEPS, self._num)
+            reference = self._teacher_states()
             self._teacher = reference, energy_distance(self._states("euler", 1, 0), reference)
         reference, distance = self._teacher
         found = SingleStep(images, self._distance(self._states("one-step", 1, 0), reference), distance)
@@ -97,6 +99,13 @@ class SingleSteps:
             "the student cannot tell its jumps apart: look at how s and t enter it, `freeflow plugins check`",
         ]
         return f"Likely causes, in order: {'; '.join(f'({i}) {cause}' for i, cause in enumerate(causes, 1))}."
+
+    def _teacher_states(self) -> Tensor:
+        """End points from noise that the single steps do not start from."""
+        assert self._context.teacher is not None
+        kept = TeacherSamples(self._config, self._context.teacher, 2 * self._num, self._builder.precision)
+        found = self._builder.crew.from_main(kept.named)
+        return self._states("heun", _STEPS, self._num) if found is None else found[0][self._num :]
 
     def _states(self, sampler: str, steps: int, first: int) -> Tensor:
         """End points of samples ``first`` ... of one of the networks, on the host."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -68,20 +69,19 @@ class TeacherSamples:
         Raises:
             ConfigError: ``evaluation.teacher_samples`` names no readable file.
         """
-        if self._named is not None:
-            try:
-                found = self._read(_find(self._named))
-            except CheckpointError as error:
-                raise ConfigError(f"evaluation.teacher_samples={self._named}: {error}") from error
-            if found is not None:
-                return found
+        if (found := self.named()) is not None:
+            return found
         if not self._enabled or not self._cached.is_file():
             return None
         try:
-            return self._read(self._cached)
+            return self._fitting(*load_tensors(self._cached))
         except CheckpointError as error:
             _log.warning("Drawing the teacher's samples anew: %s", error)
             return None
+
+    def named(self) -> tuple[Tensor, float] | None:
+        """Those of the file that the run names. Raises as :meth:`load`."""
+        return None if self._named is None else self._fitting(*read_named(self._named))
 
     def save(self, x: Tensor, evaluations: float) -> None:
         """Keep them for other runs. A cache that cannot be written is left alone."""
@@ -94,13 +94,20 @@ class TeacherSamples:
             return
         _log.info(f"Kept the teacher's samples for other runs: {self._cached} ({data_size(4 * x.numel())}).")
 
-    def _read(self, path: Path) -> tuple[Tensor, float] | None:
-        """Those of a file, or None when it has too few or those of other settings; may raise ``CheckpointError``."""
-        tensors, metadata = load_tensors(path)
+    def _fitting(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> tuple[Tensor, float] | None:
+        """Those of a file, or None when it has too few or those of other settings."""
         x = tensors.get("x", torch.empty(0))[: self._number].float()
         if metadata.get("key") != self._key or x.shape != (self._number, *self._shape) or not x.isfinite().all():
             return None
         return x, float(metadata["evaluations"])
+
+
+def read_named(named: str, *, shapes_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of what ``evaluation.teacher_samples`` names. Raises ``ConfigError``: no readable file."""
+    try:
+        return load_tensors(_find(named), shapes_only=shapes_only)
+    except CheckpointError as error:
+        raise ConfigError(f"evaluation.teacher_samples={named}: {error}") from error
 
 
 def _digest(tensors: list[tuple[str, Tensor]]) -> str:

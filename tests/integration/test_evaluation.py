@@ -71,8 +71,14 @@ def test_named_samples_are_taken_where_they_fit(tiny, tmp_path, manager, cache):
     for number, other in enumerate(("evaluation.seed=7", "evaluation.num_samples=80")):
         drawn = scores_of(tiny(*SMALL, given, other), tmp_path / f"other-{number}", manager)
         assert drawn["student"]["energy_teacher"] < 5
+
+
+def test_a_file_of_samples_that_is_not_there_is_refused_before_the_first_step(tiny, output, manager):
+    config = tiny(*SMALL, "evaluation.teacher_samples=nowhere.safetensors")
     with pytest.raises(ConfigError, match="no checkpoint file"):
-        scores_of(tiny(*SMALL, "evaluation.teacher_samples=nowhere.safetensors"), tmp_path / "none", manager)
+        Run(config, "distill", manager, output=output, resume=False, scorer=Scoring)
+    with pytest.raises(ConfigError, match="no checkpoint file"):
+        api.plan(config)
 
 
 def test_the_floor_is_the_teacher_against_itself_and_both_can_be_left_out(tiny, tmp_path, manager, cache):

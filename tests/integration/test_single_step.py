@@ -4,12 +4,14 @@ import json
 import logging
 
 import pytest
+import torch
 from run_helpers import TINY
 
 from freeflow_core import api
 from freeflow_core.config.load import resolve
 from freeflow_core.evaluation import single_step
-from freeflow_core.network_file import load_tensors
+from freeflow_core.evaluation.teacher_samples import TeacherSamples
+from freeflow_core.network_file import load_tensors, save_tensors
 from freeflow_core.plugin import Manager, Registry
 
 IMAGES = 8_192
@@ -53,6 +55,14 @@ def test_a_student_that_learns_is_compared_twice_and_not_warned_of(distill, capl
     assert found[IMAGES // 4][1] == found[IMAGES][1]  # the teacher's samples are drawn once
     assert warned(caplog) == []
     assert "closer to the teacher's samples" in result.files["report"].read_text("utf-8")
+
+
+def test_samples_of_a_file_that_the_run_names_are_taken(distill, tmp_path, monkeypatch):
+    given = tmp_path / "samples.safetensors"
+    save_tensors(given, {"x": torch.zeros(0)}, {})
+    monkeypatch.setattr(TeacherSamples, "named", lambda self: (torch.full((self._number, 2), 50.0), 25.0))
+    _, found = distill(teacher_samples=str(given))
+    assert all(distance > 50 for pair in found.values() for distance in pair)
 
 
 def test_a_ruined_student_is_told_in_the_run_and_in_its_report(distill, caplog):
