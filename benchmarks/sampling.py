@@ -110,7 +110,7 @@ def main() -> None:
         (f"teacher, {TEACHER_STEPS} steps of Heun", False, 1.0, 10),
         ("the same, guided", False, 1.5, 20),
     ):
-        num = max(options.batch_size, options.num // share)
+        num = options.batch_size * max(1, options.num // (share * options.batch_size))
         timed = stages(prepare(registry, options.teacher, device, guidance, of_student), num, options.batch_size)
         now = time.perf_counter if device.type == "cuda" else time.process_time  # of this process, on a busy machine
         turns = []

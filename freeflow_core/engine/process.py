@@ -38,6 +38,8 @@ def choose_device(runtime: RuntimeConfig) -> torch.device:
             f"runtime.device={wanted} is not available to this torch ({torch.__version__}). "
             f"Available: {', '.join(name for name in ('cpu', 'cuda', 'mps') if is_available(name))}."
         )
+    if wanted == "cpu":
+        _keep_freed_memory()  # of sampling as of training
     return torch.device(wanted)
 
 
@@ -78,8 +80,6 @@ def free_memory(device_type: str) -> int | None:
 def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     """Join the launched processes (one when there was no launcher) and fix thread count and determinism."""
     device = choose_device(runtime)
-    if device.type == "cpu":
-        _keep_freed_memory()
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     if runtime.compile:
@@ -106,7 +106,7 @@ def launched_processes() -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep what one step frees for the next: to get it anew, page by page, is an eighth of a step.
+    """Have the C library keep what is freed for what comes next: to get it anew, page by page, is an eighth of a step.
 
     Of glibc alone (mallopt(3)), unless the environment sets it; elsewhere nothing happens.
     """

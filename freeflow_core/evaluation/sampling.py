@@ -143,6 +143,11 @@ class Generator:
         _check_labels(labels, self.networks[0].num_classes)
 
     @property
+    def num_steps(self) -> int:
+        """Of the sampler's grid; a hybrid's jump is one."""
+        return len(self.grid) - 1
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Dimensions of one state."""
         return tuple(self.networks[0].sample_shape)

@@ -26,6 +26,8 @@ SETTINGS = {"seed": 0, "labels": "balanced"}
 class Counting:
     """Stands for the generator: image i shows i; ``drawn`` are the indices asked for; ``event`` happens at an index."""
 
+    num_steps = 25
+
     def __init__(self, at=-1, event=None):
         self.drawn: list[int] = []
         self._at, self._event = at, event

@@ -29,14 +29,14 @@ from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.files import claimed, replacing, write_text
 from freeflow_core.types import Condition
 
-_SMALLEST_BLOCK = 64
+_LEAST_SAMPLES, _LEAST_STEPS = 64, 4
 _NAME = re.compile(r"block-(\d+)\.npz")
 _CLAIM = ".claim"
 
 
-def block_size(batch_size: int) -> int:
-    """The smallest multiple of the batch size that makes a file worth writing."""
-    return batch_size * -(-_SMALLEST_BLOCK // batch_size)
+def block_size(batch_size: int, num_steps: int) -> int:
+    """The smallest multiple of the batch size that is worth a file: few of the sampler's steps may take less time."""
+    return batch_size * max(-(-_LEAST_SAMPLES // batch_size), -(-_LEAST_STEPS // num_steps))
 
 
 @final

@@ -129,7 +129,8 @@ class SampleWriter:
             Interrupted: Ctrl-C or SIGTERM; finished blocks stay.
             FreeflowError: the disk is full, or another process failed; finished blocks stay.
         """
-        manifest, finished = self.team.from_main(self._open)
+        size = block_size(self.batch_size, generator.num_steps)
+        manifest, finished = self.team.from_main(lambda: self._open(size))
         blocks = Blocks(self.num, manifest.block_size)
         if not manifest.complete:
             try:
@@ -147,12 +148,12 @@ class SampleWriter:
         evaluations, seconds = made.evaluations or 0.0, made.seconds_per_image or 0.0
         return SampleResult(self.folder, files, evaluations, seconds, blocks.count(finished))
 
-    def _open(self) -> tuple[Manifest, set[int]]:
-        """The manifest to go on with, and the blocks that are finished.
+    def _open(self, size: int) -> tuple[Manifest, set[int]]:
+        """The manifest to go on with, of blocks of ``size`` if none were begun, and the blocks that are finished.
 
         Nothing that is finished is ever overwritten, and nothing is written into a new folder.
         """
-        fresh = Manifest(json.loads(json.dumps(self.describe())), block_size(self.batch_size))
+        fresh = Manifest(json.loads(json.dumps(self.describe())), size)
         job, parts, names = self._job, self._parts, self.sample_format.file_names(self.num)
         try:
             manifest, finished = job.read(), parts.finished()
