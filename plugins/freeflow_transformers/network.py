@@ -56,7 +56,9 @@ class DiffusionTransformer(nn.Module):
             patches = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size)
             self.x_embedder = nn.Sequential(OrderedDict(proj=patches))
             self.t_embedder = ScalarEmbedder(config.width)
-            table = nn.Embedding(config.num_classes + int(config.null_class), config.width)  # the null class last
+            rows = torch.empty(config.num_classes + int(config.null_class), config.width)  # the null class last
+            # Not by its constructor: drawing normals without memory loads torch's compiler, a second and more.
+            table = nn.Embedding.from_pretrained(rows, freeze=False)
             self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table)) if config.num_classes else None
             self.dt_embedder = ScalarEmbedder(config.width) if config.jump else None
             self.gw_embedder = ScalarEmbedder(config.width) if config.guidance else None
