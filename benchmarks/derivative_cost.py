@@ -1,7 +1,9 @@
 """What each way to a student's derivative costs and gives, preset by preset: docs/reference/performance.md.
 
 OMP_NUM_THREADS=1 python benchmarks/derivative_cost.py                      # digits, mnist, mnist-guided
-python benchmarks/derivative_cost.py --random --presets sit-repa-xl2-256    # a GPU of 80 GB; a part of it on a CPU:
+python benchmarks/derivative_cost.py --random --presets sit-repa-xl2-256    # a GPU of 80 GB; its errors alone:
+python benchmarks/derivative_cost.py --random --presets sit-repa-xl2-256 --errors --set training.batch_size=8
+                                                                            # 16 GB; a part of it on a CPU:
 python benchmarks/derivative_cost.py --random --presets sit-repa-xl2-256 --set teacher.depth=2 teacher.width=1152 \\
     teacher.num_heads=16 training.batch_size=4
 """
@@ -20,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from freeflow_core import api
 from freeflow_core.config import RunConfig
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.derivatives import derivative_errors
+from freeflow_core.tools.derivatives import derivative_errors, derivative_ways
 
 _BITS = 23 - 10
 """By which TF32's significands are shorter than float32's."""
@@ -42,8 +44,15 @@ def _rounded(x: torch.Tensor) -> torch.Tensor:
     return ((x.contiguous().view(torch.int32) + (1 << (_BITS - 1))) >> _BITS << _BITS).view(torch.float32)
 
 
-def rows(name: str, config: RunConfig, manager: Manager, trained: int) -> list[str]:
+def rows(name: str, config: RunConfig, manager: Manager, trained: int, errors_alone: bool) -> list[str]:
     """Of the table, one a way, and one for forward mode in TF32, where the run's derivative takes float32 products."""
+    if errors_alone:
+        ways = list(derivative_ways(config))
+        errors = derivative_errors(config, Registry(manager), ways, step=5e-3, trained_steps=trained)
+        return [
+            f"| {name} | {', '.join('='.join(way) for way in options.items())} | - | {path:.1e} | {duration:.1e} |"
+            for options, (path, duration) in zip(ways, errors, strict=True)
+        ]
     is_cpu = config.runtime.device == "cpu" or not torch.cuda.is_available()
     clock = time.process_time if is_cpu else time.perf_counter
     costs = api.measure_derivatives(config, manager, trained_steps=trained, clock=clock)
@@ -66,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--train", type=int, default=0, help="steps before errors are measured; 0: noise on all weights"
     )
+    parser.add_argument("--errors", action="store_true", help="take no steps: a network whose training does not fit")
     parser.add_argument("--random", action="store_true", help="of a released teacher with random weights")
     parser.add_argument("--set", nargs="+", default=[], metavar="A.B=C", help="change it, as for freeflow")
     options = parser.parse_args(arguments)
@@ -75,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.presets:
         overrides = {"teacher": {"initialise": "random"}} if options.random else {}
         config = api.resolve_config("distill", preset=name, overrides=overrides, settings=options.set, manager=manager)
-        for row in rows(name, config, manager, options.train):
+        for row in rows(name, config, manager, options.train, options.errors):
             print(row, flush=True)
     return 0
 

@@ -84,7 +84,7 @@ def measure_derivatives(
             f"The objective {config.objective.name!r} takes no derivative that could be chosen. Measure a run with "
             "freeflow, freeflow-prediction, meanflow or another with the option derivative."
         )
-    chosen, ways = objective.options, list(_ways(config))
+    chosen, ways = objective.options, list(derivative_ways(config))
     errors = derivative_errors(config, registry, ways, step=chosen.derivative_step, trained_steps=trained_steps)
     gc.collect()
     found = []
@@ -144,7 +144,8 @@ def derivative_errors(
     return found
 
 
-def _ways(config: RunConfig) -> Iterator[dict[str, str]]:
+def derivative_ways(config: RunConfig) -> Iterator[dict[str, str]]:
+    """The options of all ways that the run's precision allows."""
     is_rounded = config.runtime.precision == "bf16"
     yield {"derivative": "forward-mode"}
     if is_rounded:

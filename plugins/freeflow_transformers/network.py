@@ -58,7 +58,7 @@ class DiffusionTransformer(nn.Module):
             self.t_embedder = ScalarEmbedder(config.width)
             rows = torch.empty(config.num_classes + int(config.null_class), config.width)  # the null class last
             # Not by its constructor: drawing normals without memory loads torch's compiler, a second and more.
-            table = nn.Embedding.from_pretrained(rows, freeze=False)
+            table = nn.Embedding.from_pretrained(rows, freeze=False)  # type: ignore[no-untyped-call]
             self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table)) if config.num_classes else None
             self.dt_embedder = ScalarEmbedder(config.width) if config.jump else None
             self.gw_embedder = ScalarEmbedder(config.width) if config.guidance else None
