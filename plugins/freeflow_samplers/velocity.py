@@ -10,7 +10,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
 
 from freeflow_core.errors import ConfigError
 from freeflow_core.interfaces import Sampler, Student, Teacher, VelocitySampler
@@ -179,6 +178,8 @@ class AdaptiveSampler(SteppingSampler, VelocitySampler):
         weight = batch.weights((stops[0] + stops[-1]) / 2)
         t = torch.tensor(stops, dtype=torch.float64, device=x.device)
         config = self._config
+        from torchdiffeq import odeint  # not for the other samplers: it loads scipy's integrators
+
         try:
             return odeint(
                 lambda time, state: batch.velocity(teacher, state, float(time), weight),

@@ -13,7 +13,7 @@ from freeflow_core.network_file import check_tensors
 from freeflow_core.types import Condition, LoadReport, NetworkState
 from freeflow_transformers.architecture import TransformerConfig
 from freeflow_transformers.config import PolicyOptions, PolicyTransformerConfig
-from freeflow_transformers.network import DiffusionTransformer, FinalLayer, modulate
+from freeflow_transformers.network import DiffusionTransformer, FinalLayer, allocate, modulate
 from freeflow_transformers.students import fresh_network, jump_output, nothing_taken, student_architecture
 from freeflow_transformers.weights import take_weights, teacher_architecture
 
@@ -48,7 +48,7 @@ class PolicyHead(nn.Module):
             width, hidden = architecture.width, options.std_width
             deviation = nn.Sequential(nn.SiLU(), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
             self.log_std = deviation if mixture else None
-        self.to_empty(device=device)
+        allocate(self, device)
         if device.type != "meta":
             self._reset(generator)
 
@@ -168,7 +168,7 @@ class PolicyTransformer(PolicyStudent):
         learn_sigma = base is not None and base.learn_sigma
         plain = DiffusionTransformer(self.network.config.model_copy(update={"learn_sigma": learn_sigma}), device="meta")
         if not self.network.pos_embed.is_meta:
-            plain.to_empty(device="cpu")  # what it takes from the teacher is filled, and nothing else is read
+            allocate(plain, "cpu")  # what it takes from the teacher is filled, and nothing else is read
         report = take_weights(plain, teacher)
         if not report.taken:
             return LoadReport(new=tuple(own))
@@ -199,5 +199,6 @@ class PolicyTransformer(PolicyStudent):
         check_tensors(student.network.state_dict(), state.tensors, "policy student's checkpoint")
         student.to(state.tensors["x_embedder.proj.weight"].dtype)
         if not any(tensor.is_meta for tensor in state.tensors.values()):
-            student.to_empty(device="cpu").network.load_state_dict(dict(state.tensors))
+            allocate(student, "cpu")
+            student.network.load_state_dict(dict(state.tensors))
         return student

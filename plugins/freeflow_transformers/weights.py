@@ -11,7 +11,7 @@ from freeflow_core.interfaces import Teacher
 from freeflow_core.network_file import check_tensors
 from freeflow_core.types import LoadReport, NetworkState
 from freeflow_transformers.architecture import FAMILY, TransformerConfig
-from freeflow_transformers.network import DiffusionTransformer
+from freeflow_transformers.network import DiffusionTransformer, allocate
 
 _STUDENTS_OWN = ("jump", "guidance")
 """What a student may have and its teacher lacks."""
@@ -55,7 +55,7 @@ def filled_network(
             "floating-point): quantised weights cannot be used. Choose a file in float32, float16 or bfloat16."
         )
     if not any(tensor.is_meta for tensor in tensors.values()):
-        network.to_empty(device="cpu")
+        allocate(network, "cpu")
         network.load_state_dict(dict(tensors))
     return network
 
