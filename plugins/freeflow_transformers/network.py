@@ -108,7 +108,8 @@ class DiffusionTransformer(nn.Module):
         if self.y_embedder is not None and labels is not None:
             c = c + self.y_embedder(labels.to(self.pos_embed.device, non_blocking=True))
         patches = self.x_embedder(x_t.to(self.pos_embed.dtype))
-        tokens = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (N, T, width), row by row
+        # (N, T, width), row by row, in memory too: blocks would keep a convolution's order, and copy at every product.
+        tokens = patches.flatten(2).transpose(1, 2).contiguous() + self.pos_embed
         for block in self.blocks:
             tokens = self._run(block, tokens, c)
         return self._join_patches(self.final_layer(tokens, c)).to(x_t.dtype)
