@@ -25,8 +25,9 @@ from freeflow_core.types import RunParent
 DEFAULT_PARENT = Path("runs")
 FREE_TO_CHANGE = (
     "trackers", "logging", "checkpointing", "samples", "evaluation",
-    "training.stop_at_images", "runtime.timeout_seconds", "runtime.sharding", "runtime.shard_size", "runtime.compile",
-    "runtime.compile_backend",
+    "training.stop_at_images", "training.accumulation", "runtime.timeout_seconds", "runtime.sharding",
+    "runtime.shard_size", "runtime.compile", "runtime.compile_backend", "runtime.activation_checkpointing",
+    "runtime.offload_optimizer",
 )  # fmt: skip
 """Settings that a resumed run may change, because they cannot change the weights but by rounding."""
 _LOCK = ".lock"
