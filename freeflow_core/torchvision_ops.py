@@ -1,10 +1,11 @@
-"""Make ``import torchvision`` work beside a torch that its compiled operators were not built for.
+"""Libraries whose import fails, or says much, beside a torch that their compiled operators were not built for.
 
-Libraries that plugins stand on (clean-fid, diffusers) import torchvision on the way. Call
+Others that plugins stand on (clean-fid, diffusers) import torchvision and torchao on the way. Call
 :func:`ensure_torchvision_ops` before importing one of them.
 """
 
 import contextlib
+import logging
 from typing import Any
 
 import torch
@@ -34,12 +35,19 @@ def ensure_torchvision_ops() -> None:
                 torch.library.define(name, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
+def silence_torchao() -> None:
+    """It, and diffusers of it, warns of kernels that this machine cannot load; whoever needs one gets an error."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def diffusers_class(name: str, who: str, extra: str) -> Any:
     """A class of diffusers, whose import takes seconds.
 
     Raises ``ConfigError`` when it is not to be had: ``who`` needs it, and the ``extra`` of this package installs it.
     """
     ensure_torchvision_ops()
+    silence_torchao()
     try:
         import diffusers
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, final
@@ -13,6 +12,7 @@ from torch import Tensor
 from freeflow_core.config import OptimizerConfig
 from freeflow_core.engine.optimizer import Piece, Whole, grouped
 from freeflow_core.errors import ConfigError
+from freeflow_core.torchvision_ops import silence_torchao
 
 Precision = Literal["full", "bf16", "8bit"]
 _BLOCK = 256
@@ -160,8 +160,7 @@ class _Code:
     """torchao's functions, and its levels in [-1, 1] for signed numbers and in [0, 1] for others."""
 
     def __init__(self) -> None:
-        for name in ("torchao", "torch.utils._pytree"):  # it warns of kernels of its own that this machine cannot load
-            logging.getLogger(name).setLevel(logging.ERROR)
+        silence_torchao()
         try:
             from torchao.optim import quant_utils
         except ImportError as error:
