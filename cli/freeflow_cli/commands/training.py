@@ -128,7 +128,8 @@ def advice(plan: Plan, found: Proposal | None, request: Request) -> Iterator[str
         fixed = plan.total - plan.activations
         yield (
             f"No micro-batches and recomputed activations make it fit: weights, gradients and optimizer alone take "
-            f"{size(fixed)}. Take a smaller student or a larger device."
+            f"{size(fixed)}. Less room for them: training.optimizer.moments=8bit, runtime.teacher_weights=bf16 (of a "
+            "bf16 run), more processes with runtime.sharding=full, a smaller student."
         )
         return
     more = found.plan.flops_per_step / plan.flops_per_step

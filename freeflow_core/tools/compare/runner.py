@@ -85,8 +85,8 @@ class Comparison:
     def __init__(self, config: CompareConfig, manager: Manager, output: Path | None) -> None:
         if launched_processes() > 1:
             raise ConfigError(
-                "A comparison takes its runs one after another in a single process. Start it without torchrun or "
-                "accelerate launch; single runs of it can be resumed with them."
+                "Each process of a comparison takes whole runs, so it is not started by torchrun or accelerate launch. "
+                "Give the same command once per device, or as an array of jobs: they share the runs."
             )
         self._config, self._manager, self._registry = config, manager, Registry(manager)
         self.folder = output or DEFAULT_PARENT / f"compare-{config.name}"

@@ -66,7 +66,8 @@ def _advice(config: RunConfig, registry: Registry) -> str:
     found = propose(config, plan, registry)
     if found is None:
         return (
-            f"{needs}. No micro-batches or recomputed activations make it fit: take smaller networks or more devices."
+            f"{needs}. No micro-batches or recomputed activations make it fit. Less room: "
+            "training.optimizer.moments=8bit, smaller networks, more devices."
         )
     settings = " ".join(f"--set {setting}" for setting in found.settings)
     return (
