@@ -16,7 +16,8 @@ from freeflow_core.config import ComponentChoice, RunConfig, to_yaml
 from freeflow_core.config.load import saved_config
 from freeflow_core.engine.build import DTYPES, Builder
 from freeflow_core.engine.events import Events
-from freeflow_core.engine.process import Crew, peak_memory, start_accelerator
+from freeflow_core.engine.peers import joined
+from freeflow_core.engine.process import Crew, peak_memory
 from freeflow_core.errors import ConfigError
 from freeflow_core.evaluation.report import score_table
 from freeflow_core.evaluation.scores import Evaluation
@@ -60,14 +61,23 @@ def evaluate(
     named = config is not None or preset is not None or student is None
     file = None if named else saved_config(Path(str(student)))
     config = settled("distill", manager, config, preset, file, settings, chosen)
-    with shown(manager, progress), float32_products(config.runtime.matmul_precision):
-        return _evaluated(config, student, output, manager, began)
+    with (
+        shown(manager, progress),
+        float32_products(config.runtime.matmul_precision),
+        joined(config.runtime) as accelerator,
+    ):
+        return _evaluated(config, accelerator, student, output, manager, began)
 
 
 def _evaluated(
-    config: RunConfig, student: str | Path | None, output: Path | None, manager: Manager, began: float
+    config: RunConfig,
+    accelerator: Accelerator,
+    student: str | Path | None,
+    output: Path | None,
+    manager: Manager,
+    began: float,
 ) -> RunResult:
-    accelerator, builder, context = _built(config, student, manager)
+    builder, context = _built(config, accelerator, student, manager)
     if context.student is None and context.teacher is None:
         raise ConfigError("Nothing to evaluate: name a student, by its run's folder or its file, or a teacher.")
     folder = output or Path()
@@ -118,38 +128,38 @@ def search(
     Raises:
         ConfigError: parts or numbers that do not fit.
     """
-    _, builder, context = _built(config, student, manager or Manager.load())
-    if context.teacher is None:
-        raise ConfigError("Best-of-N search ends with a teacher: name one with --teacher.")
-    searching = Search(
-        config,
-        builder,
-        context,
-        builder.build("verifier", ComponentChoice.model_validate(verifier)),
-        candidates,
-        ComponentChoice.model_validate(sampler),
-        steps,
-        guidance_weight,
-        guidance_weight if student_guidance is None else student_guidance,
-        temperature,
-    )
-    batch_size = config.evaluation.batch_size
-    with float32_products(config.runtime.matmul_precision):
+    manager = manager or Manager.load()
+    with joined(config.runtime) as accelerator, float32_products(config.runtime.matmul_precision):
+        builder, context = _built(config, accelerator, student, manager)
+        if context.teacher is None:
+            raise ConfigError("Best-of-N search ends with a teacher: name one with --teacher.")
+        searching = Search(
+            config,
+            builder,
+            context,
+            builder.build("verifier", ComponentChoice.model_validate(verifier)),
+            candidates,
+            ComponentChoice.model_validate(sampler),
+            steps,
+            guidance_weight,
+            guidance_weight if student_guidance is None else student_guidance,
+            temperature,
+        )
+        batch_size = config.evaluation.batch_size
         result = searching.write_samples(output, num, batch_size, seed, on_progress or (lambda done, total: None))
         if not compare_seeds:
             return result
         first = config.evaluation.seed
         rows = searching.rows(range(first, first + compare_seeds))
-    files = builder.crew.from_main(lambda: write_rows(rows, config, output))
-    return replace(result, rows=rows, files={**result.files, **files})
+        files = builder.crew.from_main(lambda: write_rows(rows, config, output))
+        return replace(result, rows=rows, files={**result.files, **files})
 
 
 def _built(
-    config: RunConfig, student: str | Path | None, manager: Manager
-) -> tuple[Accelerator, Builder, EvaluationContext]:
+    config: RunConfig, accelerator: Accelerator, student: str | Path | None, manager: Manager
+) -> tuple[Builder, EvaluationContext]:
     """What the configuration names, with a trained student; its own teacher where the configuration has none."""
-    registry, accelerator = Registry(manager), start_accelerator(config.runtime)
-    device, crew = accelerator.device, Crew(accelerator)
+    registry, device, crew = Registry(manager), accelerator.device, Crew(accelerator)
     builder = Builder(registry, device, config.seed, config.runtime.precision, crew=crew)
     dtype = DTYPES[config.runtime.precision]
     loaded = load_student(student, registry) if student is not None else None
@@ -161,4 +171,4 @@ def _built(
         loaded.student.to(device=device, dtype=dtype) if loaded else None,
         builder.build("source", config.reference) if config.reference else None,
     )
-    return accelerator, builder, context
+    return builder, context

@@ -253,7 +253,13 @@ class Checkpoints:
             from freeflow_core.engine.sharding import read
 
             files, random = read(path, description.divided, layout), load_tensors(path / f"{_RANDOM}.safetensors")[0]
-        state.load(files)
+        try:
+            state.load(files)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{path}: {error} Go on with the configuration, plugins and teacher that it was written with, or start "
+                "a new run with another --output."
+            ) from error
         state.images, state.step = description.images, description.step
         for name, count in description.updates.items():
             if name in state.roles:

@@ -1,25 +1,33 @@
 """The processes of a run, and which of them is gone when one no longer answers."""
 
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import final
 
 import psutil
-import torch
+from accelerate import Accelerator
 
-from freeflow_core.engine.process import Process, from_each
+from freeflow_core.config import RuntimeConfig
+from freeflow_core.engine.process import Process, from_each, is_failed_exchange, start_accelerator
 from freeflow_core.errors import FreeflowError
 from freeflow_core.plugin.culprit import described
 
-_EXCHANGE = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe")
-"""What torch says of an exchange between processes that failed; gloo's errors have no type of their own."""
 _PATIENCE = 3.0
 """Seconds in which a process that has closed its connections is given time to end."""
+
+
+@contextmanager
+def joined(runtime: RuntimeConfig) -> Iterator[Accelerator]:
+    """The processes of a command that keeps nothing but its result, which name one of them that dies meanwhile.
+
+    Raises what :func:`start_accelerator` and :meth:`Peers.watched` do.
+    """
+    accelerator = start_accelerator(runtime)
+    with Peers(accelerator).watched(lambda: "Give the same command again."):
+        yield accelerator
 
 
 @final
@@ -31,20 +39,17 @@ class Peers:
         self._all = from_each(process, [(self._host, os.getpid())])
 
     @contextmanager
-    def watched(self, checkpoint: Callable[[], Path | None]) -> Iterator[None]:
-        """Inside, an exchange that fails is told by the process that is gone, with the newest ``checkpoint``.
+    def watched(self, onward: Callable[[], str]) -> Iterator[None]:
+        """Inside, an exchange that fails is told by the process that is gone, and then what ``onward`` says to do.
 
         Raises ``FreeflowError``.
         """
         try:
             yield
         except RuntimeError as error:
-            failed = isinstance(error, torch.distributed.DistError) or _EXCHANGE.search(str(error))
-            if len(self._all) == 1 or not failed:
+            if len(self._all) == 1 or not is_failed_exchange(error):
                 raise
-            raise FreeflowError(
-                f"{self._lost(error)} The last good checkpoint is {checkpoint() or 'none'}; go on with --resume."
-            ) from error
+            raise FreeflowError(f"{self._lost(error)} {onward()}") from error
 
     def _lost(self, error: RuntimeError) -> str:
         until = time.monotonic() + _PATIENCE

@@ -1,20 +1,17 @@
-"""This process: its device, precision and memory, the others of its run, and how it is stopped."""
+"""This process: its device, precision and memory, and the others of its run."""
 
 import atexit
 import ctypes
 import gc
 import importlib
 import os
-import signal
-import threading
-import time
+import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from io import BytesIO
 from itertools import islice
-from types import FrameType, TracebackType
-from typing import Any, Protocol, Self, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 import psutil
 import torch
@@ -22,12 +19,17 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from freeflow_core.config import RuntimeConfig
+from freeflow_core.engine.interruption import StopRequest
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.plugin.culprit import described
 
 _T = TypeVar("_T")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h."""
+_MEETING = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What launchers set beside ``WORLD_SIZE``."""
+_EXCHANGE = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe")
+"""What torch says of an exchange between processes that failed."""
 
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:
@@ -78,8 +80,14 @@ def free_memory(device_type: str) -> int | None:
 
 
 def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
-    """Join the launched processes (one when there was no launcher) and fix thread count and determinism."""
+    """Join the launched processes (one when there was no launcher) and fix thread count and determinism.
+
+    Raises:
+        ConfigError: a device that is not there, or an environment that names other processes and not how to meet them.
+        FreeflowError: the others have not come within ``runtime.timeout_seconds``.
+    """
     device = choose_device(runtime)
+    _check_launch()
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     if runtime.compile:
@@ -92,8 +100,18 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     if launched_processes() > 1:
         # Its functions' defaults are the group of the time of their import, which they would keep from ending.
         importlib.import_module("torch.distributed.nn.functional")
-    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout_seconds))
-    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
+    joining = InitProcessGroupKwargs(timeout=patience(runtime))
+    try:
+        accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[joining])
+    except RuntimeError as error:
+        if not is_failed_exchange(error):
+            raise
+        raise FreeflowError(
+            f"Process {os.environ['RANK']} expected {launched_processes()} processes to meet at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}, and they did not: {described(error)}. "
+            f"Start all of them, within the {runtime.timeout_seconds:g} s of runtime.timeout_seconds, and see in their "
+            "output why one ended; without a launcher, leave WORLD_SIZE out."
+        ) from error
     if accelerator.num_processes > 1:
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
@@ -103,6 +121,31 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
 def launched_processes() -> int:
     """How many processes the launcher started, of torchrun or its like; 1 without one. Known before they have met."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_launch() -> None:
+    """Raise :class:`ConfigError` for a ``WORLD_SIZE`` without what processes need to meet."""
+    if launched_processes() > 1 and (missing := [name for name in _MEETING if name not in os.environ]):
+        raise ConfigError(
+            f"The environment says WORLD_SIZE={os.environ['WORLD_SIZE']}, so this is one of several processes, but "
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set. Start them by torchrun "
+            "--nproc_per_node N -m freeflow_cli ..., which sets them all; for one process alone, unset WORLD_SIZE."
+        )
+
+
+def patience(runtime: RuntimeConfig) -> timedelta:
+    """How long this process waits for the others: to be given to every group of processes, for torch's own differ."""
+    return timedelta(seconds=runtime.timeout_seconds)
+
+
+def gloo_group(runtime: RuntimeConfig) -> torch.distributed.ProcessGroup:
+    """All processes in one more group, over gloo, so that no device waits. To be made by all alike."""
+    return torch.distributed.new_group(backend="gloo", timeout=patience(runtime))
+
+
+def is_failed_exchange(error: RuntimeError) -> bool:
+    """Whether it comes from an exchange between processes; gloo's errors have no type of their own."""
+    return isinstance(error, torch.distributed.DistError) or _EXCHANGE.search(str(error)) is not None
 
 
 def _keep_freed_memory() -> None:
@@ -198,7 +241,7 @@ class Crew:
             other moments only set ``requested``, so that no process leaves while another waits for it.
     """
 
-    def __init__(self, process: Accelerator | None = None, stop: "StopRequest | None" = None) -> None:
+    def __init__(self, process: Accelerator | None = None, stop: StopRequest | None = None) -> None:
         self._process, self._stop = process, stop
         self.num_processes = 1 if process is None else process.num_processes
         self.is_main_process = process is None or process.is_main_process
@@ -292,108 +335,3 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-_SECOND = 1.0
-"""Seconds after which another Ctrl-C is a second one: launchers pass on what the terminal has sent already."""
-
-
-@final
-class StopRequest:
-    """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end work after the step in hand; a second Ctrl-C ends it at once.
-
-    A context in which a signal only sets ``requested``. Schedulers and launchers send several: of all signals only
-    Ctrl-C can be a second one. Those that were ignored before, as under ``nohup``, stay so. Outside the main thread
-    nothing is done.
-
-    Args:
-        patient: a second Ctrl-C counts for nothing; for one of several processes, which a launcher may send it again.
-    """
-
-    def __init__(self, *, patient: bool = False) -> None:
-        self.requested = False
-        self._patient = patient
-        self._asked_at = 0.0
-        self._at_once: bool | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                if (previous := signal.getsignal(number)) not in (signal.SIG_IGN, None):
-                    self._previous[number] = previous
-                    signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-
-    def at_once(self) -> AbstractContextManager[None]:
-        """Inside, the first signal raises ``KeyboardInterrupt``: for what can be done again, such as an evaluation."""
-        return self._answering(at_once=True)
-
-    def shielded(self) -> AbstractContextManager[None]:
-        """Inside, no signal raises: for what must be done, such as a checkpoint."""
-        return self._answering(at_once=False)
-
-    @contextmanager
-    def _answering(self, *, at_once: bool) -> Iterator[None]:
-        before, self._at_once = self._at_once, at_once
-        try:
-            if at_once and self.requested:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._at_once = before
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        is_second = self.requested and number == signal.SIGINT and now - self._asked_at >= _SECOND
-        if not self.requested:
-            self.requested, self._asked_at = True, now
-        if self._at_once or (is_second and self._at_once is None and not self._patient):
-            raise KeyboardInterrupt
-
-
-@final
-class Agreement:
-    """Whether any process of a run was asked to stop, agreed on by all after the same step.
-
-    Asked every ``interval`` seconds or so, counted in steps, for clocks differ; over gloo, so that no device waits.
-    """
-
-    def __init__(self, process: Process, interval: float = 0.5) -> None:
-        self._group = torch.distributed.new_group(backend="gloo") if process.num_processes > 1 else None
-        self._interval = interval
-        self._every = self._steps = 0
-        self._asked_at = time.monotonic()
-
-    def restart_clock(self) -> None:
-        """After something other than steps, on all processes: the next step asks."""
-        self._every = 0
-
-    def reached(self, requested: bool) -> bool:
-        """To be called after each step, on all processes."""
-        if self._group is None:
-            return requested
-        self._steps += 1
-        if self._steps < self._every:
-            return False
-        pace = (time.monotonic() - self._asked_at) / self._steps
-        told = torch.tensor([float(requested), pace])
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, self._group)
-        asked, slowest = told.tolist()
-        # At most doubled: the first steps return early, before a device is busy.
-        self._every = max(1, min(int(self._interval / max(slowest, 1e-6)), 2 * self._every))
-        self._steps, self._asked_at = 0, time.monotonic()
-        return asked > 0
-
-    def close(self) -> None:
-        """End gloo's threads while the interpreter stands."""
-        if self._group is not None and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group(self._group)
-        self._group = None

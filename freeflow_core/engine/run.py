@@ -19,17 +19,9 @@ from freeflow_core.engine.blocks import compiling, told_first_step, uncompiled
 from freeflow_core.engine.build import Builder, build_components
 from freeflow_core.engine.checks import PATIENCE, check_first_step, warn_of_idle_roles
 from freeflow_core.engine.events import Events
+from freeflow_core.engine.interruption import Agreement, StopRequest
 from freeflow_core.engine.peers import Peers
-from freeflow_core.engine.process import (
-    Agreement,
-    Crew,
-    StopRequest,
-    from_each,
-    from_main,
-    on_each,
-    peak_memory,
-    start_accelerator,
-)
+from freeflow_core.engine.process import Crew, from_each, from_main, gloo_group, on_each, peak_memory, start_accelerator
 from freeflow_core.engine.run_folder import Membership, RunFolder
 from freeflow_core.engine.scorer import MakeScorer
 from freeflow_core.engine.state import STUDENT, build_state
@@ -94,23 +86,25 @@ class Run:
                 "all weights. Start several with torchrun to divide them."
             )
         self._stop = StopRequest(patient=not self._is_alone)
-        self._peers = Peers(self.accelerator)
         registry, crew = Registry(manager), Crew(self.accelerator, self._stop)
         builder = Builder(registry, self.accelerator.device, config.seed, config.runtime.precision, crew=crew)
-        self.components = build_components(builder, config)
-        self.state = build_state(config, self.components, self.accelerator)
         self._main = self.accelerator.is_main_process
         self._told_of_idle_roles = False
         self._resumed, self._has_looked = resume, False
         self._status, self._has_begun = "failed", False
         self._once: dict[str, float] = {}
-        trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
+        peers = Peers(self.accelerator)
         with contextlib.ExitStack() as ending:
+            ending.enter_context(peers.watched(lambda: "Nothing was trained: give the same command again."))
+            self.components = build_components(builder, config)
+            self.state = build_state(config, self.components, self.accelerator)
+            trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []
             ending.enter_context(self._stop)
             self.folder = self._open_folder(output, resume)
             ending.callback(self.folder.release)
             ending.push(self._note_end)
-            self._agreement = Agreement(self.accelerator)
+            ending.enter_context(peers.watched(self._onward))
+            self._agreement = Agreement(None if self._is_alone else gloo_group(config.runtime))
             ending.callback(self._agreement.close)
             if self.state.sharding is not None:
                 ending.callback(self.state.sharding.close)
@@ -135,8 +129,8 @@ class Run:
             NonFiniteError: see :class:`Trainer`.
             FreeflowError: the run folder cannot be written, or another process of the run is gone.
         """
-        precision, latest = self.config.runtime.matmul_precision, self.folder.checkpoints.latest
-        with compiling(self.config.runtime), float32_products(precision), self._ending, self._peers.watched(latest):
+        runtime = self.config.runtime
+        with compiling(runtime), float32_products(runtime.matmul_precision), self._ending:
             try:
                 self._has_begun = True
                 self.events.started(self.state.images)
@@ -152,6 +146,15 @@ class Run:
                     f"Writing to {self.folder.path} failed: {error}. The last good checkpoint is "
                     f"{self.folder.checkpoints.latest() or 'none'}; free some space, then go on with --resume."
                 ) from error
+
+    def _onward(self) -> str:
+        """What to do when a process is gone."""
+        last = self.folder.checkpoints.latest()
+        return (
+            f"The last good checkpoint is {last}; go on with --resume."
+            if last
+            else f"There is no checkpoint yet: the same command with --resume --output {self.folder.path} begins again."
+        )
 
     def _note_end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

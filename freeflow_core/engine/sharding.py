@@ -14,19 +14,20 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup, new_subgroups_by_enumeration
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.engine.blocks import blocks
-from freeflow_core.engine.process import processes_per_copy
+from freeflow_core.engine.process import gloo_group, patience, processes_per_copy
 from freeflow_core.errors import CheckpointError, ConfigError
 from freeflow_core.interfaces import Student, Teacher
 
@@ -42,18 +43,26 @@ class Sharding:
     A divided network is run by all processes in step: it has to be called equally often by each.
     """
 
-    def __init__(self, mesh: DeviceMesh) -> None:
+    def __init__(self, mesh: DeviceMesh, writers: ProcessGroup) -> None:
         self._mesh = mesh
         self._group = mesh.get_group(mesh.ndim - 1)
-        self._writers = torch.distributed.new_group(backend="gloo")  # of its own: they write while training goes on
+        self._writers = writers  # of its own: they write while training goes on
 
     @classmethod
     def of(cls, runtime: RuntimeConfig, accelerator: Accelerator) -> Self:
         """As ``runtime`` asks for. Raises :class:`ConfigError` for processes that do not divide."""
         sharing, number = processes_per_copy(runtime, accelerator.num_processes), accelerator.num_processes
-        shape = (number,) if sharing == number else (number // sharing, sharing)
-        names = ("replicas", "shards")[-len(shape) :]
-        return cls(init_device_mesh(accelerator.device.type, shape, mesh_dim_names=names))
+        device, everybody = accelerator.device.type, torch.distributed.group.WORLD
+        assert everybody is not None
+        if sharing == number:
+            return cls(DeviceMesh.from_group(everybody, device, mesh_dim_names=("shards",)), gloo_group(runtime))
+        ranks = torch.arange(number).view(-1, sharing)
+        groups = [  # ours, for those that a mesh makes itself wait for as long as torch likes
+            new_subgroups_by_enumeration(each.tolist(), timeout=patience(runtime))[0]  # type: ignore[no-untyped-call]
+            for each in (ranks.T, ranks)
+        ]
+        mesh = DeviceMesh.from_group(groups, device, ranks, mesh_dim_names=("replicas", "shards"))
+        return cls(mesh, gloo_group(runtime))
 
     def divide(self, network: nn.Module) -> None:
         """Divide a network that is run by calling it: its blocks one by one, then the rest as one."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from freeflow_core.config import ComponentChoice, RuntimeConfig
 from freeflow_core.config.load import differences, lay_settings, resolve_choice
 from freeflow_core.engine.build import Builder
-from freeflow_core.engine.process import StopRequest, from_main, start_accelerator
+from freeflow_core.engine.interruption import StopRequest
+from freeflow_core.engine.process import from_main, start_accelerator
 from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
 from freeflow_core.interfaces import Codec, Source
 from freeflow_core.network_file import load_tensors, save_tensors

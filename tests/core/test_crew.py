@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from freeflow_core.engine import process
-from freeflow_core.engine.process import Crew, StopRequest
+from freeflow_core.engine.interruption import StopRequest
+from freeflow_core.engine.process import Crew
 from freeflow_core.errors import ConfigError, FreeflowError
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
+from torch.distributed.distributed_c10d import _world
 from torch.distributed.tensor import DTensor
 
 from freeflow_core import api
@@ -24,6 +25,8 @@ def part(tensor):
 def train(run):
     """Notes what this process holds after training: elements of the student, and bytes of all networks' state."""
     trained(run)
+    waits = [group._get_backend(torch.device("cpu")).options._timeout for group in _world.pg_map]
+    assert {each.total_seconds() for each in waits} == {run.config.runtime.timeout_seconds}, waits
     teacher = run.components.teacher
     tensors = [] if teacher is None else [*teacher.parameters(), *teacher.buffers()]
     for role in run.state.roles.values():

@@ -119,6 +119,15 @@ def test_a_description_of_no_use_is_an_error_that_names_it(copied, tiny, descrip
         Checkpoints(newest.parent, 1).load(newest, None)
 
 
+def test_a_checkpoint_of_other_networks_is_an_error_that_names_it(copied, tiny, tmp_path, manager):
+    folder, newest = copied
+    other = api.distill(tiny("student.width=8", "training.stop_at_images=96"), output=tmp_path / "o", manager=manager)
+    shutil.rmtree(newest)
+    shutil.copytree(other.folder / "checkpoints" / newest.name, newest)
+    with pytest.raises(CheckpointError, match=re.escape(str(newest))):
+        api.distill(tiny(), output=folder, resume=True, manager=manager)
+
+
 def test_a_run_whose_folder_was_removed_does_not_bring_it_back(tiny, tmp_path):
     class Removes:
         @hookimpl

@@ -10,8 +10,8 @@ from run_helpers import records
 from test_resume import assert_identical
 
 from freeflow_core import api
-from freeflow_core.engine import checkpoint, process
-from freeflow_core.engine.process import Agreement, StopRequest
+from freeflow_core.engine import checkpoint, interruption
+from freeflow_core.engine.interruption import Agreement, StopRequest
 from freeflow_core.errors import Interrupted
 from freeflow_core.plugin import Manager, hookimpl
 
@@ -103,7 +103,7 @@ def test_no_signal_ends_a_checkpoint_that_is_being_written(tiny, tmp_path, manag
         real(path, tensors)
 
     monkeypatch.setattr(checkpoint, "save_tensors", interrupted)
-    monkeypatch.setattr(process, "_SECOND", 0.0)
+    monkeypatch.setattr(interruption, "_SECOND", 0.0)
     before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
     try:
         with pytest.raises(Interrupted):
@@ -131,7 +131,7 @@ def test_what_was_ignored_stays_ignored(monkeypatch):
 @pytest.mark.parametrize("patient", [False, True])
 def test_only_a_second_ctrl_c_ends_a_step(patient, monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(process.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: float(next(clock)))
     with StopRequest(patient=patient) as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -150,8 +150,7 @@ class Others:
 
     def __init__(self, monkeypatch, seconds, at):
         self.now, self.seconds, self.at, self.questions = 0.0, seconds, at, 0
-        monkeypatch.setattr(process.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(torch.distributed, "new_group", lambda backend: backend)
+        monkeypatch.setattr(interruption.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(torch.distributed, "all_reduce", self.reduce)
 
     def reduce(self, told, operation, group):
@@ -162,7 +161,7 @@ class Others:
 @pytest.mark.parametrize(("seconds", "bound"), [(0.001, 2.0), (0.3, 2.0), (5.0, 5.0)])
 def test_processes_agree_within_two_seconds_or_a_step(monkeypatch, seconds, bound):
     others = Others(monkeypatch, seconds, at=20.0)
-    agreement, steps = Agreement(others), 0
+    agreement, steps = Agreement("gloo"), 0
     while not agreement.reached(False):
         steps += 1
         others.now += seconds

@@ -107,6 +107,7 @@ def two(tmp_path_factory):
         "freeflow": (base("freeflow", "forward-mode"), (*ODD, *FULL, *SCORED)),
         "prediction": (base("prediction", "central"), (*ODD, *FULL, "training.accumulation=2")),
         "meanflow": (base("meanflow", "one-sided"), (*ODD, *FULL)),
+        "replicas": (base("meanflow", "one-sided"), (*ODD, "runtime.sharding=hybrid", "runtime.shard_size=1")),
         "split": (base("freeflow", "central"), (*ODD, *FULL, "training.accumulation=2")),
         "split-copies": (base("freeflow", "central"), (*ODD, "training.accumulation=2")),
         "moments": (base("freeflow", "one-sided"), (*ODD, *FULL, *BF16)),
@@ -121,7 +122,18 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["freeflow", "prediction", "split", "split-copies", "moments", "meanflow", "copies", "compiled", "compiled-copies"],
+    [
+        "freeflow",
+        "prediction",
+        "split",
+        "split-copies",
+        "moments",
+        "meanflow",
+        "copies",
+        "compiled",
+        "compiled-copies",
+        "replicas",
+    ],
 )
 def test_two_processes_equal_one(two, alone, tmp_path, name):
     plan, folder, _ = two

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.config.load import differences
-from freeflow_core.engine.process import StopRequest, choose_device, from_main, launched_processes, start_accelerator
+from freeflow_core.engine.interruption import StopRequest
+from freeflow_core.engine.process import choose_device, from_main, launched_processes, start_accelerator
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator, SampleBatch
 from freeflow_core.tools.job_folder import JobFolder
