@@ -2,12 +2,12 @@
 
 python benchmarks/xl_step.py                                                  # needs a GPU with 80 GB
 python benchmarks/xl_step.py --device cpu --set teacher.size=S --batch 4 --steps 2
+torchrun --nproc_per_node 8 benchmarks/xl_step.py --batch 256 --sharding none full      # needs eight of them
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
 import platform
@@ -15,24 +15,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, final
 
 import torch
+from accelerate import Accelerator
 from step_time import Clock
-from torch import Tensor
+from torch import Tensor, nn
 
 from freeflow_core import api
 from freeflow_core.config import RunConfig, load_run_config
 from freeflow_core.engine.blocks import compiling
 from freeflow_core.engine.build import Builder, build_components
-from freeflow_core.engine.process import peak_memory, start_accelerator
+from freeflow_core.engine.process import from_each, from_main, peak_memory, start_accelerator
 from freeflow_core.engine.state import build_state
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.errors import FreeflowError
-from freeflow_core.interfaces import Model, Models
+from freeflow_core.files import write_text
+from freeflow_core.interfaces import Teacher
+from freeflow_core.math.derivative import float32_products
 from freeflow_core.plugin import Manager, Registry
 
 TEACHER, STUDENT, DERIVATIVE, FAKE_VELOCITY, UPDATE, OTHER = SHARES = (
@@ -48,109 +51,99 @@ Numbers = dict[str, Any]
 
 @final
 class Tape:
-    """Marks of one step after another. The time from a mark to the next belongs to the first one's name."""
+    """Marks of a step. The time from a mark to the next belongs to the first one's name."""
 
     def __init__(self, device: torch.device) -> None:
         self._clock = Clock(device)
         self._marks: list[tuple[str, Any]] = []
+        self._open: list[str] = []
 
     def mark(self, name: str) -> None:
         """From now on it is ``name``'s time."""
         self._marks.append((name, self._clock.mark()))
 
+    def begin(self, name: str) -> None:
+        """From now on it is ``name``'s time, until :meth:`end`."""
+        self._open.append(name)
+        self.mark(name)
+
+    def end(self) -> None:
+        """From now on it is the time of what was begun before, or of nobody."""
+        self._open.pop()
+        self.mark(self._open[-1] if self._open else OTHER)
+
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Time of ``name``, then of nobody."""
-        self.mark(name)
+        """Time of ``name``."""
+        self.begin(name)
         yield
-        self.mark(OTHER)
-
-    def backward(self, name: str, out: Tensor) -> Tensor:
-        """Give ``name`` the time from the arrival of the output's gradient, until another network's arrives."""
-        if out.requires_grad:
-            out.register_hook(lambda gradient: self.mark(name))  # type: ignore[no-untyped-call]
-        return out
+        self.end()
 
     def wait(self) -> None:
         """Until the device has done everything marked."""
         self._clock.wait()
 
     def read(self) -> dict[str, float]:
-        """Seconds by name since the last reading, after :meth:`wait`."""
+        """Seconds of a step by name since the last reading, after :meth:`wait`."""
         seconds = dict.fromkeys(SHARES, 0.0)
-        for (name, earlier), (_, later) in pairwise(self._marks):
-            seconds[name] += self._clock.seconds(earlier, later)
+        last = max((number for number, (name, _) in enumerate(self._marks) if name == UPDATE), default=None)
+        for number, ((name, earlier), (_, later)) in enumerate(pairwise(self._marks)):
+            # Of several backward passes only the last is followed by the update.
+            seconds[OTHER if name == UPDATE and number != last else name] += self._clock.seconds(earlier, later)
         self._marks.clear()
         return seconds
 
 
-@final
-class TimedNetwork:
-    """A role's network whose calls, and whose part of the backward pass, go onto the tape."""
+@contextmanager
+def timed(networks: Mapping[str, nn.Module], teacher: Teacher | None, tape: Tape) -> Iterator[None]:
+    """Meanwhile the calls of roles' networks and of the teacher, and backward passes, go onto the tape.
 
-    def __init__(self, network: Any, name: str, tape: Tape) -> None:
-        self._network, self._name, self._tape = network, name, tape
+    By hooks: what the engine is given stays of the kind it is, for it takes its way by that.
+    """
 
-    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
-        with self._tape.span(self._name):
-            out: Tensor = self._network(*inputs, **options)
-        return self._tape.backward(self._name, out)
+    def begin(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            # The student is asked without gradient for derivatives, and with accumulation once more for states.
+            tape.begin(DERIVATIVE if name == STUDENT and not torch.is_grad_enabled() else name)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
+        return hook
 
+    def end(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, out: Tensor) -> None:
+            tape.end()
+            if out.requires_grad:  # its part of the backward pass lasts from here to another network's
+                out.register_hook(lambda gradient: tape.mark(name))  # type: ignore[no-untyped-call]
 
-@final
-class TimedTeacher:
-    """A teacher whose velocities go onto the tape."""
+        return hook
 
-    def __init__(self, teacher: Any, tape: Tape) -> None:
-        self._teacher, self._tape = teacher, tape
+    def asked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def timed_method(*inputs: Any, **options: Any) -> Tensor:
+            with tape.span(TEACHER):
+                return method(*inputs, **options)
 
-    def velocity(self, *inputs: Any) -> Tensor:
-        """As the teacher's."""
-        with self._tape.span(TEACHER):
-            return self._teacher.velocity(*inputs)
+        return timed_method
 
-    def guided_velocity(self, *inputs: Any) -> Tensor:
-        """As the teacher's."""
-        with self._tape.span(TEACHER):
-            return self._teacher.guided_velocity(*inputs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._teacher, name)
-
-
-@final
-class TimedObjective:
-    """An objective that is shown timed networks."""
-
-    def __init__(self, objective: Any, tape: Tape) -> None:
-        self._objective, self._tape = objective, tape
-
-    def losses(self, models: Models, *others: Any) -> Any:
-        """As the objective's."""
-        teacher: Any = TimedTeacher(models.teacher, self._tape)
-        timed = {
-            name: Model(
-                self._timed(model.wrapped, STUDENT if name == "student" else FAKE_VELOCITY),
-                self._timed(model.bare, DERIVATIVE if name == "student" else FAKE_VELOCITY),
-                is_compiled=model.is_compiled,
-            )
-            for name, model in models.items()
-        }
-        return self._objective.losses(Models(timed, teacher), *others)
-
-    def _timed(self, network: Any, name: str) -> Any:
-        return TimedNetwork(network, name, self._tape)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._objective, name)
+    handles = []
+    for role, network in networks.items():
+        name = STUDENT if role == "student" else FAKE_VELOCITY
+        # Outside of the hooks of divided networks, which gather weights.
+        handles.append(network.register_forward_pre_hook(begin(name), prepend=True))
+        handles.append(network.register_forward_hook(end(name)))
+    methods = () if teacher is None else ("velocity", "guided_velocity")
+    for method in methods:
+        vars(teacher)[method] = asked(getattr(teacher, method))  # shadows the method
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for method in methods:
+            del vars(teacher)[method]
 
 
 @final
 class TimedAccelerator:
-    """An accelerator that tells the tape where the backward pass ends and the update begins."""
+    """An accelerator that tells the tape where a backward pass ends, after the last of which the update begins."""
 
     def __init__(self, accelerator: Any, tape: Tape) -> None:
         self._accelerator, self._tape = accelerator, tape
@@ -174,36 +167,46 @@ def measure(config: RunConfig, registry: Registry, *, steps: int, warmup: int) -
     device = accelerator.device
     components = build_components(Builder(registry, device, config.seed, config.runtime.precision), config)
     state = build_state(config, components, accelerator)
-    tape = Tape(device)
-    objective: Any = TimedObjective(components.objective, tape)
-    watched = dataclasses.replace(components, objective=objective)
-    trainer = Trainer(config, watched, state, TimedAccelerator(accelerator, tape))
-    began = time.perf_counter()
-    trainer.step()
-    trainer.read_metrics()
-    first = time.perf_counter() - began
-    for _ in range(warmup):
+    tape, rows = Tape(device), []
+    accelerated: Any = TimedAccelerator(accelerator, tape)
+    trainer = Trainer(config, components, state, accelerated)
+    with timed({name: role.network for name, role in state.roles.items()}, components.teacher, tape):
+        began = time.perf_counter()
         trainer.step()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    tape.wait()
-    tape.read()
-    rows = []
-    for _ in range(steps):
-        tape.mark(OTHER)
-        trainer.step()
-        tape.mark(OTHER)
+        trainer.read_metrics()
+        first = time.perf_counter() - began
+        for _ in range(warmup):
+            trainer.step()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         tape.wait()
-        rows.append(tape.read())
+        tape.read()
+        for _ in range(steps):
+            tape.mark(OTHER)
+            trainer.step()
+            tape.mark(OTHER)
+            tape.wait()
+            rows.append(tape.read())
     peak = peak_memory(device)
     trainer.read_metrics()  # raises when a step was not finite
-    step = median(sum(row.values()) for row in rows)
-    return {
-        "seconds per step": step,
-        "images per second": config.training.batch_size / step,
+    own = {
+        "seconds per step": median(sum(row.values()) for row in rows),
         "first step, seconds": first,
         "peak memory, GiB": peak / 2**30,
         "shares": {name: median(row[name] / sum(row.values()) for row in rows) for name in SHARES},
+    }
+    if state.sharding is not None:
+        state.sharding.close()
+    return of_all(from_each(accelerator, [own]), config.training.batch_size)
+
+
+def of_all(processes: Sequence[Numbers], batch_size: int) -> Numbers:
+    """A step of all processes together: the slowest's time, the largest memory, the mean of their shares."""
+    largest = {name: max(numbers[name] for numbers in processes) for name in processes[0] if name != "shares"}
+    return {
+        **largest,
+        "images per second": batch_size / largest["seconds per step"],
+        "shares": {name: mean(numbers["shares"][name] for numbers in processes) for name in SHARES},
     }
 
 
@@ -221,44 +224,49 @@ def matrix_rate(device: torch.device, precision: str, size: int) -> float:
     return 2 * size**3 / best
 
 
-def variants(derivatives: Sequence[str], modes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Settings by name."""
-    return {
-        f"{derivative}, {mode}": (
-            f"objective.derivative={derivative}",
-            f"runtime.compile={'true' if mode == 'compiled' else 'false'}",
-        )
-        for derivative in derivatives
-        for mode in modes
-    }
+def variants(derivatives: Sequence[str], modes: Sequence[str], shardings: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Settings by name; without ``shardings`` they are left as they are."""
+    found = {}
+    for sharding, derivative, mode in product(shardings or [None], derivatives, modes):
+        name, settings = f"{derivative}, {mode}", [f"objective.derivative={derivative}"]
+        settings.append(f"runtime.compile={'true' if mode == 'compiled' else 'false'}")
+        if sharding is not None:
+            name, settings = f"{name}, sharding {sharding}", [*settings, f"runtime.sharding={sharding}"]
+        found[name] = tuple(settings)
+    return found
 
 
-def one_variant(configure: Callable[..., RunConfig], settings: Sequence[str], options: argparse.Namespace) -> Numbers:
-    """Everything about one way of running the step; ``{"failed": why}`` when it does not fit into memory."""
-    config = configure(*settings)
+def one_variant(config: RunConfig, options: argparse.Namespace, process: Accelerator) -> Numbers:
+    """Everything about one way of running the step.
+
+    ``{"failed": why}`` when it does not fit into memory; of several processes those that it fits into would wait for
+    the others, so that ``FreeflowError`` ends them all.
+    """
     manager = Manager.load()
-    plan = api.plan(config, num_processes=1, manager=manager)
+    plan = from_main(process, lambda: api.plan(config, num_processes=process.num_processes, manager=manager))
+    planned = {"planned memory, GiB": plan.peak / 2**30}
     try:
-        with compiling(config.runtime):
+        with compiling(config.runtime), float32_products(config.runtime.matmul_precision):
             numbers = measure(config, Registry(manager), steps=options.steps, warmup=options.warmup)
     except torch.OutOfMemoryError:
-        return {"failed": "does not fit into memory", "planned memory, GiB": plan.peak / 2**30}
+        if process.num_processes > 1:
+            raise FreeflowError(
+                f"The step does not fit into the memory of process {process.process_index}, of which "
+                f"{planned['planned memory, GiB']:.1f} GiB are planned for it. Use a smaller --batch, --sharding full, "
+                "or name variants that fit with --derivatives and --modes."
+            ) from None
+        return {"failed": "does not fit into memory", **planned}
     finally:
         gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
         torch.compiler.reset()
     per_second = plan.flops_per_step / numbers["seconds per step"]
-    return {
-        **numbers,
-        "planned memory, GiB": plan.peak / 2**30,
-        "operations per step": plan.flops_per_step,
-        "operations per second": per_second,
-    }
+    return {**numbers, **planned, "operations per step": plan.flops_per_step, "operations per second": per_second}
 
 
 def cells(numbers: Numbers, rate: float) -> dict[str, str]:
-    """One column of the table, by row."""
+    """One column of the table, by row. ``rate``: of all processes' devices together."""
     planned = {"planned memory, GiB": f"{numbers['planned memory, GiB']:.2f}"}
     if "failed" in numbers:
         return {"step, ms": numbers["failed"], **planned}
@@ -294,6 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--warmup", type=int, default=5, help="steps before them, after the first")
     parser.add_argument("--derivatives", nargs="+", default=["forward-mode", "central"], metavar="NAME")
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=("eager", "compiled"))
+    parser.add_argument(
+        "--sharding", nargs="+", choices=("none", "full", "hybrid"), help="under torchrun; default as the settings are"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument(
         "--matrix", type=int, help="side of the matrices whose product is timed; default 8192, on cpu 1024"
@@ -317,27 +328,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
     try:
-        precision = configure().runtime.precision
-        start_accelerator(configure().runtime)
+        config = configure()
+        process = start_accelerator(config.runtime)
+        number, precision = process.num_processes, config.runtime.precision
+        if options.sharding and number == 1:
+            parser.error("--sharding divides networks among processes: start several, with torchrun")
         side = options.matrix or (8192 if options.device == "cuda" else 1024)
-        rate = matrix_rate(torch.device(options.device), precision, side)
-        results = {}
-        for name, settings in variants(options.derivatives, options.modes).items():
-            results[name] = one_variant(configure, settings, options)
-            print(f"{name}: {results[name].get('failed', 'done')}", file=sys.stderr)
+        rates = from_each(process, [matrix_rate(process.device, precision, side)])
+        processor = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+        about = (
+            f"{options.preset}{''.join(f', {text}' for text in options.set)}, random weights, batch {options.batch}, "
+            f"{precision}, {processor}, torch {torch.__version__}, median of {options.steps} steps; "
+            f"{'1 process' if number == 1 else f'{number} processes, memory of one'}; matrix rate "
+            f"{sum(rates) / 1e12:.4g} TFLOP/s ({side} x {side}, {precision}{', sum of all' if number > 1 else ''})"
+        )
+        found: Numbers = {"about": about, "processes": number, "matrix rate": sum(rates), "variants": {}}
+        shardings = options.sharding or ([config.runtime.sharding] if number > 1 else [])
+        for name, settings in variants(options.derivatives, options.modes, shardings).items():
+            numbers = one_variant(configure(*settings), options, process)
+            found["variants"][name] = numbers
+            if process.is_main_process:
+                print(f"{name}: {numbers.get('failed', 'done')}", file=sys.stderr)
+                if options.json is not None:  # now, for the next may end them all
+                    write_text(options.json, json.dumps(found, indent=2) + "\n")
     except FreeflowError as error:
         print(error, file=sys.stderr)
         return 2
-    processor = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-    about = (
-        f"{options.preset}{''.join(f', {text}' for text in options.set)}, random weights, batch {options.batch}, "
-        f"{precision}, {processor}, torch {torch.__version__}, median of {options.steps} steps; matrix rate "
-        f"{rate / 1e12:.4g} TFLOP/s ({side} x {side}, {precision})"
-    )
-    print(f"{about}\n\n{table(results, rate)}")
-    if options.json is not None:
-        found = {"about": about, "matrix rate": rate, "variants": results}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    if process.is_main_process:
+        print(f"{about}\n\n{table(found['variants'], found['matrix rate'])}")
     return 0
 
 
