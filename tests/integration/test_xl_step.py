@@ -198,6 +198,35 @@ def test_two_processes_give_one_table(registry, tmp_path):
     assert divided["planned memory, GiB"] < copies["planned memory, GiB"]
 
 
+ONE_RUNS_OUT = """
+import os, sys, torch, xl_step
+
+measure, measured = xl_step.measure, []
+
+def failing(*given, **options):
+    measured.append(given)
+    if os.environ["RANK"] == "1" and len(measured) == 2:
+        raise torch.OutOfMemoryError
+    return measure(*given, **options)
+
+xl_step.measure = failing
+sys.exit(xl_step.main())
+"""
+
+
+@pytest.mark.long
+def test_a_process_out_of_memory_ends_all_and_what_was_measured_stays(tmp_path, monkeypatch):
+    path, script = tmp_path / "numbers.json", tmp_path / "run.py"
+    script.write_text(ONE_RUNS_OUT)
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS))
+    arguments = (*SMALL, "--batch", "16", "--modes", "eager", "--derivatives", "central", "--json", path)
+    launched = processes(2, script, *arguments, "--sharding", "none", "full")
+    _, err = launched.communicate(timeout=120)
+    assert launched.returncode != 0
+    assert "memory of process 1" in err
+    assert list(json.loads(path.read_text())["variants"]) == ["central, eager, sharding none"]
+
+
 def test_sharding_without_a_launcher_is_refused(xl_step, capsys):
     with pytest.raises(SystemExit):
         xl_step.main([*SMALL, "--sharding", "full"])
