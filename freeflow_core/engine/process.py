@@ -106,11 +106,12 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
     except RuntimeError as error:
         if not is_failed_exchange(error):
             raise
+        rank, place = (os.environ.get(name, "") for name in ("RANK", "MASTER_ADDR"))
         raise FreeflowError(
-            f"Process {os.environ['RANK']} expected {launched_processes()} processes to meet at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}, and they did not: {described(error)}. "
-            f"Start all of them, within the {runtime.timeout_seconds:g} s of runtime.timeout_seconds, and see in their "
-            "output why one ended; without a launcher, leave WORLD_SIZE out."
+            f"Process {rank} expected {launched_processes()} processes to meet at {place}:"
+            f"{os.environ.get('MASTER_PORT', '')}, and they did not: {described(error).rstrip('.')}. Start all of them "
+            f"within the {runtime.timeout_seconds:g} s of runtime.timeout_seconds, and see in their output why one "
+            "ended; without a launcher, leave WORLD_SIZE out."
         ) from error
     if accelerator.num_processes > 1:
         atexit.unregister(_leave_processes)
@@ -119,8 +120,17 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
 
 
 def launched_processes() -> int:
-    """How many processes the launcher started, of torchrun or its like; 1 without one. Known before they have met."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the launcher started, of torchrun or its like; 1 without one. Known before they have met.
+
+    Raises ``ConfigError``.
+    """
+    number = os.environ.get("WORLD_SIZE", "1")
+    if not number.isdecimal() or int(number) < 1:
+        raise ConfigError(
+            f"The environment says WORLD_SIZE={number}: expected how many processes there are. Start them by torchrun, "
+            "which sets it; for one process alone, unset it."
+        )
+    return int(number)
 
 
 def _check_launch() -> None:
@@ -128,7 +138,7 @@ def _check_launch() -> None:
     if launched_processes() > 1 and (missing := [name for name in _MEETING if name not in os.environ]):
         raise ConfigError(
             f"The environment says WORLD_SIZE={os.environ['WORLD_SIZE']}, so this is one of several processes, but "
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set. Start them by torchrun "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set. Start them by torchrun "
             "--nproc_per_node N -m freeflow_cli ..., which sets them all; for one process alone, unset WORLD_SIZE."
         )
 
@@ -140,6 +150,7 @@ def patience(runtime: RuntimeConfig) -> timedelta:
 
 def gloo_group(runtime: RuntimeConfig) -> torch.distributed.ProcessGroup:
     """All processes in one more group, over gloo, so that no device waits. To be made by all alike."""
+    torch.distributed.barrier()  # fails when one has died, for which making a group waits as if it were late
     return torch.distributed.new_group(backend="gloo", timeout=patience(runtime))
 
 

@@ -95,7 +95,9 @@ class Run:
         self._once: dict[str, float] = {}
         peers = Peers(self.accelerator)
         with contextlib.ExitStack() as ending:
-            ending.enter_context(peers.watched(lambda: "Nothing was trained: give the same command again."))
+            ending.enter_context(
+                peers.watched(lambda: "Give the same command again, with --resume if the run has a folder.")
+            )
             self.components = build_components(builder, config)
             self.state = build_state(config, self.components, self.accelerator)
             trackers = [builder.build("tracker", choice) for choice in config.trackers] if self._main else []

@@ -54,15 +54,16 @@ class Sharding:
         sharing, number = processes_per_copy(runtime, accelerator.num_processes), accelerator.num_processes
         device, everybody = accelerator.device.type, torch.distributed.group.WORLD
         assert everybody is not None
+        writers = gloo_group(runtime)
         if sharing == number:
-            return cls(DeviceMesh.from_group(everybody, device, mesh_dim_names=("shards",)), gloo_group(runtime))
+            return cls(DeviceMesh.from_group(everybody, device, mesh_dim_names=("shards",)), writers)
         ranks = torch.arange(number).view(-1, sharing)
         groups = [  # ours, for those that a mesh makes itself wait for as long as torch likes
             new_subgroups_by_enumeration(each.tolist(), timeout=patience(runtime))[0]  # type: ignore[no-untyped-call]
             for each in (ranks.T, ranks)
         ]
         mesh = DeviceMesh.from_group(groups, device, ranks, mesh_dim_names=("replicas", "shards"))
-        return cls(mesh, gloo_group(runtime))
+        return cls(mesh, writers)
 
     def divide(self, network: nn.Module) -> None:
         """Divide a network that is run by calling it: its blocks one by one, then the rest as one."""

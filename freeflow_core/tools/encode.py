@@ -16,7 +16,8 @@ from freeflow_core.config import ComponentChoice, RuntimeConfig
 from freeflow_core.config.load import differences, lay_settings, resolve_choice
 from freeflow_core.engine.build import Builder
 from freeflow_core.engine.interruption import StopRequest
-from freeflow_core.engine.process import from_main, start_accelerator
+from freeflow_core.engine.peers import joined
+from freeflow_core.engine.process import from_main
 from freeflow_core.errors import CheckpointError, ConfigError, FreeflowError, Interrupted
 from freeflow_core.interfaces import Codec, Source
 from freeflow_core.network_file import load_tensors, save_tensors
@@ -104,15 +105,15 @@ def encode(
         kind: resolve_choice(registry, kind, ComponentChoice.model_validate(choice), kind)
         for kind, choice in laid.items()
     }
-    accelerator = start_accelerator(RuntimeConfig.model_validate({"device": device}))
-    builder = Builder(registry, accelerator.device, seed=0)
-    images: Source = builder.build("source", chosen["source"])
-    described = {kind: choice.model_dump(mode="json") for kind, choice in chosen.items()}
-    job = Job(described["source"], described["codec"], _num_images(source, images, num), shard_size, flip, dtype)
-    folder = LatentsFolder(output, job)
-    from_main(accelerator, folder.open)
-    network = builder.build("codec", chosen["codec"], source=images)
-    return _encode(folder, accelerator, images, network, batch_size, on_progress or (lambda done, total: None))
+    with joined(RuntimeConfig.model_validate({"device": device})) as accelerator:
+        builder = Builder(registry, accelerator.device, seed=0)
+        images: Source = builder.build("source", chosen["source"])
+        described = {kind: choice.model_dump(mode="json") for kind, choice in chosen.items()}
+        job = Job(described["source"], described["codec"], _num_images(source, images, num), shard_size, flip, dtype)
+        folder = LatentsFolder(output, job)
+        from_main(accelerator, folder.open)
+        network = builder.build("codec", chosen["codec"], source=images)
+        return _encode(folder, accelerator, images, network, batch_size, on_progress or (lambda done, total: None))
 
 
 def _num_images(name: str, source: Source, num: int | None) -> int:

@@ -39,13 +39,14 @@ def start(number, *arguments):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_one_of_two_that_is_killed_ends_the_other_which_names_it(tiny, tmp_path):
+@pytest.mark.parametrize("there", ["checkpoints/images-*", pytest.param("run.json", marks=pytest.mark.long)])
+def test_one_of_two_that_is_killed_ends_the_other_which_names_it(tiny, tmp_path, there):
     config, output = tmp_path / "tiny.yaml", tmp_path / "run"
     config.write_text(to_yaml(tiny("training.images=10000000", "checkpointing.every_images=1600")))
     first, second = processes = start(2, "distill", "--config", config, "--output", output)
     try:
         until = time.monotonic() + 120
-        while not list(output.glob("checkpoints/images-*")):
+        while not list(output.glob(there)):
             assert first.poll() is None, first.communicate()
             assert time.monotonic() < until
             time.sleep(0.1)
@@ -115,6 +116,12 @@ def test_a_process_that_dies_in_an_evaluation_or_search_is_named(gone, monkeypat
         work(tiny(), student=tmp_path, manager=manager)
 
 
+def test_a_process_that_dies_as_latents_are_encoded_is_named(gone, monkeypatch, tmp_path, manager):
+    monkeypatch.setattr("freeflow_core.tools.encode.Builder", closed)
+    with pytest.raises(FreeflowError, match=gone):
+        api.encode(source="mnist", codec="pixels", output=tmp_path, device="cpu", manager=manager)
+
+
 @pytest.fixture
 def launched(monkeypatch):
     """An environment of no launcher, in a process that has not met others yet; sets variables."""
@@ -136,6 +143,12 @@ def test_processes_that_do_not_come_are_missed(launched, tiny):
         start_accelerator(tiny("runtime.timeout_seconds=0.1").runtime)
     assert "runtime.timeout_seconds" in str(told.value)
     assert f"127.0.0.1:{port}" in str(told.value)
+
+
+def test_a_number_of_processes_that_is_none_is_refused(launched, tiny):
+    launched(WORLD_SIZE="two")
+    with pytest.raises(ConfigError, match="two"):
+        start_accelerator(tiny().runtime)
 
 
 def test_an_environment_of_half_a_launcher_is_refused(launched, tiny):
