@@ -351,7 +351,7 @@ def test_what_failed_in_another_process_is_told_and_not_tried_twice(watched, fol
 
 def test_a_launcher_of_processes_is_refused(watched, folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="without torchrun"):
+    with pytest.raises(ConfigError, match="not started by torchrun"):
         api.compare(comparison(watched[0], "freeflow"), output=folder, manager=watched[0])
 
 
