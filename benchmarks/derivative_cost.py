@@ -44,28 +44,32 @@ def _rounded(x: torch.Tensor) -> torch.Tensor:
     return ((x.contiguous().view(torch.int32) + (1 << (_BITS - 1))) >> _BITS << _BITS).view(torch.float32)
 
 
+def row(name: str, way: object, seconds: float | None, path: float, duration: float) -> str:
+    """Of the table; ``seconds`` of a step, None where none was taken."""
+    return f"| {name} | {way} | {'-' if seconds is None else f'{1e3 * seconds:.4g}'} | {path:.1e} | {duration:.1e} |"
+
+
 def rows(name: str, config: RunConfig, manager: Manager, trained: int, errors_alone: bool) -> list[str]:
-    """Of the table, one a way, and one for forward mode in TF32, where the run's derivative takes float32 products."""
+    """One a way; and where steps are taken on a CPU, whose products are float32, one for forward mode in TF32."""
+
+    def errors(ways: Sequence[dict[str, str]]) -> list[tuple[float, float]]:
+        return derivative_errors(config, Registry(manager), ways, step=5e-3, trained_steps=trained)
+
     if errors_alone:
         ways = list(derivative_ways(config))
-        errors = derivative_errors(config, Registry(manager), ways, step=5e-3, trained_steps=trained)
         return [
-            f"| {name} | {', '.join('='.join(way) for way in options.items())} | - | {path:.1e} | {duration:.1e} |"
-            for options, (path, duration) in zip(ways, errors, strict=True)
+            row(name, ", ".join(map("=".join, way.items())), None, *found)
+            for way, found in zip(ways, errors(ways), strict=True)
         ]
     is_cpu = config.runtime.device == "cpu" or not torch.cuda.is_available()
     clock = time.process_time if is_cpu else time.perf_counter
     costs = api.measure_derivatives(config, manager, trained_steps=trained, clock=clock)
-    found = [
-        f"| {name} | {cost} | {1e3 * cost.step_seconds:.4g} | {cost.path_error:.1e} | {cost.duration_error:.1e} |"
-        for cost in costs
-    ]
+    table = [row(name, cost, cost.step_seconds, cost.path_error, cost.duration_error) for cost in costs]
     if is_cpu:
         with EmulatedTF32():
-            ways = [{"derivative": "forward-mode"}]
-            ((path, duration),) = derivative_errors(config, Registry(manager), ways, step=5e-3, trained_steps=trained)
-        found.insert(1, f"| {name} | derivative=forward-mode, TF32 emulated | - | {path:.1e} | {duration:.1e} |")
-    return found
+            (found,) = errors([{"derivative": "forward-mode"}])
+        table.insert(1, row(name, "derivative=forward-mode, TF32 emulated", None, *found))
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.presets:
         overrides = {"teacher": {"initialise": "random"}} if options.random else {}
         config = api.resolve_config("distill", preset=name, overrides=overrides, settings=options.set, manager=manager)
-        for row in rows(name, config, manager, options.train, options.errors):
-            print(row, flush=True)
+        for line in rows(name, config, manager, options.train, options.errors):
+            print(line, flush=True)
     return 0
 
 

@@ -99,11 +99,11 @@ def _compiled(forward: FunctionType, name: str, backend: str, dynamic: bool | No
     def run(block: nn.Module, *args: Any, **options: Any) -> Any:
         leaves, form = pytree.tree_flatten((args, options))
         values, tangents = zip(*map(_parts, map(_in_order, leaves)), strict=True)
+        inputs = pytree.tree_unflatten(values, form)
         if all(tangent is None for tangent in tangents):
-            args, options = pytree.tree_unflatten(values, form)
-            return plain(block, *args, **options)
+            return plain(block, *inputs[0], **inputs[1])
         # The compiler sees no tangents of what goes in or comes out: they travel as tensors of their own.
-        outputs, outward = along(block, pytree.tree_unflatten(values, form), list(tangents))
+        outputs, outward = along(block, inputs, list(tangents))
         return pytree.tree_unflatten([_dual(*parts) for parts in outputs], outward)
 
     return run

@@ -97,7 +97,7 @@ class TeacherSamples:
     def _fitting(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> tuple[Tensor, float] | None:
         """Those of a file, or None when it has too few or those of other settings."""
         x = tensors.get("x", torch.empty(0))[: self._number].float()
-        if metadata.get("key") != self._key or x.shape != (self._number, *self._shape) or not x.isfinite().all():
+        if x.shape != (self._number, *self._shape) or metadata.get("key") != self._key or not x.isfinite().all():
             return None
         return x, float(metadata["evaluations"])
 
