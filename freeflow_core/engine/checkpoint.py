@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from freeflow_core.engine.optimizer import host_copy
 from freeflow_core.engine.process import Crew, Process, from_each, from_main, on_each
 from freeflow_core.engine.state import TrainingState
 from freeflow_core.errors import CheckpointError
@@ -127,7 +128,8 @@ class Checkpoints:
         except OSError as error:
             raise self._failed(error) from error
         sharding = state.sharding
-        files = state.tensors() if needed and (process.is_main_process or sharding is not None) else {}
+        copied = sharding.host_copy if sharding is not None else None if wait else host_copy
+        files = state.tensors(copied) if needed and (process.is_main_process or sharding is not None) else {}
         description = {
             **extra,
             "images": state.images,
@@ -149,13 +151,6 @@ class Checkpoints:
             if process.is_main_process:
                 self._complete(path, partial, sums, random, description)
 
-        if sharding is not None:
-            files = sharding.staged(files)  # a thread has another device than its process
-        elif not wait:
-            files = {
-                file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in each.items()}
-                for file, each in files.items()
-            }
         self._writing = self._thread.submit(write)
         if wait:
             self.saved(process)

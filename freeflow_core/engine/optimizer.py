@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, final
 
@@ -79,6 +79,11 @@ def grouped(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]
             size = weights[i].numel()
         groups[-1].append(i)
     return groups
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 class Piece(ABC):
@@ -173,21 +178,21 @@ class RoleOptimizer:
         self._moments = None
         self._count.zero_()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, copied: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Moments by parameter name, in the weights' precision, and the number of updates; empty before the first.
 
-        Packed ones are copies, of undivided networks in the host's memory.
+        ``copied`` makes what is given of each; None: they are given themselves, packed ones as copies in the host's
+        memory. Packed ones are copied as they are unpacked: where they are, there may not be room for all of them.
         """
         if self._moments is None:
             return {}
-        state = {_COUNT: self._count}
+        state = {_COUNT: self._count if copied is None else copied(self._count)}
         for piece in self._moments:
             for moment, tensors in zip(_MOMENTS, piece.open(), strict=True):
                 for i, part in zip(piece.indices, tensors, strict=True):
-                    if piece.is_packed:  # all of them may be more than there is room for where they are unpacked
-                        part = part.to("cpu" if self._sharding is None else part.device, copy=True)
                     joined = part if self._sharding is None else self._sharding.joined(part, self.parameters[i])
-                    state[f"{moment}/{self.names[i]}"] = joined
+                    copy = host_copy if piece.is_packed and copied is None else copied
+                    state[f"{moment}/{self.names[i]}"] = joined if copy is None else copy(joined)
         return state
 
     def kept(self) -> tuple[list[Tensor], list[Tensor]]:

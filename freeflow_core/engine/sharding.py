@@ -90,6 +90,8 @@ class Sharding:
         if not isinstance(like, DTensor):
             return part
         mesh, placements = like.device_mesh, like.placements
+        if part.storage_offset():  # torch's deepcopy takes such a tensor for one with memory of its own
+            part = part.clone()
         return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
     def norm(self, norm: Tensor) -> Tensor:
@@ -123,10 +125,10 @@ class Sharding:
         torch.distributed.all_gather_object(found, value, group=self._writers)
         return {name: text for each in found for name, text in each.items()}
 
-    def staged(self, files: Files) -> dict[str, dict[str, Tensor]]:
-        """A copy in the host's memory."""
-        stager = BlockingAsyncStager()
-        return {name: stager.stage(dict(each)) for name, each in files.items()}
+    def host_copy(self, tensor: Tensor) -> Tensor:
+        """A copy in the host's memory, which a thread can write: it has another device than its process."""
+        copied: Tensor = BlockingAsyncStager().stage({"": tensor})[""]
+        return copied
 
     def share(self, tensor: Tensor, like: Tensor | None) -> Tensor:
         """A whole tensor, divided as ``like`` is."""

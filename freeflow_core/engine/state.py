@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -114,15 +114,22 @@ class TrainingState:
         role = self.roles[STUDENT]
         return role.ema if use_ema and role.ema is not None else role.network
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything by file name: ``objective``, ``<role>``, ``<role>.ema``, ``<role>.optimizer``."""
-        files = {OBJECTIVE: {} if self.objective is None else self.objective.state_dict()}
+    def tensors(self, copied: Callable[[Tensor], Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Everything by file name: ``objective``, ``<role>``, ``<role>.ema``, ``<role>.optimizer``.
+
+        ``copied`` makes what is given of each tensor; None: as they are, packed moments copied to the host's memory.
+        """
+
+        def of(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return dict(found) if copied is None else {name: copied(tensor) for name, tensor in found.items()}
+
+        files = {OBJECTIVE: {} if self.objective is None else of(self.objective.state_dict())}
         for name, role in self.roles.items():
-            files[name] = dict(role.network.state_dict())
+            files[name] = of(role.network.state_dict())
             if role.ema is not None:
-                files[f"{name}.ema"] = dict(role.ema.state_dict())
+                files[f"{name}.ema"] = of(role.ema.state_dict())
             if role.optimizer is not None:
-                files[f"{name}.optimizer"] = role.optimizer.state_dict()
+                files[f"{name}.optimizer"] = role.optimizer.state_dict(copied)
         return files
 
     def layout(self) -> dict[str, dict[str, Tensor]]:

@@ -166,3 +166,24 @@ def test_an_average_makes_no_copy_of_the_network():
         pairs.follow(step)
     sizes = [4 * p.numel() for p in weights.parameters()]
     assert 0 < memory.peak <= max(sizes) < 0.6 * sum(sizes)
+
+
+@pytest.mark.parametrize(("precision", "on_host"), WAYS)
+def test_what_is_copied_for_a_checkpoint_is_copied_once_and_piece_by_piece(precision, on_host):
+    """Packed moments are gone from where they are unpacked as soon as the next piece is: each is copied at once."""
+    trained = network()
+    chosen = optimizer(trained, precision, on_host)
+    train(trained, chosen, 2)
+    made = []
+
+    def copied(tensor):
+        made.append(tensor.clone())
+        return made[-1]
+
+    expected = {name: tensor.clone() for name, tensor in chosen.state_dict().items()}
+    given = chosen.state_dict(copied)
+    assert sorted(map(id, given.values())) == sorted(map(id, made))
+    assert given.keys() == expected.keys()
+    assert same(given.values(), expected.values())
+    train(trained, chosen, 1, first=2)
+    assert same(given.values(), expected.values())
