@@ -35,7 +35,7 @@ def test_blocks_hold_every_index_once_in_order_whatever_the_batch_size(num, batc
     blocks = Blocks(num, block_size(batch_size, 25))
     assert blocks.size % batch_size == 0
     assert 64 <= blocks.size < 64 + batch_size
-    assert block_size(batch_size, 1) == max(blocks.size, 4 * batch_size)
+    assert block_size(batch_size, 1) == max(blocks.size, 8 * batch_size)
     for size in (batch_size, other):
         batches = [b for block in range(len(blocks)) for b in blocks.batches(block, size)]
         assert torch.cat(batches).tolist() == list(range(num))

@@ -29,7 +29,7 @@ from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.files import claimed, replacing, write_text
 from freeflow_core.types import Condition
 
-_LEAST_SAMPLES, _LEAST_STEPS = 64, 4
+_LEAST_SAMPLES, _LEAST_STEPS = 64, 8
 _NAME = re.compile(r"block-(\d+)\.npz")
 _CLAIM = ".claim"
 
