@@ -102,6 +102,12 @@ ONE_CHANGED: dict[str, dict[str, Any]] = {
     "4 updates of the fake velocity": {"name": "freeflow-in-turns", "fake_velocity_updates": 4},
 }
 VARIANTS |= {name: {"name": "freeflow", "weight_power": None, **changed} for name, changed in ONE_CHANGED.items()}
+# Is it only more guidance? Prediction alone learns more than its teacher is sampled with, and is scored at what it
+# learnt.
+VARIANTS |= {
+    f"prediction k=0.5 guided {weight:g}": {"name": "freeflow-prediction", "weight_power": 0.5, "guided": weight}
+    for weight in (1.5, 1.75, 2.0)
+}
 COMMON = ("guidance_min", "guidance_max", "guidance_interval", "duration", "derivative")
 CORRECTION = (
     *("correction_guidance_scale", "correction_guidance_interval", "correction_guidance_profile"),
@@ -115,6 +121,7 @@ def settings(registry: Any, teacher: str, variant: dict[str, Any], images: int, 
 
     preset, overrides, guidance, _ = TEACHERS[teacher]
     variant = dict(variant)
+    learnt = variant.pop("guided", guidance)
     corrects = variant["name"] != "freeflow-prediction"
     kept: dict[str, Any] = {"derivative": "one-sided"}
     training = overrides.get("training", {})
@@ -134,7 +141,7 @@ def settings(registry: Any, teacher: str, variant: dict[str, Any], images: int, 
         optimizer = kept.get("fake_velocity_optimizer") or training["optimizer"]
         faster = {"learning_rate": (rate or 1.0) * optimizer["learning_rate"]}
         kept["fake_velocity_optimizer"] = {**optimizer, **faster, **({"schedule": schedule} if schedule else {})}
-    kept |= {"guidance_min": guidance, "guidance_max": guidance}
+    kept |= {"guidance_min": learnt, "guidance_max": learnt}
     if guidance == 1:
         kept.pop("guidance_interval", None)
     assignments = [f"seed={seed}", f"training.images={images}", "trackers=[]", "runtime.threads=1", *extra]
@@ -161,6 +168,9 @@ def train_and_score(config: Any, manager: Any, shared: Any, folder: Path) -> dic
     seconds = time.perf_counter() - began
     device, parts = trained.accelerator.device, trained.components
     student: Any = trained.state.roles[STUDENT].ema
+    more = config.objective.model_dump()["guidance_max"] - config.evaluation.guidance_weight
+    if more:
+        student.register_forward_pre_hook(lambda _, given: (*given[:4], given[4] + more))
     context = EvaluationContext(device, parts.codec, parts.teacher, student, parts.reference)
     builder = Builder(Registry(manager), device, config.seed)
     return {"seconds": seconds, **Evaluation(config, builder, context, shared=shared).student_row()}
