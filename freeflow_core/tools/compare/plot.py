@@ -68,16 +68,17 @@ def plot(table: Table, folder: Path) -> Path | None:
 
 
 def _draw_training(axes: Any, table: Table, rows: Sequence[Row]) -> None:
-    """One step's score over what training cost: as training went on, where runs were scored meanwhile; else at the end,
-    over forwards, or seconds where all had the same forwards."""
+    """One step's score over what training cost: as training went on, where runs were scored meanwhile, over what the
+    budget counts; else at the end, over forwards, or seconds where all had the same forwards."""
     if any(len(row.curve) > 1 for row in rows):
+        in_images = table.budget.startswith("images")
         for row in rows:
-            x = [images * (row.forwards_per_image or 1.0) for images in row.curve]
+            x = [images * (1.0 if in_images else row.forwards_per_image or 1.0) for images in row.curve]
             found = list(row.curve.values())
             style = _style(table, row.objective)
             axes.plot(x, [e.mean for e in found], label=row.objective, markersize=4, zorder=3, **style)
             axes.fill_between(x, *zip(*map(_band, found), strict=True), color=style["color"], alpha=0.15, linewidth=0)
-        axes.set_xlabel("training cost (network forwards)")
+        axes.set_xlabel("images seen in training" if in_images else "training cost (network forwards)")
         axes.set_title("one step, as training goes on", fontsize=10)
         return
     costs = [row.training_forwards for row in rows]
