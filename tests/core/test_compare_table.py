@@ -99,11 +99,14 @@ def test_curves_are_means_over_the_runs_that_were_scored_then(build, monkeypatch
     table = make_table(manifest, runs)
     assert {n: (e.mean, e.number) for n, e in table.rows[0].curve.items()} == {320: (7.0, 2), 640: (3.0, 2)}
     assert plot(table, tmp_path).is_file()
-    panels = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (panels.append(len(self.axes)), Path(path).touch()))
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (drawn.append(self.axes), Path(path).touch()))
     plot(table, tmp_path)
     plot(dataclasses.replace(table, steps=(1,)), tmp_path)
-    assert panels == [2, 1], "no panel of several steps where there is one"
+    plot(dataclasses.replace(table, budget="forwards=2560"), tmp_path)
+    assert [len(axes) for axes in drawn] == [2, 1, 2], "no panel of several steps where there is one"
+    over = [list(axes[0].lines[0].get_xdata()) for axes in drawn]
+    assert over == [[320, 640], [320, 640], [1280, 2560]], "what the budget counts"
 
 
 def test_failed_and_waiting_runs_leave_gaps(build):
