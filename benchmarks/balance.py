@@ -217,12 +217,18 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
+def _budget(text: str) -> str | int:
+    return text if text in ("short", "long") else int(text)
+
+
 def main() -> None:
     """Run what is asked and not yet done, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", nargs="*", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--budgets", nargs="*", default=["short"], help="short, long or a number of images")
+    parser.add_argument(
+        "--budgets", nargs="*", default=["short"], type=_budget, help="short, long or a number of images"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[100])
     parser.add_argument("--set", action="append", default=[], dest="extra", help="a.b=c, for every job")
     parser.add_argument("--output", type=Path, default=Path("balance.jsonl"))
@@ -233,8 +239,9 @@ def main() -> None:
     done = [([line[key] for key in keys], line["extra"]) for line in map(json.loads, text)]
     wanted = itertools.product(options.seeds, options.budgets, options.variants, options.teachers)
     jobs = [
-        (teacher, variant, int(budget) if budget.isdigit() else TEACHERS[teacher][3][budget == "long"], seed)
+        (teacher, variant, TEACHERS[teacher][3][budget == "long"] if isinstance(budget, str) else budget, seed)
         for seed, budget, variant, teacher in wanted
+        if "guided" not in VARIANTS[variant] or TEACHERS[teacher][2] > 1  # unguided teachers have no more to give
     ]
     if not options.table:
         run([job for job in jobs if (list(job), options.extra) not in done], options.output, options.extra)

@@ -7,7 +7,8 @@ them, and regress n - x on the guided family: the weight with the least square e
     g*(r) = 1 + <n - x - v_c, v_c - v_null> / <v_c - v_null, v_c - v_null>,
 
 because n - x differs from v* by a term of mean zero given x_r. Then c = (g* - 1) / (g - 1) is the value of
-`objective.correction_guidance_scale` that fits noise level r.
+`objective.correction_guidance_scale` that fits noise level r: with it a student that has the teacher's distribution is
+left alone. Students that have not come so far may want more (docs/reference/balance.md).
 
 Levels at which the two velocities are the same to a thousandth have none (-): there guidance changes nothing.
 

@@ -63,7 +63,7 @@ class CorrectionConfig(GuidanceConfig):
     """Noise levels (low, high) in which the corrector's teacher is guided."""
     correction_guidance_profile: tuple[tuple[float, float], ...] | None = Field(None, min_length=2)
     """c as a function of r: points (r, c) in rising r, joined by straight lines and constant beyond them; replaces
-    scale and interval. benchmarks/effective_guidance.py measures it. This project's addition."""
+    scale and interval. This project's addition."""
     correction_weight_power: float = Field(0.0, ge=0, le=2)
     """Power-law weight of correction rows; this project's own addition, 0: none."""
     balance_strength: float = Field(1.0, ge=0)

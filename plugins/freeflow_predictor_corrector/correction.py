@@ -24,7 +24,7 @@ def corrector_weights(weight: Tensor, r: Tensor, config: CorrectionConfig) -> Te
     """The teacher's guidance (C,) at noise levels ``r`` (C,): 1 + c (g - 1) inside the corrector's interval, 1 outside.
 
     With a profile, 1 + c(r) (g - 1) everywhere. A guided velocity is not the velocity of any noised distribution, so
-    that marginals pulled towards it at every noise level overshoot: hence the truncation.
+    that marginals pulled towards a strongly guided one at every noise level overshoot: hence strength and truncation.
     """
     if config.correction_guidance_profile is not None:
         levels, values = zip(*config.correction_guidance_profile, strict=True)
