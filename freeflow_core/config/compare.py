@@ -140,7 +140,7 @@ class CompareConfig:
         name: names the folder.
         comparison: objectives, seeds, budget, sweep.
         base: settings of preset and file.
-        settings: settings of the command line, which are laid over every objective's own.
+        settings: settings of the command line for all objectives; those for one are laid over them.
         preset: what the runs begin with.
         wants_data: a source was asked for, rather than found in preset or file.
     """
