@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
@@ -35,6 +36,17 @@ class Session:
         if session is None:
             raise RuntimeError("the command was not called through an application made by build_app()")
         return session
+
+    @staticmethod
+    @contextmanager
+    def loading() -> Iterator[None]:
+        """For loading modules: looking for garbage among what they make, which stays, takes a seventh of the time."""
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
+            gc.freeze()
 
     def add_commands(self, app: typer.Typer) -> None:
         for implementation in self.manager.hook.freeflow_commands.get_hookimpls():

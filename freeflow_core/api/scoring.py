@@ -1,13 +1,13 @@
 """A student and its teacher after training: scored as at the end of a run, or searched with."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any, Unpack
 
 from freeflow_core.api.progress import shown
 from freeflow_core.api.results import RunResult
@@ -28,6 +28,9 @@ from freeflow_core.math.derivative import float32_products
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.search import OnSearched, Search, SearchResult, write_rows
 from freeflow_core.types import RunInfo
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def evaluate(

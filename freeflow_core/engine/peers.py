@@ -1,19 +1,23 @@
 """The processes of a run, and which of them is gone when one no longer answers."""
 
+from __future__ import annotations
+
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import psutil
-from accelerate import Accelerator
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.engine.process import Process, from_each, is_failed_exchange, start_accelerator
 from freeflow_core.errors import FreeflowError
 from freeflow_core.plugin.culprit import described
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _PATIENCE = 3.0
 """Seconds in which a process that has closed its connections is given time to end."""

@@ -1,5 +1,7 @@
 """This process: its device, precision and memory, and the others of its run."""
 
+from __future__ import annotations
+
 import atexit
 import ctypes
 import gc
@@ -11,17 +13,18 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from io import BytesIO
 from itertools import islice
-from typing import Any, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from freeflow_core.config import RuntimeConfig
 from freeflow_core.engine.interruption import StopRequest
 from freeflow_core.errors import ConfigError, FreeflowError
 from freeflow_core.plugin.culprit import described
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _T = TypeVar("_T")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -86,6 +89,9 @@ def start_accelerator(runtime: RuntimeConfig) -> Accelerator:
         ConfigError: a device that is not there, or an environment that names other processes and not how to meet them.
         FreeflowError: the others have not come within ``runtime.timeout_seconds``.
     """
+    from accelerate import Accelerator  # here and below: a dry run has no use for it, and it takes long to load
+    from accelerate.utils import InitProcessGroupKwargs
+
     device = choose_device(runtime)
     _check_launch()
     if runtime.threads is not None:
@@ -218,6 +224,8 @@ def from_main(process: Process, work: Callable[[], _T]) -> _T:
         except (FreeflowError, OSError) as error:
             found = [error]
     if process.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
         broadcast_object_list(found)
     if isinstance(found[0], (FreeflowError, OSError)):
         raise found[0]
@@ -227,7 +235,11 @@ def from_main(process: Process, work: Callable[[], _T]) -> _T:
 
 def from_each(process: Process, values: list[_T]) -> list[_T]:
     """The values of all processes, one after the other, on every process."""
-    return list(gather_object(values)) if process.num_processes > 1 else values
+    if process.num_processes == 1:
+        return values
+    from accelerate.utils import gather_object
+
+    return list(gather_object(values))
 
 
 def on_each(process: Process, work: Callable[[], None]) -> None:

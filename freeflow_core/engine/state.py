@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -25,6 +24,8 @@ from freeflow_core.network_file import check_tensors
 from freeflow_core.types import describe
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from freeflow_core.engine.sharding import Sharding, WholeCopies
 
 _log = logging.getLogger("freeflow")

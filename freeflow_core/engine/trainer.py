@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from freeflow_core.config import RunConfig
@@ -24,6 +23,9 @@ from freeflow_core.errors import ConfigError, NonFiniteError, PluginError
 from freeflow_core.interfaces import Context, Models, ObjectiveInParts, ObjectiveInRounds
 from freeflow_core.math.random import Lookahead, PhiloxDraws
 from freeflow_core.types import Batch, Draws, Loss, Losses, Progress, describe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 T = TypeVar("T")
 

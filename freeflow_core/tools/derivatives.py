@@ -28,7 +28,7 @@ from freeflow_core.objective_kit.passes import (
     velocity_without_gradient,
 )
 from freeflow_core.plugin import Manager, Registry
-from freeflow_core.tools.cost.plan import changed
+from freeflow_core.tools.cost.estimate import changed
 from freeflow_core.tools.cost.rate import step_seconds
 from freeflow_core.types import Check, Condition
 

@@ -1,15 +1,16 @@
 """``freeflow encode``: states of all images of a source, computed once by a codec and kept in a folder of shards."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from freeflow_core.config import ComponentChoice, RuntimeConfig
@@ -24,6 +25,9 @@ from freeflow_core.network_file import load_tensors, save_tensors
 from freeflow_core.plugin import Manager, Registry
 from freeflow_core.tools.job_folder import JobFolder
 from freeflow_core.types import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 FORMAT, VERSION = "freeflow-latents", 1
 StoredType = Literal["float32", "float16"]

@@ -14,9 +14,10 @@ from torch import nn
 
 from freeflow_core import api
 from freeflow_core.engine import optimizer
-from freeflow_core.errors import ConfigError
+from freeflow_core.errors import ConfigError, DownloadError
 from freeflow_core.plugin import Component, Manager
-from freeflow_core.tools.cost import plan as estimate
+from freeflow_core.tools.cost import estimate
+from freeflow_core.tools.cost import plan as planning
 from freeflow_core.tools.cost.fake import FakeTensors
 from freeflow_core.tools.cost.step import ACTIVATIONS, MemoryTracker
 
@@ -41,8 +42,8 @@ def plan(manager, *settings, num_processes=1, **overrides):
     return api.plan(config, num_processes=num_processes, manager=manager)
 
 
-def on_real_tensors(monkeypatch):
-    monkeypatch.setattr(estimate, "_without_memory", lambda *_: estimate._Failure("a test says so"))
+def nothing_is_small(monkeypatch):
+    monkeypatch.setattr(estimate, "_SMALL", 0)
 
 
 def test_the_tracker_follows_storages_until_they_are_freed():
@@ -144,14 +145,14 @@ def test_attention_is_fused_unless_something_forbids_it():
     ],
 )
 def test_a_plan_without_memory_equals_one_that_takes_the_real_step(manager, monkeypatch, settings):
-    planned = plan(manager, *settings)
-    on_real_tensors(monkeypatch)
     real = plan(manager, *settings)
-    assert planned.extrapolated_from is None
-    assert real.extrapolated_from == 8 // planned.accumulation
+    nothing_is_small(monkeypatch)
+    with monkeypatch.context() as context:
+        context.setattr(estimate, "_on_few_rows", None)
+        planned = plan(manager, *settings)
     assert planned.rate.operations > 1e8
     assert planned.rate.origin is api.RateFrom.PRODUCTS
-    same = {"free": None, "rate": None, "extrapolated_from": None, "warnings": ()}
+    same = {"free": None, "rate": None}
     assert dataclasses.replace(planned, **same) == dataclasses.replace(real, **same)
 
 
@@ -217,7 +218,7 @@ def test_means_of_an_objective_that_is_not_in_parts_take_a_second_pass():
 def test_two_micro_batches_tell_what_many_cost(manager, monkeypatch):
     settings = ("training.batch_size=16", "training.accumulation=4", "objective.guidance_max=1.0")
     short = plan(manager, *settings)
-    monkeypatch.setattr(estimate, "_shortened", lambda config, num_processes: config)
+    monkeypatch.setattr(planning, "_shortened", lambda config, num_processes: config)
     long = plan(manager, *settings)
     assert (short.networks, short.flops_per_step, short.rows) == (long.networks, long.flops_per_step, long.rows)
     assert short.peak == pytest.approx(long.peak, rel=2e-2)  # of correction rows, two states each until lambda is known
@@ -255,9 +256,9 @@ def test_divided_networks_take_their_share(manager):
 
 def test_what_does_not_fit_is_said(manager, monkeypatch):
     needed = plan(manager).total
-    monkeypatch.setattr(estimate, "free_memory", lambda device: needed)
+    monkeypatch.setattr(planning, "free_memory", lambda device: needed)
     assert plan(manager).fits
-    monkeypatch.setattr(estimate, "free_memory", lambda device: needed - 1)
+    monkeypatch.setattr(planning, "free_memory", lambda device: needed - 1)
     found = plan(manager)
     assert not found.fits
     assert len(found.warnings) == 1
@@ -281,17 +282,41 @@ class StubbornTeacher(GaussianMixtureTeacher):
         return super().velocity(x_t, t, condition)
 
 
+class DistantTeacher(GaussianMixtureTeacher):
+    """Its weights are elsewhere; its architecture is known."""
+
+    @classmethod
+    def from_config(cls, config, context):
+        if context.device.type != "meta":
+            raise DownloadError("nothing is fetched for a plan")
+        return super().from_config(config, context)
+
+
 @pytest.fixture
 def stubborn():
-    target, config = f"{__name__}:StubbornTeacher", f"{GaussianMixtureConfig.__module__}:GaussianMixtureConfig"
+    return with_teacher("stubborn", StubbornTeacher)
+
+
+def with_teacher(name, teacher):
+    target, config = f"{__name__}:{teacher.__name__}", f"{GaussianMixtureConfig.__module__}:GaussianMixtureConfig"
     manager = Manager.load()
-    manager.register(plugin(teachers=[Component("stubborn", target, config, "looks at values", "test")]), "stubborn")
+    manager.register(plugin(teachers=[Component(name, target, config, "a mixture", "test")]), name)
     return manager
+
+
+def test_a_small_step_is_taken_itself_unless_its_weights_are_elsewhere(stubborn):
+    distant, student = with_teacher("distant", DistantTeacher), {"name": "mlp", "width": 64, "depth": 2}
+    taken = plan(stubborn, teacher={"name": "stubborn", "layout": "ring"}, student=student)
+    without = plan(distant, teacher={"name": "distant", "layout": "ring"}, student=student)
+    assert taken.extrapolated_from is without.extrapolated_from is None
+    same = {"free": None, "rate": None, "teacher": ""}
+    assert dataclasses.replace(taken, **same) == dataclasses.replace(without, **same)
 
 
 def test_where_values_are_needed_a_few_real_rows_are_extrapolated(stubborn, monkeypatch):
     choices = {"student": {"name": "mlp", "width": 64, "depth": 2}}
     settings = ("training.batch_size=512",)
+    nothing_is_small(monkeypatch)
     found = plan(stubborn, *settings, teacher={"name": "stubborn", "layout": "ring"}, **choices)
     assert found.extrapolated_from == 16
     assert found.warnings

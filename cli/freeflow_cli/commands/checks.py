@@ -30,7 +30,8 @@ def doctor(
     """Check the installation, the device, the launch and the plugins. Exit code 1 when something is broken."""
     if assignments and measure is None:
         raise ConfigError("--set changes what --measure PRESET measures; give both.")
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     manager = Session.of(context).manager
     checks = api.diagnose(manager)
@@ -65,7 +66,8 @@ def check(
         raise ConfigError("Nothing to check. Give --teacher NAME, or --config FILE with a section teacher.")
     session = Session.of(context)
     session.registry(teacher=teacher)
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     result = api.check_teacher(
         teacher,

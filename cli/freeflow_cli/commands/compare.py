@@ -77,7 +77,8 @@ def compare(
         assignments=tuple(assignments or ()),
         assignments_for=tuple(assignments_for or ()),
     )
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     origin = options.origin(resolved.preset, config)
     with session.progress(origin):

@@ -33,7 +33,8 @@ def evaluate(
         config = saved_config(student)
     request = Request("distill", preset, config, {"teacher": teacher}, assignments=tuple(assignments or ()))
     resolved = request.load(session)
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     with session.progress():
         result = api.evaluate(resolved, student=student, output=output, progress=False, manager=session.manager)
@@ -75,7 +76,8 @@ def search(
 
     parts, settings = split_settings(assignments or [], {"verifier": {"name": verifier}, "sampler": {"name": sampler}})
     resolved = Request("distill", preset, config, {"teacher": teacher}, assignments=settings).load(session)
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     with session.progress():
         result = api.search(

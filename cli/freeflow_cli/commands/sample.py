@@ -56,7 +56,9 @@ def sample(
         raise ConfigError(f"--jump-to {jump_to:g} must lie between 0 (data) and 1 (noise).")
     chosen, interval = parse_labels(labels), parse_interval(guidance_interval)
     from freeflow_cli.progress import CountProgress
-    from freeflow_core import api
+
+    with Session.loading():
+        from freeflow_core import api
 
     with closing(CountProgress("sample")) as progress:
         result = api.sample(
@@ -143,7 +145,9 @@ def encode(
     session = Session.of(context)
     session.registry(source=source, codec=codec)
     from freeflow_cli.progress import CountProgress
-    from freeflow_core import api
+
+    with Session.loading():
+        from freeflow_core import api
 
     with closing(CountProgress("encode")) as progress:
         result = api.encode(

@@ -98,7 +98,8 @@ def train(
     begun = request.settled(session)
     config = begun.load(session)
     origin = options.origin(config.preset, begun.file)
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     if not dry_run:
         command = api.pretrain if request.command == "pretrain" else api.distill

@@ -179,7 +179,8 @@ def export(
     if output.exists():
         raise ConfigError(f"{output} exists already and is left as it is. Choose another --output.")
     session = Session.of(context)
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     print_line(api.export(student, output, format=format_name, manager=session.manager))
 
@@ -206,7 +207,8 @@ def push(
             "Expected either the repository to push to, OWNER/NAME, or --output DIR to look at the files."
         )
     session = Session.of(context)
-    from freeflow_core import api
+    with Session.loading():
+        from freeflow_core import api
 
     loaded = api.load_student(student, manager=session.manager)
     if repository is not None:

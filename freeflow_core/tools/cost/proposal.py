@@ -8,7 +8,8 @@ from typing import Any, final
 from freeflow_core.config import RunConfig
 from freeflow_core.errors import ConfigError
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.cost.plan import Plan, changed, make_plan
+from freeflow_core.tools.cost.estimate import changed
+from freeflow_core.tools.cost.plan import Plan, make_plan
 
 _MOST = 10**6
 """Numbers of rows or micro-batches that are tried as divisors of a larger batch."""

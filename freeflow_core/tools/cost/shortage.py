@@ -12,7 +12,8 @@ from freeflow_core.config import RunConfig
 from freeflow_core.engine.process import launched_processes, planned_device_type
 from freeflow_core.errors import FreeflowError, is_out_of_memory
 from freeflow_core.plugin import Registry
-from freeflow_core.tools.cost.plan import USABLE, changed, make_plan
+from freeflow_core.tools.cost.estimate import changed
+from freeflow_core.tools.cost.plan import USABLE, make_plan
 from freeflow_core.tools.cost.proposal import propose
 from freeflow_core.tools.cost.rate import Rate, RateFrom
 

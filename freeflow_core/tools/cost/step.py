@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +22,9 @@ from freeflow_core.engine.state import RoleState, TrainingState
 from freeflow_core.engine.trainer import Trainer
 from freeflow_core.interfaces import Teacher
 from freeflow_core.types import Condition
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 ACTIVATIONS = "activations"
 _aten = torch.ops.aten
@@ -114,7 +116,7 @@ def measure_step(config: RunConfig, components: Components, state: TrainingState
         if teacher is not None:  # first: what students share with it is its own
             plans.append(RolePlan(TEACHER, _count(teacher), memory.assign(TEACHER, _tensors(teacher))))
         plans += [_fixed_memory(memory, name, role) for name, role in state.roles.items()]
-        trainer = Trainer(config, components, state, cast(Accelerator, process))
+        trainer = Trainer(config, components, state, cast("Accelerator", process))
         memory.restart()
         with counted_rows({name: role.network for name, role in state.roles.items()}, teacher) as counts:
             steps = 0
@@ -192,6 +194,10 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held: Counter[str] = Counter()
         self._total = 0
         self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch would load its compiler to say so: as long as torch itself
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

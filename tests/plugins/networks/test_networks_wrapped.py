@@ -173,7 +173,7 @@ def test_a_run_is_planned_trained_resumed_sampled_and_exported(registry, tmp_pat
         "trackers": [],
     }  # fmt: skip
     config = api.resolve_config("distill", manager=manager, overrides=overrides)
-    plan = api.plan(config, manager=manager)
+    plan = api.plan(config, num_processes=2, manager=manager)  # of several: without memory
     assert plan.extrapolated_from is None
     own = sum(p.numel() * 4 for p in build_student(registry, config).parameters() if p.requires_grad)
     for role in ("student", "fake_velocity"):
