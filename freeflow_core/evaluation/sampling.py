@@ -26,7 +26,7 @@ from freeflow_core.interfaces import (
     VelocitySampler,
 )
 from freeflow_core.math.flow import jump_grid, uniform_grid
-from freeflow_core.math.random import PhiloxDraws
+from freeflow_core.math.random import Lookahead, PhiloxDraws
 from freeflow_core.types import Condition, Guidance, Samples
 
 Labels: TypeAlias = tuple[int, ...] | Literal["balanced", "random"]
@@ -140,7 +140,11 @@ class Generator:
         self._labels = labels
         self._precision = precision
         self._teacher = teacher
-        _check_labels(labels, self.networks[0].num_classes)
+        network = self.networks[0]
+        like = next(chain(network.parameters(), network.buffers()), torch.zeros(()))
+        # Networks of 16 bits sample in 32: the states gather many small steps.
+        self._device, self._dtype = like.device, torch.promote_types(like.dtype, torch.float32)
+        _check_labels(labels, network.num_classes)
 
     @property
     def num_steps(self) -> int:
@@ -154,7 +158,8 @@ class Generator:
 
     def batches(self, start: int, num: int, batch_size: int, extract: Extract | None = None) -> Iterator[SampleBatch]:
         """See :class:`SampleStream`."""
-        return crew_batches(self.crew, self.batch, blocks(start, num, batch_size), extract)
+        ahead = Lookahead(batch_size) if self.crew.num_processes == 1 else None  # else others draw what comes next
+        return crew_batches(self.crew, partial(self.batch, ahead=ahead), blocks(start, num, batch_size), extract)
 
     def drawn(self, index: Tensor, batch_size: int, *, decode: bool = True) -> tuple[Tensor, Tensor]:
         """States and images of the samples ``index`` (N,)."""
@@ -163,18 +168,18 @@ class Generator:
         return torch.cat([part.x for part in parts]), torch.cat([part.images for part in parts])
 
     @torch.no_grad()
-    def batch(self, index: Tensor, noise_index: Tensor | None = None, *, decode: bool = True) -> SampleBatch:
+    def batch(
+        self, index: Tensor, noise_index: Tensor | None = None, *, decode: bool = True, ahead: Lookahead | None = None
+    ) -> SampleBatch:
         """The samples ``index`` (N,), from the noise of ``noise_index`` (N,) where it is given, else from their own.
 
-        Without ``decode`` the images are the states.
+        Without ``decode`` the images are the states. ``ahead`` draws the noise of batches that are to follow.
         """
-        network = self.networks[0]
-        like = next(chain(network.parameters(), network.buffers()), torch.zeros(()))
-        # Networks of 16 bits sample in 32: the states gather many small steps.
-        device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
+        device, dtype = self._device, self._dtype
         draws = PhiloxDraws(self.seed, index, device=device, dtype=dtype)
         noise = draws if noise_index is None else PhiloxDraws(self.seed, noise_index, device=device, dtype=dtype)
-        z = noise.noise("prior", self.sample_shape)
+        start = PhiloxDraws(self.seed, noise.index, device=device, dtype=dtype, lookahead=ahead)
+        z = start.noise("prior", self.sample_shape)
         condition = self._condition(index, draws)
         guidance = Guidance(torch.full((len(index),), self._weight, dtype=torch.float64), self._low, self._high)
         _synchronize(device)

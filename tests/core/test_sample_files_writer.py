@@ -32,7 +32,7 @@ class Counting:
         self.drawn: list[int] = []
         self._at, self._event = at, event
 
-    def batch(self, index):
+    def batch(self, index, ahead=None):
         self.drawn += index.tolist()
         if self._at in index.tolist():
             self._event()
@@ -72,7 +72,7 @@ def test_all_samples_are_there_in_order_with_their_labels_and_nothing_else(tmp_p
 
 def test_memory_holds_a_block_however_many_there_are(tmp_path):
     class Large(Counting):
-        def batch(self, index):
+        def batch(self, index, ahead=None):
             batch = super().batch(index)
             return replace(batch, images=batch.images.repeat(1, 1, 8, 8))
 

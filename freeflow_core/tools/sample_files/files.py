@@ -10,7 +10,7 @@ import re
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -107,6 +107,14 @@ class Parts:
                 f"{path} is damaged ({error}). Delete it and give the same command again: that block is drawn anew."
             ) from error
 
+    def samples(self, block: int) -> np.ndarray:
+        found = self.read(block).samples
+        assert found is not None
+        return found
+
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.glob("block-*.npz"))
+
     def drop(self, blocks: set[int]) -> None:
         for block in blocks:
             self._path(block).unlink(missing_ok=True)
@@ -177,8 +185,11 @@ class SampleFormat(ABC):
         """Write what can be written now. Raises ``OSError`` when the disk is full."""
 
     @abstractmethod
-    def finish(self, folder: Path, parts: Parts, blocks: Blocks) -> None:
-        """Make the final files of all finished blocks. Raises ``OSError`` when the disk is full."""
+    def finish(self, folder: Path, num: int, parts: Parts, found: Sequence[Part]) -> None:
+        """Make the final files of ``num`` samples from ``parts``, of which ``found`` is all but the samples.
+
+        Raises ``OSError`` when the disk is full.
+        """
 
     def missing(self, folder: Path, num: int) -> set[str]:
         try:
@@ -203,15 +214,13 @@ class ArrayFormat(SampleFormat):
     def write_block(self, folder: Path, indices: range, samples: np.ndarray) -> None:
         pass
 
-    def finish(self, folder: Path, parts: Parts, blocks: Blocks) -> None:
-        first = parts.read(0)
-        assert first.samples is not None
-        if blocks.num * first.samples[0].nbytes > _TAKES_A_WHILE:
-            _log.info("Putting %s samples together in %s.", f"{blocks.num:,}", folder / ARRAY_FILE)
-        arrays: dict[str, Iterable[np.ndarray]] = {"arr_0": _all(parts, blocks, "samples")}
-        if first.labels is not None:
-            arrays["arr_1"] = _all(parts, blocks, "labels")
-        write_npz(folder / ARRAY_FILE, blocks.num, arrays)
+    def finish(self, folder: Path, num: int, parts: Parts, found: Sequence[Part]) -> None:
+        if parts.size() > _TAKES_A_WHILE:
+            _log.info("Putting %s samples together in %s.", f"{num:,}", folder / ARRAY_FILE)
+        arrays: dict[str, Iterable[np.ndarray]] = {"arr_0": (parts.samples(block) for block in range(len(found)))}
+        if labels := [part.labels for part in found if part.labels is not None]:
+            arrays["arr_1"] = labels
+        write_npz(folder / ARRAY_FILE, num, arrays)
 
 
 @final
@@ -238,8 +247,8 @@ class ImageFormat(SampleFormat):
         with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:  # compression leaves Python's lock
             list(pool.map(save, indices, samples))
 
-    def finish(self, folder: Path, parts: Parts, blocks: Blocks) -> None:
-        if labels := list(_all(parts, blocks, "labels")):
+    def finish(self, folder: Path, num: int, parts: Parts, found: Sequence[Part]) -> None:
+        if labels := [part.labels for part in found if part.labels is not None]:
             lines = [f"{self._name(i)},{label}\n" for i, label in enumerate(np.concatenate(labels).tolist())]
             write_text(folder / LABELS_FILE, "".join(["file,label\n", *lines]))
 
@@ -310,11 +319,3 @@ def write_npz(path: Path, rows: int, arrays: Mapping[str, Iterable[np.ndarray]])
                     stream.write(np.ascontiguousarray(chunk).data)
                     written += len(chunk)
                 assert written == rows
-
-
-def _all(parts: Parts, blocks: Blocks, name: str) -> Iterator[np.ndarray]:
-    """The ``samples`` or ``labels`` of all blocks, as far as there are any."""
-    for block in range(len(blocks)):
-        values = getattr(parts.read(block, samples=name == "samples"), name)
-        if values is not None:
-            yield values

@@ -24,8 +24,9 @@ from freeflow_core.engine.interruption import StopRequest
 from freeflow_core.engine.process import choose_device, from_main, launched_processes, start_accelerator
 from freeflow_core.errors import ConfigError, FreeflowError, Interrupted
 from freeflow_core.evaluation.sampling import Generator, SampleBatch
+from freeflow_core.math.random import Lookahead
 from freeflow_core.tools.job_folder import JobFolder
-from freeflow_core.tools.sample_files.files import Blocks, Parts, SampleFormat, block_size, gather
+from freeflow_core.tools.sample_files.files import Blocks, Part, Parts, SampleFormat, block_size, gather
 
 OnSamples: TypeAlias = Callable[[int, int], None]
 """``on_samples(done, total)`` after each batch of the main process; ``done`` counts those of all processes."""
@@ -120,6 +121,8 @@ class SampleWriter:
 
     def __post_init__(self) -> None:
         self._parts = Parts(self.folder)
+        self._ahead = Lookahead(self.batch_size)
+        self._drawn: dict[int, Part] = {}  # by this process, without the samples
         self._job = JobFolder(self.folder, "samples.json", Manifest, "samples")
 
     def write(self, generator: Generator) -> SampleResult:
@@ -207,7 +210,7 @@ class SampleWriter:
             done = 0
             for index in blocks.batches(block, self.batch_size):
                 self._check(blocks, stop)
-                yield generator.batch(index)
+                yield generator.batch(index, ahead=self._ahead)
                 done += len(index)
                 self._tell(blocks, done)
 
@@ -220,7 +223,8 @@ class SampleWriter:
                 theirs, ours = ({**m.settings, "block_size": m.block_size} for m in (told, manifest))
                 self._job.check_same(differences(theirs, ours))
             self.sample_format.write_block(self.folder, blocks.indices(block), part.samples)
-            self._parts.write(block, part if self.sample_format.keeps_samples else replace(part, samples=None))
+            self._drawn[block] = replace(part, samples=None)
+            self._parts.write(block, part if self.sample_format.keeps_samples else self._drawn[block])
 
     def _finish(self, blocks: Blocks, manifest: Manifest) -> bool:
         """Make the final files, if all blocks are there and nobody else does; False if there is more to wait for."""
@@ -229,11 +233,12 @@ class SampleWriter:
         with self._parts.claimed(None) as ours:
             if not ours or self._is_complete():
                 return ours
-            parts = [self._parts.read(block, samples=False) for block in range(len(blocks))]
+            known = self._drawn
+            parts = [known.get(block) or self._parts.read(block, samples=False) for block in range(len(blocks))]
             evaluations = sum(part.evaluations for part in parts) / self.num
             seconds = median_low(np.concatenate([part.seconds for part in parts]).tolist())
             with self._writing(blocks):
-                self.sample_format.finish(self.folder, self._parts, blocks)
+                self.sample_format.finish(self.folder, self.num, self._parts, parts)
                 made = replace(manifest, complete=True, evaluations=evaluations, seconds_per_image=seconds)
                 self._job.write(asdict(made))
         return True
