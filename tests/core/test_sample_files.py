@@ -32,10 +32,13 @@ from freeflow_core.types import Guidance, NetworkState
 
 @given(num=st.integers(1, 1000), batch_size=st.integers(1, 200), other=st.integers(1, 200))
 def test_blocks_hold_every_index_once_in_order_whatever_the_batch_size(num, batch_size, other):
-    blocks = Blocks(num, block_size(batch_size, 25))
+    blocks = Blocks(num, block_size(batch_size, 25, 64, num))
     assert blocks.size % batch_size == 0
     assert 64 <= blocks.size < 64 + batch_size
-    assert block_size(batch_size, 1) == max(blocks.size, 8 * batch_size)
+    one_step = block_size(batch_size, 1, 64, num)
+    assert blocks.size <= one_step <= max(blocks.size, min(num, 32 * batch_size))
+    assert one_step + batch_size > min(num, 32 * batch_size)
+    assert block_size(batch_size, 1, 2**22, num) == blocks.size
     for size in (batch_size, other):
         batches = [b for block in range(len(blocks)) for b in blocks.batches(block, size)]
         assert torch.cat(batches).tolist() == list(range(num))

@@ -27,6 +27,7 @@ class Counting:
     """Stands for the generator: image i shows i; ``drawn`` are the indices asked for; ``event`` happens at an index."""
 
     num_steps = 25
+    sample_shape = (3, 4, 4)
 
     def __init__(self, at=-1, event=None):
         self.drawn: list[int] = []

@@ -29,14 +29,20 @@ from freeflow_core.evaluation.sampling import SampleBatch
 from freeflow_core.files import claimed, replacing, write_text
 from freeflow_core.types import Condition
 
-_LEAST_SAMPLES, _LEAST_STEPS = 64, 8
+_LEAST_SAMPLES, _LEAST_STEPS, _MOST_VALUES = 64, 32, 2**22
 _NAME = re.compile(r"block-(\d+)\.npz")
 _CLAIM = ".claim"
 
 
-def block_size(batch_size: int, num_steps: int) -> int:
-    """The smallest multiple of the batch size that is worth a file: few of the sampler's steps may take less time."""
-    return batch_size * max(-(-_LEAST_SAMPLES // batch_size), -(-_LEAST_STEPS // num_steps))
+def block_size(batch_size: int, num_steps: int, values: int, share: int) -> int:
+    """A multiple of the batch size that is worth a file: at least 64 samples.
+
+    Where the sampler takes few steps, a file may take longer than samples: then as many batches as take 32 steps, as
+    far as they are not more than one process's ``share`` of the samples, nor of more than 2^22 values of states, of
+    ``values`` each: 200 MB of decoded images.
+    """
+    least, wanted = -(-_LEAST_SAMPLES // batch_size), _LEAST_STEPS // num_steps
+    return batch_size * max(least, min(wanted, min(share, _MOST_VALUES // values) // batch_size))
 
 
 @final

@@ -6,6 +6,7 @@ Those of one launcher meet at the start and stop together. Others, such as the j
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,7 +134,8 @@ class SampleWriter:
             Interrupted: Ctrl-C or SIGTERM; finished blocks stay.
             FreeflowError: the disk is full, or another process failed; finished blocks stay.
         """
-        size = block_size(self.batch_size, generator.num_steps)
+        values, share = math.prod(generator.sample_shape), -(-self.num // self.team.num_processes)
+        size = block_size(self.batch_size, generator.num_steps, values, share)
         manifest, finished = self.team.from_main(lambda: self._open(size))
         blocks = Blocks(self.num, manifest.block_size)
         if not manifest.complete:
