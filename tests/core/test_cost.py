@@ -306,7 +306,9 @@ def with_teacher(name, teacher):
 
 def test_a_small_step_is_taken_itself_unless_its_weights_are_elsewhere(stubborn):
     distant, student = with_teacher("distant", DistantTeacher), {"name": "mlp", "width": 64, "depth": 2}
+    before = torch.get_rng_state()
     taken = plan(stubborn, teacher={"name": "stubborn", "layout": "ring"}, student=student)
+    assert torch.equal(torch.get_rng_state(), before)
     without = plan(distant, teacher={"name": "distant", "layout": "ring"}, student=student)
     assert taken.extrapolated_from is without.extrapolated_from is None
     same = {"free": None, "rate": None, "teacher": ""}
