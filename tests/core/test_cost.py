@@ -264,6 +264,12 @@ def test_what_does_not_fit_is_said(manager, monkeypatch):
     assert len(found.warnings) == 1
 
 
+def test_a_plan_leaves_the_random_state_as_it_was(manager):
+    before = torch.get_rng_state()
+    plan(manager, evaluation={"evaluators": ["spread"]})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_plan_for_pretraining_has_no_teacher(manager):
     config = api.resolve_config(
         "pretrain", preset="digits", settings=["trackers=[]", "student.depth=1"], manager=manager
@@ -306,9 +312,7 @@ def with_teacher(name, teacher):
 
 def test_a_small_step_is_taken_itself_unless_its_weights_are_elsewhere(stubborn):
     distant, student = with_teacher("distant", DistantTeacher), {"name": "mlp", "width": 64, "depth": 2}
-    before = torch.get_rng_state()
     taken = plan(stubborn, teacher={"name": "stubborn", "layout": "ring"}, student=student)
-    assert torch.equal(torch.get_rng_state(), before)
     without = plan(distant, teacher={"name": "distant", "layout": "ring"}, student=student)
     assert taken.extrapolated_from is without.extrapolated_from is None
     same = {"free": None, "rate": None, "teacher": ""}

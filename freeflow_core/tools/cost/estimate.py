@@ -66,11 +66,10 @@ def estimate_step(config: RunConfig, registry: Registry, device_type: str, num_p
         ConfigError: whatever the run itself would refuse, or one that cannot be planned here.
         FreeflowError: from a component that cannot be built.
     """
-    with torch.random.fork_rng(devices=()):  # weights are drawn, and a plan changes nothing
-        if device_type == "cpu" and num_processes == 1 and (small := _as_it_is(config, registry)) is not None:
-            return small
-        found = _without_memory(config, registry, device_type, num_processes)
-        return _on_few_rows(config, registry, num_processes, found) if isinstance(found, _Failure) else found
+    if device_type == "cpu" and num_processes == 1 and (small := _as_it_is(config, registry)) is not None:
+        return small
+    found = _without_memory(config, registry, device_type, num_processes)
+    return _on_few_rows(config, registry, num_processes, found) if isinstance(found, _Failure) else found
 
 
 def _as_it_is(config: RunConfig, registry: Registry) -> Estimate | None:

@@ -114,6 +114,7 @@ class Plan:
         return {**kinds, "activations": self.activations, "buckets": self.buckets}
 
 
+@torch.random.fork_rng(devices=())  # weights are drawn, and a plan changes nothing
 def make_plan(
     config: RunConfig,
     registry: Registry,
