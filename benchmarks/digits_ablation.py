@@ -21,30 +21,31 @@ from pathlib import Path
 from balance import train_and_score
 
 PRESET = "digits-guided"
-WEIGHTED = "objective.balance=weighted"
+WEIGHTED = ("objective.balance=weighted", "objective.balance_strength=1")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "both: k = 1, r logit-normal 0.8, c = 0.34, balance signal (preset)": (),
-    "both, balance weighted, as all rows below": (WEIGHTED,),
+    "both: k = 1, r logit-normal 0.8, c = 0.34, balance signal, strength 1.5 (preset)": (),
+    "the same, strength 1": ("objective.balance_strength=1",),
+    "both, balance weighted, as all rows below": WEIGHTED,
     "prediction alone, k = 1": ("objective=freeflow-prediction",),
     "prediction alone, k = 0.5": ("objective=freeflow-prediction", "objective.weight_power=0.5"),
     "prediction alone, k = 0": ("objective=freeflow-prediction", "objective.weight_power=0"),
     "correction alone": ("objective=freeflow-correction",),
-    "both, k = 0": (WEIGHTED, "objective.weight_power=0"),
-    "both, k = 0.5": (WEIGHTED, "objective.weight_power=0.5"),
-    "both, r uniform in [0, 0.6]": (WEIGHTED, "objective.r_distribution=uniform", "objective.r_high=0.6"),
-    "both, r uniform in [0, 1]": (WEIGHTED, "objective.r_distribution=uniform"),
-    "both, corrector guided fully (c = 1), r in [0, 1]": (WEIGHTED, "objective.correction_guidance_scale=1"),
+    "both, k = 0": (*WEIGHTED, "objective.weight_power=0"),
+    "both, k = 0.5": (*WEIGHTED, "objective.weight_power=0.5"),
+    "both, r uniform in [0, 0.6]": (*WEIGHTED, "objective.r_distribution=uniform", "objective.r_high=0.6"),
+    "both, r uniform in [0, 1]": (*WEIGHTED, "objective.r_distribution=uniform"),
+    "both, corrector guided fully (c = 1), r in [0, 1]": (*WEIGHTED, "objective.correction_guidance_scale=1"),
     "both, corrector guided fully, r in [0.6, 1]": (
-        WEIGHTED,
+        *WEIGHTED,
         "objective.correction_guidance_scale=1",
         "objective.correction_guidance_interval=[0.6, 1]",
     ),
     "both, corrector guided fully, r in [0.8, 1]": (
-        WEIGHTED,
+        *WEIGHTED,
         "objective.correction_guidance_scale=1",
         "objective.correction_guidance_interval=[0.8, 1]",
     ),
-    "both, corrector unguided (c = 0)": (WEIGHTED, "objective.correction_guidance_scale=0"),
+    "both, corrector unguided (c = 0)": (*WEIGHTED, "objective.correction_guidance_scale=0"),
 }
 SCORES = ("fd_teacher", "fd_data", "spread_ratio", "accuracy", "fidelity_mse")
 
