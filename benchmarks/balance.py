@@ -124,6 +124,8 @@ def settings(registry: Any, teacher: str, variant: dict[str, Any], images: int, 
     learnt = variant.pop("guided", guidance)
     corrects = variant["name"] != "freeflow-prediction"
     kept: dict[str, Any] = {"derivative": "one-sided"}
+    if corrects:
+        kept["balance_strength"] = 1.0  # unless the variant says otherwise, whatever the preset has
     training = overrides.get("training", {})
     if preset is not None:
         base = load_run_config(registry, "distill", preset=preset)

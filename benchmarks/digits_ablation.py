@@ -29,7 +29,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "prediction alone, k = 1": ("objective=freeflow-prediction",),
     "prediction alone, k = 0.5": ("objective=freeflow-prediction", "objective.weight_power=0.5"),
     "prediction alone, k = 0": ("objective=freeflow-prediction", "objective.weight_power=0"),
-    "correction alone": ("objective=freeflow-correction",),
+    "correction alone": ("objective=freeflow-correction", "objective.balance_strength=1"),
     "both, k = 0": (*WEIGHTED, "objective.weight_power=0"),
     "both, k = 0.5": (*WEIGHTED, "objective.weight_power=0.5"),
     "both, r uniform in [0, 0.6]": (*WEIGHTED, "objective.r_distribution=uniform", "objective.r_high=0.6"),

@@ -352,9 +352,7 @@ def check_losses(objective: str, losses: Mapping[str, Loss], state: TrainingStat
 
 def reduce_mean(accelerator: Accelerator, value: Tensor) -> Tensor:
     """Mean of a tensor over processes."""
-    if accelerator.num_processes == 1:
-        return value
-    reduced: Tensor = accelerator.reduce(value, reduction="mean")
+    reduced: Tensor = value if accelerator.num_processes == 1 else accelerator.reduce(value, reduction="mean")
     return reduced
 
 
