@@ -178,6 +178,7 @@ class Generator:
         device, dtype = self._device, self._dtype
         draws = PhiloxDraws(self.seed, index, device=device, dtype=dtype)
         noise = draws if noise_index is None else PhiloxDraws(self.seed, noise_index, device=device, dtype=dtype)
+        # Not the sampler's draws: each of its steps has a stream of its own, and what is drawn ahead of all is held.
         start = PhiloxDraws(self.seed, noise.index, device=device, dtype=dtype, lookahead=ahead)
         z = start.noise("prior", self.sample_shape)
         condition = self._condition(index, draws)

@@ -109,6 +109,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._marks: dict[int, _Marks] = {}
         self._kept: list[Any] = []  # storages, so that no other takes their number
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch would load its compiler to say so
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

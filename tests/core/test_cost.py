@@ -150,6 +150,7 @@ def test_a_plan_without_memory_equals_one_that_takes_the_real_step(manager, monk
     with monkeypatch.context() as context:
         context.setattr(estimate, "_on_few_rows", None)
         planned = plan(manager, *settings)
+    assert planned.extrapolated_from is real.extrapolated_from is None
     assert planned.rate.operations > 1e8
     assert planned.rate.origin is api.RateFrom.PRODUCTS
     same = {"free": None, "rate": None}

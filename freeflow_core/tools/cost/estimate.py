@@ -84,9 +84,7 @@ def _as_it_is(config: RunConfig, registry: Registry) -> Estimate | None:
             if weights * rows_of(config, 1) * math.prod(student.sample_shape) > _SMALL:
                 return None
             components = _built(config, registry, _CPU)
-            process = PlannedProcess(1, _CPU)
-            state = build_state(config, components, cast("Accelerator", process))
-            return Estimate(measure_step(config, components, state, process), components)
+            return Estimate(_taken(config, components, PlannedProcess(1, _CPU)), components)
     except (DownloadError, *_WITHOUT_VALUES):
         _log.debug("planning by the step itself failed", exc_info=True)
         return None
@@ -143,8 +141,7 @@ def _on_few_rows(config: RunConfig, registry: Registry, num_processes: int, fail
     for rows in (wanted,) if wanted <= min(_FEW_ROWS) else _FEW_ROWS:
         small = changed(config, training={"batch_size": rows * config.training.accumulation})
         try:
-            state = build_state(small, components, cast("Accelerator", process))
-            measured[rows] = measure_step(small, components, state, process)
+            measured[rows] = _taken(small, components, process)
         except ConfigError as error:  # such as a share of the batch that is no whole number of these rows
             refused = error
         if len(measured) == 2:
@@ -154,6 +151,10 @@ def _on_few_rows(config: RunConfig, registry: Registry, num_processes: int, fail
         raise refused
     cost = _extrapolate(measured, wanted) if len(measured) == 2 else measured[max(measured)]
     return Estimate(cost, components, max(measured), failure.reason)
+
+
+def _taken(config: RunConfig, components: Components, process: PlannedProcess) -> StepCost:
+    return measure_step(config, components, build_state(config, components, cast("Accelerator", process)), process)
 
 
 def _extrapolate(measured: Mapping[int, StepCost], rows: int) -> StepCost:

@@ -173,8 +173,9 @@ def test_a_run_is_planned_trained_resumed_sampled_and_exported(registry, tmp_pat
         "trackers": [],
     }  # fmt: skip
     config = api.resolve_config("distill", manager=manager, overrides=overrides)
-    plan = api.plan(config, num_processes=2, manager=manager)  # of several: without memory
-    assert plan.extrapolated_from is None
+    for processes in (2, 1):  # of several without memory, of one by its step
+        plan = api.plan(config, num_processes=processes, manager=manager)
+        assert plan.extrapolated_from is None
     own = sum(p.numel() * 4 for p in build_student(registry, config).parameters() if p.requires_grad)
     for role in ("student", "fake_velocity"):
         assert plan.network(role).gradients == own
